@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` are all a fresh machine needs: Python >= 3.11, make, a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test test-slow quality style benchmark install clean
+
+quickstart: install  ## Fine-tune on megapixel digits, show the result, reload it.
+	$(BIN)/python scripts/quickstart.py
+
+test: install  ## Every test but the slow ones.
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install  ## The slow tests only.
+	$(BIN)/python -m pytest -m slow
+
+quality: install  ## Lint and check the format.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: install  ## Mend what `quality` complains of, where a tool can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: install  ## Speed and memory beside transformers' ViT.
+	$(BIN)/python scripts/benchmark.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, this is {sys.version}"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,1 @@
+"""The files that travel with every saved checkpoint."""

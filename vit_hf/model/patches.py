@@ -1,0 +1,173 @@
+"""Images to patches, and patches to embeddings. Shape legend: `tokens.py`.
+
+Patches of an image stay a strided view of it until somebody takes some: scoring 4096 patches and keeping 196
+copies 196.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .tokens import PatchTokens, grid_coordinates, raster_indices
+
+
+def to_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that a configuration may give as one number."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+@dataclass
+class ImagePatches:
+    """All patches of the images of a batch, not yet copied.
+
+    Attributes:
+        pixels: `(B, R, S, C, P, P)` view of whole images, or `(B, N, C, P, P)` for patches that arrived cut.
+        coordinates: `(B, N, 2)` float, see `PatchTokens`.
+        grid: `(B, 2)` int64 rows and columns of each image.
+        mask: `(B, N)` bool, False for padding; None if all count.
+        image: `(B, C, H, W)` the images themselves, None for patches that arrived cut.
+    """
+
+    pixels: torch.Tensor
+    coordinates: torch.Tensor
+    grid: torch.Tensor
+    mask: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+
+    @property
+    def num_patches(self) -> int:
+        """N, the patches in the widest image of the batch."""
+        return self.coordinates.shape[1]
+
+    @classmethod
+    def from_images(cls, pixel_values: torch.Tensor, patch_size: int | tuple[int, int]) -> "ImagePatches":
+        """Cuts `pixel_values` `(B, C, H, W)`; what remains beyond whole patches is dropped, as by a convolution.
+
+        Raises:
+            ValueError: if the images are smaller than one patch.
+        """
+        patch_height, patch_width = to_pair(patch_size)
+        batch_size, _, height, width = pixel_values.shape
+        rows, columns = height // patch_height, width // patch_width
+        if rows == 0 or columns == 0:
+            raise ValueError(
+                f"Images of {height}x{width} pixels are smaller than one patch of {patch_height}x{patch_width}. "
+                "Resize them to at least one patch, or drop them."
+            )
+        pixels = pixel_values[:, :, : rows * patch_height, : columns * patch_width]
+        pixels = pixels.unflatten(3, (columns, patch_width)).unflatten(2, (rows, patch_height))
+        coordinates = grid_coordinates(rows, columns, pixel_values.device)
+        grid = torch.tensor([rows, columns], device=pixel_values.device)
+        return cls(
+            pixels=pixels.permute(0, 2, 4, 1, 3, 5),  # (B, R, S, C, P, P)
+            coordinates=coordinates.expand(batch_size, -1, -1),
+            grid=grid.expand(batch_size, -1),
+            image=pixel_values,
+        )
+
+    @classmethod
+    def from_flat(
+        cls,
+        pixel_values: torch.Tensor,
+        patch_coordinates: torch.Tensor,
+        spatial_shapes: torch.Tensor,
+        mask: torch.Tensor | None,
+        patch_size: int | tuple[int, int],
+        num_channels: int,
+    ) -> "ImagePatches":
+        """Takes patches that arrived cut, `(B, N, P*P*C)` with the channel last in each patch."""
+        patch_height, patch_width = to_pair(patch_size)
+        expected = patch_height * patch_width * num_channels
+        if pixel_values.shape[-1] != expected:
+            raise ValueError(
+                f"Cut patches must have {expected} values each (patch_size {patch_height}x{patch_width} times "
+                f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}."
+            )
+        pixels = pixel_values.unflatten(2, (patch_height, patch_width, num_channels))
+        return cls(
+            pixels=pixels.permute(0, 1, 4, 2, 3),  # (B, N, C, P, P)
+            coordinates=patch_coordinates.float(),
+            grid=spatial_shapes,
+            mask=None if mask is None else mask.bool(),
+        )
+
+    def take(self, indices: torch.Tensor | None = None) -> PatchTokens:
+        """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K, C*P*P)`."""
+        if indices is None:
+            pixels = self.pixels.flatten(1, 2) if self.pixels.ndim == 6 else self.pixels
+            coordinates, mask = self.coordinates, self.mask
+        else:
+            image = torch.arange(indices.shape[0], device=indices.device)[:, None]
+            if self.pixels.ndim == 6:
+                columns = self.pixels.shape[2]
+                pixels = self.pixels[image, indices // columns, indices % columns]
+            else:
+                pixels = self.pixels[image, indices]
+            coordinates = self.coordinates[image, indices]
+            mask = None if self.mask is None else self.mask[image, indices]
+        return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
+
+    def to_images(self) -> list[torch.Tensor]:
+        """One `(C, H, W)` tensor an image, without what was beyond whole patches.
+
+        Raises:
+            ValueError: if some patches of an image are missing: what is absent cannot be looked at.
+        """
+        if self.image is not None:
+            return list(self.image)
+        images = []
+        for index, (rows, columns) in enumerate(self.grid.tolist()):
+            present = slice(None) if self.mask is None else self.mask[index]
+            pixels, coordinates = self.pixels[index][present], self.coordinates[index][present]
+            if len(pixels) != rows * columns:
+                raise ValueError(
+                    f"This needs every patch of an image, but image {index} of the batch came with {len(pixels)} of "
+                    f"its {rows}x{columns} patches. Give whole images, or all of their patches."
+                )
+            order = raster_indices(coordinates[None], self.grid[index][None])[0].argsort()
+            pixels = pixels[order].unflatten(0, (rows, columns))  # (R, S, C, P, P)
+            images.append(pixels.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
+        return images
+
+
+def flatten_channels_last(features: torch.Tensor, patch_size: int | tuple[int, int]) -> torch.Tensor:
+    """Reorders taken patches `(B, K, C*P*P)` into the public layout `(B, K, P*P*C)` of cut patches."""
+    patch_height, patch_width = to_pair(patch_size)
+    return features.unflatten(2, (-1, patch_height, patch_width)).permute(0, 1, 3, 4, 2).flatten(2)
+
+
+class PatchProjection(nn.Conv2d):
+    """Linear embedding of patches, from whole images or from patches that were taken out.
+
+    The weight is that of transformers' ViT, a convolution with stride P, so stock checkpoints fit. Patches taken
+    out go through the same weight as a matrix product: a convolution over many tiny images is several times slower.
+    """
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`(B, N, D)` of images `(B, C, H, W)` or of patches `(B, N, C*P*P)`."""
+        if pixels.ndim == 3:
+            return nn.functional.linear(pixels, self.weight.flatten(1), self.bias)
+        return super().forward(pixels).flatten(2).transpose(1, 2)
+
+
+class PatchEmbeddings(nn.Module):
+    """Projects patches to the hidden size."""
+
+    def __init__(self, config):
+        super().__init__()
+        patch_size = to_pair(config.patch_size)
+        self.num_channels = config.num_channels
+        self.patch_size = patch_size
+        self.projection = PatchProjection(
+            config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size
+        )
+
+    def forward(self, patches: ImagePatches, indices: torch.Tensor | None = None) -> PatchTokens:
+        """Embeds the patches at `indices` `(B, K)`, or all of them."""
+        dtype = self.projection.weight.dtype
+        if indices is None and patches.image is not None:
+            features = self.projection(patches.image.to(dtype))
+            return PatchTokens(features, patches.coordinates, patches.grid, patches.mask)
+        tokens = patches.take(indices)
+        return tokens.with_features(self.projection(tokens.features.to(dtype)))

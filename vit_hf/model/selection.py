@@ -1,0 +1,245 @@
+"""Before the encoder: score N patches, keep K of them. Shape legend: `tokens.py`.
+
+A pixel heuristic is one function and one line in `PIXEL_SCORERS`; the image processors run those in the data
+loader as well. Any other selector is one class and one line in `PATCH_SELECTORS`. The highest scores are kept.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .patches import ImagePatches, to_pair
+from .positions import interpolation_weights
+
+
+# Runs the model's first blocks on thumbnails (B, C, h, w) and returns the CLS row of the attention, averaged
+# over heads, as (B, rows, columns) of the thumbnail's grid.
+Scout = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
+    """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
+
+    Raises:
+        ValueError: if a number lies outside 1..num_patches.
+    """
+    if num_selected is None:
+        return num_patches
+    if isinstance(num_selected, float):
+        return max(1, round(num_selected * num_patches))
+    if not 1 <= num_selected <= num_patches:
+        raise ValueError(
+            f"num_selected_patches={num_selected} does not fit an image of {num_patches} patches: it must be a whole "
+            f"number from 1 to {num_patches}, or a share in (0, 1]. Lower it, or give larger images."
+        )
+    return num_selected
+
+
+def keep_top(
+    scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Indices `(B, K)` int64, ascending, of the highest of `scores` `(B, N)`, and which of them count.
+
+    Ties go to the lower index, on every device and in every batch: flat regions tie often.
+
+    Args:
+        scores: patches that are padding must score minus infinity.
+        num_selected: K.
+        counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at the
+            end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is no mask.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :num_selected]
+    if counts is None:
+        return order.sort(dim=-1).values, None
+    mask = torch.arange(num_selected, device=scores.device) < counts[:, None]
+    order = order.masked_fill(~mask, scores.shape[1]).sort(dim=-1).values  # padding sorts last
+    return order.masked_fill(~mask, 0), mask
+
+
+def variance_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+    """Variance of the pixels of each patch, averaged over channels."""
+    pixels = patches.pixels.float()
+    mean = pixels.mean(-1).mean(-1)
+    # A norm and a mean over rows read the image once; torch.var over a strided view takes four times as long.
+    power = torch.linalg.vector_norm(pixels, dim=-1).square().mean(-1) / pixels.shape[-1]
+    variance = power - mean.square()
+    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one grey level in 255.
+    variance = torch.where(variance > 1e-6 * power, variance, 0)
+    # NaN fails every comparison, and must still be seen.
+    return (variance + 0 * mean).mean(-1).flatten(1)
+
+
+def gradient_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch.
+
+    Only pixels whose 3x3 neighbourhood lies in the patch count, so that a patch scores the same alone as in its
+    image.
+
+    Raises:
+        ValueError: if patches have less than 3 pixels a side.
+    """
+    if min(patches.pixels.shape[-2:]) < 3:
+        raise ValueError(
+            f"patch_selector='gradient' needs patches of at least 3x3 pixels, got patch_size "
+            f"{tuple(patches.pixels.shape[-2:])}. Use patch_selector='variance'."
+        )
+    if patches.image is None:
+        return _sobel_magnitude(patches.pixels.float().mean(-3)).mean((-1, -2))
+    rows, columns, _, height, width = patches.pixels.shape[1:]
+    # One pass over the whole image is several times faster than many over small patches.
+    grey = patches.image[:, :, : rows * height, : columns * width].float().mean(1)
+    magnitude = nn.functional.pad(_sobel_magnitude(grey), (1, 1, 1, 1))
+    magnitude = magnitude.unflatten(2, (columns, width)).unflatten(1, (rows, height))  # (B, R, P, S, P)
+    return magnitude[:, :, 1:-1, :, 1:-1].mean((2, 4)).flatten(1)
+
+
+def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
+    """Magnitude of the Sobel gradient of `grey` `(..., H, W)` at its inner pixels, `(..., H - 2, W - 2)`."""
+    smoothed_rows = grey[..., :-2, :] + 2 * grey[..., 1:-1, :] + grey[..., 2:, :]
+    horizontal = smoothed_rows[..., 2:] - smoothed_rows[..., :-2]
+    smoothed_columns = grey[..., :-2] + 2 * grey[..., 1:-1] + grey[..., 2:]
+    vertical = smoothed_columns[..., 2:, :] - smoothed_columns[..., :-2, :]
+    return (horizontal.square() + vertical.square()).sqrt()
+
+
+def random_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+    """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
+
+    So an image gets the same patches alone and in any batch, whatever the size of its neighbours.
+    """
+    if seed is None:
+        return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
+    row, column = patches.coordinates.round().long().unbind(-1)
+    # An integer hash (the finaliser of MurmurHash3), in 31 bits so that products fit in int64.
+    value = (row * 0x9E3779B1 + column * 0x85EBCA77 + seed * 0xC2B2AE3D + 0x27D4EB2F) & 0x7FFFFFFF
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+        value = ((value ^ (value >> 16)) * multiplier) & 0x7FFFFFFF
+    return (value ^ (value >> 15)).float() / 0x7FFFFFFF
+
+
+def uniform_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+    """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
+    row, column = patches.coordinates.round().long().unbind(-1)  # (B, N)
+    rows, columns = patches.grid[:, :1], patches.grid[:, 1:]  # (B, 1)
+    wanted = torch.full_like(rows, num_selected).minimum(rows * columns)
+    lattice_rows = (wanted * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
+    lattice_columns = _ceil_divide(wanted, lattice_rows).minimum(columns)
+    lattice_rows = _ceil_divide(wanted, lattice_columns)
+    lattice_row, on_row = _nearest_lattice_point(row, rows, lattice_rows)
+    lattice_column, on_column = _nearest_lattice_point(column, columns, lattice_columns)
+    # The lattice may have more points than asked for; leave some out evenly.
+    point, points = lattice_row * lattice_columns + lattice_column, lattice_rows * lattice_columns
+    chosen = (point + 1) * wanted // points > point * wanted // points
+    on_lattice = on_row & on_column
+    return on_lattice.float() + (on_lattice & chosen).float()
+
+
+def _ceil_divide(dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    return (dividend + divisor - 1) // divisor
+
+
+def _nearest_lattice_point(
+    position: torch.Tensor, length: torch.Tensor, points: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of `points` evenly spread points along `length` cells is nearest, and whether it is this cell."""
+    nearest = (2 * position + 1) * points // (2 * length)
+    return nearest, (2 * nearest + 1) * length // (2 * points) == position
+
+
+# name -> function of (patches, how many will be kept, seed) to scores (B, N)
+PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int, int | None], torch.Tensor]] = {
+    "variance": variance_scores,
+    "gradient": gradient_scores,
+    "random": random_scores,
+    "uniform": uniform_scores,
+}
+
+
+@torch.no_grad()
+def pixel_scores(name: str, patches: ImagePatches, num_selected: int, seed: int | None = 0) -> torch.Tensor:
+    """Scores `(B, N)` of a pixel heuristic.
+
+    Args:
+        name: a key of `PIXEL_SCORERS`.
+        patches: all patches of a batch.
+        num_selected: K, how many the caller will keep.
+        seed: for `random`; None draws afresh from torch's global generator.
+
+    Raises:
+        ValueError: if no pixel heuristic has this name.
+    """
+    if name not in PIXEL_SCORERS:
+        raise ValueError(
+            f"patch_selector={name!r} does not work on pixels alone: choose one of {sorted(PIXEL_SCORERS)}."
+        )
+    return PIXEL_SCORERS[name](patches, num_selected, seed)
+
+
+class PatchSelector(nn.Module, ABC):
+    """Scores every patch of an image; the highest are kept."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    @abstractmethod
+    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+        """Scores `(B, N)` float32.
+
+        Args:
+            patches: all patches of the batch, and the images if there are any.
+            num_selected: K, how many will be kept.
+            scout: runs the model's own first blocks on thumbnails.
+        """
+
+
+class PixelSelector(PatchSelector):
+    """A heuristic of `PIXEL_SCORERS`."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.name = config.patch_selector
+        self.seed = config.random_selector_seed
+
+    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+        return pixel_scores(self.name, patches, num_selected, None if self.training else self.seed)
+
+
+class AttentionSelector(PatchSelector):
+    """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
+
+    The first `scout_num_layers` blocks see the image resized to `scout_image_size`; the CLS row of the last of
+    them, averaged over heads, is interpolated to the full grid. In the spirit of LookWhere (2025), without its
+    training.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_layers = config.scout_num_layers
+        self.size = to_pair(config.scout_image_size or config.image_size)
+
+    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+        if patches.image is not None:
+            thumbnails = self._resize(patches.image)
+        else:
+            thumbnails = torch.cat([self._resize(image[None]) for image in patches.to_images()])
+        attention = scout(thumbnails, self.num_layers).float()  # (B, r, s)
+        # Bilinear sampling at the patches' coordinates, whatever the grid of each image.
+        weights = interpolation_weights(patches.coordinates, patches.grid, attention.shape[1:], "linear")
+        return (weights @ attention.flatten(1).unsqueeze(-1)).squeeze(-1)
+
+    def _resize(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = self.size
+        if images.shape[-2:] == self.size:
+            return images
+        if images.shape[-2] % height == 0 and images.shape[-1] % width == 0:
+            # Averaging whole blocks is the same filter and faster.
+            return nn.functional.avg_pool2d(images, (images.shape[-2] // height, images.shape[-1] // width))
+        return nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
+
+
+PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
+    **dict.fromkeys(PIXEL_SCORERS, PixelSelector),
+    "attention": AttentionSelector,
+}

@@ -1,0 +1,77 @@
+"""The value that flows through the model.
+
+Shapes, here and in the sibling files:
+    B  images in the batch             H, W  height and width in pixels
+    N  patches of an image             P     patch height = width (a pair is legal)
+    K  patches kept, K <= N            C     colour channels
+    R, S  rows and columns of a grid   D     hidden size
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass
+class PatchTokens:
+    """Patches, or tokens that stand for them, together with where they are.
+
+    Attributes:
+        features: `(B, N, D)`, pixels before the embedding and hidden states after it.
+        coordinates: `(B, N, 2)` float, (row, column) in units of patches of the full-resolution grid, at
+            patch centres minus one half: patch (r, c) has coordinate exactly (r, c), and a patch of a
+            thumbnail a fractional one.
+        grid: `(B, 2)` int64, rows and columns of each image's full grid.
+        mask: `(B, N)` bool, False where an image has fewer patches than the batch is wide; None if all count.
+    """
+
+    features: torch.Tensor
+    coordinates: torch.Tensor
+    grid: torch.Tensor
+    mask: torch.Tensor | None = None
+
+    def gather(self, indices: torch.Tensor) -> "PatchTokens":
+        """The tokens at `indices` `(B, K)`, with everything that belongs to them."""
+        return PatchTokens(
+            features=gather_tokens(self.features, indices),
+            coordinates=gather_tokens(self.coordinates, indices),
+            grid=self.grid,
+            mask=None if self.mask is None else self.mask.gather(1, indices),
+        )
+
+    def with_features(self, features: torch.Tensor) -> "PatchTokens":
+        return replace(self, features=features)
+
+    def raster_indices(self) -> torch.Tensor:
+        """`(B, N)` int64 row * columns + column of each token in its image's full grid."""
+        return raster_indices(self.coordinates, self.grid)
+
+
+def gather_tokens(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """`values` `(B, N, ...)` at `indices` `(B, K)`, as `(B, K, ...)`."""
+    shape = indices.shape + values.shape[2:]
+    return values.gather(1, indices.reshape(indices.shape + (1,) * (values.ndim - 2)).expand(shape))
+
+
+def raster_indices(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Raster index `(B, N)` int64 of whole-numbered coordinates `(B, N, 2)` in grids `(B, 2)`."""
+    rows, columns = coordinates.round().long().unbind(-1)
+    return rows * grid[:, 1:] + columns
+
+
+def grid_coordinates(rows: int, columns: int, device: torch.device | None = None) -> torch.Tensor:
+    """`(rows * columns, 2)` float coordinates of a full grid in raster order."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=device, dtype=torch.float32),
+        torch.arange(columns, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((row.flatten(), column.flatten()), dim=-1)
+
+
+def scatter_to_grid(values: torch.Tensor, indices: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Puts `values` `(B, K, D)` at raster `indices` `(B, K)` of one grid `(R, S)`: `(B, R, S, D)`, zero elsewhere."""
+    rows, columns = grid
+    full = values.new_zeros(values.shape[0], rows * columns, values.shape[-1])
+    full = full.scatter(1, indices.unsqueeze(-1).expand(values.shape), values)
+    return full.unflatten(1, (rows, columns))
