@@ -5,14 +5,16 @@ Importing this package registers the models with transformers' Auto classes.
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
+from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
@@ -28,7 +30,10 @@ AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
-AdaptiveViTConfig.register_for_auto_class()
+image_processors = {"pil": AdaptiveViTImageProcessorPil}
+if is_torchvision_available():
+    image_processors["torchvision"] = AdaptiveViTImageProcessor
+AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
 
 
 __all__ = [
@@ -37,6 +42,8 @@ __all__ = [
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
+    "AdaptiveViTImageProcessor",
+    "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
     "__version__",

@@ -41,10 +41,15 @@ class AdaptiveViTConfig(PreTrainedConfig):
     """
 
     model_type = "adaptive_vit"
+    _auto_class = "AutoConfig"
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
-    keys_to_ignore_at_inference = (  # noqa: RUF012
-        ["selected_patches", "patch_scores", "patch_coordinates", "spatial_shapes", "selection_loss"]
-    )
+    keys_to_ignore_at_inference = [
+        "selected_patches",
+        "patch_scores",
+        "patch_coordinates",
+        "spatial_shapes",
+        "selection_loss",
+    ]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

@@ -89,13 +89,13 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AdaptiveViTEmbeddings", "AdaptiveViTLayer"]  # noqa: RUF012
+    _no_split_modules = ["AdaptiveViTEmbeddings", "AdaptiveViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {  # noqa: RUF012
+    _can_record_outputs = {
         "hidden_states": AdaptiveViTLayer,
         "attentions": AdaptiveViTAttention,
     }
@@ -384,9 +384,9 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         is_soft = labels.is_floating_point() and labels.shape == logits.shape
         if is_soft and self.config.problem_type == "single_label_classification":
             return nn.functional.cross_entropy(logits.float(), labels.float().to(logits.device))
-        if not labels.is_floating_point() and self.num_labels > 1 and not torch.compiler.is_compiling():
-            if self.config.problem_type != "multi_label_classification":
-                check_labels(labels, self.num_labels)
+        is_class_index = not labels.is_floating_point() and self.num_labels > 1
+        if is_class_index and not torch.compiler.is_compiling():
+            check_labels(labels, self.num_labels)
         return self.loss_function(labels, logits, self.config)
 
 

@@ -69,13 +69,14 @@ def sinusoid_1d(positions: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def sinusoid_2d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sinusoid `(..., dim)` at `coordinates` `(..., 2)`: half for the column, half for the row.
+    """Sinusoid `(..., dim)` at `coordinates` `(..., 2)`: half for the row, half for the column.
 
-    The layout of MAE (He et al., 2021): [sin(column), cos(column), sin(row), cos(row)], a quarter each.
+    [sin(row), cos(row), sin(column), cos(column)], a quarter each, as MoCo v3 (Chen et al., 2021) and
+    transformers' ViTMAE; MAE's own code has columns first.
     """
     frequencies = _frequencies(dim // 4, 10000.0, coordinates.device)
     row, column = (axis.unsqueeze(-1) * frequencies for axis in coordinates.float().unbind(-1))
-    return torch.cat((column.sin(), column.cos(), row.sin(), row.cos()), dim=-1)
+    return torch.cat((row.sin(), row.cos(), column.sin(), column.cos()), dim=-1)
 
 
 def _frequencies(count: int, base: float, device: torch.device) -> torch.Tensor:
@@ -135,7 +136,7 @@ class Sinusoidal(PositionEncoding):
 
 
 class Sinusoidal2D(PositionEncoding):
-    """Half of the channels for the column and half for the row, as MAE and MoCo v3; nothing for CLS."""
+    """Half of the channels for the row and half for the column, as MoCo v3 and MAE; nothing for CLS."""
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         table = sinusoid_2d(tokens.coordinates, tokens.features.shape[-1])

@@ -1,0 +1,329 @@
+"""What both image processors have in common: options, the cap on the longest edge, cutting, saving.
+
+`return_patches=True` moves the first two stages of the model, cutting and selecting, into the data loader, where
+the K patches that matter are all that leaves it. Shape legend: `tokens.py`.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType, logging
+
+from .image_loading import flatten_images, read_image, to_pixels
+from .patches import ImagePatches, flatten_channels_last
+from .selection import PIXEL_SCORERS, keep_top, pixel_scores, resolve_num_selected
+from .tokens import PatchTokens
+
+
+logger = logging.get_logger(__name__)
+
+
+class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    patch_size (`int` or pair of `int`, *optional*, defaults to 16):
+        Height and width of a patch in pixels.
+    return_patches (`bool`, *optional*, defaults to `False`):
+        Whether to return cut patches instead of images.
+    patch_selector (`str`, *optional*):
+        The pixel heuristic that scores the patches: `"variance"`, `"gradient"`, `"random"` or `"uniform"`. `None`
+        keeps all of them.
+    num_selected_patches (`int` or `float`, *optional*):
+        How many patches of an image to keep, or which share of them in (0, 1]. `None` keeps all of them.
+    random_selector_seed (`int`, *optional*, defaults to 0):
+        Seed of `patch_selector="random"`. `None` draws afresh at every call.
+    """
+
+    patch_size: int | list[int] | tuple[int, int] | None
+    return_patches: bool | None
+    patch_selector: str | None
+    num_selected_patches: int | float | None
+    random_selector_seed: int | None
+
+
+class ImagePreparation(BaseImageProcessor):
+    """Everything of an image processor that does not depend on who resizes; stands before a backend class.
+
+    Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for how
+    they become pixels. The options are those of transformers' `ViTImageProcessor`, with the same defaults, and
+    those of `AdaptiveViTImageProcessorKwargs`. `size={"longest_edge": 1024}` shrinks images whose longer side
+    exceeds that, and leaves others as they are; `do_resize=False` leaves all.
+
+    Returns a `BatchFeature` with `pixel_values` `(B, C, H, W)`; without `return_tensors`, a list of `(C, H, W)`.
+    With `return_patches=True`:
+        pixel_values: `(B, N, P*P*C)` float32, the pixels of each patch by row, column and channel.
+        patch_coordinates: `(B, N, 2)` int64, (row, column) of each patch in the grid of its image.
+        spatial_shapes: `(B, 2)` int64, rows and columns of that grid.
+        pixel_attention_mask: `(B, N)` int64, 1 for patches and 0 for the padding behind the patches of an image
+            that has fewer than others, or than `num_selected_patches`.
+
+    Raises:
+        ValueError: if an option or an image makes no sense; names the option, or the file or index in the batch.
+    """
+
+    valid_kwargs = AdaptiveViTImageProcessorKwargs
+    model_input_names = ["pixel_values", "patch_coordinates", "spatial_shapes", "pixel_attention_mask"]
+    # Makes save_pretrained write the code beside the options, so that it loads where this package is missing.
+    _auto_class = "AutoImageProcessor"
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    patch_size = 16
+    return_patches = False
+    patch_selector = None
+    num_selected_patches = None
+    random_selector_seed = 0
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Reads the paths and URLs among images, which may be nested in lists."""
+        images = image_url_or_urls
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, PIL.Image.Image | np.ndarray | torch.Tensor):
+            return images
+        if isinstance(images, str | os.PathLike):
+            return read_image(images)
+        raise TypeError(
+            f"An image cannot be of type {type(images).__name__}: give Pillow images, arrays, tensors, paths, URLs, or "
+            "lists of these."
+        )
+
+    def resize(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
+        """Resizes `(..., H, W)`; a longest edge alone is a cap."""
+        if size.longest_edge and not size.shortest_edge:
+            height, width = image.shape[-2:]
+            scale = size.longest_edge / max(height, width)
+            if scale >= 1:
+                return image
+            size = SizeDict(height=max(1, round(height * scale)), width=max(1, round(width * scale)))
+        return super().resize(image=image, size=size, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options, and which file holds the class for which backend."""
+        options = super().to_dict()
+        backends = _shipped_backends()
+        # A subclass keeps the entry that transformers wrote: it is one backend, in its own file.
+        if type(self) in backends.values():
+            references = {
+                name: f"{backend.__module__.split('.')[-1]}.{backend.__name__}"
+                for name, backend in backends.items()
+            }
+            options["auto_map"] = {**options.get("auto_map", {}), "AutoImageProcessor": references}
+        return options
+
+    def _standardize_kwargs(
+        self,
+        patch_size: int | list[int] | tuple[int, int] | None = None,
+        patch_selector: str | None = None,
+        num_selected_patches: int | float | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        # transformers calls this when options are first set as well as at every call: so errors come early.
+        _check_patch_size(patch_size)
+        _check_selection(patch_selector, num_selected_patches)
+        return super()._standardize_kwargs(**kwargs) | {
+            "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
+            "patch_selector": patch_selector,
+            "num_selected_patches": num_selected_patches,
+        }
+
+    def _prepare_image_like_inputs(
+        self,
+        images: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Each image as `(C, H, W)` in the backend's container."""
+        images = flatten_images(self.fetch_images(images))
+        if not images:
+            raise ValueError("There are no images in the batch: give at least one.")
+        prepared = []
+        for index, image in enumerate(images):
+            try:
+                pixels = to_pixels(image, bool(do_convert_rgb), input_data_format)
+            except Exception as error:
+                file_name = getattr(image, "filename", "")
+                raise ValueError(
+                    f"Cannot use image {index} of the batch{f' ({file_name})' if file_name else ''}: {error}."
+                ) from error
+            _warn_if_rescaled_twice(pixels, kwargs)
+            prepared.append(
+                self.process_image(
+                    pixels, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, device=device
+                )
+            )
+        return prepared
+
+    def _preprocess(
+        self,
+        images: list[Any],
+        return_patches: bool | None,
+        patch_size: int | tuple[int, int],
+        patch_selector: str | None,
+        num_selected_patches: int | float | None,
+        random_selector_seed: int | None,
+        return_tensors: str | TensorType | None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if kwargs["do_normalize"]:
+            _check_channels(images, kwargs["image_mean"], kwargs["image_std"])
+        if not return_patches:
+            features = super()._preprocess(images, return_tensors=None, **kwargs)
+            if return_tensors is not None:
+                _check_stackable(features["pixel_values"])
+            return BatchFeature(features.data, tensor_type=return_tensors)
+        tokens = []
+        for index, image in enumerate(images):
+            # One by one: of large images only one at a time is held in floats.
+            features = super()._preprocess([image], return_tensors=None, **kwargs)
+            pixels = torch.as_tensor(features["pixel_values"][0])
+            try:
+                tokens.append(
+                    select_patches(
+                        pixels, patch_size, patch_selector, num_selected_patches, random_selector_seed
+                    )
+                )
+            except ValueError as error:
+                raise ValueError(f"Cannot cut image {index} of the batch: {error}") from error
+        # A whole number fixes the width of every batch, so that batches made apart can be joined.
+        fixed_width = num_selected_patches if isinstance(num_selected_patches, int) else 0
+        patches = pad_patches(tokens, patch_size, fixed_width)
+        if return_tensors is None:
+            patches = {name: list(values) for name, values in patches.items()}
+        return BatchFeature(patches, tensor_type=return_tensors)
+
+
+def select_patches(
+    pixels: torch.Tensor,
+    patch_size: int | tuple[int, int],
+    patch_selector: str | None = None,
+    num_selected_patches: int | float | None = None,
+    random_selector_seed: int | None = 0,
+) -> PatchTokens:
+    """Cuts an image `(C, H, W)` and keeps K of its N patches, or all if it has no more, as a batch of one.
+
+    Raises:
+        ValueError: if the image is smaller than one patch.
+    """
+    # NumPy leaves channels last in memory; scores are faster, and the same to the last bit as the model's, without.
+    patches = ImagePatches.from_images(pixels[None].float().contiguous(), patch_size)
+    if patch_selector is None:
+        return patches.take()
+    if isinstance(num_selected_patches, int):
+        num_selected_patches = min(num_selected_patches, patches.num_patches)
+    num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)
+    if num_selected == patches.num_patches:
+        return patches.take()
+    scores = pixel_scores(patch_selector, patches, num_selected, random_selector_seed)
+    indices, _ = keep_top(scores, num_selected)
+    return patches.take(indices)
+
+
+def pad_patches(
+    tokens: list[PatchTokens], patch_size: int | tuple[int, int], fixed_width: int = 0
+) -> dict[str, torch.Tensor]:
+    """Stacks the patches of images, padded with zeros to the most patches of any and at least `fixed_width`."""
+    width = max(fixed_width, *(image.features.shape[1] for image in tokens))
+    pixel_values, coordinates, masks = [], [], []
+    for image in tokens:
+        features = flatten_channels_last(image.features, patch_size)[0]  # (N, P*P*C)
+        padding = width - len(features)
+        pixel_values.append(nn.functional.pad(features, (0, 0, 0, padding)))
+        # Whole numbers, lest a cast of the inputs to half precision moves patches of large images.
+        coordinates.append(nn.functional.pad(image.coordinates[0].long(), (0, 0, 0, padding)))
+        masks.append(torch.arange(width, device=features.device) < len(features))
+    return {
+        "pixel_values": torch.stack(pixel_values),
+        "patch_coordinates": torch.stack(coordinates),
+        "spatial_shapes": torch.cat([image.grid for image in tokens]),
+        "pixel_attention_mask": torch.stack(masks).long(),
+    }
+
+
+def _shipped_backends() -> dict[str, type[BaseImageProcessor]]:
+    # Imported late because both import this file. That these lines stand here is also why transformers copies both
+    # files beside a checkpoint, whichever backend saves it.
+    from .image_processing_adaptive_vit import AdaptiveViTImageProcessor
+    from .image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+
+    return {"torchvision": AdaptiveViTImageProcessor, "pil": AdaptiveViTImageProcessorPil}
+
+
+def _check_patch_size(patch_size: Any) -> None:
+    sides = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(
+            f"patch_size={patch_size!r} must be a number of pixels, or a pair (height, width) of them."
+        )
+
+
+def _check_selection(patch_selector: Any, num_selected_patches: Any) -> None:
+    if patch_selector is not None and patch_selector not in PIXEL_SCORERS:
+        raise ValueError(
+            f"patch_selector={patch_selector!r} cannot run in an image processor, which has the pixels only: choose one "
+            f"of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
+        )
+    if num_selected_patches is None:
+        return
+    is_share = isinstance(num_selected_patches, float) and 0 < num_selected_patches <= 1
+    is_number = isinstance(num_selected_patches, int) and num_selected_patches >= 1
+    if not (is_share or is_number) or isinstance(num_selected_patches, bool):
+        raise ValueError(
+            f"num_selected_patches={num_selected_patches!r} must be a whole number of at least 1 patch (int), a share "
+            "in (0, 1] (float), or None for all patches."
+        )
+    if patch_selector is None:
+        raise ValueError(
+            f"num_selected_patches={num_selected_patches!r} needs a patch_selector that says which: one of "
+            f"{sorted(PIXEL_SCORERS)}. To keep all patches, give num_selected_patches=None."
+        )
+
+
+def _check_channels(images: list[Any], image_mean: Any, image_std: Any) -> None:
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+        for index, image in enumerate(images):
+            # torchvision would broadcast one channel to the three of the mean in silence.
+            if isinstance(values, list | tuple) and len(values) != image.shape[0]:
+                raise ValueError(
+                    f"Image {index} of the batch has {image.shape[0]} channels, but {name} has {len(values)} values: "
+                    f"give {name} one value a channel, or do_convert_rgb=True."
+                )
+
+
+def _check_stackable(images: list[Any]) -> None:
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"Images of different shapes {shapes} do not stack into one tensor. Give return_patches=True, which takes "
+            "mixed sizes; or a fixed size, as in size={'height': 224, 'width': 224} with do_resize=True; or "
+            "return_tensors=None for a list."
+        )
+
+
+def _warn_if_rescaled_twice(pixels: torch.Tensor, options: dict[str, Any]) -> None:
+    if options.get("do_rescale") and pixels.is_floating_point() and 0 < pixels.max() <= 1:
+        logger.warning_once(
+            "An array of floats in 0..1 is being rescaled by rescale_factor as if it reached to 255, and will be "
+            "almost black. Give do_rescale=False for such images."
+        )
