@@ -10,7 +10,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -27,6 +27,7 @@ from .outputs import (
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
+    ScoutOutput,
 )
 from .patches import ImagePatches, PatchEmbeddings
 from .positions import POSITION_ENCODINGS, PositionEncoding
@@ -199,13 +200,13 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         sequence, tokens = self.embeddings(patches, indices, bool_masked_pos)
         tokens.mask = mask
         _check_finite(sequence, "pixel_values")
-        outputs = self._encode(sequence, tokens, **kwargs)
+        outputs = self._encode(sequence, tokens, return_dict=True, **kwargs)
         selected = tokens.raster_indices()
         return AdaptiveViTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
             selected_patches=selected if mask is None else selected.masked_fill(~mask, -1),
             patch_scores=scores,
             patch_coordinates=tokens.coordinates,
@@ -290,7 +291,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def _encode(
         self, sequence: torch.Tensor, tokens: PatchTokens, output_attentions: bool | None = None, **kwargs
-    ) -> ModelOutput:
+    ) -> BaseModelOutput:
         """Runs the blocks; hidden states and attentions are recorded if asked for."""
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -298,7 +299,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         rotation = self.embeddings.position_encoding.rotation(tokens)
         for layer in self.layers:
             sequence = layer(sequence, attention_mask, rotation, output_attentions)
-        return ModelOutput(last_hidden_state=self.layernorm(sequence))
+        return BaseModelOutput(last_hidden_state=self.layernorm(sequence))
 
     def _attention_mask(
         self, sequence: torch.Tensor, patch_mask: torch.Tensor | None, output_attentions: bool
@@ -315,21 +316,20 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     def _scout(self, thumbnails: torch.Tensor, num_layers: int) -> torch.Tensor:
         """CLS attention over thumbnails `(B, C, h, w)` in block `num_layers`, `(B, rows, columns)`."""
         patches = ImagePatches.from_images(thumbnails, self.config.patch_size)
-        attention = self._run_scout(
-            patches, num_layers, output_hidden_states=False, output_attentions=False
-        ).attention
+        record_nothing = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+        attention = self._run_scout(patches, num_layers, **record_nothing).attention
         return attention.unflatten(1, patches.pixels.shape[1:3])
 
     # A recorder of its own keeps the scout's pass through the blocks out of what the caller records.
     @capture_outputs(tie_last_hidden_states=False)
     @torch.no_grad()
-    def _run_scout(self, patches: ImagePatches, num_layers: int, **kwargs) -> ModelOutput:
+    def _run_scout(self, patches: ImagePatches, num_layers: int, **kwargs) -> ScoutOutput:
         sequence, tokens = self.embeddings(patches)
         rotation = self.embeddings.position_encoding.rotation(tokens)
         for layer in self.layers[: num_layers - 1]:
             sequence = layer(sequence, None, rotation)
         attention = self.layers[num_layers - 1](sequence, None, rotation, cls_attention_only=True)
-        return ModelOutput(attention=attention[:, -patches.num_patches :])
+        return ScoutOutput(attention=attention[:, -patches.num_patches :])
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
@@ -364,7 +364,9 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         Raises:
             ValueError: if a label is outside the classes.
         """
-        outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        outputs = self.vit(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
         pooled = POOLINGS[self.config.pooling](
             outputs.last_hidden_state, outputs.selected_patches.shape[1], outputs.patch_mask
         )
@@ -434,6 +436,7 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
+            return_dict=True,
             **kwargs,
         )
         rows, columns = pixel_values.shape[-2] // patch_size[0], pixel_values.shape[-1] // patch_size[1]

@@ -8,6 +8,14 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class ScoutOutput(ModelOutput):
+    """CLS attention over the patches of a thumbnail, `(B, N)`."""
+
+    attention: torch.FloatTensor | None = None
 
 
 @dataclass

@@ -1,0 +1,240 @@
+"""What transformers' own common tests ask of every model, for ours and every selector."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+
+from tests.conftest import tiny_config
+from vit_hf import (
+    PATCH_SELECTORS,
+    POSITION_ENCODINGS,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTForMaskedImageModeling,
+    AdaptiveViTModel,
+)
+
+
+CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
+every_class = pytest.mark.parametrize("model_class", CLASSES)
+every_selector = pytest.mark.parametrize("selector", [None, *PATCH_SELECTORS])
+every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
+
+
+def all_options(**fields):
+    return tiny_config(num_register_tokens=2, layerscale_value=0.1, drop_path_rate=0.1, **fields)
+
+
+def answer(output) -> torch.Tensor:
+    return output[next(key for key in ("logits", "reconstruction", "last_hidden_state") if key in output)]
+
+
+@every_class
+@every_encoding
+def test_save_and_load(model_class, encoding, tmp_path):
+    model = model_class(all_options(position_encoding=encoding)).eval()
+    model.save_pretrained(tmp_path)
+    auto = {
+        AdaptiveViTModel: AutoModel,
+        AdaptiveViTForImageClassification: AutoModelForImageClassification,
+        AdaptiveViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
+    }[model_class]
+    again, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(again) is model_class and not any(info.values())
+    for (name, value), (other_name, other) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other_name and torch.equal(value, other)
+    images = torch.randn(2, 3, 40, 32)
+    assert torch.equal(answer(model(images)), answer(again(images)))
+
+
+def test_a_saved_model_saves_the_same_again(tmp_path):
+    model = AdaptiveViTForImageClassification(all_options(patch_selector="attention"))
+    model.save_pretrained(tmp_path / "first")
+    AutoModelForImageClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_head_loads_base_and_base_loads_head(tmp_path):
+    base = AdaptiveViTModel(all_options(), add_pooling_layer=False).eval()
+    base.save_pretrained(tmp_path / "base")
+    head, info = AdaptiveViTForImageClassification.from_pretrained(
+        tmp_path / "base", output_loading_info=True
+    )
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"} and not info["unexpected_keys"]
+    head.save_pretrained(tmp_path / "head")
+    again = AdaptiveViTModel.from_pretrained(tmp_path / "head", add_pooling_layer=False)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(base(images).last_hidden_state, again(images).last_hidden_state)
+
+
+def test_other_number_of_labels(tmp_path):
+    AdaptiveViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AdaptiveViTForImageClassification.from_pretrained(tmp_path, num_labels=7)
+    model = AdaptiveViTForImageClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 7)
+
+
+@every_class
+@every_encoding
+def test_meta_initialisation_leaves_nothing_behind(model_class, encoding, tmp_path):
+    """Parameters made on the meta device come from the file or from `_init_weights`: none is garbage."""
+    with torch.device("meta"):
+        model = model_class(all_options(position_encoding=encoding))
+    assert all(value.is_meta for value in model.state_dict().values())
+    model_class(all_options(position_encoding=encoding)).save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+    assert list(loaded.buffers()) == []
+
+
+@every_encoding
+def test_missing_keys_are_initialised(encoding, tmp_path):
+    from safetensors.torch import save_file
+
+    config = all_options(position_encoding=encoding)
+    config.save_pretrained(tmp_path)
+    save_file(
+        {"vit.layernorm.weight": torch.full((32,), 7.0)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    # Fresh memory often holds zeros: fill it with something that shows.
+    junk = [torch.full((64, 64), 1e6) for _ in range(200)]
+    del junk
+    model = AdaptiveViTForImageClassification.from_pretrained(tmp_path)
+    assert (model.vit.layernorm.weight == 7).all()
+    for name, value in model.named_parameters():
+        assert value.abs().max() < 10, name
+    assert (model.vit.layers[0].layer_scale1.lambda1 == 0.1).all()
+    assert model.vit.embeddings.cls_token.std() > 0.05
+
+
+@every_selector
+def test_evaluation_is_deterministic(selector):
+    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model(images).logits, model(images).logits)
+
+
+@every_selector
+def test_tuples_equal_dictionaries(selector):
+    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    kwargs = {"output_hidden_states": True, "output_attentions": True, "labels": torch.tensor([1, 2])}
+    as_tuple, as_dict = model(images, return_dict=False, **kwargs), model(images, **kwargs)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == len(as_dict.to_tuple())
+    torch.testing.assert_close(as_tuple, as_dict.to_tuple())
+    model.config.return_dict = False
+    torch.testing.assert_close(model(images, **kwargs), as_dict.to_tuple())
+
+
+@every_class
+def test_hidden_states_and_attentions(model_class):
+    model = model_class(all_options()).eval()
+    images = torch.randn(2, 3, 32, 32)
+    output = model(images, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in output.hidden_states] == [(2, 19, 32)] * 4
+    assert [weights.shape for weights in output.attentions] == [(2, 4, 19, 19)] * 3
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 19))
+    plain = model(images)
+    assert plain.hidden_states is None and plain.attentions is None
+    torch.testing.assert_close(answer(plain), answer(output), atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_and_attentions_by_configuration():
+    model = AdaptiveViTModel(all_options(output_hidden_states=True)).eval()
+    assert len(model(torch.randn(1, 3, 32, 32)).hidden_states) == 4
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    assert len(model(torch.randn(1, 3, 32, 32)).attentions) == 3
+
+
+@every_selector
+def test_gradients_are_retained(selector):
+    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector))
+    output = model(torch.randn(2, 3, 64, 64), output_hidden_states=True, output_attentions=True)
+    output.hidden_states[0].retain_grad()
+    output.attentions[0].retain_grad()
+    output.logits.flatten()[0].backward()
+    assert output.hidden_states[0].grad.abs().sum() > 0
+    assert output.attentions[0].grad is not None
+
+
+@every_selector
+@every_encoding
+def test_sdpa_equals_eager(selector, encoding):
+    config = all_options(patch_selector=selector, position_encoding=encoding)
+    model = AdaptiveViTForImageClassification(config).eval()
+    assert model.config._attn_implementation == "sdpa"
+    images = torch.randn(2, 3, 64, 48)
+    fused = model(images).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(images).logits, fused, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_equals_eager():
+    model = AdaptiveViTForImageClassification(all_options(patch_selector="variance")).eval()
+    images = torch.randn(2, 3, 64, 48)
+    with torch.no_grad():
+        expected = model(images).logits
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(model(images).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@every_selector
+@pytest.mark.filterwarnings("error")
+def test_gradient_checkpointing_gives_the_same_gradients(selector):
+    config = all_options(patch_selector=selector)
+    config.drop_path_rate = 0.0
+    if selector == "random":
+        config.num_selected_patches = 1.0  # fresh patches at every call would hide the comparison
+    plain = AdaptiveViTForImageClassification(config).train()
+    saving = copy.deepcopy(plain)
+    # The name changes with transformers 6, and the old one warns already.
+    getattr(saving, "activation_checkpointing_enable", saving.gradient_checkpointing_enable)()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 3])
+    for model in (plain, saving):
+        model(images, labels=labels).loss.backward()
+    for (name, value), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, other.grad, msg=name)
+
+
+@every_selector
+def test_half_precision(selector):
+    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    half = copy.deepcopy(model).bfloat16()
+    got = half(images)
+    assert got.logits.dtype == torch.bfloat16
+    if selector != "attention":  # the heuristics see the same pixels
+        assert torch.equal(got.selected_patches, expected.selected_patches)
+        torch.testing.assert_close(got.logits.float(), expected.logits, atol=0.15, rtol=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(model(images, labels=torch.tensor([0, 1])).loss)
+
+
+def test_overfits_a_few_images():
+    model = AdaptiveViTForImageClassification(tiny_config(patch_selector="variance", initializer_range=0.02))
+    images, labels = torch.randn(5, 3, 64, 64), torch.arange(5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = model(images, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+def test_input_embeddings_and_no_split_modules():
+    model = AdaptiveViTForImageClassification(tiny_config())
+    assert model.get_input_embeddings() is model.vit.embeddings.patch_embeddings
+    names = {type(module).__name__ for module in model.modules()}
+    assert set(model._no_split_modules) <= names

@@ -1,0 +1,74 @@
+"""Static K makes static shapes: compiling and exporting must work for every selector and encoding."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_config
+from vit_hf import PATCH_SELECTORS, POSITION_ENCODINGS, AdaptiveViTForImageClassification
+
+
+def combinations():
+    yield from ((selector, "learned") for selector in [None, *PATCH_SELECTORS])
+    yield from (("variance", encoding) for encoding in POSITION_ENCODINGS if encoding != "learned")
+
+
+every_combination = pytest.mark.parametrize(("selector", "encoding"), list(combinations()))
+
+
+def make(selector, encoding):
+    config = tiny_config(patch_selector=selector, position_encoding=encoding, num_register_tokens=1)
+    return AdaptiveViTForImageClassification(config).eval()
+
+
+@every_combination
+def test_compile_fullgraph(selector, encoding):
+    torch.compiler.reset()
+    model = make(selector, encoding)
+    images = torch.randn(2, 3, 64, 64)
+    # The graph is what is tested; generating C++ for it would take minutes.
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("selector", ["variance", "attention"])
+def test_compile_with_inductor(selector):
+    torch.compiler.reset()
+    model = make(selector, "learned")
+    images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_compiled_training_step():
+    torch.compiler.reset()
+    model = make("variance", "learned").train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 2])
+    loss = compiled(images, labels=labels).loss
+    torch.testing.assert_close(loss, model(images, labels=labels).loss)
+    loss.backward()
+    assert model.vit.embeddings.cls_token.grad is not None
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values=pixel_values).logits
+
+
+@every_combination
+def test_export_with_dynamic_batch(selector, encoding):
+    model = make(selector, encoding)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(
+        Logits(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": {0: batch}}
+    )
+    for size in (1, 5):
+        images = torch.randn(size, 3, 64, 64)
+        torch.testing.assert_close(exported.module()(images), model(images).logits, atol=1e-5, rtol=1e-5)
