@@ -12,6 +12,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
+from .explain import explain
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -36,6 +37,15 @@ if is_torchvision_available():
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
 
 
+def __getattr__(name: str):
+    # Training brings in libraries that loading a model does not need.
+    if name == "KeepRateSchedule":
+        from .training.schedule import KeepRateSchedule
+
+        return KeepRateSchedule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "PATCH_SELECTORS",
     "POSITION_ENCODINGS",
@@ -46,5 +56,7 @@ __all__ = [
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
+    "KeepRateSchedule",
     "__version__",
+    "explain",
 ]

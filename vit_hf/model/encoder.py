@@ -132,7 +132,7 @@ class StochasticDepth(nn.Module):
         self.rate = rate
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0:
+        if not self.training:
             return hidden_states
         keep = 1 - self.rate
         kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep)
@@ -150,10 +150,10 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         self.mlp = AdaptiveViTMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layerscale_value is not None
-        self.layer_scale1 = LayerScale(config) if scaled else nn.Identity()
-        self.layer_scale2 = LayerScale(config) if scaled else nn.Identity()
+        self.layer_scale1 = LayerScale(config) if scaled else None
+        self.layer_scale2 = LayerScale(config) if scaled else None
         rate = config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1)
-        self.drop_path = StochasticDepth(rate)
+        self.drop_path = StochasticDepth(rate) if rate else None
 
     def forward(
         self,
@@ -172,6 +172,12 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         attention, _ = self.attention(
             self.layernorm_before(hidden_states), attention_mask, rotation, output_attentions
         )
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attention)))
+        hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
         mlp = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mlp)))
+        return hidden_states + self._branch(mlp, self.layer_scale2)
+
+    def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:
+        states = self.dropout(states)
+        if layer_scale is not None:
+            states = layer_scale(states)
+        return states if self.drop_path is None else self.drop_path(states)

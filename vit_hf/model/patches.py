@@ -168,6 +168,7 @@ class PatchEmbeddings(nn.Module):
         dtype = self.projection.weight.dtype
         if indices is None and patches.image is not None:
             features = self.projection(patches.image.to(dtype))
-            return PatchTokens(features, patches.coordinates, patches.grid, patches.mask)
+            full_grid = tuple(patches.pixels.shape[1:3])
+            return PatchTokens(features, patches.coordinates, patches.grid, full_grid=full_grid)
         tokens = patches.take(indices)
         return tokens.with_features(self.projection(tokens.features.to(dtype)))

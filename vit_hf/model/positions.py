@@ -158,8 +158,10 @@ class Learned(PositionEncoding):
         self.position_embeddings = nn.Parameter(torch.empty(1, num_patches + 1, config.hidden_size))
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
-        weights = interpolation_weights(tokens.coordinates, tokens.grid, self.native_grid, "cubic")
         table = self.position_embeddings[0, 1:]
+        if tokens.full_grid == self.native_grid:
+            return tokens.with_features(tokens.features + table)  # the same to the bit, without the weights
+        weights = interpolation_weights(tokens.coordinates, tokens.grid, self.native_grid, "cubic")
         return tokens.with_features(tokens.features + weights.to(table.dtype) @ table)
 
     def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,15 @@ class PatchTokens:
             thumbnail a fractional one.
         grid: `(B, 2)` int64, rows and columns of each image's full grid.
         mask: `(B, N)` bool, False where an image has fewer patches than the batch is wide; None if all count.
+        full_grid: (R, S) if every image has this grid and the tokens are all of it in raster order; None if that
+            is not known without looking. Encodings may then skip what they would compute.
     """
 
     features: torch.Tensor
     coordinates: torch.Tensor
     grid: torch.Tensor
     mask: torch.Tensor | None = None
+    full_grid: tuple[int, int] | None = None
 
     def gather(self, indices: torch.Tensor) -> "PatchTokens":
         """The tokens at `indices` `(B, K)`, with everything that belongs to them."""

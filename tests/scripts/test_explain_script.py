@@ -1,0 +1,117 @@
+"""`scripts/explain.py`, run in this process."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.conftest import tiny_config
+from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+
+
+def load_script():
+    path = Path(__file__).parents[2] / "scripts" / "explain.py"
+    spec = importlib.util.spec_from_file_location("explain_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+main = load_script().main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A saved model, two good images of the same name, a damaged one and a file of text."""
+    config = tiny_config(patch_selector="variance", id2label=dict(enumerate(["7", "1", "2", "3", "4"])))
+    AdaptiveViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    AdaptiveViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    values = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
+    for name in ("a/cat.png", "b/cat.png", "broken.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(values).save(path)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "broken.png").read_bytes()[:500])
+    (tmp_path / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> None:
+    main(["--model", "model", "--device", "cpu", *arguments])
+
+
+def written(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.png")}
+
+
+def test_draws_and_says_where(folder, capsys):
+    run("--images", "a/cat.png", "b/cat.png", "--output", "out", "--labels", "7", "0")
+    assert written(folder / "out") == {"cat_overview.png", "cat_2_overview.png", "positions.png"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"a/cat.png: {Path('out/cat_overview.png')}",
+        f"a/cat.png: {Path('out/positions.png')}",
+        f"b/cat.png: {Path('out/cat_2_overview.png')}",
+    ]
+
+
+def test_goes_on_after_damaged_files_and_reports_them(folder, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run("--images", "broken.png", "a/cat.png", "notes.txt", "nowhere.png", "b/cat.png")
+    # A message instead of a number makes the status 1, and goes to the standard error.
+    message = str(exit.value.code)
+    assert message.startswith("3 of 5 images were left out:")
+    for name in ("broken.png", "notes.txt", "nowhere.png"):
+        assert name in message
+    assert "cat.png" not in message
+    assert written(folder / "explanations") == {"cat_overview.png", "cat_2_overview.png", "positions.png"}
+
+
+def test_overrides(folder):
+    run("--images", "a/cat.png", "--pictures", "scores", "--patch_selector", "attention")
+    assert written(folder / "explanations") == {"cat_scores.png"}
+    with pytest.raises(SystemExit, match="num_selected_patches=17 does not fit an image of 16 patches"):
+        run("--images", "a/cat.png", "--num_selected_patches", "17")
+    with pytest.raises(SystemExit, match=r"explain.py: patch_selector='best' is unknown"):
+        run("--images", "a/cat.png", "--patch_selector", "best")
+
+
+def test_flags_from_a_file(folder):
+    (folder / "flags.yaml").write_text(
+        "model: model\nimages: [a/cat.png]\npictures: [patches]\nnum_selected_patches: 0.5\noutput: out\n"
+    )
+    # Without a device, whatever there is.
+    main(["flags.yaml"])
+    assert written(folder / "out") == {"cat_patches.png"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--labels", "1", "2"], "2 labels for 1 images"),
+        (["--pictures", "maps"], "invalid choice: 'maps'"),
+        (["--num_selected_patches", "few"], "'few'; give a number such as 98"),
+    ],
+)
+def test_wrong_flags(folder, capsys, flags, message):
+    with pytest.raises(SystemExit) as exit:
+        run("--images", "a/cat.png", *flags)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_model_and_no_device(folder):
+    with pytest.raises(SystemExit, match=r"explain.py: .*nowhere"):
+        main(["--model", "./nowhere", "--images", "a/cat.png"])
+    with pytest.raises(SystemExit, match=r"explain.py: .*abacus"):
+        main(["--model", "model", "--images", "a/cat.png", "--device", "abacus"])
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    assert "explanations" in capsys.readouterr().out

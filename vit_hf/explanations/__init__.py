@@ -1,0 +1,1 @@
+"""What `vit_hf.explain` computes and draws."""

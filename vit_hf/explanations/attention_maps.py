@@ -1,0 +1,146 @@
+"""Where a model looks: attention of the last block, and attention rollout.
+
+Shapes: T tokens of the sequence (CLS, registers, K patches), d channels of a head. One image at a time.
+
+Neither map needs a T x T matrix. Rollout is a product of one matrix per block of which a single row is wanted, so
+that row is carried from the last block to the first, and each block's attention is recomputed from its queries and
+keys a few rows at a time: memory grows with T, not with its square.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..model.encoder import eager_attention_forward
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.outputs import AdaptiveViTImageClassifierOutput
+
+
+# Attention weights held at once, in numbers: 64 MiB of float32.
+CHUNK_SIZE = 2**24
+
+
+@dataclass
+class AttentionMaps:
+    """What the classifier's input drew on, for the K kept patches of one image.
+
+    Attributes:
+        last_block: `(K,)` mean over heads of the attention that the classifier's token (the mean over patches for
+            `pooling="mean"`) pays to each patch in the last block.
+        rollout: `(K,)` the same traced back through all blocks; None if it was not asked for.
+        block: the block, counted from 1, that is called the last: where tokens are dropped inside the encoder,
+            the last one that still sees all K patches.
+    """
+
+    last_block: torch.Tensor
+    rollout: torch.Tensor | None
+    block: int
+
+
+@dataclass
+class BlockAttention:
+    """Queries and keys `(heads, T, d)` of one block, rotated if they are, and the additive or boolean mask."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+
+    def pull_back(self, row: torch.Tensor) -> torch.Tensor:
+        """`row` `(T,)` times the block's attention averaged over heads, `(T,)`."""
+        num_heads, num_tokens, _ = self.key.shape
+        key = self.key.float().transpose(1, 2)
+        result = torch.zeros_like(row)
+        # The CLS token's row alone costs O(T): zeros select nothing.
+        needed = row.nonzero().squeeze(-1)
+        for chunk in needed.split(max(1, CHUNK_SIZE // (num_heads * num_tokens))):
+            logits = self.query[:, chunk].float() @ key * self.scaling  # (heads, chunk, T)
+            if self.mask is not None:
+                mask = self.mask[0] if self.mask.shape[-2] == 1 else self.mask[0][:, chunk]
+                logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+            result += torch.einsum("c,hct->t", row[chunk], logits.softmax(dim=-1))
+        return result / num_heads
+
+
+@torch.no_grad()
+def run_with_attention_maps(
+    model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor], max_rollout_tokens: int
+) -> tuple[AdaptiveViTImageClassifierOutput, AttentionMaps | None]:
+    """The model's outputs on one image, and its attention maps (None for a model without blocks).
+
+    Works with every attention implementation, as it needs queries and keys only.
+
+    Args:
+        model: in evaluation mode.
+        inputs: of a batch of one image.
+        max_rollout_tokens: sequences longer than this get no rollout, whose time grows with T squared.
+    """
+    modules = [layer.attention for layer in model.vit.layers]
+    with record_attention(model, modules, max_rollout_tokens) as records:
+        outputs = model(**inputs)
+    num_patches = outputs.selected_patches.shape[1]
+    # Tokens that were fused or merged stand for no single patch, so the maps end before the first reduction.
+    lengths = [records[module].key.shape[1] if module in records else None for module in modules]
+    present = [length for length in lengths if length is not None]
+    if not present:
+        return outputs, None
+    block = max(index for index, length in enumerate(lengths, start=1) if length == present[0])
+    start = readout(model.config.pooling, present[0], num_patches, outputs.logits.device)
+    last_block = records[modules[block - 1]].pull_back(start)
+    rollout = None
+    if lengths[0] is not None:
+        rollout = roll_out([records[module] for module in modules[:block]], start)[-num_patches:]
+    return outputs, AttentionMaps(last_block[-num_patches:], rollout, block)
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module, modules: list[nn.Module], max_tokens: int
+) -> Iterator[dict[nn.Module, BlockAttention]]:
+    """Collects what `modules` attend with, under whatever implementation the model runs.
+
+    Wraps the attention function for the time of the context; it still computes what it always did. Of sequences
+    of more than `max_tokens` tokens only the latest block is held.
+    """
+    records: dict[nn.Module, BlockAttention] = {}
+    name = model.config._attn_implementation
+    original = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+
+    def recording_attention(module, query, key, value, attention_mask, scaling, **kwargs):
+        if module in modules:
+            if query.shape[2] > max_tokens:
+                records.clear()
+            # A scout pass through the first blocks comes before the real one, which overwrites its records.
+            records[module] = BlockAttention(query[0], key[0], attention_mask, scaling)
+        return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS[name] = recording_attention
+    try:
+        yield records
+    finally:
+        # What stood there before was an entry of the whole library, or of this one instance.
+        del ALL_ATTENTION_FUNCTIONS[name]
+        if ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward) is not original:
+            ALL_ATTENTION_FUNCTIONS[name] = original
+
+
+def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.device) -> torch.Tensor:
+    """How much each of the T tokens counts in what the classifier reads, `(T,)`."""
+    weights = torch.zeros(num_tokens, device=device)
+    if pooling == "mean":
+        weights[-num_patches:] = 1 / num_patches
+    else:
+        weights[0] = 1
+    return weights
+
+
+def roll_out(blocks: list[BlockAttention], row: torch.Tensor) -> torch.Tensor:
+    """Attention rollout of "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)` times
+    A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
+    for block in reversed(blocks):
+        row = (block.pull_back(row) + row) / 2
+    return row

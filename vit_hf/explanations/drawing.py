@@ -1,0 +1,372 @@
+"""Figures of explanations. Nothing here computes anything but where ink goes.
+
+Axes that show an image count in patches: patch (r, c) covers x from c to c + 1 and y, downwards, from r to r + 1.
+Figures are laid out in inches, so that no label is clipped whatever the shape of the image.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+
+# First, as it says what to do where matplotlib is missing.
+from .sheets import (  # isort: skip
+    COLOUR_BAR_SPACE,
+    FAINT_INK,
+    INK,
+    MARGIN,
+    SIDE,
+    Cell,
+    Sheet,
+    by,
+    house_style,
+    shorten,
+    wrap,
+)
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+
+if TYPE_CHECKING:
+    from ..explain import Explanation, Prediction
+
+
+# From the palette of Okabe & Ito (2008), which the colour-blind tell apart.
+BLUE, SKY, VERMILION = "#0072b2", "#9ecae9", "#d55e00"
+OUTLINE, HATCH_INK = "#00d9ff", "#9c9c9c"
+
+# Inches.
+GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
+# Width of an overview of a wide image, whose panels are stacked.
+WIDE = 10.5
+# What the titles of panels and the names of classes need, where images are narrow or low.
+MIN_PICTURE_COLUMN, MIN_COLUMN, CLASSES_HEIGHT = 2.8, 2.5, 1.6
+
+# Pictures with fewer pixels are enlarged first, so that the edges of patches fall between pixels.
+MIN_PICTURE = 768
+
+
+@dataclass
+class Layout:
+    """Where the panels of an overview go, in inches from the top left corner of them all."""
+
+    cells: dict[str, Cell]
+    width: float
+    height: float
+
+
+def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
+    """One of the pictures of `explanation.pictures`.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if picture not in explanation.pictures:
+        raise ValueError(
+            f"There is no picture {picture!r} of {explanation.name}: choose one of {explanation.pictures}. Scores need a "
+            "patch selector in the model; attention and rollout need blocks, and rollout at most max_rollout_tokens."
+        )
+    with house_style():
+        return _overview(explanation) if picture == "overview" else _single(explanation, picture)
+
+
+def _single(explanation: "Explanation", picture: str) -> Figure:
+    aspect = _aspect(explanation)
+    height = SIDE * min(1, aspect)
+    width = height / aspect
+    sheet_width = max(width + COLOUR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
+    caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
+    if picture in ("attention", "rollout"):
+        caption += wrap(_attention_note(explanation), sheet_width - 2 * MARGIN, size=8)
+    top = MARGIN + PANEL_TITLE
+    sheet = Sheet(sheet_width, top + height + 0.1 + 0.15 * len(caption) + MARGIN)
+    PANELS[picture](explanation, sheet, Cell(MARGIN, top, width, height))
+    sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, colour=FAINT_INK)
+    return sheet.figure
+
+
+def _overview(explanation: "Explanation") -> Figure:
+    maps = [name for name in explanation.pictures if name not in ("overview", "patches")]
+    aspect = _aspect(explanation)
+    layout = _stacked(aspect, maps) if aspect < 0.55 else _side_by_side(aspect, maps)
+
+    verdict, verdict_colour = _verdict(explanation.prediction)
+    facts = wrap(_facts(explanation), layout.width, size=9)
+    notes = wrap(_notes(explanation), layout.width, size=8)
+    top = MARGIN + 0.42 + (0.24 if verdict else 0) + 0.17 * len(facts) + 0.1
+    sheet = Sheet(layout.width + 2 * MARGIN, top + layout.height + 0.12 + 0.15 * len(notes) + MARGIN)
+
+    y = MARGIN
+    sheet.write(_headline(explanation.prediction, layout.width), MARGIN, y, size=16, weight="bold")
+    y += 0.42
+    if verdict:
+        sheet.write(
+            shorten(verdict, layout.width, size=10.5), MARGIN, y - 0.06, size=10.5, colour=verdict_colour
+        )
+        y += 0.24
+    sheet.write("\n".join(facts), MARGIN, y, size=9, colour=FAINT_INK)
+    for name, cell in layout.cells.items():
+        PANELS[name](explanation, sheet, Cell(MARGIN + cell.x, top + cell.y, cell.width, cell.height))
+    sheet.write("\n".join(notes), MARGIN, top + layout.height + 0.12, size=8, colour=FAINT_INK)
+    return sheet.figure
+
+
+def _side_by_side(aspect: float, maps: list[str]) -> Layout:
+    """The picture on the left, as high as two rows of panels on its right."""
+    height = SIDE * min(1, aspect)
+    picture = Cell(0, PANEL_TITLE, height / aspect, height)
+    row_height = (height - ROW_GAP - PANEL_TITLE) / 2
+    row_tops = (PANEL_TITLE, PANEL_TITLE + height - row_height)
+    column = max(row_height / aspect + COLOUR_BAR_SPACE, MIN_COLUMN)
+    num_columns = 2 if len(maps) > 1 else 1
+    first_left = max(picture.width, MIN_PICTURE_COLUMN) + GAP
+    lefts = [first_left + index * (column + GAP) for index in range(num_columns)]
+    places = [(left, top) for top in row_tops for left in lefts]
+    cells = {"patches": picture}
+    for name, (left, top) in zip(maps, places, strict=False):
+        cells[name] = Cell(left, top, row_height / aspect, row_height)
+    width = lefts[-1] + column
+    left, top = places[len(maps)]
+    cells["classes"] = Cell(left, top, width - left, PANEL_TITLE + height - top)
+    return Layout(cells, width, PANEL_TITLE + height)
+
+
+def _stacked(aspect: float, maps: list[str]) -> Layout:
+    """For wide images: the picture across the sheet, the other panels two by two below."""
+    cells = {"patches": Cell(0, PANEL_TITLE, WIDE, WIDE * aspect)}
+    column = (WIDE - GAP) / 2
+    map_width = column - COLOUR_BAR_SPACE
+    names = [*maps, "classes"]
+    top = PANEL_TITLE + WIDE * aspect
+    for first in range(0, len(names), 2):
+        row = names[first : first + 2]
+        height = max(CLASSES_HEIGHT if name == "classes" else map_width * aspect for name in row)
+        for name, left in zip(row, (0, column + GAP), strict=False):
+            is_map = name != "classes"
+            size = (map_width, map_width * aspect) if is_map else (column, height)
+            cells[name] = Cell(left, top + ROW_GAP + PANEL_TITLE, *size)
+        top += ROW_GAP + PANEL_TITLE + height
+    return Layout(cells, WIDE, top)
+
+
+def _aspect(explanation: "Explanation") -> float:
+    return explanation.picture_size[0] / explanation.picture_size[1]
+
+
+def _headline(prediction: "Prediction", width: float) -> str:
+    certainty = ""
+    if prediction.probabilities is None:
+        answer = ", ".join(f"{value:.4g}" for _, value in prediction.top)
+    else:
+        answer = ", ".join(prediction.answers) or "none of the classes"
+    if len(prediction.answers) == 1:
+        certainty = f" ({prediction.top[0][1]:.1%})"
+    # Bold characters are wider, and the name must not push the number off the sheet.
+    return shorten(answer, width - 1, size=20) + certainty
+
+
+def _verdict(prediction: "Prediction") -> tuple[str, str]:
+    """Whether the answer is true, if that is known, and the colour to say it in."""
+    if prediction.truths is None:
+        return "", INK
+    truth = ", ".join(prediction.truths)
+    if prediction.correct is None:
+        return f"true value: {truth}", FAINT_INK
+    return ("✓ correct", BLUE) if prediction.correct else (f"✗ wrong, true: {truth}", VERMILION)
+
+
+def _facts(explanation: "Explanation") -> str:
+    height, width = explanation.picture_size
+    input_height, input_width = explanation.input_size
+    rows, columns = explanation.grid
+    size = f"{by(width, height)} pixels"
+    if explanation.picture_size != explanation.input_size:
+        size += f", given to the model as {by(input_width, input_height)}"
+    return (
+        f"{explanation.name}  ·  {size}  ·  {by(columns, rows)} patches  ·  selector: {explanation.settings['selector']}  ·  "
+        f"positions: {explanation.settings['position_encoding']}"
+    )
+
+
+def _notes(explanation: "Explanation") -> str:
+    notes = []
+    if explanation.attention is not None:
+        notes.append(_attention_note(explanation))
+    if explanation.rollout is not None:
+        notes.append(
+            "Rollout traces attention through all blocks back to the patches (Abnar & Zuidema, 2020)."
+        )
+    return " ".join(notes)
+
+
+def _attention_note(explanation: "Explanation") -> str:
+    note = "Attention is given in multiples of its mean over the patches seen."
+    return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
+
+
+def _panel_axes(
+    explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, background: np.ndarray
+) -> Axes:
+    """Axes in units of patches with a `background` that covers the whole picture."""
+    rows, columns = explanation.patch_span
+    axes = sheet.axes(cell)
+    axes.imshow(background, extent=(0, columns, rows, 0), aspect="auto", interpolation="auto")
+    axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
+    axes.set_title(title, color=INK)
+    return axes
+
+
+def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
+    kept, total = len(explanation.kept_patches), explanation.grid[0] * explanation.grid[1]
+    title = (
+        f"{kept} of {total} patches kept ({kept / total:.1%})"
+        if kept < total
+        else f"All patches kept: {total}"
+    )
+    axes = _panel_axes(explanation, sheet, cell, title, _dim_dropped(explanation))
+    if kept < total:
+        patch_points = 72 * min(
+            cell.height / explanation.patch_span[0], cell.width / explanation.patch_span[1]
+        )
+        _outline(axes, explanation.kept, width=float(np.clip(0.12 * patch_points, 0.4, 1.5)))
+
+
+def _dim_dropped(explanation: "Explanation") -> np.ndarray:
+    """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
+    picture = _enlarge(explanation.picture)
+    return np.where(_spread(explanation.kept, explanation, picture)[..., None], picture, _pale(picture))
+
+
+def _enlarge(picture: np.ndarray) -> np.ndarray:
+    factor = -(-MIN_PICTURE // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
+    """Grey, with little contrast, neither black nor white: both are common in images, and neither will hide it."""
+    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    pale = contrast * grey + (1 - contrast) * level
+    return np.repeat(pale[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def _spread(values: np.ndarray, explanation: "Explanation", picture: np.ndarray) -> np.ndarray:
+    """`values` `(R, S)` of the patch that each pixel of `picture` lies in; 0 for those beyond whole patches."""
+    (height, width), (rows, columns) = picture.shape[:2], explanation.patch_span
+    row = ((np.arange(height) + 0.5) / height * rows).astype(int)
+    column = ((np.arange(width) + 0.5) / width * columns).astype(int)
+    padded = np.pad(values, ((0, 1), (0, 1)))
+    return padded[np.minimum(row, values.shape[0])][:, np.minimum(column, values.shape[1])]
+
+
+def _outline(axes: Axes, mask: np.ndarray, width: float) -> None:
+    """Draws the borders between cells of `mask` `(R, S)` that are True and those that are not."""
+    padded = np.pad(mask, 1)
+    segments = []
+    for row, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
+        segments.append(((column, row), (column + 1, row)))
+    for row, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
+        segments.append(((column, row), (column, row + 1)))
+    axes.add_collection(LineCollection(segments, colors=OUTLINE, linewidths=width, capstyle="projecting"))
+
+
+def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
+    title = f"Scores: {explanation.settings['selector']}"
+    grey = _pale(_enlarge(explanation.picture), contrast=1.0)
+    axes = _panel_axes(explanation, sheet, cell, title, grey)
+    scores = explanation.patch_scores
+    lowest, highest = float(scores[np.isfinite(scores)].min()), _high(scores)
+    limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
+    _heat_map(axes, sheet, cell, scores, "viridis", limits, alpha=0.7)
+
+
+def _attention_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
+    block, num_blocks = explanation.attention_block, explanation.settings["num_blocks"]
+    who = "Mean attention of patches" if explanation.settings["pooling"] == "mean" else "CLS attention"
+    _seen_panel(explanation, sheet, cell, f"{who}, block {block} of {num_blocks}", explanation.attention)
+
+
+def _rollout_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
+    blocks = explanation.attention_block
+    _seen_panel(explanation, sheet, cell, f"Attention rollout, blocks 1 to {blocks}", explanation.rollout)
+
+
+def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, values: np.ndarray) -> None:
+    """A map of the patches that the encoder saw, over hatching where it saw none."""
+    rows, columns = explanation.patch_span
+    axes = _panel_axes(explanation, sheet, cell, title, _pale(_enlarge(explanation.picture), 0.22, 255))
+    hatching = {"facecolor": "none", "edgecolor": HATCH_INK, "hatch": "/////", "linewidth": 0}
+    axes.add_patch(Rectangle((0, 0), columns, rows, **hatching, zorder=1))
+    mean = np.nanmean(values)
+    values = values / mean if mean else values
+    # From 0, and to at least twice the mean, so that nearly even attention looks even.
+    limits = (0.0, max(2.0, _high(values)))
+    _heat_map(axes, sheet, cell, values, "plasma", limits)
+
+
+def _high(values: np.ndarray) -> float:
+    """An upper limit for colours: a few outliers, which attention is known for, would leave the rest dark."""
+    numbers = values[np.isfinite(values)]
+    high = float(np.quantile(numbers, 0.99))
+    return high if high > numbers.min() else float(numbers.max())
+
+
+def _heat_map(
+    axes: Axes,
+    sheet: Sheet,
+    cell: Cell,
+    values: np.ndarray,
+    colours: str,
+    limits: tuple[float, float],
+    alpha: float | None = None,
+) -> None:
+    """Colours the cells of `values` `(R, S)` that are numbers, and draws a colour bar on the right."""
+    rows, columns = values.shape
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        norm=Normalize(*limits),
+        alpha=alpha,
+        extent=(0, columns, rows, 0),
+        aspect="auto",
+        interpolation="nearest",
+        zorder=2,
+    )
+    sheet.colour_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
+
+
+def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
+    """Bars of the most probable classes, or the numbers of a regression."""
+    prediction = explanation.prediction
+    axes = sheet.axes(cell)
+    axes.set_axis_off()
+    is_regression = prediction.probabilities is None
+    axes.set_title("Predicted numbers" if is_regression else "Most probable classes", color=INK)
+    row_height = min(0.42, cell.height / 5)
+    axes.set(xlim=(0, cell.width), ylim=(cell.height, 0))
+    for index, (name, value) in enumerate(prediction.top):
+        y = 0.04 + index * row_height
+        text = f"{value:.4g}" if is_regression else f"{value:.1%}"
+        axes.text(
+            0, y, shorten(name, cell.width - 0.7, size=9), fontsize=9, color=INK, verticalalignment="top"
+        )
+        axes.text(
+            cell.width, y, text, fontsize=9, color=INK, verticalalignment="top", horizontalalignment="right"
+        )
+        if not is_regression:
+            bar = (0, y + 0.17), cell.width, 0.06
+            axes.add_patch(Rectangle(*bar, facecolor="#ececec", linewidth=0))
+            colour = BLUE if name in prediction.answers else SKY
+            axes.add_patch(Rectangle(bar[0], cell.width * value, 0.06, facecolor=colour, linewidth=0))
+
+
+PANELS = {
+    "patches": _patches_panel,
+    "scores": _scores_panel,
+    "attention": _attention_panel,
+    "rollout": _rollout_panel,
+    "classes": _classes_panel,
+}

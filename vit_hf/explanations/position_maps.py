@@ -1,0 +1,94 @@
+"""What a position encoding takes for near: Figure 7 (centre) of the ViT paper (Dosovitskiy et al., 2020).
+
+Shapes: R, S rows and columns of the native grid; r, s of them sampled.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
+from ..model.patches import to_pair
+from ..model.positions import PositionEncoding
+from ..model.tokens import PatchTokens, grid_coordinates
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class PositionSimilarity:
+    """Similarity of positions on the native grid.
+
+    Attributes:
+        encoding: `config.position_encoding`.
+        rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
+        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells positions
+            apart neither by what it adds nor by rotation.
+    """
+
+    encoding: str
+    rows: np.ndarray
+    columns: np.ndarray
+    similarity: np.ndarray | None
+
+    def figure(self) -> "Figure":
+        """Draws the similarity as a mosaic with one tile for each sampled patch."""
+        from .position_drawing import draw_positions
+
+        return draw_positions(self)
+
+
+@torch.no_grad()
+def position_similarity(
+    model: AdaptiveViTPreTrainedModel, max_tiles: int = 14, sampled_tiles: int = 7
+) -> PositionSimilarity:
+    """Compares the encodings of patches with those of all patches on the native grid, `image_size / patch_size`.
+
+    Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector rotated
+    to both places, i.e. the mean cosine of the differences of their angles.
+
+    Args:
+        model: any adaptive ViT.
+        max_tiles: rows, or columns, are all compared if there are no more than this,
+        sampled_tiles: or else as many of them, evenly spread.
+    """
+    config = model.config
+    image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
+    grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+    rows, columns = (
+        np.arange(length)
+        if length <= max_tiles
+        else np.linspace(0, length - 1, sampled_tiles).round().astype(np.int64)
+        for length in grid
+    )
+    encoding = model.base_model.embeddings.position_encoding
+    vectors = _position_vectors(encoding, grid, config.hidden_size, model.device)  # (R * S, D)
+    similarity = None
+    if vectors is not None:
+        vectors = nn.functional.normalize(vectors, dim=-1)
+        sampled = vectors.unflatten(0, grid)[rows][:, columns]  # (r, s, D)
+        similarity = (sampled @ vectors.T).unflatten(-1, grid).cpu().numpy()
+    return PositionSimilarity(config.position_encoding, rows, columns, similarity)
+
+
+def _position_vectors(
+    encoding: PositionEncoding, grid: tuple[int, int], hidden_size: int, device: torch.device
+) -> torch.Tensor | None:
+    """Vectors `(R * S, D)` whose cosine is the similarity of positions."""
+    coordinates = grid_coordinates(*grid, device=device)
+    tokens = PatchTokens(
+        features=torch.zeros(1, len(coordinates), hidden_size, device=device),
+        coordinates=coordinates[None],
+        grid=torch.tensor([grid], device=device),
+    )
+    added = encoding.add(tokens).features[0].float()
+    if added.any():
+        return added
+    rotation = encoding.rotation(tokens)
+    # cos a cos b + sin a sin b = cos(a - b)
+    return None if rotation is None else torch.cat(rotation, dim=-1)[0, 0].float()

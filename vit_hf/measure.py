@@ -1,0 +1,71 @@
+"""Time and memory, measured so that they can be compared."""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+
+def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[float]:
+    """Median seconds of each of `calls`, which take turns (A B A B), so that what else the machine does hits all.
+
+    Args:
+        calls: functions without arguments; on a GPU each must end with a synchronisation.
+        repeats: timed turns.
+        warmup: turns before them that do not count.
+    """
+    seconds = [[] for _ in calls]
+    for turn in range(warmup + repeats):
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn >= warmup:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def peak_memory(
+    make: Callable[..., Callable[[], object]], *args: object, device: str = "cpu"
+) -> float | None:
+    """MiB by which memory grows, at the most, while the function that `make(*args)` returns runs for the first time.
+
+    On a CPU it runs in a fresh process (so `make` and `args` must be picklable), where the growth of the resident
+    set is read; None where the system does not tell. On a GPU it is what torch allocated.
+    """
+    if device == "cpu":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_resident_growth, (make, args))
+    call = make(*args)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> float | None:
+    call = make(*args)
+    before = _status("VmRSS")
+    _reset_peak()
+    call()
+    peak = _status("VmHWM")
+    return None if before is None or peak is None else (peak - before) / 1024
+
+
+def _reset_peak() -> None:
+    """Forgets the peak of loading the model (proc(5), `clear_refs`)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the peak is then that of the process
+        return
+
+
+def _status(field: str) -> int | None:
+    """KiB of a field of /proc/self/status."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(field + ":")), None)
