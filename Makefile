@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Threads that wait should sleep: spinning ones slow small models down many times over when cores are shared.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: quickstart test test-slow quality style benchmark install clean
 

@@ -36,8 +36,13 @@ def peak_memory(
     set is read; None where the system does not tell. On a GPU it is what torch allocated.
     """
     if device == "cpu":
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool = multiprocessing.get_context("spawn").Pool(1)
+        try:
             return pool.apply(_resident_growth, (make, args))
+        finally:
+            # Not terminated, as a `with` would do: libraries clean up behind themselves at a normal end.
+            pool.close()
+            pool.join()
     call = make(*args)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

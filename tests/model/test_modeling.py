@@ -376,3 +376,7 @@ class TestBadInput:
         model = AdaptiveViTForMaskedImageModeling(tiny_config(encoder_stride=16))
         with pytest.raises(ValueError, match="encoder_stride=16"):
             model(torch.randn(1, 3, 32, 32), bool_masked_pos=torch.ones(1, 16))
+
+    def test_misspelt_arguments(self, model):
+        with pytest.raises(TypeError, match="patch_coordinate"):
+            model(torch.randn(1, 3, 64, 64), patch_coordinate=torch.zeros(1, 64, 2))

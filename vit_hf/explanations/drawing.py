@@ -208,7 +208,7 @@ def _attention_note(explanation: "Explanation") -> str:
     return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
 
 
-def _panel_axes(
+def panel_axes(
     explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, background: np.ndarray
 ) -> Axes:
     """Axes in units of patches with a `background` that covers the whole picture."""
@@ -227,15 +227,15 @@ def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
         if kept < total
         else f"All patches kept: {total}"
     )
-    axes = _panel_axes(explanation, sheet, cell, title, _dim_dropped(explanation))
+    axes = panel_axes(explanation, sheet, cell, title, dim_dropped(explanation))
     if kept < total:
         patch_points = 72 * min(
             cell.height / explanation.patch_span[0], cell.width / explanation.patch_span[1]
         )
-        _outline(axes, explanation.kept, width=float(np.clip(0.12 * patch_points, 0.4, 1.5)))
+        outline(axes, explanation.kept, width=float(np.clip(0.12 * patch_points, 0.4, 1.5)))
 
 
-def _dim_dropped(explanation: "Explanation") -> np.ndarray:
+def dim_dropped(explanation: "Explanation") -> np.ndarray:
     """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
     picture = _enlarge(explanation.picture)
     return np.where(_spread(explanation.kept, explanation, picture)[..., None], picture, _pale(picture))
@@ -262,7 +262,7 @@ def _spread(values: np.ndarray, explanation: "Explanation", picture: np.ndarray)
     return padded[np.minimum(row, values.shape[0])][:, np.minimum(column, values.shape[1])]
 
 
-def _outline(axes: Axes, mask: np.ndarray, width: float) -> None:
+def outline(axes: Axes, mask: np.ndarray, width: float) -> None:
     """Draws the borders between cells of `mask` `(R, S)` that are True and those that are not."""
     padded = np.pad(mask, 1)
     segments = []
@@ -276,7 +276,7 @@ def _outline(axes: Axes, mask: np.ndarray, width: float) -> None:
 def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
     title = f"Scores: {explanation.settings['selector']}"
     grey = _pale(_enlarge(explanation.picture), contrast=1.0)
-    axes = _panel_axes(explanation, sheet, cell, title, grey)
+    axes = panel_axes(explanation, sheet, cell, title, grey)
     scores = explanation.patch_scores
     lowest, highest = float(scores[np.isfinite(scores)].min()), _high(scores)
     limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
@@ -297,7 +297,7 @@ def _rollout_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
 def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, values: np.ndarray) -> None:
     """A map of the patches that the encoder saw, over hatching where it saw none."""
     rows, columns = explanation.patch_span
-    axes = _panel_axes(explanation, sheet, cell, title, _pale(_enlarge(explanation.picture), 0.22, 255))
+    axes = panel_axes(explanation, sheet, cell, title, _pale(_enlarge(explanation.picture), 0.22, 255))
     hatching = {"facecolor": "none", "edgecolor": HATCH_INK, "hatch": "/////", "linewidth": 0}
     axes.add_patch(Rectangle((0, 0), columns, rows, **hatching, zorder=1))
     mean = np.nanmean(values)

@@ -11,7 +11,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_adaptive_vit import AdaptiveViTConfig
@@ -101,6 +101,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
         "attentions": AdaptiveViTAttention,
     }
     _input_embed_layer = "patch_embeddings"
+    # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
+    # `num_items_in_batch` and does not scale for gradient accumulation.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
@@ -167,7 +170,6 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.selection_relaxation = 0.0
         self.post_init()
 
-    @merge_with_config_defaults
     @can_return_tuple
     def forward(
         self,
@@ -290,7 +292,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
     @capture_outputs(tie_last_hidden_states=False)
     def _encode(
-        self, sequence: torch.Tensor, tokens: PatchTokens, output_attentions: bool | None = None, **kwargs
+        self,
+        sequence: torch.Tensor,
+        tokens: PatchTokens,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool
+        | None = None,  # for the decorator; named so that misspelt arguments are refused
     ) -> BaseModelOutput:
         """Runs the blocks; hidden states and attentions are recorded if asked for."""
         if output_attentions is None:
