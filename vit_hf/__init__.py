@@ -24,6 +24,7 @@ from .model.modeling_adaptive_vit import (
 )
 from .model.positions import POSITION_ENCODINGS
 from .model.selection import PATCH_SELECTORS
+from .training.schedule import KeepRateSchedule
 from .version import __version__
 
 
@@ -35,15 +36,6 @@ image_processors = {"pil": AdaptiveViTImageProcessorPil}
 if is_torchvision_available():
     image_processors["torchvision"] = AdaptiveViTImageProcessor
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
-
-
-def __getattr__(name: str):
-    # Training brings in libraries that loading a model does not need.
-    if name == "KeepRateSchedule":
-        from .training.schedule import KeepRateSchedule
-
-        return KeepRateSchedule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

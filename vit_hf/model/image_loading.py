@@ -32,7 +32,11 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
     """
     try:
         image = _open(source)
-        image.load()
+        try:
+            image.load()
+        except Exception:
+            image.close()
+            raise
     # Decoders meet damaged files with whatever error they trip over, SyntaxError and struct.error included.
     except Exception as error:
         name = repr(str(source))

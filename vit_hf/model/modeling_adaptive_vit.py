@@ -141,6 +141,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved."""
+        # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
+        # a plain load_state_dict, would find nothing.
+        kwargs.setdefault("save_original_format", False)
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -1,0 +1,50 @@
+"""Fine-tune a Vision Transformer, with or without adaptive patch selection, on your own images.
+
+    python scripts/finetune.py --dataset photos/ --model_name_or_path google/vit-base-patch16-224 \\
+        --patch_selector variance --num_selected_patches 98 --output_dir runs/photos
+    python scripts/finetune.py scripts/configs/imagefolder.yaml --learning_rate 1e-4
+    accelerate launch scripts/finetune.py scripts/configs/imagefolder.yaml
+
+The first argument may be a YAML or JSON file of flags; flags after it override it. A run that was interrupted goes on
+where it was when it is started again with the same arguments.
+"""
+
+import sys
+
+from transformers.utils.logging import disable_progress_bar
+
+from vit_hf.training import (
+    AugmentationArguments,
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    format_metrics,
+    make_parser,
+    parse_arguments,
+    prepare_run,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+    parser = make_parser(
+        groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
+    )
+    *arguments, training = parse_arguments(parser, argv)
+    try:
+        run = prepare_run(*arguments, training)
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"finetune.py: {error}")
+    # A bar for each file of a checkpoint would tear Trainer's own apart.
+    disable_progress_bar()
+    is_main = training.process_index == 0
+    if is_main:
+        print(run.describe(), flush=True)
+    metrics = run.execute()
+    if is_main:
+        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The scripts a user runs one after the other: fine-tune, evaluate, predict."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import yaml
+from transformers import (
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
+from vit_hf.training import (
+    AugmentationArguments,
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    make_parser,
+)
+from vit_hf.training.command_line import read_config
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):  # noqa: F811
+    """A configuration file of a short run on noise, with everything on."""
+    entries = {
+        "dataset": str(image_folder),
+        "validation_share": 0.3,
+        "output_dir": str(tmp_path / "run"),
+        "config_overrides": MODEL,
+        "image_size": 32,
+        "patch_selector": "variance",
+        "num_selected_patches": 2,
+        "keep_rate_schedule": True,
+        "random_crop": "resized",
+        "rand_augment": 9,
+        "mixup_alpha": 0.2,
+        "ema_decay": 0.9,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": "1e-2",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(entries))
+    return str(tmp_path / "config.yaml")
+
+
+def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):  # noqa: F811
+    script("finetune")([config, "--num_train_epochs", "1"])
+    printed = capsys.readouterr().out
+    assert "9 train, 3 validation images; 3 classes" in printed
+    assert "eval_accuracy" in printed
+    assert printed.endswith(f"Saved to {tmp_path / 'run'}\n")
+
+    run = str(tmp_path / "run")
+    expected = json.loads((tmp_path / "run" / "all_results.json").read_text())["eval_accuracy"]
+    common = ["--model_name_or_path", run, "--dataset", str(image_folder), "--use_cpu"]
+    script("evaluate")([*common, "--split", "validation", "--validation_share", "0.3"])
+    metrics = json.loads((tmp_path / "run" / "evaluation_validation.json").read_text())
+    assert metrics["validation_accuracy"] == expected
+    assert "validation_accuracy" in capsys.readouterr().out
+
+    output = tmp_path / "results" / "all.json"
+    script("evaluate")([*common, "--num_selected_patches", "1.0", "--output", str(output)])
+    assert json.loads(output.read_text()).keys() >= {"train_accuracy", "train_f1", "train_loss"}
+    assert f"Saved to {output}" in capsys.readouterr().out
+
+    assert (
+        script("predict")([str(image_folder), "--model_name_or_path", run, "--with_patches", "--use_cpu"])
+        == 0
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == sorted(map(str, image_folder.rglob("*.png")))
+    for line in lines:
+        assert line["label"] in CLASSES
+        assert line["label"] == line["top_k"][0]["label"]
+        assert sum(entry["score"] for entry in line["top_k"]) == pytest.approx(1, abs=1e-4)
+        assert len(line["selected_patches"]) == 2
+        assert line["grid"] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--patch_selector psychic", "finetune.py: patch_selector='psychic' is unknown"),
+        ("--dataset ./nowhere", "finetune.py: there is no file or folder nowhere"),
+    ],
+)
+def test_finetune_says_what_is_wrong_in_a_line(config, flags, message, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        script("finetune")([config, *flags.split()])
+    assert str(exit.value.code).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def stock_checkpoint(tmp_path):
+    model = ViTForImageClassification(ViTConfig(**MODEL, image_size=32, num_labels=3))
+    model.config.id2label = {0: "ant", 1: "bird", 2: "cat"}
+    model.config.label2id = {"ant": 0, "bird": 1, "cat": 2}
+    model.save_pretrained(tmp_path / "stock")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "stock")
+    return str(tmp_path / "stock")
+
+
+def test_evaluate_matches_labels_by_name(stock_checkpoint, tmp_path):
+    write_images(tmp_path / "data" / "bird", 4)
+    write_images(tmp_path / "data" / "cat", 4)
+    model = AutoModelForImageClassification.from_pretrained(stock_checkpoint)
+    # always "cat": with labels numbered as the data's, that would be no class at all
+    model.classifier.bias.data = model.classifier.bias.new_tensor([0, 0, 100])
+    model.save_pretrained(stock_checkpoint)
+    output = tmp_path / "metrics.json"
+    flags = ["--model_name_or_path", stock_checkpoint, "--dataset", str(tmp_path / "data"), "--use_cpu"]
+    script("evaluate")([*flags, "--output", str(output)])
+    assert json.loads(output.read_text())["train_accuracy"] == 0.5
+    # A stock ViT learns to select.
+    script("evaluate")(
+        [*flags, "--output", str(output), "--patch_selector", "random", "--num_selected_patches", "2"]
+    )
+    assert json.loads(output.read_text())["train_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--dataset {data}", "the model has no class 'dog'"),
+        ("--dataset {data} --split test --label_column x", "no label column 'x'"),
+        ("--dataset {images} --split test", "the model has no class 'train-station'"),
+        ("--dataset {data} --patch_selector psychic --num_selected_patches 2", "'psychic' is unknown"),
+        ("--dataset {data} --model_name_or_path ./nowhere", "there is no checkpoint ./nowhere"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(stock_checkpoint, image_folder, tmp_path, flags, message):  # noqa: F811
+    for name in ("ant", "dog"):
+        write_images(tmp_path / "data" / name, 2)
+    flags = flags.format(data=tmp_path / "data", images=image_folder).split()
+    with pytest.raises(SystemExit) as exit:
+        script("evaluate")(["--model_name_or_path", stock_checkpoint, *flags])
+    assert message in str(exit.value.code)
+
+
+def test_predict_goes_on_past_damaged_files(stock_checkpoint, tmp_path, capsys):
+    write_images(tmp_path / "mixed", 4)
+    write_images(tmp_path / "mixed" / "large", 1, size=(90, 60))
+    damaged = tmp_path / "mixed" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    (tmp_path / "mixed" / "2.png").write_bytes(b"")
+    PIL.Image.new("RGBA", (10, 300)).save(tmp_path / "mixed" / "3.png")
+    inputs = [str(tmp_path / "mixed"), str(tmp_path / "missing.png")]
+    output = tmp_path / "labels.jsonl"
+    flags = ["--model_name_or_path", stock_checkpoint, "--batch_size", "3", "--top_k", "2", "--use_cpu"]
+    assert script("predict")([*inputs, *flags, "--output", str(output)]) == 1
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [Path(line["file"]).relative_to(tmp_path / "mixed").as_posix() for line in lines] == [
+        "0.png",
+        "3.png",
+        "large/0.png",
+    ]
+    assert all(len(line["top_k"]) == 2 for line in lines)
+    errors = capsys.readouterr().err
+    for name in ("1.png", "2.png", "missing.png"):
+        assert f"{name}'" in errors
+    assert "3 of 6 files could not be used" in errors
+
+
+def test_predict_isolates_the_image_that_does_not_fit(tmp_path, capsys):
+    from tests.conftest import tiny_config
+    from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+
+    config = tiny_config(
+        patch_selector="variance", num_selected_patches=6, num_labels=1, problem_type="regression"
+    )
+    AdaptiveViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    AdaptiveViTImageProcessor(do_resize=False, patch_size=8).save_pretrained(tmp_path / "model")
+    write_images(tmp_path / "data" / "a", 2, size=(32, 32))
+    write_images(tmp_path / "data" / "b", 1, size=(4, 4))  # less than a patch
+    write_images(tmp_path / "data" / "c", 1, size=(16, 16))  # fewer than six patches
+    write_images(tmp_path / "data" / "d", 1, size=(40, 24))
+    assert (
+        script("predict")(
+            [str(tmp_path / "data"), "--model_name_or_path", str(tmp_path / "model"), "--use_cpu"]
+        )
+        == 1
+    )
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [Path(line["file"]).parent.name for line in lines] == ["a", "a", "d"]
+    assert all(isinstance(line["value"], float) for line in lines)
+    assert "b/0.png: " in captured.err
+    assert "num_selected_patches=6 does not fit" in captured.err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("{empty} --model_name_or_path {model}", "no image in the folder"),
+        ("x.png --model_name_or_path ./nowhere", "there is no checkpoint ./nowhere"),
+        ("x.png --model_name_or_path {model} --with_patches", "does not tell which patches it selected"),
+        ("x.png --model_name_or_path {model} --top_k 0", "top_k is 0"),
+        ("x.png --model_name_or_path {model} --output {empty}/no/such/file", "No such file"),
+        ("--model_name_or_path {model}", "INPUT"),
+    ],
+)
+def test_predict_says_what_is_wrong(stock_checkpoint, tmp_path, flags, message, capsys):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as exit:
+        script("predict")(flags.format(empty=tmp_path / "empty", model=stock_checkpoint).split())
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_example_configurations_are_valid(path):
+    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+    parser = make_parser(groups, "")
+    parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
+
+
+def run_finetune(*argv, processes=1, **options):
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(SCRIPTS / "finetune.py"), *argv],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def complain(output):
+    """Lines of a run that look like a warning, but for one about the speed of this machine's file system."""
+    lines = output.splitlines()
+    return [
+        line for line in lines if "warn" in line.lower() or ("[transformers]" in line and "mtime" not in line)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, processes):
+    flags = ["--num_train_epochs", "30", "--save_strategy", "steps", "--eval_strategy", "steps"]
+    flags += ["--save_steps", "7", "--eval_steps", "7"]
+    whole = run_finetune(config, *flags, "--output_dir", str(tmp_path / "whole"), processes=processes)
+    output, _ = whole.communicate(timeout=250)
+    assert whole.returncode == 0, output
+    assert complain(output) == []
+    # The first process tells, and no other.
+    assert output.count("9 train, 3 validation images") == output.count("Saved to") == 1
+
+    parts = tmp_path / "parts"
+    for step in (14, 42):
+        process = run_finetune(config, *flags, "--output_dir", str(parts), processes=processes)
+        while process.poll() is None and not any(
+            int(folder.name.split("-")[1]) >= step for folder in parts.glob("checkpoint-*")
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = run_finetune(config, *flags, "--output_dir", str(parts), processes=processes)
+    output, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, output
+    assert "resumes from" in output
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        parts / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it(config, tmp_path):
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    result = subprocess.run(
+        [sys.executable, *command, str(SCRIPTS / "finetune.py"), config],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Saved to") == 1
+    assert (tmp_path / "run" / "all_results.json").is_file()

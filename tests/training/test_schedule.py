@@ -1,0 +1,99 @@
+import pytest
+import torch
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+
+from vit_hf.training import KeepRateSchedule, keep_rate_relaxation
+
+
+def relaxations(max_steps, **options):
+    return [keep_rate_relaxation(step, max_steps, **options) for step in range(max_steps)]
+
+
+def test_dense_then_falling_then_at_the_target():
+    values = relaxations(100, warmup_ratio=0.1, final_ratio=0.2, num_buckets=8)
+    assert values[:10] == [1.0] * 10
+    assert values[-20:] == [0.0] * 20
+    between = values[10:-20]
+    assert all(0 < value < 1 for value in between)
+    assert between == sorted(between, reverse=True)
+    assert len(set(between)) == 8
+
+
+def test_buckets_follow_the_cosine():
+    values = relaxations(1000, warmup_ratio=0.0, final_ratio=0.0, num_buckets=1000)
+    steps = torch.arange(1000) / 1000
+    torch.testing.assert_close(torch.tensor(values), (1 + torch.cos(torch.pi * steps)) / 2, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "warmup, final", [(0.3, 0.7), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.1, 0.9), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("max_steps", [1, 3, 10, 11])
+def test_any_shares_and_lengths_work(warmup, final, max_steps):
+    values = relaxations(max_steps, warmup_ratio=warmup, final_ratio=final)
+    assert all(0 <= value <= 1 for value in values)
+    assert values == sorted(values, reverse=True)
+    assert keep_rate_relaxation(max_steps, max_steps, warmup, final) == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"warmup_ratio": -0.1}, "warmup_ratio is -0.1"),
+        ({"final_ratio": 1.5}, "final_ratio is 1.5"),
+        ({"warmup_ratio": 0.6, "final_ratio": 0.5}, "add up to more"),
+        ({"num_buckets": 0}, "num_buckets is 0"),
+    ],
+)
+def test_refuses_nonsense(options, message):
+    with pytest.raises(ValueError, match=message):
+        keep_rate_relaxation(0, 10, **options)
+    with pytest.raises(ValueError, match=message):
+        KeepRateSchedule(**options)
+
+
+def test_model_sees_fewer_and_fewer_patches(make_run):
+    seen = {"train": [], "eval": []}
+    run = make_run(
+        keep_rate_schedule=True, num_train_epochs=3, eval_strategy="steps", eval_steps=1, save_strategy="no"
+    )
+    model = run.trainer.model
+
+    def record(module, inputs, output):
+        seen["train" if module.training else "eval"].append(output.selected_patches.shape[1])
+
+    model.vit.register_forward_hook(record)
+    run.execute()
+    assert seen["train"][0] == 4  # all
+    assert seen["train"][-1] == 2
+    assert seen["train"] == sorted(seen["train"], reverse=True)
+    assert set(seen["eval"]) == {2}
+    assert model.vit.selection_relaxation == 0
+    logged = [entry for entry in run.trainer.state.log_history if "loss" in entry]
+    assert logged[0]["selection_relaxation"] == 1
+    assert logged[-1]["selection_relaxation"] == 0
+    assert all(
+        "selection_relaxation" not in entry for entry in run.trainer.state.log_history if "eval_loss" in entry
+    )
+
+
+def test_relaxation_ends_with_training_that_ends_early(make_run):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    run = make_run(keep_rate_schedule=True, eval_strategy="no", save_strategy="no")
+    run.trainer.add_callback(Stop())
+    run.execute()
+    assert run.trainer.model.vit.selection_relaxation == 0
+
+
+def test_refuses_a_model_that_does_not_select(make_run):
+    callback = KeepRateSchedule()
+    stock = ViTForImageClassification(
+        ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16
+        )
+    )
+    with pytest.raises(TypeError, match="ViTForImageClassification has none"):
+        callback.on_train_begin(None, make_run().trainer.state, None, model=stock)

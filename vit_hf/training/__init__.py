@@ -1,0 +1,44 @@
+"""What fine-tuning needs beside `transformers.Trainer`.
+
+Names are imported when they are first used: each needs its own libraries, some of which come with `vit_hf[train]`.
+"""
+
+import importlib
+from typing import Any
+
+
+_MODULES = {
+    "arguments": ("DataArguments", "MethodArguments", "ModelArguments", "RunArguments"),
+    "augmentation": (
+        "AugmentationArguments",
+        "EvaluationExamples",
+        "ReproducibleTraining",
+        "TrainingExamples",
+        "make_augmentation",
+    ),
+    "collation": ("ImageCollator",),
+    "command_line": ("format_metrics", "make_parser", "parse_arguments"),
+    "ema": ("EmaCallback",),
+    "evaluation": ("EvaluationArguments", "evaluate_model"),
+    "finetuning": ("FinetuningRun", "make_trainer", "prepare_run"),
+    "images": ("find_images",),
+    "layer_decay": ("layerwise_parameter_groups",),
+    "loading": ("ImageDataset", "LabelledImages", "load_image_dataset"),
+    "metrics": ("F1", "Accuracy", "MeanSquaredError", "TopKAccuracy", "compute_metrics_for"),
+    "models": ("load_classifier", "make_image_processor", "make_model"),
+    "prediction": ("Prediction", "PredictionArguments", "predict_files"),
+    "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,232 @@
+"""What a fine-tuning run can be asked for, beside `AugmentationArguments`."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from .loading import ImageDataset, load_image_dataset
+from .sources import MEGAPIXEL_DIGITS
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what it looks at."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "checkpoint, ours or any ViT of transformers, local or on the Hub; without it a model from scratch"
+        },
+    )
+    config_overrides: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'fields of AdaptiveViTConfig as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
+        },
+    )
+    patch_selector: str | None = field(
+        default=None, metadata={"help": "how patches are selected, such as variance, gradient or attention"}
+    )
+    num_selected_patches: float | str | None = field(
+        default=None, metadata={"help": "patches to keep: a number such as 98, or a share such as 0.25"}
+    )
+    position_encoding: str | None = field(
+        default=None,
+        metadata={"help": "such as learned, sinusoidal_2d or rotary; default: as in the checkpoint"},
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "pixels a side that images are resized to; default: as in the checkpoint, or 224"},
+    )
+    native_resolution: bool = field(default=False, metadata={"help": "do not resize images"})
+    longest_edge: int | None = field(
+        default=None,
+        metadata={"help": "shrink images whose longer side has more pixels, and resize no others"},
+    )
+    return_patches: bool = field(
+        default=False,
+        metadata={
+            "help": "cut (and by a pixel heuristic select) patches in the data loader; needed for images of mixed sizes"
+        },
+    )
+
+    def __post_init__(self):
+        self.config_overrides = parse_json("config_overrides", self.config_overrides)
+        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        given = [name for name in ("image_size", "native_resolution", "longest_edge") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
+        for name in ("image_size", "longest_edge"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 pixel")
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the config that were asked for."""
+        named = {
+            name: getattr(self, name)
+            for name in ("patch_selector", "num_selected_patches", "position_encoding")
+        }
+        return self.config_overrides | {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass
+class DataArguments:
+    """Which images."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        metadata={
+            "help": "folder of images (a subfolder for each class; optionally under train, validation, test), parquet, "
+            f"CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
+        }
+    )
+    dataset_options: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": 1024, "task": "max"}\''
+        },
+    )
+    image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})
+    label_column: str | None = field(
+        default=None, metadata={"help": "default: label or labels, or the only one beside the images"}
+    )
+    validation_share: float = field(
+        default=0.1,
+        metadata={"help": "of each class in train, held out if the data have no validation split"},
+    )
+    validation_seed: int = field(default=0, metadata={"help": "of drawing them"})
+    skip_corrupt: bool = field(
+        default=False,
+        metadata={"help": "leave damaged images out instead of failing; decodes all of them first"},
+    )
+
+    def __post_init__(self):
+        self.dataset_options = parse_json("dataset_options", self.dataset_options)
+
+    def load(self, **changes: Any) -> ImageDataset:
+        """Load the data; `changes` are arguments of `load_image_dataset` that differ."""
+        arguments = {
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "validation_share": self.validation_share,
+            "seed": self.validation_seed,
+            "skip_corrupt": self.skip_corrupt,
+        }
+        # dataset_options may have a seed of its own, of the digits.
+        return load_image_dataset(self.dataset, **(arguments | changes), options=self.dataset_options)
+
+
+@dataclass
+class MethodArguments:
+    """How to fine-tune, beyond what Trainer does by itself."""
+
+    _argument_group_name = "fine-tuning"
+
+    keep_rate_schedule: bool = field(
+        default=False, metadata={"help": "begin with all patches and come to num_selected_patches gradually"}
+    )
+    keep_rate_warmup: float = field(
+        default=0.1, metadata={"help": "share of the steps with all patches, for keep_rate_schedule"}
+    )
+    keep_rate_final: float = field(
+        default=0.2, metadata={"help": "share of the steps with num_selected_patches, for keep_rate_schedule"}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "factor of the learning rate from a layer to the one below; .65 to .8 is usual"},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "average the weights, a step leaving this much of the average, such as 0.999"},
+    )
+    start_anew: bool = field(
+        default=False,
+        metadata={
+            "help": "do not resume the run in output_dir: rename it to <output_dir>-previous-1 and begin again"
+        },
+    )
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """Trainer's own arguments, some with other defaults."""
+
+    _argument_group_name = "Trainer"
+
+    output_dir: str = field(metadata={"help": "folder for checkpoints and results; a run in it is resumed"})
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "when to evaluate"})
+    save_strategy: SaveStrategy | str = field(default="epoch", metadata={"help": "when to save a checkpoint"})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "checkpoints to keep: the last ones, and always the best"}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "end with the best checkpoint and not with the last"}
+    )
+    metric_for_best_model: str | None = field(
+        default="auto",
+        metadata={"help": "auto: accuracy, for several labels an image f1, for a regression mse"},
+    )
+    # Columns that no model takes are what the collator makes its input from.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must be false here"})
+
+    def __post_init__(self):
+        strategies = (IntervalStrategy(self.eval_strategy), SaveStrategy(self.save_strategy))
+        if IntervalStrategy.NO in strategies or SaveStrategy.NO in strategies:
+            self.load_best_model_at_end = False
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns must be false: the images are a column that no model takes"
+            )
+        if self.resume_from_checkpoint:
+            raise ValueError(
+                "resume_from_checkpoint is not needed: the run in output_dir is resumed by itself. To begin with the "
+                "weights of another run, give that as model_name_or_path"
+            )
+        if not torch.accelerator.is_available():
+            # Nothing to pin memory for, and torch would warn of each loader.
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+
+
+def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
+    """A JSON object given as text.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if value is None or isinstance(value, dict):
+        return value or {}
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON ({error}): {value}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"name\": 1}}', not {value}")
+    return parsed
+
+
+def parse_number_or_share(value: float | str | None) -> int | float | None:
+    """A whole number, or a share with a decimal point: "98" or "0.25".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(
+            f"num_selected_patches is {value!r}; give a number such as 98 or a share such as 0.25"
+        ) from None

@@ -1,0 +1,255 @@
+"""A fine-tuning run from its arguments to a saved model."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from .augmentation import (
+    AugmentationArguments,
+    EvaluationExamples,
+    ReproducibleTraining,
+    TrainingExamples,
+    make_augmentation,
+)
+from .collation import ImageCollator
+from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
+from .layer_decay import layerwise_parameter_groups
+from .loading import ImageDataset
+from .metrics import BEST_MODEL_METRIC, compute_metrics_for
+from .models import make_image_processor, make_model
+from .runs import (
+    RUN_ARGUMENTS_NAME,
+    check_output_dir,
+    check_same_model,
+    find_last_checkpoint,
+    set_aside,
+    set_incomplete_aside,
+)
+from .schedule import KeepRateSchedule
+
+
+@dataclass
+class FinetuningRun:
+    """A run about which nothing is left to be found wrong.
+
+    Attributes:
+        trainer: holds the model, the data and the arguments.
+        data: all splits.
+        checkpoint: where the run goes on from; None at the beginning.
+    """
+
+    trainer: Trainer
+    data: ImageDataset
+    checkpoint: Path | None
+
+    def execute(self) -> dict[str, float]:
+        """Train (or go on), evaluate, and save model, image processor and metrics to `output_dir`.
+
+        Returns:
+            Metrics of training (`train_`), validation (`eval_`) and test (`test_`), as far as there are any.
+        """
+        trainer = self.trainer
+        # Now, because training may delete the checkpoint as one of the older ones.
+        steps_done = self._steps_done()
+        result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        trainer.save_model()
+        trainer.save_state()
+        metrics = {}
+        # A run that was complete already has no training loss to tell.
+        if trainer.state.global_step > steps_done:
+            trainer.save_metrics("train", result.metrics)
+            metrics |= result.metrics
+        for split, prefix in (("validation", "eval"), ("test", "test")):
+            if split in self.data.splits:
+                scores = trainer.evaluate(
+                    EvaluationExamples(self.data.splits[split]), metric_key_prefix=prefix
+                )
+                trainer.save_metrics(prefix, scores)
+                metrics |= scores
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub()
+        return metrics
+
+    def describe(self) -> str:
+        """What is going to happen, in a few lines."""
+        run = "begins"
+        if self.checkpoint is not None:
+            run = f"resumes from {self.checkpoint}"
+        sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
+        outputs = f"{self.data.num_labels} classes" if self.data.id2label else "regression"
+        config = self.trainer.model.config
+        selection = "all patches"
+        if config.patch_selector is not None:
+            number = config.num_selected_patches
+            share = f"{number:.0%}" if isinstance(number, float) else number
+            selection = f"{share} of the patches by {config.patch_selector}"
+        return "\n".join(
+            [
+                f"Data:   {sizes} images; {outputs}",
+                *(f"        left out: {reason}" for reason in self.data.skipped),
+                f"Model:  {self.trainer.model.num_parameters() / 1e6:.1f} M parameters; {selection}",
+                f"Run:    {run}",
+            ]
+        )
+
+    def _steps_done(self) -> int:
+        if self.checkpoint is None:
+            return 0
+        return TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
+
+
+def prepare_run(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    augmentation: AugmentationArguments,
+    method: MethodArguments,
+    training: RunArguments,
+) -> FinetuningRun:
+    """Everything up to the first step of a new run, or of one to go on with in `training.output_dir`.
+
+    All that can be wrong with the arguments or the data is found here, before anything is written.
+
+    Raises:
+        OSError, TypeError, ValueError: for what is wrong.
+    """
+    check_output_dir(training.output_dir)
+    # As they were given, because some are about to be changed.
+    arguments = training.to_dict()
+    for group in (model_arguments, data_arguments, augmentation, method):
+        arguments |= asdict(group)
+    # One process after the other, because the first fills a cache that the others read.
+    with training.main_process_first():
+        data = data_arguments.load()
+    if "train" not in data.splits:
+        raise ValueError(f"the data have no train split, only {', '.join(data.splits)}")
+    if "validation" not in data.splits and training.eval_strategy != IntervalStrategy.NO:
+        raise ValueError(
+            "there is no validation split: give one, set validation_share above 0, or set eval_strategy to 'no'"
+        )
+
+    set_seed(training.seed)
+    model = make_model(model_arguments, data)
+    processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
+    checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, method)
+    trainer = make_trainer(model, processor, data, augmentation, method, training)
+    check_batch(trainer)
+
+    with training.main_process_first():
+        if training.process_index == 0:
+            if method.start_anew:
+                set_aside(training.output_dir)
+            if checkpoint is not None:
+                set_incomplete_aside(training.output_dir, checkpoint)
+            Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+            Path(training.output_dir, RUN_ARGUMENTS_NAME).write_text(json.dumps(arguments, indent=2))
+    return FinetuningRun(trainer, data, checkpoint)
+
+
+def make_trainer(
+    model: AdaptiveViTForImageClassification,
+    processor: BaseImageProcessor,
+    data: ImageDataset,
+    augmentation: AugmentationArguments,
+    method: MethodArguments,
+    training: RunArguments,
+) -> Trainer:
+    """A `Trainer` with all that was asked for; see `prepare_run`. Changes what in `training` it does itself."""
+    is_single_label = data.problem_type == "single_label_classification"
+    collator = ImageCollator(
+        processor,
+        num_labels=data.num_labels if is_single_label else None,
+        mixup_alpha=augmentation.mixup_alpha,
+        cutmix_alpha=augmentation.cutmix_alpha,
+        label_smoothing=training.label_smoothing_factor,
+    )
+    # The collator did it; see there.
+    training.label_smoothing_factor = 0.0
+    if training.metric_for_best_model == "auto":
+        training.metric_for_best_model, training.greater_is_better = BEST_MODEL_METRIC[data.problem_type]
+
+    size = processor.size if processor.do_resize else {}
+    image_size = (size["height"], size["width"]) if "height" in size else None
+    augment = make_augmentation(augmentation, image_size)
+
+    callbacks: list[TrainerCallback] = [ReproducibleTraining()]
+    if method.keep_rate_schedule:
+        callbacks.append(
+            KeepRateSchedule(warmup_ratio=method.keep_rate_warmup, final_ratio=method.keep_rate_final)
+        )
+    if method.ema_decay is not None:
+        callbacks.append(EmaCallback(method.ema_decay))
+    # Behind ours, and not before as Trainer would put them, so that they report what ours log.
+    callbacks += [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
+    training.report_to = []
+
+    if training.ddp_find_unused_parameters is None:
+        # Of the model only a trained selector can be without a gradient, and torch warns of looking in vain.
+        selector = model.vit.selector
+        training.ddp_find_unused_parameters = selector is not None and len(list(selector.parameters())) > 0
+
+    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    groups = layerwise_parameter_groups(
+        model, training.learning_rate, training.weight_decay, method.layer_decay
+    )
+    return Trainer(
+        model=model,
+        args=training,
+        data_collator=collator,
+        train_dataset=TrainingExamples(
+            data.splits["train"], augment, training.seed, processor.do_convert_rgb
+        ),
+        eval_dataset=EvaluationExamples(data.splits["validation"]) if "validation" in data.splits else None,
+        processing_class=processor,
+        compute_metrics=compute_metrics_for(data.problem_type, data.num_labels),
+        callbacks=callbacks,
+        optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}),
+    )
+
+
+@torch.no_grad()
+def check_batch(trainer: Trainer) -> None:
+    """Run the model on two images, so that what does not fit fails before training begins.
+
+    Raises:
+        ValueError: as the image processor and the model do, for instance for images of fewer patches than are to
+            be selected.
+    """
+    examples = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
+    batch = trainer.data_collator(examples)
+    model = trainer.model.eval()
+    model(**{name: values.to(model.device) for name, values in batch.items()})
+
+
+def find_resumable(
+    output_dir: str, model: AdaptiveViTForImageClassification, method: MethodArguments
+) -> Path | None:
+    """The checkpoint in `output_dir` to go on from, or None if there is none.
+
+    Raises:
+        ValueError: if the checkpoint is one of another model, or was made with a moving average and there is to
+            be none now.
+        FileExistsError: if there is a finished model but no checkpoint.
+    """
+    also = [UNAVERAGED_WEIGHTS_NAME] if method.ema_decay is not None else []
+    checkpoint = find_last_checkpoint(output_dir, also)
+    if checkpoint is None:
+        if (Path(output_dir) / SAFE_WEIGHTS_NAME).is_file():
+            raise FileExistsError(
+                f"output_dir {output_dir} holds a finished model and no checkpoint to resume: name another folder, or "
+                "set start_anew"
+            )
+        return None
+    check_same_model(checkpoint, model)
+    if method.ema_decay is None and (checkpoint / UNAVERAGED_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{checkpoint} belongs to a run with ema_decay; give it again, or set start_anew")
+    return checkpoint

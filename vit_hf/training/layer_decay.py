@@ -1,0 +1,74 @@
+"""A learning rate for each layer: the head learns fastest, the embeddings slowest."""
+
+import re
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+# Learned vectors that are not weights of a map: shrinking them to zero means nothing.
+UNDECAYED = re.compile(r"(cls|mask|distillation)_token|register_tokens|position_embeddings|_embedding$|bias")
+
+
+def layerwise_parameter_groups(
+    model: PreTrainedModel, learning_rate: float, weight_decay: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
+
+    Of L encoder layers, layer i learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the
+    embeddings at `layer_decay ** (L + 1)`, and everything else (final norm, head, a trained patch selector) at
+    the full rate. Biases, norms, layer scales, tokens and position embeddings are not decayed.
+
+        from transformers import Trainer
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        groups = layerwise_parameter_groups(model, args.learning_rate, args.weight_decay, layer_decay=0.75)
+        Trainer(..., optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}))
+
+    Args:
+        model: whose layers are named `layers.<i>`, as in transformers' ViT; frozen parameters are left out.
+        learning_rate: of the head.
+        weight_decay: of the parameters that are decayed.
+        layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
+
+    Returns:
+        Groups with `params`, `lr` and `weight_decay`, the full rate first, in an order that depends on the
+        model alone, so that an optimizer's saved state fits.
+
+    Raises:
+        ValueError: for a `layer_decay` out of range, or a model without numbered layers.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1 (1: no decay)")
+    depths = {name: _depth(name, model.base_model_prefix) for name, _ in model.named_parameters()}
+    layers = [depth for depth in depths.values() if depth is not None]
+    if not any(layers):
+        raise ValueError(
+            f"layer_decay needs encoder layers named layers.0, layers.1, ...; {type(model).__name__} has none"
+        )
+    top = max(layers) + 1
+
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = top if depths[name] is None else depths[name]
+        decayed = parameter.ndim > 1 and not UNDECAYED.search(name)
+        groups.setdefault((depth, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay ** (top - depth),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (depth, decayed), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def _depth(name: str, prefix: str) -> int | None:
+    """0 for the embeddings, i + 1 for layer i, None for what stands beside or above the layers."""
+    name = name.removeprefix(f"{prefix}.")
+    if name.startswith("embeddings."):
+        return 0
+    layer = re.match(r"layers\.(\d+)\.", name)
+    return int(layer.group(1)) + 1 if layer else None

@@ -1,0 +1,187 @@
+"""Labelled images from wherever they are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from .images import check_header, decode_image
+from .labels import encode_labels
+from .sources import SPLIT_NAMES, find_image_column, find_label_column, load_splits
+
+
+@dataclass
+class LabelledImages:
+    """One split: images that are read when they are asked for, and their labels.
+
+    Attributes:
+        rows: where the images are.
+        image_column: the column of `rows` that holds them, files not yet decoded.
+        labels: `(N,)` int64 classes, `(N, num_labels)` float32 of 0 and 1, or float32 values.
+    """
+
+    rows: datasets.Dataset
+    image_column: str
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> PIL.Image.Image:
+        """Decode one image.
+
+        Raises:
+            ValueError: naming the file, if it is damaged.
+        """
+        return decode_image(self.rows[index][self.image_column])
+
+    def select(self, indices: np.ndarray) -> "LabelledImages":
+        """The rows with these indices."""
+        return LabelledImages(self.rows.select(indices), self.image_column, self.labels[indices])
+
+
+@dataclass
+class ImageDataset:
+    """Splits of labelled images, and what their labels mean.
+
+    Attributes:
+        splits: by name, some of "train", "validation" and "test".
+        problem_type: as in a model's config.
+        num_labels: outputs that a model needs.
+        id2label, label2id: names of the classes; empty for a regression.
+        skipped: why, for each damaged image that was left out.
+    """
+
+    splits: dict[str, LabelledImages]
+    problem_type: str
+    num_labels: int
+    id2label: dict[int, str]
+    label2id: dict[str, int]
+    skipped: list[str]
+
+
+def load_image_dataset(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label2id: dict[str, int] | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    skip_corrupt: bool = False,
+    options: dict[str, Any] | None = None,
+) -> ImageDataset:
+    """Load labelled images, and hold out a validation split where there is none.
+
+    Image files are opened once, to find damaged ones before training does.
+
+    Args:
+        name_or_path: a folder of images (a subfolder for each class, or a metadata file; optionally under
+            `train`, `validation` and `test`), a folder written by `save_to_disk`, a parquet, CSV or JSON file
+            or a folder of them, the name of a data set on the Hub, or "megapixel_digits".
+        image_column: the column of images, by default the only one there is.
+        label_column: the column of labels, by default `label` or `labels`, or the only one beside the images.
+        label2id: classes of a model that the labels have to fit.
+        validation_share: how much of `train` becomes `validation` if the data have none: the same share of
+            each class, drawn by `seed`. 0 for none.
+        seed: of that draw.
+        skip_corrupt: leave damaged images out instead of failing; decodes every image once.
+        options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path.
+        ValueError: for data without rows, columns that are missing or ambiguous, labels that are missing, of a
+            single class or unknown to the model, or a damaged image, which is named.
+    """
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share is {validation_share}; it must be at least 0 and below 1")
+    splits = load_splits(name_or_path, options or {})
+    first = next(iter(splits.values()))
+    image_column = find_image_column(first, image_column)
+    label_column = find_label_column(first, label_column, image_column)
+    columns = {name: rows.select_columns(label_column)[:][label_column] for name, rows in splits.items()}
+    # The test split of a competition comes without labels: None, or -1.
+    if "test" in columns and len(columns) > 1 and set(map(str, columns["test"])) <= {"None", "-1"}:
+        del splits["test"], columns["test"]
+    encoded = encode_labels(first.features[label_column], columns, label2id)
+
+    labelled, skipped = {}, []
+    for name, rows in splits.items():
+        rows = rows.select_columns(image_column)
+        # Not its subclasses, which draw their images.
+        is_encoded = type(rows.features[image_column]) is datasets.Image
+        if is_encoded:
+            # Not decoded by `datasets`, so that a damaged file can be named.
+            rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        labelled[name] = LabelledImages(rows, image_column, encoded.splits[name])
+        if is_encoded and (skip_corrupt or rows[0][image_column]["bytes"] is None):
+            labelled[name] = _check_images(labelled[name], name, skip_corrupt, skipped)
+    if "train" in labelled and "validation" not in labelled and validation_share:
+        kept, held_out = hold_out(labelled["train"].labels, validation_share, seed)
+        labelled["validation"] = labelled["train"].select(held_out)
+        labelled["train"] = labelled["train"].select(kept)
+    return ImageDataset(
+        splits={name: labelled[name] for name in SPLIT_NAMES if name in labelled},
+        problem_type=encoded.problem_type,
+        num_labels=encoded.num_labels,
+        id2label=dict(enumerate(encoded.names)),
+        label2id={name: number for number, name in enumerate(encoded.names)},
+        skipped=skipped,
+    )
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a validation split that has the same share of every class.
+
+    A class of at least two images gives at least one and keeps at least one; a lone image stays. Labels that
+    are no classes are drawn from as a whole.
+
+    Args:
+        labels: `(N,)` classes, or anything else of length N.
+        share: how much to hold out.
+        seed: of the draw.
+
+    Returns:
+        Ascending indices of what stays, and of what is held out.
+
+    Raises:
+        ValueError: if nothing could be held out.
+    """
+    generator = np.random.default_rng(seed)
+    classes = labels if labels.dtype == np.int64 else np.zeros(len(labels), np.int64)
+    held_out = []
+    for number in np.unique(classes):
+        members = generator.permutation(np.flatnonzero(classes == number))
+        wanted = max(1, round(share * len(members)))
+        held_out.extend(members[: min(wanted, len(members) - 1)])
+    if not held_out:
+        raise ValueError(
+            f"no class has two images, so that none of the {len(labels)} can be held out for validation: add images, "
+            "give a validation split, or set validation_share to 0 and eval_strategy to 'no'"
+        )
+    mask = np.zeros(len(labels), bool)
+    mask[held_out] = True
+    return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+
+def _check_images(split: LabelledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabelledImages:
+    """Fail at the first damaged image, or leave all of them out and append why to `skipped`."""
+    readable = []
+    for index in tqdm(range(len(split)), f"Checking images ({name})", leave=False, delay=1):
+        try:
+            if skip_corrupt:
+                split.read(index)
+            else:
+                check_header(split.rows[index][split.image_column]["path"])
+        except ValueError as error:
+            if not skip_corrupt:
+                raise ValueError(f"{error} Or set skip_corrupt to leave such images out.") from error
+            skipped.append(str(error))
+        else:
+            readable.append(index)
+    if not readable:
+        raise ValueError(f"not one image of the {name} split can be read")
+    return split if len(readable) == len(split) else split.select(np.array(readable))

@@ -1,0 +1,165 @@
+"""The model that a run begins with, and the image processor that goes with it."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
+
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.patches import to_pair
+from ..model.selection import PIXEL_SCORERS
+from .arguments import ModelArguments
+from .loading import ImageDataset
+
+
+logger = logging.get_logger(__name__)
+
+HEAD = "classifier."
+
+
+def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForImageClassification:
+    """Load a checkpoint with a head for these labels, or build a model from scratch.
+
+    The head of a checkpoint is kept if it has as many outputs, and else replaced.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: for a field of the config that does not exist or does not fit the others, or a checkpoint
+            whose weights do not fit.
+    """
+    fields = arguments.config_fields() | {"num_labels": data.num_labels, "problem_type": data.problem_type}
+    if data.id2label:
+        fields |= {"id2label": data.id2label, "label2id": data.label2id}
+    unknown = arguments.config_overrides.keys() - AdaptiveViTConfig().to_dict().keys()
+    if unknown:
+        raise ValueError(f"config_overrides: AdaptiveViTConfig has no field {', '.join(sorted(unknown))}")
+
+    try:
+        return _build(arguments, fields) if arguments.model_name_or_path is None else _load(arguments, fields)
+    except StrictDataclassError as error:
+        # No ValueError, and its own text is about the class that found it.
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+def _build(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForImageClassification:
+    if arguments.image_size is not None:
+        fields["image_size"] = arguments.image_size
+    return AdaptiveViTForImageClassification(AdaptiveViTConfig(**fields))
+
+
+def _load(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForImageClassification:
+    check_path(arguments.model_name_or_path)
+    # What transformers reports at length about a new head is no more than that there is one.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, report = AdaptiveViTForImageClassification.from_pretrained(
+            arguments.model_name_or_path, **fields, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    mismatched = [entry for entry in report["mismatched_keys"] if not entry[0].startswith(HEAD)]
+    if mismatched:
+        name, found, needed = mismatched[0]
+        raise ValueError(
+            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, and the model asked "
+            f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of config_overrides."
+        )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEAD))
+    if missing:
+        logger.warning(
+            f"Not in {arguments.model_name_or_path}, so to be trained from scratch: {', '.join(missing[:5])}"
+            f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}."
+        )
+    return model
+
+
+def load_classifier(
+    path: str, patch_selector: str | None = None, num_selected_patches: int | float | None = None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Any saved image classifier and its image processor, if asked to with another patch selection.
+
+    Args:
+        path: checkpoint, local or on the Hub.
+        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: for a selection that does not exist.
+    """
+    check_path(path)
+    processor = AutoImageProcessor.from_pretrained(path)
+    named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
+    fields = {name: value for name, value in named.items() if value is not None}
+    if not fields:
+        return AutoModelForImageClassification.from_pretrained(path), processor
+    try:
+        model = AdaptiveViTForImageClassification.from_pretrained(path, **fields)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    if getattr(processor, "return_patches", False):
+        # It may keep too few already.
+        processor.patch_selector = processor.num_selected_patches = None
+    return model, processor
+
+
+def make_image_processor(
+    arguments: ModelArguments, config: AdaptiveViTConfig, select: bool = True
+) -> BaseImageProcessor:
+    """The image processor of the checkpoint, or a new one, resizing and cutting as asked for.
+
+    Args:
+        arguments: size and checkpoint.
+        config: of the model.
+        select: whether an image processor that cuts patches selects them as well, where a pixel heuristic does
+            that. Otherwise the model does.
+    """
+    options: dict[str, Any] = {"patch_size": config.patch_size}
+    if arguments.return_patches:
+        options["return_patches"] = True
+    if arguments.native_resolution:
+        options["do_resize"] = False
+    elif arguments.longest_edge:
+        options |= {"do_resize": True, "size": {"longest_edge": arguments.longest_edge}}
+    elif arguments.image_size:
+        options |= {
+            "do_resize": True,
+            "size": {"height": arguments.image_size, "width": arguments.image_size},
+        }
+
+    path = arguments.model_name_or_path
+    if path is not None and is_image_processor_saved(path):
+        processor = AdaptiveViTImageProcessor.from_pretrained(path, **options)
+    else:
+        height, width = to_pair(config.image_size)
+        options.setdefault("size", {"height": height, "width": width})
+        if config.num_channels != 3:
+            half = [0.5] * config.num_channels
+            options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
+        processor = AdaptiveViTImageProcessor(**options)
+    # Random patches are the model's to draw: in training they are others in each epoch.
+    is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"}
+    selects = select and is_cheap and processor.return_patches
+    processor.patch_selector = config.patch_selector if selects else None
+    processor.num_selected_patches = config.num_selected_patches if selects else None
+    return processor
+
+
+def check_path(path: str) -> None:
+    """Say so if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
+
+    Raises:
+        FileNotFoundError: if it can be nothing but a folder.
+    """
+    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+
+
+def is_image_processor_saved(path: str) -> bool:
+    """Whether there is an image processor beside a checkpoint, local or on the Hub."""
+    return cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None

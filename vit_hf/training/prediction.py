@@ -1,0 +1,180 @@
+"""Labels for image files, whatever some of them may be like."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .images import decode_image, prepare_images
+
+
+@dataclass
+class PredictionArguments:
+    """What to predict with, and what to tell."""
+
+    _argument_group_name = "prediction"
+
+    model_name_or_path: str = field(
+        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "file of JSON lines; default: standard output"}
+    )
+    top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
+    with_patches: bool = field(
+        default=False, metadata={"help": "tell which patches were selected, and of which grid"}
+    )
+    batch_size: int = field(default=16, metadata={"help": "images at a time"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+
+    def __post_init__(self):
+        for name in ("top_k", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class Prediction:
+    """What came of one file: an answer, or the reason why there is none.
+
+    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a regression
+    `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid, row by row).
+    """
+
+    file: str
+    answer: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Preparation:
+    """Collates files: reads and prepares them, setting aside those that cannot be."""
+
+    def __init__(self, image_processor: BaseImageProcessor):
+        self.image_processor = image_processor
+
+    def __call__(self, files: list[str]) -> tuple[list[str], list[tuple[list[str], dict]], dict[str, str]]:
+        """The files, batches of those that can be used, and an error for each of the others."""
+        images, errors = {}, {}
+        for file in files:
+            try:
+                images[file] = decode_image(file)
+            except ValueError as error:
+                errors[file] = str(error)
+        if not images:
+            return files, [], errors
+        try:
+            return (
+                files,
+                [(list(images), prepare_images(self.image_processor, list(images.values())))],
+                errors,
+            )
+        except ValueError:
+            # Sizes that do not stack, or one image that spoils the batch: each by itself.
+            batches = []
+        for file, image in images.items():
+            try:
+                batches.append(([file], prepare_images(self.image_processor, [image])))
+            except ValueError as error:
+                errors[file] = f"{file}: {error}"
+        return files, batches, errors
+
+
+def predict_files(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: list[str],
+    top_k: int = 5,
+    with_patches: bool = False,
+    batch_size: int = 16,
+    num_workers: int = 0,
+) -> Iterator[Prediction]:
+    """Classify image files, in order and whatever their sizes.
+
+    Args:
+        model: any image classifier of transformers, on the device to use.
+        image_processor: the one that goes with it.
+        files: to read.
+        top_k: how many labels to tell.
+        with_patches: whether to tell which patches were selected.
+        batch_size: images at a time.
+        num_workers: processes that read images.
+
+    Raises:
+        TypeError: for `with_patches` with a model that does not say which patches it selected.
+    """
+    if with_patches and not hasattr(model.config, "patch_selector"):
+        raise TypeError(f"with_patches: {type(model).__name__} does not tell which patches it selected")
+    return _predictions(
+        model.eval(), Preparation(image_processor), files, top_k, with_patches, batch_size, num_workers
+    )
+
+
+@torch.inference_mode()
+def _predictions(
+    model: PreTrainedModel,
+    prepare: Preparation,
+    files: list[str],
+    top_k: int,
+    with_patches: bool,
+    batch_size: int,
+    num_workers: int,
+) -> Iterator[Prediction]:
+    loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare)
+    for batch_files, batches, errors in loader:
+        answers = {}
+        for names, features in batches:
+            answers |= _answer(model, names, features, top_k, with_patches, errors)
+        for file in batch_files:
+            yield Prediction(file, answers.get(file), errors.get(file))
+
+
+def _answer(
+    model: PreTrainedModel,
+    files: list[str],
+    features: dict[str, torch.Tensor],
+    top_k: int,
+    with_patches: bool,
+    errors: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Answers of one batch by file; what the model refuses is added to `errors`."""
+    try:
+        outputs = model(**{name: values.to(model.device) for name, values in features.items()})
+    except ValueError as error:
+        if len(files) == 1:
+            errors[files[0]] = f"{files[0]}: {error}"
+            return {}
+        # One image may have too few patches, say: each by itself.
+        answers = {}
+        for index, file in enumerate(files):
+            alone = {name: values[index : index + 1] for name, values in features.items()}
+            answers |= _answer(model, [file], alone, top_k, with_patches, errors)
+        return answers
+
+    answers = {}
+    for index, file in enumerate(files):
+        answer = {"file": file} | _describe(outputs.logits[index].float().cpu(), model.config, top_k)
+        if with_patches:
+            selected = outputs.selected_patches[index]
+            answer["grid"] = outputs.spatial_shapes[index].tolist()
+            answer["selected_patches"] = selected[selected >= 0].tolist()
+        answers[file] = answer
+    return answers
+
+
+def _describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
+    """Labels and scores of logits `(num_labels,)`, or the values of a regression."""
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return {"value": logits.item() if len(logits) == 1 else logits.tolist()}
+    is_multi_label = config.problem_type == "multi_label_classification"
+    scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    best = scores.topk(min(top_k, len(scores)))
+    ranking = [
+        {"label": config.id2label[label], "score": round(score, 6)}
+        for label, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return {**ranking[0], "top_k": ranking}

@@ -1,0 +1,131 @@
+"""Folders that runs write to: what to resume, what to refuse, and nothing ever destroyed."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+
+# Written when a run begins: what it was started with.
+RUN_ARGUMENTS_NAME = "run_arguments.json"
+
+# Fields of a config that change without the model changing.
+INCIDENTAL_FIELDS = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+# What Trainer needs to resume. Its state is written after the others, so that a folder without it is a checkpoint
+# that was being written when the run was killed.
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+
+
+def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Path | None:
+    """The latest checkpoint that was written completely, or None.
+
+    Args:
+        output_dir: folder of the run.
+        also: files that should be there, too; a checkpoint without them counts only if none has them.
+    """
+    complete = [folder for folder in _checkpoints(output_dir) if _is_complete(folder)]
+    preferred = [folder for folder in complete if all((folder / name).is_file() for name in also)]
+    return next(iter(preferred or complete), None)
+
+
+def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
+    """Rename checkpoints later than the one that is resumed to `incomplete-<name>`.
+
+    Trainer would take them for the latest, and to make room delete those that it writes.
+    """
+    for folder in _checkpoints(output_dir):
+        if folder == checkpoint:
+            return
+        target = folder.with_name(f"incomplete-{folder.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    """Folders named like checkpoints, the latest first."""
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {folder.name.rpartition("-")[2]: folder for folder in folders if folder.is_dir()}
+    return [steps[step] for step in sorted(filter(str.isdigit, steps), key=int, reverse=True)]
+
+
+def _is_complete(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    try:
+        json.loads((folder / "trainer_state.json").read_text())
+    except ValueError:
+        return False
+    return True
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Refuse a folder that holds something else than a run.
+
+    Raises:
+        NotADirectoryError: if it is a file.
+        FileExistsError: if it has files in it, but neither a checkpoint nor a run's arguments.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"output_dir {folder} is a file; name a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / RUN_ARGUMENTS_NAME).is_file() and find_last_checkpoint(folder) is None:
+        raise FileExistsError(
+            f"output_dir {folder} is not empty, and what is in it is no run of this script; name another folder"
+        )
+
+
+def set_aside(output_dir: str | Path) -> Path | None:
+    """Rename an earlier run's folder to `<output_dir>-previous-<n>`, and return that; None if there is none."""
+    folder = Path(output_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}-previous-{number}")).exists():
+        number += 1
+    return folder.rename(target)
+
+
+def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Refuse to go on with another model than the run began with.
+
+    Raises:
+        ValueError: naming the fields of the config that differ, or a weight that is missing.
+    """
+    config = model.config
+    # Through JSON both, because there a tuple is a list.
+    saved = json.loads(type(config).from_pretrained(checkpoint).to_json_string(use_diff=False))
+    mine = json.loads(config.to_json_string(use_diff=False))
+    differing = [
+        f"{name} was {saved.get(name)} and is {mine.get(name)}"
+        for name in sorted((saved.keys() | mine.keys()) - INCIDENTAL_FIELDS)
+        if saved.get(name) != mine.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same arguments as "
+            "before, or another output_dir, or set start_anew."
+        )
+    weights = checkpoint / SAFE_WEIGHTS_NAME
+    if weights.is_file():
+        # Trainer itself would only warn, and go on from random weights.
+        with safe_open(weights, framework="pt") as file:
+            missing = sorted(model.state_dict().keys() - set(file.keys()))
+        if missing:
+            raise ValueError(
+                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights)"
+            )

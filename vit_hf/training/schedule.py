@@ -1,0 +1,133 @@
+"""How many patches a training step may use: all of them at first, the target at the end."""
+
+import math
+
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def keep_rate_relaxation(
+    step: int, max_steps: int, warmup_ratio: float = 0.1, final_ratio: float = 0.2, num_buckets: int = 8
+) -> float:
+    """How far selection is relaxed at a training step: 1 keeps every patch, 0 keeps the target.
+
+    Dense for the first `warmup_ratio` of the steps, at the target for the last `final_ratio`; between them
+    (1 + cos(pi t)) / 2 for t from 0 to 1, the keep-rate schedule of EViT (Liang et al. 2022), rounded to
+    `num_buckets` values strictly between 1 and 0 so that shapes change seldom.
+
+    It is a function of the step alone, so a resumed run sees what an uninterrupted one does.
+
+    Args:
+        step: optimizer steps completed.
+        max_steps: optimizer steps of the whole run.
+        warmup_ratio: share of the steps that are dense.
+        final_ratio: share of the steps that are at the target.
+        num_buckets: how many values the decay takes.
+
+    Raises:
+        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+    """
+    _check_schedule(warmup_ratio, final_ratio, num_buckets)
+    # Whole steps, because shares that add up to 1 need not do so in floating point.
+    decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
+    if step >= decay_end:
+        return 0.0
+    if step < decay_begin:
+        return 1.0
+    bucket = (step - decay_begin) * num_buckets // (decay_end - decay_begin)
+    return (1 + math.cos(math.pi * (bucket + 0.5) / num_buckets)) / 2
+
+
+def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int) -> None:
+    for name, ratio in {"warmup_ratio": warmup_ratio, "final_ratio": final_ratio}.items():
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"{name} is {ratio}; it is a share of the training steps, from 0 to 1")
+    if warmup_ratio + final_ratio > 1:
+        raise ValueError(
+            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the whole run (1): "
+            "lower one of them"
+        )
+    if num_buckets < 1:
+        raise ValueError(f"num_buckets is {num_buckets}; the decay needs at least 1")
+
+
+class KeepRateSchedule(TrainerCallback):
+    """Lets the model see all patches first and leads it to its target, for training that is stable.
+
+    In training the model keeps `round(K + r (N - K))` of N patches, r being `keep_rate_relaxation` of the
+    step; evaluation always measures the target K. The relaxation is logged as `selection_relaxation`.
+
+        Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
+
+    Args:
+        warmup_ratio: share of the steps that are dense.
+        final_ratio: share of the steps that are at the target.
+        num_buckets: how many values the decay takes.
+
+    Raises:
+        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+    """
+
+    def __init__(self, warmup_ratio: float = 0.1, final_ratio: float = 0.2, num_buckets: int = 8):
+        _check_schedule(warmup_ratio, final_ratio, num_buckets)
+        self.warmup_ratio = warmup_ratio
+        self.final_ratio = final_ratio
+        self.num_buckets = num_buckets
+        self.relaxation = 0.0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs,
+    ) -> None:
+        unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
+        if not callable(getattr(unwrapped, "set_selection_relaxation", None)):
+            raise TypeError(
+                f"KeepRateSchedule needs a model that selects patches, with a method set_selection_relaxation(float); "
+                f"{type(unwrapped).__name__} has none. Take the callback away, or train an AdaptiveViT model."
+            )
+        self._apply(state, model)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs,
+    ) -> None:
+        self._apply(state, model)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs,
+    ) -> None:
+        # Only beside the training loss: an evaluation is always at the target.
+        if "loss" in logs:
+            logs["selection_relaxation"] = self.relaxation
+            state.log_history[-1]["selection_relaxation"] = self.relaxation
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs,
+    ) -> None:
+        self.relaxation = 0.0
+        extract_model_from_parallel(model, keep_torch_compile=False).set_selection_relaxation(0.0)
+
+    def _apply(self, state: TrainerState, model: nn.Module) -> None:
+        self.relaxation = keep_rate_relaxation(
+            state.global_step, state.max_steps, self.warmup_ratio, self.final_ratio, self.num_buckets
+        )
+        extract_model_from_parallel(model, keep_torch_compile=False).set_selection_relaxation(self.relaxation)
