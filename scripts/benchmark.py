@@ -121,7 +121,7 @@ def file_to_logits(side: Side, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def synchronize(args: argparse.Namespace) -> None:
-    if args.device == "cuda":
+    if args.device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
@@ -168,7 +168,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     device = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else f"{torch.get_num_threads()} CPU threads"
     )
     print(
         f"ViT-{args.size}/16, {args.dtype}, batch {args.batch_size}, {args.num_selected_patches} patches of 1024²; "

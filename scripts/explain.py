@@ -1,7 +1,7 @@
 """Show which patches of images a model kept, why, and where its attention went.
 
-    python scripts/explain.py --model runs/photos --images cat.jpg dog.jpg
-    python scripts/explain.py --model google/vit-base-patch16-224 --images scan.png \\
+    python scripts/explain.py --model_name_or_path runs/photos --images cat.jpg dog.jpg
+    python scripts/explain.py --model_name_or_path google/vit-base-patch16-224 --images scan.png \\
         --patch_selector attention --num_selected_patches 0.25 --pictures overview scores
 
 Open <output>/<image>_overview.png first. The first argument may be a YAML or JSON file of flags. Images that cannot be
@@ -23,7 +23,9 @@ from vit_hf.training.arguments import parse_number_or_share
 
 @dataclass
 class ExplainArguments:
-    model: str = field(metadata={"help": "checkpoint with its image processor, local or on the Hub"})
+    model_name_or_path: str = field(
+        metadata={"help": "checkpoint with its image processor, local or on the Hub"}
+    )
     images: list[str] = field(metadata={"help": "image files or URLs"})
     output: str = field(default="explanations", metadata={"help": "folder for the pictures"})
     pictures: list[str] = field(
@@ -54,9 +56,9 @@ class ExplainArguments:
 def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification, AutoImageProcessor]:
     fields = {name: getattr(arguments, name) for name in ("patch_selector", "num_selected_patches")}
     fields = {name: value for name, value in fields.items() if value is not None}
-    model = AdaptiveViTForImageClassification.from_pretrained(arguments.model, **fields)
+    model = AdaptiveViTForImageClassification.from_pretrained(arguments.model_name_or_path, **fields)
     device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    return model.to(device), AutoImageProcessor.from_pretrained(arguments.model)
+    return model.to(device), AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
 
 
 def main(argv: list[str] | None = None) -> None:

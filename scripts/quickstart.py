@@ -271,7 +271,8 @@ def main() -> None:
 
     gain = accuracies["variance"] - max(accuracies["resize"], accuracies["random"])
     print(f"\n{table}\n\nAdaptive is {100 * gain:.0f} points above the better baseline.", flush=True)
-    command = ["scripts/predict.py", "--model_name_or_path", str(output), str(examples), "--with_patches"]
+    predict = str(Path(__file__).with_name("predict.py"))
+    command = [predict, "--model_name_or_path", str(output), str(examples), "--with_patches"]
     say(f"Reloading the model in a fresh process: python {' '.join(command)}")
     subprocess.run([sys.executable, *command], check=True)
     say(f"Done. Look at {output / 'report.png'}; the model and its card are in {output}/")

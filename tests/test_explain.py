@@ -127,14 +127,6 @@ class TestAttention:
         assert explanation.attention_block == 2
         assert np.isfinite(explanation.rollout).all()
 
-    def test_a_model_without_blocks_has_none(self):
-        [explanation] = explain(
-            tiny_model(num_hidden_layers=0), AdaptiveViTImageProcessor(**NATIVE), noise_image()
-        )
-        assert explanation.attention is None
-        assert explanation.pictures == ("overview", "patches")
-        explanation.figure()
-
 
 class TestPlaces:
     """Where the kept patches lie on the picture."""

@@ -42,6 +42,12 @@ def test_round_trip(tmp_path):
         ({"patch_size": 64}, ["image_size", "patch_size"]),
         ({"image_size": [32, 32, 32]}, ["image_size", "pair"]),
         ({"drop_path_rate": 1.0}, ["drop_path_rate", "[0, 1)"]),
+        ({"hidden_dropout_prob": 2.0}, ["hidden_dropout_prob", "[0, 1)"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads=0"]),
+        ({"num_hidden_layers": -1}, ["num_hidden_layers=-1"]),
+        ({"hidden_act": "foo"}, ["foo", "gelu"]),
+        ({"scout_image_size": 4}, ["scout_image_size=4", "patch_size=8"]),
+        ({"rotary_base": 0}, ["rotary_base=0"]),
         ({"num_register_tokens": -1}, ["-1"]),
     ],
 )

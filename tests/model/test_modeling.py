@@ -198,11 +198,15 @@ def test_attention_selector_finds_what_the_cls_token_looks_at(tmp_path):
     maps = reference.set_attn_implementation("eager") or reference(images, output_attentions=True).attentions
     expected = maps[1].mean(1)[:, 0, 1:]
     torch.testing.assert_close(model(images).patch_scores, expected, atol=1e-5, rtol=1e-5)
-    # Any other size: the same map, interpolated.
-    large = torch.nn.functional.interpolate(images, scale_factor=4, mode="nearest")
-    upsampled = torch.nn.functional.interpolate(expected.view(2, 1, 4, 4), (16, 16), mode="bilinear").flatten(
-        1
+    # Any other size: the map of a thumbnail, interpolated; what is beyond whole patches is not looked at.
+    large = torch.randn(2, 3, 99, 70)
+    thumbnails = torch.nn.functional.interpolate(
+        large[..., :96, :64], (32, 32), mode="bilinear", antialias=True
     )
+    on_thumbnails = (
+        reference(thumbnails, output_attentions=True).attentions[1].mean(1)[:, 0, 1:].view(2, 1, 4, 4)
+    )
+    upsampled = torch.nn.functional.interpolate(on_thumbnails, (12, 8), mode="bilinear").flatten(1)
     torch.testing.assert_close(model(large).patch_scores, upsampled, atol=1e-5, rtol=1e-5)
 
 
@@ -212,7 +216,7 @@ def test_batch_of_mixed_sizes_equals_one_by_one(encoding, selector):
     model = AdaptiveViTForImageClassification(
         tiny_config(position_encoding=encoding, patch_selector=selector, num_register_tokens=2)
     ).eval()
-    images = [torch.randn(3, *size) for size in [(32, 32), (64, 40), (16, 24), (80, 16)]]
+    images = [torch.randn(3, *size) for size in [(32, 32), (64, 47), (16, 24), (87, 16)]]
     together = model(**cut(images))
     for index, image in enumerate(images):
         alone = model(image[None])
@@ -222,14 +226,16 @@ def test_batch_of_mixed_sizes_equals_one_by_one(encoding, selector):
         assert (together.selected_patches[index, count:] == -1).all()
 
 
+@selectors
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_share_of_mixed_sizes_equals_one_by_one(pooling):
+def test_a_share_of_mixed_sizes_equals_one_by_one(selector, pooling):
     model = AdaptiveViTForImageClassification(
-        tiny_config(patch_selector="variance", num_selected_patches=0.3, pooling=pooling)
+        tiny_config(patch_selector=selector, num_selected_patches=0.35, pooling=pooling)
     ).eval()
-    images = [torch.randn(3, *size) for size in [(32, 32), (64, 40), (16, 24)]]
+    # 90 patches: 31.5 of them, where rounding in float32 would differ from rounding in Python.
+    images = [torch.randn(3, *size) for size in [(39, 32), (64, 47), (16, 24), (80, 72)]]
     together = model(**cut(images))
-    assert (together.selected_patches >= 0).sum(1).tolist() == [5, 12, 2]
+    assert (together.selected_patches >= 0).sum(1).tolist() == [6, 14, 2, 31]
     for index, image in enumerate(images):
         torch.testing.assert_close(together.logits[index], model(image[None]).logits[0], atol=1e-5, rtol=1e-5)
 
@@ -300,6 +306,7 @@ def test_stochastic_depth_only_in_training():
         ("single_label_classification", torch.tensor([1, 4])),
         ("single_label_classification", torch.tensor([1, -100])),
         ("multi_label_classification", torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 0, 0, 1]])),
+        (None, torch.tensor([1, 4])),
         ("regression", torch.randn(2, 5)),
     ],
 )
@@ -315,6 +322,13 @@ def test_class_probabilities_as_labels():
     images, hard = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
     soft = torch.nn.functional.one_hot(hard, 5).float()
     torch.testing.assert_close(model(images, labels=soft).loss, model(images, labels=hard).loss)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_whole_numbers_as_labels(problem):
+    model = AdaptiveViTForImageClassification(tiny_config(problem_type=problem)).eval()
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 1]])
+    torch.testing.assert_close(model(images, labels=labels).loss, model(images, labels=labels.float()).loss)
 
 
 class TestBadInput:
@@ -354,6 +368,41 @@ class TestBadInput:
         images[0, 0, 30, 30] = value
         with pytest.raises(ValueError, match="NaN or infinite"):
             model(images)
+
+    @pytest.mark.parametrize(
+        ("problem", "label", "legal"),
+        [
+            ("multi_label_classification", 7.0, "0 to 1"),
+            ("multi_label_classification", torch.nan, "0 to 1"),
+            ("single_label_classification", 1.5, "0 to 1"),
+            ("regression", torch.inf, "finite"),
+        ],
+    )
+    def test_labels_that_are_no_probabilities(self, problem, label, legal):
+        model = AdaptiveViTForImageClassification(tiny_config(problem_type=problem))
+        with pytest.raises(ValueError, match=f"Label {label} .*{legal}"):
+            model(torch.randn(1, 3, 32, 32), labels=torch.tensor([[0, 0, 1, label, 0]]))
+
+    @pytest.mark.parametrize("number", [0, -3, 65, 1.5, -0.2])
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_numbers_set_after_the_model_was_built(self, model, number, whole):
+        model.config.num_selected_patches = number
+        image = torch.randn(3, 64, 64)
+        inputs = {"pixel_values": image[None]} if whole else {**cut([image]), "pixel_attention_mask": None}
+        with pytest.raises(ValueError, match=f"num_selected_patches={number}"):
+            model(**inputs)
+
+    @pytest.mark.parametrize("name", ["patch_coordinates", "spatial_shapes", "pixel_attention_mask"])
+    def test_shapes_of_what_comes_with_cut_patches(self, model, name):
+        inputs = cut([torch.randn(3, 64, 64), torch.randn(3, 64, 64)])
+        inputs[name] = inputs[name][:1]
+        with pytest.raises(ValueError, match=name):
+            model(**inputs)
+
+    def test_masks_of_the_wrong_length(self):
+        model = AdaptiveViTModel(tiny_config(), use_mask_token=True)
+        with pytest.raises(ValueError, match=r"bool_masked_pos.*\(1, 15\).*\(1, 16\)"):
+            model(torch.randn(1, 3, 32, 32), bool_masked_pos=torch.ones(1, 15))
 
     @pytest.mark.parametrize("label", [5, -1])
     def test_labels_outside_the_classes(self, model, label):

@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def run(*arguments: str) -> None:
-    main(["--model", "model", "--device", "cpu", *arguments])
+    main(["--model_name_or_path", "model", "--device", "cpu", *arguments])
 
 
 def written(folder: Path) -> set[str]:
@@ -81,7 +81,7 @@ def test_overrides(folder):
 
 def test_flags_from_a_file(folder):
     (folder / "flags.yaml").write_text(
-        "model: model\nimages: [a/cat.png]\npictures: [patches]\nnum_selected_patches: 0.5\noutput: out\n"
+        "model_name_or_path: model\nimages: [a/cat.png]\npictures: [patches]\nnum_selected_patches: 0.5\noutput: out\n"
     )
     # Without a device, whatever there is.
     main(["flags.yaml"])
@@ -105,9 +105,9 @@ def test_wrong_flags(folder, capsys, flags, message):
 
 def test_no_model_and_no_device(folder):
     with pytest.raises(SystemExit, match=r"explain.py: .*nowhere"):
-        main(["--model", "./nowhere", "--images", "a/cat.png"])
+        main(["--model_name_or_path", "./nowhere", "--images", "a/cat.png"])
     with pytest.raises(SystemExit, match=r"explain.py: .*abacus"):
-        main(["--model", "model", "--images", "a/cat.png", "--device", "abacus"])
+        main(["--model_name_or_path", "model", "--images", "a/cat.png", "--device", "abacus"])
 
 
 def test_help_shows_defaults(capsys):

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
@@ -37,7 +38,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
 
     Raises:
-        ValueError: for values that do not fit together; the message names the legal ones.
+        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
+            message names the legal ones.
     """
 
     model_type = "adaptive_vit"
@@ -78,7 +80,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     pooling: Literal["cls", "mean"] = "cls"
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
-    layerscale_value: float | None = None
+    layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
 
     def __post_init__(self, **kwargs):
@@ -88,6 +90,16 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
         _check_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        _check_choice("hidden_act", self.hidden_act, ACT2FN)
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
@@ -108,23 +120,28 @@ class AdaptiveViTConfig(PreTrainedConfig):
                 )
         self._validate_sizes()
         self._validate_selection()
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate} must lie in [0, 1).")
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.rotary_base <= 0:
+            raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
 
     def _validate_sizes(self):
-        for name in ("image_size", "patch_size"):
+        for name in ("image_size", "patch_size", "scout_image_size"):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not isinstance(value, int) and len(value) != 2:
                 raise ValueError(f"{name}={value} must be a number of pixels or a pair (height, width).")
             if min(to_pair(value)) < 1:
                 raise ValueError(f"{name}={value} must be at least one pixel a side.")
-        image_size, patch_size = to_pair(self.image_size), to_pair(self.patch_size)
-        if image_size[0] < patch_size[0] or image_size[1] < patch_size[1]:
-            raise ValueError(
-                f"image_size={self.image_size} is smaller than one patch of patch_size={self.patch_size}."
-            )
+        patch_size = to_pair(self.patch_size)
+        for name in ("image_size", "scout_image_size"):
+            value = getattr(self, name) or self.image_size
+            if to_pair(value)[0] < patch_size[0] or to_pair(value)[1] < patch_size[1]:
+                raise ValueError(f"{name}={value} is smaller than one patch of patch_size={self.patch_size}.")
 
     def _validate_selection(self):
         number = self.num_selected_patches

@@ -118,7 +118,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), config.layerscale_value))
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states * self.lambda1
@@ -152,7 +152,8 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         scaled = config.layerscale_value is not None
         self.layer_scale1 = LayerScale(config) if scaled else None
         self.layer_scale2 = LayerScale(config) if scaled else None
-        rate = config.drop_path_rate * layer_index / max(1, config.num_hidden_layers - 1)
+        last = config.num_hidden_layers - 1
+        rate = config.drop_path_rate * (layer_index / last if last else 1)
         self.drop_path = StochasticDepth(rate) if rate else None
 
     def forward(

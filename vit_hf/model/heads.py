@@ -27,24 +27,30 @@ def pool_mean(hidden_states: torch.Tensor, num_patches: int, mask: torch.Tensor 
     patches = hidden_states[:, -num_patches:]
     if mask is None:
         return patches.mean(dim=1)
-    weights = mask.unsqueeze(-1).to(patches.dtype)
-    return (patches * weights).sum(dim=1) / weights.sum(dim=1)
+    weights = mask.unsqueeze(-1).to(patches)
+    return (patches * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 POOLINGS = {"cls": pool_cls, "mean": pool_mean}
 
 
-def check_labels(labels: torch.Tensor, num_labels: int) -> None:
-    """Refuses class indices that no logit stands for (on a GPU they would kill the process instead).
+def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
+    """Refuses labels that stand for nothing (on a GPU a wrong index would kill the process instead).
 
     Raises:
         ValueError: naming the label and the legal range.
     """
-    wrong = (labels != -100) & ((labels < 0) | (labels >= num_labels))
+    if problem_type == "regression" or num_labels == 1:
+        wrong, legal = ~torch.isfinite(labels), "finite numbers"
+    elif labels.is_floating_point():
+        wrong, legal = ~((labels >= 0) & (labels <= 1)), "0 to 1 for each class"
+    else:
+        wrong = (labels != -100) & ((labels < 0) | (labels >= num_labels))
+        legal = f"0..{num_labels - 1} (-100 marks one to ignore)"
     if wrong.any():
         raise ValueError(
-            f"Label {labels[wrong][0].item()} is outside 0..{num_labels - 1}. The model has num_labels={num_labels}: "
-            "pass num_labels (or id2label) when loading it, or mend the labels (-100 marks one to ignore)."
+            f"Label {labels[wrong][0].item()} is outside {legal}. The model has num_labels={num_labels} and "
+            f"problem_type={problem_type!r}: set them when loading it, or mend the labels."
         )
 
 
@@ -70,5 +76,5 @@ def masked_reconstruction_loss(
     """
     height, width = pixel_values.shape[-2] // masked.shape[1], pixel_values.shape[-1] // masked.shape[2]
     mask = masked.repeat_interleave(height, 1).repeat_interleave(width, 2).unsqueeze(1)
-    error = (pixel_values - reconstruction).abs() * mask
+    error = (pixel_values - reconstruction).abs().float() * mask  # half precision could not hold the sum
     return error.sum() / (mask.sum() + 1e-5) / pixel_values.shape[1]

@@ -71,6 +71,11 @@ class AdaptiveViTEmbeddings(nn.Module):
         return self.dropout(sequence), tokens
 
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
+        if masked.shape != tokens.features.shape[:2]:
+            raise ValueError(
+                f"bool_masked_pos has the shape {tuple(masked.shape)}, but there are {tuple(tokens.features.shape[:2])} "
+                "patches (images, patches of each)."
+            )
         if self.mask_token is None:
             raise ValueError(
                 "bool_masked_pos needs a mask token: use AdaptiveViTForMaskedImageModeling, or build "
@@ -144,7 +149,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
         # a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
+        if type(self).__module__ == __name__:  # a user's subclass ships another file
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -270,7 +276,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if patches.image is None and num_selected >= patches.num_patches:
             # The data loader selected already.
             return None, patches.mask, None
-        scores = self.selector.score(patches, num_selected, self._scout)
+        scores = self.selector.score(patches, num_selected if counts is None else counts, self._scout)
         _check_finite(scores, "pixel_values")
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
@@ -284,8 +290,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if patches.image is not None:
             target = resolve_num_selected(wanted, patches.num_patches)
             return None, target + round(relaxation * (patches.num_patches - target))
+        # Where there may be fewer than K patches, the image processor says so by a mask.
+        resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
         present = patches.grid.prod(dim=1)  # (B,)
-        target = (present * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+        target = (
+            (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+        )
         counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
         if patches.mask is not None:
             counts = counts.minimum(patches.mask.sum(dim=1))
@@ -367,9 +377,10 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         """
         Args:
             pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well.
-            labels: `(B,)` class indices (-100 to ignore), or `(B, num_labels)` class probabilities; `(B, num_labels)`
-                zeros and ones for `problem_type="multi_label_classification"`; `(B,)` or `(B, num_labels)` numbers
-                for `"regression"`.
+            labels: `(B,)` class indices (-100 to ignore); or, with `config.problem_type` set to
+                "single_label_classification", `(B, num_labels)` class probabilities, to
+                "multi_label_classification", `(B, num_labels)` numbers from 0 to 1, to "regression", `(B,)` or
+                `(B, num_labels)` numbers. Where it is not set, the first labels decide, as in transformers.
 
         Raises:
             ValueError: if a label is outside the classes.
@@ -393,12 +404,14 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         )
 
     def _loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        is_soft = labels.is_floating_point() and labels.shape == logits.shape
-        if is_soft and self.config.problem_type == "single_label_classification":
-            return nn.functional.cross_entropy(logits.float(), labels.float().to(logits.device))
-        is_class_index = not labels.is_floating_point() and self.num_labels > 1
-        if is_class_index and not torch.compiler.is_compiling():
-            check_labels(labels, self.num_labels)
+        problem = self.config.problem_type
+        labels = labels.to(logits.device)
+        if problem in ("multi_label_classification", "regression"):
+            labels = labels.to(logits.dtype)
+        if not torch.compiler.is_compiling():
+            check_labels(labels, self.num_labels, problem)
+        if problem == "single_label_classification" and labels.is_floating_point():
+            return nn.functional.cross_entropy(logits.float(), labels.float())
         return self.loss_function(labels, logits, self.config)
 
 

@@ -26,7 +26,7 @@ class ImagePatches:
         coordinates: `(B, N, 2)` float, see `PatchTokens`.
         grid: `(B, 2)` int64 rows and columns of each image.
         mask: `(B, N)` bool, False for padding; None if all count.
-        image: `(B, C, H, W)` the images themselves, None for patches that arrived cut.
+        image: `(B, C, R*P, S*P)` the images without what is beyond whole patches, None for patches that arrived cut.
     """
 
     pixels: torch.Tensor
@@ -55,15 +55,15 @@ class ImagePatches:
                 f"Images of {height}x{width} pixels are smaller than one patch of {patch_height}x{patch_width}. "
                 "Resize them to at least one patch, or drop them."
             )
-        pixels = pixel_values[:, :, : rows * patch_height, : columns * patch_width]
-        pixels = pixels.unflatten(3, (columns, patch_width)).unflatten(2, (rows, patch_height))
+        image = pixel_values[:, :, : rows * patch_height, : columns * patch_width]
+        pixels = image.unflatten(3, (columns, patch_width)).unflatten(2, (rows, patch_height))
         coordinates = grid_coordinates(rows, columns, pixel_values.device)
         grid = torch.tensor([rows, columns], device=pixel_values.device)
         return cls(
             pixels=pixels.permute(0, 2, 4, 1, 3, 5),  # (B, R, S, C, P, P)
             coordinates=coordinates.expand(batch_size, -1, -1),
             grid=grid.expand(batch_size, -1),
-            image=pixel_values,
+            image=image,
         )
 
     @classmethod
@@ -76,7 +76,11 @@ class ImagePatches:
         patch_size: int | tuple[int, int],
         num_channels: int,
     ) -> "ImagePatches":
-        """Takes patches that arrived cut, `(B, N, P*P*C)` with the channel last in each patch."""
+        """Takes patches that arrived cut, `(B, N, P*P*C)` with the channel last in each patch.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
         patch_height, patch_width = to_pair(patch_size)
         expected = patch_height * patch_width * num_channels
         if pixel_values.shape[-1] != expected:
@@ -84,6 +88,18 @@ class ImagePatches:
                 f"Cut patches must have {expected} values each (patch_size {patch_height}x{patch_width} times "
                 f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}."
             )
+        batch_size, num_patches = pixel_values.shape[:2]
+        shapes = {
+            "patch_coordinates": (patch_coordinates, (batch_size, num_patches, 2)),
+            "spatial_shapes": (spatial_shapes, (batch_size, 2)),
+            "pixel_attention_mask": (mask, (batch_size, num_patches)),
+        }
+        for name, (value, shape) in shapes.items():
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(value.shape)} and must have {shape}, for pixel_values of shape "
+                    f"{tuple(pixel_values.shape)}."
+                )
         pixels = pixel_values.unflatten(2, (patch_height, patch_width, num_channels))
         return cls(
             pixels=pixels.permute(0, 1, 4, 2, 3),  # (B, N, C, P, P)
@@ -109,7 +125,7 @@ class ImagePatches:
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
     def to_images(self) -> list[torch.Tensor]:
-        """One `(C, H, W)` tensor an image, without what was beyond whole patches.
+        """One `(C, R*P, S*P)` tensor an image, without what was beyond whole patches.
 
         Raises:
             ValueError: if some patches of an image are missing: what is absent cannot be looked at.

@@ -23,11 +23,15 @@ def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> 
     """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
 
     Raises:
-        ValueError: if a number lies outside 1..num_patches.
+        ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
     """
     if num_selected is None:
         return num_patches
     if isinstance(num_selected, float):
+        if not 0 < num_selected <= 1:
+            raise ValueError(
+                f"num_selected_patches={num_selected} as a float is a share and must lie in (0, 1]."
+            )
         return max(1, round(num_selected * num_patches))
     if not 1 <= num_selected <= num_patches:
         raise ValueError(
@@ -58,7 +62,9 @@ def keep_top(
     return order.masked_fill(~mask, 0), mask
 
 
-def variance_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+def variance_scores(
+    patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
+) -> torch.Tensor:
     """Variance of the pixels of each patch, averaged over channels."""
     pixels = patches.pixels.float()
     mean = pixels.mean(-1).mean(-1)
@@ -71,7 +77,9 @@ def variance_scores(patches: ImagePatches, num_selected: int, seed: int | None) 
     return (variance + 0 * mean).mean(-1).flatten(1)
 
 
-def gradient_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+def gradient_scores(
+    patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
+) -> torch.Tensor:
     """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch.
 
     Only pixels whose 3x3 neighbourhood lies in the patch count, so that a patch scores the same alone as in its
@@ -87,10 +95,11 @@ def gradient_scores(patches: ImagePatches, num_selected: int, seed: int | None) 
         )
     if patches.image is None:
         return _sobel_magnitude(patches.pixels.float().mean(-3)).mean((-1, -2))
-    rows, columns, _, height, width = patches.pixels.shape[1:]
     # One pass over the whole image is several times faster than many over small patches.
-    grey = patches.image[:, :, : rows * height, : columns * width].float().mean(1)
-    magnitude = _sobel_magnitude(grey)  # its first row and column are the second of the image
+    height, width = patches.pixels.shape[-2:]
+    magnitude = _sobel_magnitude(
+        patches.image.float().mean(1)
+    )  # its first row and column are the second of the image
     inside = magnitude.unfold(1, height - 2, height).unfold(2, width - 2, width)  # (B, R, S, P - 2, P - 2)
     return inside.mean(-1).mean(-1).flatten(1)
 
@@ -105,7 +114,7 @@ def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
     return horizontal.square_().addcmul_(vertical, vertical).sqrt_()
 
 
-def random_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
 
     So an image gets the same patches alone and in any batch, whatever the size of its neighbours.
@@ -114,17 +123,19 @@ def random_scores(patches: ImagePatches, num_selected: int, seed: int | None) ->
         return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
     row, column = patches.coordinates.round().long().unbind(-1)
     # An integer hash (the finaliser of MurmurHash3), in 31 bits so that products fit in int64.
-    value = (row * 0x9E3779B1 + column * 0x85EBCA77 + seed * 0xC2B2AE3D + 0x27D4EB2F) & 0x7FFFFFFF
+    value = (
+        row * 0x9E3779B1 + column * 0x85EBCA77 + (seed & 0x7FFFFFFF) * 0xC2B2AE3D + 0x27D4EB2F
+    ) & 0x7FFFFFFF
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):
         value = ((value ^ (value >> 16)) * multiplier) & 0x7FFFFFFF
     return (value ^ (value >> 15)).float() / 0x7FFFFFFF
 
 
-def uniform_scores(patches: ImagePatches, num_selected: int, seed: int | None) -> torch.Tensor:
+def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
     row, column = patches.coordinates.round().long().unbind(-1)  # (B, N)
     rows, columns = patches.grid[:, :1], patches.grid[:, 1:]  # (B, 1)
-    wanted = torch.full_like(rows, num_selected).minimum(rows * columns)
+    wanted = torch.as_tensor(num_selected, device=rows.device).view(-1, 1).minimum(rows * columns)
     lattice_rows = (wanted * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
     lattice_columns = _ceil_divide(wanted, lattice_rows).minimum(columns)
     lattice_rows = _ceil_divide(wanted, lattice_columns)
@@ -150,7 +161,7 @@ def _nearest_lattice_point(
 
 
 # name -> function of (patches, how many will be kept, seed) to scores (B, N)
-PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int, int | None], torch.Tensor]] = {
+PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None], torch.Tensor]] = {
     "variance": variance_scores,
     "gradient": gradient_scores,
     "random": random_scores,
@@ -159,13 +170,15 @@ PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int, int | None], torch.Tensor]
 
 
 @torch.no_grad()
-def pixel_scores(name: str, patches: ImagePatches, num_selected: int, seed: int | None = 0) -> torch.Tensor:
+def pixel_scores(
+    name: str, patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None = 0
+) -> torch.Tensor:
     """Scores `(B, N)` of a pixel heuristic.
 
     Args:
         name: a key of `PIXEL_SCORERS`.
         patches: all patches of a batch.
-        num_selected: K, how many the caller will keep.
+        num_selected: K, how many the caller will keep; `(B,)` if images keep different numbers.
         seed: for `random`; None draws afresh from torch's global generator.
 
     Raises:
@@ -185,12 +198,12 @@ class PatchSelector(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         """Scores `(B, N)` float32.
 
         Args:
             patches: all patches of the batch, and the images if there are any.
-            num_selected: K, how many will be kept.
+            num_selected: K, how many will be kept; `(B,)` if images keep different numbers.
             scout: runs the model's own first blocks on thumbnails.
         """
 
@@ -203,7 +216,7 @@ class PixelSelector(PatchSelector):
         self.name = config.patch_selector
         self.seed = config.random_selector_seed
 
-    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         return pixel_scores(self.name, patches, num_selected, None if self.training else self.seed)
 
 
@@ -211,7 +224,8 @@ class AttentionSelector(PatchSelector):
     """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
 
     The first `scout_num_layers` blocks see the image resized to `scout_image_size`; the CLS row of the last of
-    them, averaged over heads, is interpolated to the full grid. In the spirit of LookWhere (2025), without its
+    them, averaged over heads, is interpolated to the full grid. In training the pass has the model's dropout, if any.
+    In the spirit of LookWhere (2025), without its
     training.
     """
 
@@ -220,7 +234,7 @@ class AttentionSelector(PatchSelector):
         self.num_layers = config.scout_num_layers
         self.size = to_pair(config.scout_image_size or config.image_size)
 
-    def score(self, patches: ImagePatches, num_selected: int, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         if patches.image is not None:
             thumbnails = self._resize(patches.image)
         else:
@@ -228,16 +242,13 @@ class AttentionSelector(PatchSelector):
         attention = scout(thumbnails, self.num_layers).float()  # (B, r, s)
         # Bilinear sampling at the patches' coordinates, whatever the grid of each image.
         weights = interpolation_weights(patches.coordinates, patches.grid, attention.shape[1:], "linear")
-        return (weights @ attention.flatten(1).unsqueeze(-1)).squeeze(-1)
+        return (weights @ attention.flatten(1).unsqueeze(-1).to(weights.device)).squeeze(-1)
 
     def _resize(self, images: torch.Tensor) -> torch.Tensor:
-        height, width = self.size
         if images.shape[-2:] == self.size:
             return images
-        if images.shape[-2] % height == 0 and images.shape[-1] % width == 0:
-            # Averaging whole blocks is the same filter and faster.
-            return nn.functional.avg_pool2d(images, (images.shape[-2] // height, images.shape[-1] // width))
-        return nn.functional.interpolate(images, self.size, mode="bilinear", antialias=True)
+        # In float32, since half precision has no such kernel on a CPU; the embedding casts back.
+        return nn.functional.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
 
 
 PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
