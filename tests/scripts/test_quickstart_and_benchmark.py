@@ -1,0 +1,65 @@
+"""The commands of the Makefile, made short."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from huggingface_hub import ModelCard
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def run(script: str, *arguments: str, cwd: Path) -> str:
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    steps = ["--small-steps", "2", "2", "--large-steps", "2", "--num-test", "20", "--batch-size", "8"]
+    out = run("quickstart.py", "--output", "result", "--quiet", *steps, cwd=tmp_path)
+    folder = tmp_path / "result"
+    rows = json.loads((folder / "quickstart.json").read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [25, 24, 24, 1024]
+    for row in rows:
+        assert row["name"] in out and row["images_per_second"] > 0
+    assert ModelCard.load(folder / "README.md").data.eval_results[0].metric_type == "accuracy"
+    with PIL.Image.open(folder / "report.png") as report:
+        assert min(report.size) > 800
+    assert (folder / "model.safetensors").is_file() and (folder / "preprocessor_config.json").is_file()
+    predictions = [json.loads(line) for line in out.splitlines() if line.startswith('{"file"')]
+    assert len([line for line in predictions if len(line.get("selected_patches", [])) == 24]) == 4
+    # Again over its own result, but never over something else.
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    refused = subprocess.run(
+        [sys.executable, str(SCRIPTS / "quickstart.py"), "--output", str(other)],
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode != 0 and "something else" in refused.stderr and (other / "mine.txt").exists()
+
+
+@pytest.mark.slow
+def test_benchmark(tmp_path):
+    out = run(
+        "benchmark.py",
+        "--size",
+        "tiny",
+        "--repeats",
+        "1",
+        "--skip-training",
+        "--output",
+        "rows.json",
+        cwd=tmp_path,
+    )
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 10 and all(row["median_s"] > 0 for row in rows)
+    assert out.count("| model | image |") == 4
