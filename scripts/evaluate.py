@@ -1,6 +1,6 @@
 """Measure a saved image classifier on labelled images.
 
-    python scripts/evaluate.py --model_name_or_path runs/photos --dataset photos/
+    python scripts/evaluate.py --model_name_or_path runs/photos --dataset photos/ --split validation
     python scripts/evaluate.py --model_name_or_path runs/photos --dataset photos/ --num_selected_patches 49
 
 Prints a table of metrics and writes them to a JSON file. The first argument may be a YAML or JSON file of flags; flags
@@ -31,6 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"evaluate.py: {error}")
     print(f"{format_metrics(metrics)}\n\nSaved to {output}")
+    if arguments.split is None and any(name.startswith("train_") for name in metrics):
+        print(
+            "\nNote: these data have no test or validation split, so all of them were evaluated. If the model was trained "
+            "on them, --split validation measures the part that finetune.py held out.",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

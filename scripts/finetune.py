@@ -41,7 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     is_main = training.process_index == 0
     if is_main:
         print(run.describe(), flush=True)
-    metrics = run.execute()
+    try:
+        metrics = run.execute()
+    except KeyboardInterrupt:
+        sys.exit(
+            "\nfinetune.py: interrupted. Start it again with the same arguments: it goes on from the last checkpoint in "
+            f"{training.output_dir}, if one was saved"
+        )
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
 

@@ -392,12 +392,14 @@ class TestAnswers:
         return model, explanation.prediction
 
     def test_of_one_class(self):
-        _, prediction = self.explain(labels="LABEL_9", problem_type="single_label_classification")
+        _, prediction = self.explain(labels="LABEL_3", problem_type="single_label_classification")
         best = int(prediction.logits.argmax())
         assert prediction.answers == [f"LABEL_{best}"] == [prediction.top[0][0]]
         assert prediction.probabilities.sum() == pytest.approx(1)
-        assert prediction.correct is False
+        assert prediction.correct is (best == 3)
         assert len(prediction.top) == 5
+        with pytest.raises(ValueError, match=r"'LABEL_9' is no class.*LABEL_0"):
+            self.explain(labels="LABEL_9")
         assert self.explain(labels=best)[1].logits.shape == (5,)
 
     def test_number_and_name_of_the_true_class(self):

@@ -358,6 +358,10 @@ def _check_labels(
 
 def _label_name(label: int | float | str, config: AdaptiveViTConfig) -> str:
     if isinstance(label, str):
+        if label not in config.id2label.values() and not _is_regression(config):
+            raise ValueError(
+                f"Label {label!r} is no class of the model. Its classes: {', '.join(config.id2label.values())}."
+            )
         return label
     if _is_regression(config):
         return f"{label:.4g}"

@@ -150,7 +150,7 @@ def test_evaluate_matches_labels_by_name(stock_checkpoint, tmp_path):
         ("--dataset {data} --split test --label_column x", "no label column 'x'"),
         ("--dataset {images} --split test", "the model has no class 'train-station'"),
         ("--dataset {data} --patch_selector psychic --num_selected_patches 2", "'psychic' is unknown"),
-        ("--dataset {data} --model_name_or_path ./nowhere", "there is no checkpoint ./nowhere"),
+        ("--dataset {data} --model_name_or_path ./nowhere", "there is no folder ./nowhere"),
     ],
 )
 def test_evaluate_says_what_is_wrong(stock_checkpoint, image_folder, tmp_path, flags, message):  # noqa: F811
@@ -217,7 +217,7 @@ def test_predict_isolates_the_image_that_does_not_fit(tmp_path, capsys):
     "flags, message",
     [
         ("{empty} --model_name_or_path {model}", "no image in the folder"),
-        ("x.png --model_name_or_path ./nowhere", "there is no checkpoint ./nowhere"),
+        ("x.png --model_name_or_path ./nowhere", "there is no folder ./nowhere"),
         ("x.png --model_name_or_path {model} --with_patches", "does not tell which patches it selected"),
         ("x.png --model_name_or_path {model} --top_k 0", "top_k is 0"),
         ("x.png --model_name_or_path {model} --output {empty}/no/such/file", "No such file"),

@@ -64,7 +64,7 @@ def assert_same_weights(left, right):
 def test_saves_a_model_that_loads_with_its_names_and_results(make_run, tmp_path):
     run = make_run()
     assert "9 train, 3 validation images; 3 classes" in run.describe()
-    assert "2 of the patches by variance" in run.describe()
+    assert "2 patches of an image by variance" in run.describe()
     metrics = run.execute()
     folder = tmp_path / "run"
     model = AutoModelForImageClassification.from_pretrained(folder)
@@ -245,7 +245,7 @@ def test_own_checkpoint_goes_on_with_its_image_processor(make_run, tmp_path):
         ({"patch_selector": "psychic"}, ValueError, "'psychic' is unknown. Choose one of"),
         ({"num_selected_patches": 99}, ValueError, "num_selected_patches=99 does not fit"),
         ({"config_overrides": {"hiden_size": 8}}, ValueError, "no field hiden_size"),
-        ({"model_name_or_path": "./nowhere"}, FileNotFoundError, "there is no checkpoint ./nowhere"),
+        ({"model_name_or_path": "./nowhere"}, FileNotFoundError, "there is no folder ./nowhere"),
         ({"dataset": "./nowhere"}, FileNotFoundError, "there is no file or folder"),
         ({"validation_share": 0.0}, ValueError, "there is no validation split"),
         ({"layer_decay": 2.0}, ValueError, "layer_decay is 2.0"),

@@ -230,8 +230,12 @@ def select_patches(
     patches = ImagePatches.from_images(pixels[None].float().contiguous(), patch_size)
     if patch_selector is None:
         return patches.take()
-    if isinstance(num_selected_patches, int):
-        num_selected_patches = min(num_selected_patches, patches.num_patches)
+    if isinstance(num_selected_patches, int) and num_selected_patches > patches.num_patches:
+        logger.warning_once(
+            f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} patches: it keeps all "
+            "of them, and the rest is padding that is masked."
+        )
+        num_selected_patches = patches.num_patches
     num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)
     if num_selected == patches.num_patches:
         return patches.take()

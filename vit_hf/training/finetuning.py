@@ -91,8 +91,8 @@ class FinetuningRun:
         selection = "all patches"
         if config.patch_selector is not None:
             number = config.num_selected_patches
-            share = f"{number:.0%}" if isinstance(number, float) else number
-            selection = f"{share} of the patches by {config.patch_selector}"
+            share = f"{number:.1%} of the" if isinstance(number, float) else number
+            selection = f"{share} patches of an image by {config.patch_selector}"
         return "\n".join(
             [
                 f"Data:   {sizes} images; {outputs}",

@@ -156,8 +156,9 @@ def check_path(path: str) -> None:
     Raises:
         FileNotFoundError: if it can be nothing but a folder.
     """
-    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).is_dir():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+    may_be_on_hub = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
+    if not may_be_on_hub and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; a model on the Hub has a name like owner/model")
 
 
 def is_image_processor_saved(path: str) -> bool:

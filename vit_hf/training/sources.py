@@ -71,7 +71,7 @@ def _load(name_or_path: str, options: dict[str, Any]) -> datasets.DatasetDict | 
         if any(file.suffix in FILE_FORMATS for file in path.rglob("*")):
             return datasets.load_dataset(str(path), **options)
         raise ValueError(f"the folder {path} has no images in it, and no parquet, CSV or JSON files")
-    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/") or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"there is no file or folder {path}")
     try:
         return datasets.load_dataset(name_or_path, **options)
