@@ -173,7 +173,6 @@ class PatchEmbeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         patch_size = to_pair(config.patch_size)
-        self.num_channels = config.num_channels
         self.patch_size = patch_size
         self.projection = PatchProjection(
             config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size

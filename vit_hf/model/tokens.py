@@ -70,11 +70,3 @@ def grid_coordinates(rows: int, columns: int, device: torch.device | None = None
         indexing="ij",
     )
     return torch.stack((row.flatten(), column.flatten()), dim=-1)
-
-
-def scatter_to_grid(values: torch.Tensor, indices: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Puts `values` `(B, K, D)` at raster `indices` `(B, K)` of one grid `(R, S)`: `(B, R, S, D)`, zero elsewhere."""
-    rows, columns = grid
-    full = values.new_zeros(values.shape[0], rows * columns, values.shape[-1])
-    full = full.scatter(1, indices.unsqueeze(-1).expand(values.shape), values)
-    return full.unflatten(1, (rows, columns))
