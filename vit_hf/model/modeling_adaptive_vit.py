@@ -30,7 +30,7 @@ from .outputs import (
     AdaptiveViTModelOutput,
     ScoutOutput,
 )
-from .patches import ImagePatches
+from .patches import ImagePatches, to_pair
 from .positions import PositionEncoding
 from .selection import PATCH_SELECTORS, keep_top, resolve_num_selected
 from .tokens import PatchTokens
@@ -208,8 +208,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 f"pixel_values have {pixel_values.shape[1]} channels, the model was built for "
                 f"num_channels={config.num_channels}. Shape got: {tuple(pixel_values.shape)}, expected (B, C, H, W)."
             )
-        native = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
-        if interpolate_pos_encoding is False and pixel_values.shape[-2:] != native:
+        if interpolate_pos_encoding is False and pixel_values.shape[-2:] != to_pair(config.image_size):
             raise ValueError(
                 f"Images of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels do not match "
                 f"image_size={config.image_size}, and interpolate_pos_encoding=False forbids other sizes."
@@ -259,8 +258,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         sequence: torch.Tensor,
         tokens: PatchTokens,
         output_attentions: bool | None = None,
-        output_hidden_states: bool
-        | None = None,  # for the decorator; named so that misspelt arguments are refused
+        # Read by the decorator, and named here so that misspelt arguments are refused.
+        output_hidden_states: bool | None = None,
     ) -> BaseModelOutput:
         """Runs the blocks; hidden states and attentions are recorded if asked for."""
         if output_attentions is None:

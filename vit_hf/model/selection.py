@@ -225,8 +225,7 @@ class AttentionSelector(PatchSelector):
 
     The first `scout_num_layers` blocks see the image resized to `scout_image_size`; the CLS row of the last of
     them, averaged over heads, is interpolated to the full grid. In training the pass has the model's dropout, if any.
-    In the spirit of LookWhere (2025), without its
-    training.
+    In the spirit of LookWhere (2025), without its training.
     """
 
     def __init__(self, config):
