@@ -15,7 +15,7 @@ from vit_hf.model.configuration_adaptive_vit import AdaptiveViTConfig
 from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from vit_hf.model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from vit_hf.model.modeling_adaptive_vit import AdaptiveViTModel
-from vit_hf.model.selection import PIXEL_SCORERS
+from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
 BACKENDS = {

@@ -12,7 +12,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.patches import to_pair
-from ..model.selection import PIXEL_SCORERS
+from ..model.pixel_scorers import PIXEL_SCORERS
 from .arguments import ModelArguments
 from .loading import ImageDataset
 

@@ -1,0 +1,139 @@
+"""Pixel heuristics: a score for every patch from its pixels alone. Shape legend: `tokens.py`.
+
+One function and one line in `PIXEL_SCORERS`; the image processors run them in the data loader as well.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from .patches import ImagePatches
+
+
+def variance_scores(
+    patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
+) -> torch.Tensor:
+    """Variance of the pixels of each patch, averaged over channels."""
+    pixels = patches.pixels.float()
+    mean = pixels.mean(-1).mean(-1)
+    # A norm and a mean over rows read the image once; torch.var over a strided view takes four times as long.
+    power = torch.linalg.vector_norm(pixels, dim=-1).square().mean(-1) / pixels.shape[-1]
+    variance = power - mean.square()
+    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one grey level in 255.
+    variance = torch.where(variance > 1e-6 * power, variance, 0)
+    # NaN fails every comparison, and must still be seen.
+    return (variance + 0 * mean).mean(-1).flatten(1)
+
+
+def gradient_scores(
+    patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
+) -> torch.Tensor:
+    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch.
+
+    Only pixels whose 3x3 neighbourhood lies in the patch count, so that a patch scores the same alone as in its
+    image.
+
+    Raises:
+        ValueError: if patches have less than 3 pixels a side.
+    """
+    if min(patches.pixels.shape[-2:]) < 3:
+        raise ValueError(
+            f"patch_selector='gradient' needs patches of at least 3x3 pixels, got patch_size "
+            f"{tuple(patches.pixels.shape[-2:])}. Use patch_selector='variance'."
+        )
+    if patches.image is None:
+        return _sobel_magnitude(patches.pixels.float().mean(-3)).mean((-1, -2))
+    # One pass over the whole image is several times faster than many over small patches.
+    height, width = patches.pixels.shape[-2:]
+    magnitude = _sobel_magnitude(
+        patches.image.float().mean(1)
+    )  # its first row and column are the second of the image
+    inside = magnitude.unfold(1, height - 2, height).unfold(2, width - 2, width)  # (B, R, S, P - 2, P - 2)
+    return inside.mean(-1).mean(-1).flatten(1)
+
+
+def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
+    """Magnitude of the Sobel gradient of `grey` `(..., H, W)` at its inner pixels, `(..., H - 2, W - 2)`."""
+    # In place, because fresh memory for an image of this size costs more than the arithmetic.
+    smoothed_rows = (grey[..., :-2, :] + grey[..., 2:, :]).add_(grey[..., 1:-1, :], alpha=2)
+    horizontal = smoothed_rows[..., 2:] - smoothed_rows[..., :-2]
+    smoothed_columns = (grey[..., :-2] + grey[..., 2:]).add_(grey[..., 1:-1], alpha=2)
+    vertical = smoothed_columns[..., 2:, :] - smoothed_columns[..., :-2, :]
+    return horizontal.square_().addcmul_(vertical, vertical).sqrt_()
+
+
+def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
+    """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
+
+    So an image gets the same patches alone and in any batch, whatever the size of its neighbours.
+    """
+    if seed is None:
+        return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
+    row, column = patches.coordinates.round().long().unbind(-1)
+    # An integer hash (the finaliser of MurmurHash3), in 31 bits so that products fit in int64.
+    value = (
+        row * 0x9E3779B1 + column * 0x85EBCA77 + (seed & 0x7FFFFFFF) * 0xC2B2AE3D + 0x27D4EB2F
+    ) & 0x7FFFFFFF
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):
+        value = ((value ^ (value >> 16)) * multiplier) & 0x7FFFFFFF
+    return (value ^ (value >> 15)).float() / 0x7FFFFFFF
+
+
+def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
+    """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
+    row, column = patches.coordinates.round().long().unbind(-1)  # (B, N)
+    rows, columns = patches.grid[:, :1], patches.grid[:, 1:]  # (B, 1)
+    wanted = torch.as_tensor(num_selected, device=rows.device).view(-1, 1).minimum(rows * columns)
+    lattice_rows = (wanted * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
+    lattice_columns = _ceil_divide(wanted, lattice_rows).minimum(columns)
+    lattice_rows = _ceil_divide(wanted, lattice_columns)
+    lattice_row, on_row = _nearest_lattice_point(row, rows, lattice_rows)
+    lattice_column, on_column = _nearest_lattice_point(column, columns, lattice_columns)
+    # The lattice may have more points than asked for; leave some out evenly.
+    point, points = lattice_row * lattice_columns + lattice_column, lattice_rows * lattice_columns
+    chosen = (point + 1) * wanted // points > point * wanted // points
+    on_lattice = on_row & on_column
+    return on_lattice.float() + (on_lattice & chosen).float()
+
+
+def _ceil_divide(dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
+    return (dividend + divisor - 1) // divisor
+
+
+def _nearest_lattice_point(
+    position: torch.Tensor, length: torch.Tensor, points: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of `points` evenly spread points along `length` cells is nearest, and whether it is this cell."""
+    nearest = (2 * position + 1) * points // (2 * length)
+    return nearest, (2 * nearest + 1) * length // (2 * points) == position
+
+
+# name -> function of (patches, how many will be kept, seed) to scores (B, N)
+PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None], torch.Tensor]] = {
+    "variance": variance_scores,
+    "gradient": gradient_scores,
+    "random": random_scores,
+    "uniform": uniform_scores,
+}
+
+
+@torch.no_grad()
+def pixel_scores(
+    name: str, patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None = 0
+) -> torch.Tensor:
+    """Scores `(B, N)` of a pixel heuristic.
+
+    Args:
+        name: a key of `PIXEL_SCORERS`.
+        patches: all patches of a batch.
+        num_selected: K, how many the caller will keep; `(B,)` if images keep different numbers.
+        seed: for `random`; None draws afresh from torch's global generator.
+
+    Raises:
+        ValueError: if no pixel heuristic has this name.
+    """
+    if name not in PIXEL_SCORERS:
+        raise ValueError(
+            f"patch_selector={name!r} does not work on pixels alone: choose one of {sorted(PIXEL_SCORERS)}."
+        )
+    return PIXEL_SCORERS[name](patches, num_selected, seed)
