@@ -9,7 +9,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import pytest
 import torch
 
-from vit_hf import AdaptiveViTConfig
+from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveViTConfig
 
 
 TINY = {
@@ -22,9 +22,34 @@ TINY = {
     "num_labels": 5,
     "encoder_stride": 8,
     "scout_num_layers": 2,
+    "scorer_hidden_size": 8,
+    "perturbed_num_samples": 20,
     # Large enough that differences between inputs show in the logits.
     "initializer_range": 0.2,
 }
+
+
+# Everything that selects or reduces, by a name for the test and the fields of the configuration.
+SELECTIONS = {
+    "dense": {},
+    **{name: {"patch_selector": name} for name in PATCH_SELECTORS},
+    **{
+        name: {"token_reducer": name, "keep_rate": 0.6, "reduction_layers": [0, 1]} for name in TOKEN_REDUCERS
+    },
+    "merge_r": {"token_reducer": "merge", "merge_r": 3, "reduction_layers": [0, 1, 2]},
+    "context": {"patch_selector": "variance", "thumbnail_context": True},
+    **{
+        f"both_{name}": {
+            "patch_selector": "attention",
+            "thumbnail_context": True,
+            "token_reducer": name,
+            "keep_rate": 0.6,
+            "reduction_layers": [1],
+        }
+        for name in TOKEN_REDUCERS
+    },
+}
+every_selection = pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 
 
 def tiny_config(**fields) -> AdaptiveViTConfig:

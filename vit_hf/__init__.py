@@ -23,6 +23,7 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTPreTrainedModel,
 )
 from .model.positions import POSITION_ENCODINGS
+from .model.reduction import TOKEN_REDUCERS
 from .model.selection import PATCH_SELECTORS
 from .training.schedule import KeepRateSchedule
 from .version import __version__
@@ -41,6 +42,7 @@ AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_pro
 __all__ = [
     "PATCH_SELECTORS",
     "POSITION_ENCODINGS",
+    "TOKEN_REDUCERS",
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",

@@ -6,19 +6,18 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
-from tests.conftest import tiny_config
+from tests.conftest import every_selection, tiny_config
 from vit_hf import (
-    PATCH_SELECTORS,
     POSITION_ENCODINGS,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTModel,
 )
+from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
 CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
 every_class = pytest.mark.parametrize("model_class", CLASSES)
-every_selector = pytest.mark.parametrize("selector", [None, *PATCH_SELECTORS])
 every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
@@ -131,16 +130,16 @@ def test_missing_keys_are_initialised(encoding, tmp_path):
     assert model.vit.embeddings.cls_token.std() > 0.05
 
 
-@every_selector
-def test_evaluation_is_deterministic(selector):
-    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+@every_selection
+def test_evaluation_is_deterministic(selection):
+    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images).logits, model(images).logits)
 
 
-@every_selector
-def test_tuples_equal_dictionaries(selector):
-    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+@every_selection
+def test_tuples_equal_dictionaries(selection):
+    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
     images = torch.randn(2, 3, 64, 64)
     kwargs = {"output_hidden_states": True, "output_attentions": True, "labels": torch.tensor([1, 2])}
     as_tuple, as_dict = model(images, return_dict=False, **kwargs), model(images, **kwargs)
@@ -171,9 +170,9 @@ def test_hidden_states_and_attentions_by_configuration():
     assert len(model(torch.randn(1, 3, 32, 32)).attentions) == 3
 
 
-@every_selector
-def test_gradients_are_retained(selector):
-    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector))
+@every_selection
+def test_gradients_are_retained(selection):
+    model = AdaptiveViTForImageClassification(all_options(**selection))
     output = model(torch.randn(2, 3, 64, 64), output_hidden_states=True, output_attentions=True)
     output.hidden_states[0].retain_grad()
     output.attentions[0].retain_grad()
@@ -182,10 +181,10 @@ def test_gradients_are_retained(selector):
     assert output.attentions[0].grad is not None
 
 
-@every_selector
+@every_selection
 @every_encoding
-def test_sdpa_equals_eager(selector, encoding):
-    config = all_options(patch_selector=selector, position_encoding=encoding)
+def test_sdpa_equals_eager(selection, encoding):
+    config = all_options(**selection, position_encoding=encoding)
     model = AdaptiveViTForImageClassification(config).eval()
     assert model.config._attn_implementation == "sdpa"
     images = torch.randn(2, 3, 64, 48)
@@ -205,33 +204,32 @@ def test_flex_equals_eager():
         torch.testing.assert_close(model(images).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-@every_selector
+@every_selection
 @pytest.mark.filterwarnings("error")
-def test_gradient_checkpointing_gives_the_same_gradients(selector):
-    config = all_options(patch_selector=selector)
+def test_gradient_checkpointing_gives_the_same_gradients(selection):
+    config = all_options(**selection)
     config.drop_path_rate = 0.0
-    if selector == "random":
-        config.num_selected_patches = 1.0  # fresh patches at every call would hide the comparison
     plain = AdaptiveViTForImageClassification(config).train()
     saving = copy.deepcopy(plain)
     # The name changes with transformers 6, and the old one warns already.
     getattr(saving, "activation_checkpointing_enable", saving.gradient_checkpointing_enable)()
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 3])
     for model in (plain, saving):
+        torch.manual_seed(1)  # the same draws
         model(images, labels=labels).loss.backward()
     for (name, value), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(value.grad, other.grad, msg=name)
 
 
-@every_selector
-def test_half_precision(selector):
-    model = AdaptiveViTForImageClassification(all_options(patch_selector=selector)).eval()
+@every_selection
+def test_half_precision(selection):
+    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
     images = torch.randn(2, 3, 64, 70)
     expected = model(images)
     half = copy.deepcopy(model).bfloat16()
     got = half(images)
     assert got.logits.dtype == torch.bfloat16
-    if selector != "attention":  # the heuristics see the same pixels
+    if selection.get("patch_selector") in PIXEL_SCORERS:  # the heuristics see the same pixels
         assert torch.equal(got.selected_patches, expected.selected_patches)
         torch.testing.assert_close(got.logits.float(), expected.logits, atol=0.15, rtol=0.1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -3,27 +3,27 @@
 import pytest
 import torch
 
-from tests.conftest import tiny_config
-from vit_hf import PATCH_SELECTORS, POSITION_ENCODINGS, AdaptiveViTForImageClassification
+from tests.conftest import SELECTIONS, tiny_config
+from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
 
 def combinations():
-    yield from ((selector, "learned") for selector in [None, *PATCH_SELECTORS])
+    yield from ((selection, "learned") for selection in SELECTIONS)
     yield from (("variance", encoding) for encoding in POSITION_ENCODINGS if encoding != "learned")
 
 
-every_combination = pytest.mark.parametrize(("selector", "encoding"), list(combinations()))
+every_combination = pytest.mark.parametrize(("selection", "encoding"), list(combinations()))
 
 
-def make(selector, encoding):
-    config = tiny_config(patch_selector=selector, position_encoding=encoding, num_register_tokens=1)
+def make(selection, encoding):
+    config = tiny_config(**SELECTIONS[selection], position_encoding=encoding, num_register_tokens=1)
     return AdaptiveViTForImageClassification(config).eval()
 
 
 @every_combination
-def test_compile_fullgraph(selector, encoding):
+def test_compile_fullgraph(selection, encoding):
     torch.compiler.reset()
-    model = make(selector, encoding)
+    model = make(selection, encoding)
     images = torch.randn(2, 3, 64, 64)
     # The graph is what is tested; generating C++ for it would take minutes.
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -32,10 +32,10 @@ def test_compile_fullgraph(selector, encoding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("selector", ["variance", "attention"])
-def test_compile_with_inductor(selector):
+@pytest.mark.parametrize("selection", ["variance", "attention", "attentive", "merge"])
+def test_compile_with_inductor(selection):
     torch.compiler.reset()
-    model = make(selector, "learned")
+    model = make(selection, "learned")
     images = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
@@ -63,8 +63,8 @@ class Logits(torch.nn.Module):
 
 
 @every_combination
-def test_export_with_dynamic_batch(selector, encoding):
-    model = make(selector, encoding)
+def test_export_with_dynamic_batch(selection, encoding):
+    model = make(selection, encoding)
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(
         Logits(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": {0: batch}}

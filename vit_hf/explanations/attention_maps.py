@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..model.encoder import eager_attention_forward
+from ..model.attention import eager_attention_forward
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.outputs import AdaptiveViTImageClassifierOutput
 

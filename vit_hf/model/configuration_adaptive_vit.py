@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
+from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
 
 
@@ -25,9 +26,33 @@ class AdaptiveViTConfig(PreTrainedConfig):
         num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number K >= 1
             or as a share in (0, 1] of an image's patches.
         random_selector_seed (`int`, defaults to 0): which patches `"random"` keeps outside training.
-        scout_num_layers (`int`, defaults to 3): blocks that the scout pass of `"attention"` goes through; the CLS
-            attention of the last of them scores the patches.
+        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept patches that are random while training.
+        scout_num_layers (`int`, defaults to 3): blocks that the scout pass of `"attention"` and `"distilled"` goes
+            through.
         scout_image_size (`int` or pair, *optional*): pixels of the scout's thumbnail, default `image_size`.
+        scout_reduction (`"mean"`, `"max"`, `"min"` or `"rollout"`, defaults to `"mean"`): what the scores of
+            `"attention"` are: the CLS attention of the last scout block over heads, or attention rollout through all.
+        thumbnail_context (`bool`, defaults to False): whether the patches of a thumbnail of `scout_image_size` go
+            through the encoder beside the selected ones, so that nothing of the image is wholly unseen.
+        scorer_image_size (`int` or pair, *optional*): pixels of the thumbnail that the network of `"policy"` and
+            `"perturbed"` sees, default `image_size`.
+        scorer_hidden_size (`int`, defaults to 64): channels of that network.
+        distilled_loss_weight (`float`, defaults to 0.1): of the loss of `"distilled"`, as in LookWhere (2025).
+        policy_reward (`"cross_entropy"` or `"correctness"`, defaults to `"cross_entropy"`): what `"policy"` is
+            rewarded for: that the loss falls, or a right answer. (As the number of patches is fixed, a cost for each
+            would be the same for every choice and change nothing.)
+        policy_loss_weight (`float`, defaults to 1.0): of the policy's loss beside that of the task.
+        policy_entropy_weight (`float`, defaults to 0.01): of the bonus for an undecided policy.
+        perturbed_num_samples (`int`, defaults to 500): of the noise of `"perturbed"`.
+        perturbed_sigma (`float`, defaults to 0.05): standard deviation of that noise; scores lie in [0, 1].
+        token_reducer (`str`, *optional*): a key of `TOKEN_REDUCERS`, which thins tokens inside the encoder.
+        keep_rate (`float`, defaults to 1.0): share in (0, 1] of the tokens that go on at each of `reduction_layers`.
+        reduction_layers (list of `int`, defaults to [3, 6, 9]): blocks, from 0, at which the reducer works.
+        merge_r (`int`, *optional*): tokens that `"merge"` merges away at each of `reduction_layers`, instead of a
+            share; ToMe (2023) takes 13 to 16 of 196 in every block.
+        gumbel_ratio_weight, gumbel_distillation_weight, gumbel_token_weight (`float`, default to 2.0, 0.5, 0.5): of
+            the losses of `"gumbel"`: keep rate, divergence from the model's own dense answer, and distance of its
+            hidden states, as in DynamicViT (2021).
         pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the classifier reads: the CLS token, or the mean
             over patches.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
@@ -50,6 +75,9 @@ class AdaptiveViTConfig(PreTrainedConfig):
         "patch_scores",
         "patch_coordinates",
         "spatial_shapes",
+        "token_coordinates",
+        "token_sizes",
+        "token_assignments",
         "selection_loss",
     ]
 
@@ -75,8 +103,26 @@ class AdaptiveViTConfig(PreTrainedConfig):
     patch_selector: str | None = None
     num_selected_patches: int | float | None = None
     random_selector_seed: int = 0
+    exploration: float | int = 0.0
     scout_num_layers: int = 3
     scout_image_size: int | list[int] | tuple[int, int] | None = None
+    scout_reduction: Literal["mean", "max", "min", "rollout"] = "mean"
+    thumbnail_context: bool = False
+    scorer_image_size: int | list[int] | tuple[int, int] | None = None
+    scorer_hidden_size: int = 64
+    distilled_loss_weight: float | int = 0.1
+    policy_reward: Literal["cross_entropy", "correctness"] = "cross_entropy"
+    policy_loss_weight: float | int = 1.0
+    policy_entropy_weight: float | int = 0.01
+    perturbed_num_samples: int = 500
+    perturbed_sigma: float | int = 0.05
+    token_reducer: str | None = None
+    keep_rate: float | int = 1.0
+    reduction_layers: list[int] | tuple[int, ...] = (3, 6, 9)
+    merge_r: int | None = None
+    gumbel_ratio_weight: float | int = 2.0
+    gumbel_distillation_weight: float | int = 0.5
+    gumbel_token_weight: float | int = 0.5
     pooling: Literal["cls", "mean"] = "cls"
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -85,6 +131,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
+        self.reduction_layers = list(self.reduction_layers)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -120,6 +167,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                 )
         self._validate_sizes()
         self._validate_selection()
+        self._validate_reduction()
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
@@ -129,7 +177,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
 
     def _validate_sizes(self):
-        for name in ("image_size", "patch_size", "scout_image_size"):
+        for name in ("image_size", "patch_size", "scout_image_size", "scorer_image_size"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -164,10 +212,48 @@ class AdaptiveViTConfig(PreTrainedConfig):
             )
         if isinstance(number, int) and number < 1:
             raise ValueError(f"num_selected_patches={number} must be at least 1, or a share in (0, 1].")
-        if self.patch_selector == "attention" and not 1 <= self.scout_num_layers <= self.num_hidden_layers:
+        if (
+            self.patch_selector in ("attention", "distilled")
+            and not 1 <= self.scout_num_layers <= self.num_hidden_layers
+        ):
             raise ValueError(
                 f"scout_num_layers={self.scout_num_layers} must lie between 1 and "
                 f"num_hidden_layers={self.num_hidden_layers}."
+            )
+
+    def _validate_reduction(self):
+        if not 0 <= self.exploration <= 1:
+            raise ValueError(f"exploration={self.exploration} is a share and must lie in [0, 1].")
+        if self.perturbed_num_samples < 1 or self.perturbed_sigma <= 0:
+            raise ValueError(
+                f"perturbed_num_samples={self.perturbed_num_samples} must be at least 1, and "
+                f"perturbed_sigma={self.perturbed_sigma} above 0."
+            )
+        if self.scorer_hidden_size < 2 or self.scorer_hidden_size % 2:
+            raise ValueError(f"scorer_hidden_size={self.scorer_hidden_size} must be an even number from 2.")
+        if not 0 < self.keep_rate <= 1:
+            raise ValueError(f"keep_rate={self.keep_rate} is a share of the tokens and must lie in (0, 1].")
+        if self.token_reducer is None:
+            if self.keep_rate != 1 or self.merge_r is not None:
+                raise ValueError(
+                    f"keep_rate={self.keep_rate} and merge_r={self.merge_r} need a token_reducer: choose one of "
+                    f"{sorted(TOKEN_REDUCERS)}."
+                )
+            return
+        _check_choice("token_reducer", self.token_reducer, TOKEN_REDUCERS)
+        layers = list(self.reduction_layers)
+        if (
+            not layers
+            or len(set(layers)) < len(layers)
+            or not all(0 <= layer < self.num_hidden_layers for layer in layers)
+        ):
+            raise ValueError(
+                f"reduction_layers={layers} must be different blocks from 0 to {self.num_hidden_layers - 1}."
+            )
+        if self.merge_r is not None and (self.token_reducer != "merge" or self.merge_r < 1):
+            raise ValueError(
+                f"merge_r={self.merge_r} must be at least 1, and is for token_reducer='merge', not "
+                f"{self.token_reducer!r}, which goes by keep_rate."
             )
 
     @classmethod

@@ -22,6 +22,10 @@ class AdaptiveViTEmbeddings(nn.Module):
             else None
         )
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
+        # Tells a thumbnail's tokens from those of patches. It starts at zero: nothing changes until it is trained.
+        self.scale_embedding = (
+            nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.thumbnail_context else None
+        )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -29,9 +33,19 @@ class AdaptiveViTEmbeddings(nn.Module):
         patches: ImagePatches,
         indices: torch.Tensor | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
-    ) -> tuple[torch.Tensor, PatchTokens]:
-        """The sequence `(B, 1 + registers + K, D)`, and its patch tokens with their coordinates."""
-        tokens = self.patch_embeddings(patches, indices)
+        weights: torch.Tensor | None = None,
+        thumbnails: ImagePatches | None = None,
+    ) -> tuple[torch.Tensor, PatchTokens, PatchTokens | None]:
+        """The sequence `(B, 1 + registers + thumbnail + K, D)`, its patch tokens, and those of the thumbnail.
+
+        Args:
+            patches: all patches of the batch.
+            indices: `(B, K)` of those to embed; None for all.
+            bool_masked_pos: `(B, N)` True for patches that the mask token replaces.
+            weights: `(B, K, N)`, to embed means of patches instead.
+            thumbnails: patches of the images made small, which go along as context.
+        """
+        tokens = self.patch_embeddings(patches, indices, weights)
         if bool_masked_pos is not None:
             tokens = self._mask(
                 tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
@@ -40,8 +54,12 @@ class AdaptiveViTEmbeddings(nn.Module):
         prefix = self.position_encoding.add_to_cls(self.cls_token)
         if self.register_tokens is not None:
             prefix = torch.cat((prefix, self.register_tokens), dim=1)
-        sequence = torch.cat((prefix.expand(tokens.features.shape[0], -1, -1), tokens.features), dim=1)
-        return self.dropout(sequence), tokens
+        parts = [prefix.expand(tokens.features.shape[0], -1, -1), tokens.features]
+        context = None
+        if thumbnails is not None:
+            context = self.position_encoding.add(self.patch_embeddings(thumbnails))
+            parts.insert(1, context.features + self.scale_embedding)
+        return self.dropout(torch.cat(parts, dim=1)), tokens, context
 
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
         if masked.shape != tokens.features.shape[:2]:

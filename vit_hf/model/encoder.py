@@ -1,105 +1,31 @@
-"""Attention, feed-forward network and block. Shape legend: `tokens.py`; T is the tokens of a sequence.
+"""Feed-forward network and block. Shape legend: `tokens.py`; T is the tokens of a sequence.
 
 Modules and parameters carry the names of transformers' ViT.
 """
+
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .positions import rotate_half_pairs
+from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
+from .reduction_base import Reduction, TokenReducer
+from .tokens import PatchTokens
 
 
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-
-Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 def make_norm(config) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention `(B, T, heads, d)` and its weights `(B, heads, T, T)`.
-
-    The mask may be additive, or boolean with True where attention is allowed.
-    """
-    logits = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
-    elif attention_mask is not None:
-        logits = logits + attention_mask
-    weights = logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class AdaptiveViTAttention(nn.Module):
-    """Multi-head self-attention, through whichever implementation transformers was asked for."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotation: Rotation | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query = self._split_heads(self.q_proj(hidden_states))
-        key = self._split_heads(self.k_proj(hidden_states))
-        value = self._split_heads(self.v_proj(hidden_states))
-        if rotation is not None:
-            query, key = rotate_half_pairs(query, rotation), rotate_half_pairs(key, rotation)
-
-        # Fused implementations have no weights to show, so a call that asks for them computes them.
-        implementation = "eager" if output_attentions else self.config._attn_implementation
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        attention, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-        )
-        attention = attention.reshape(hidden_states.shape).contiguous()
-        return self.o_proj(attention), weights
-
-    def cls_attention(self, hidden_states: torch.Tensor, rotation: Rotation | None = None) -> torch.Tensor:
-        """What the CLS token attends to, averaged over heads, `(B, T)`: softmax(q_cls K^T), linear in T."""
-        query = self._split_heads(self.q_proj(hidden_states[:, :1]))  # (B, heads, 1, d)
-        key = self._split_heads(self.k_proj(hidden_states))
-        if rotation is not None:
-            key = rotate_half_pairs(key, rotation)
-        logits = (query @ key.transpose(2, 3)).squeeze(2).float() * self.scaling  # (B, heads, T)
-        return logits.softmax(dim=-1).mean(dim=1)
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+def split_prefix(hidden_states: torch.Tensor, tokens: PatchTokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sequence's tokens before those of patches, and these."""
+    num_tokens = tokens.coordinates.shape[1]
+    return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
 
 
 class AdaptiveViTMLP(nn.Module):
@@ -159,21 +85,35 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotation: Rotation | None = None,
-        output_attentions: bool = False,
-        cls_attention_only: bool = False,
-    ) -> torch.Tensor:
-        """Hidden states `(B, T, D)`; or, with `cls_attention_only`, the CLS row `(B, T)` of this block's attention.
+        inputs: AttentionInputs,
+        reducer: TokenReducer | None = None,
+        tokens: PatchTokens | None = None,
+        relaxation: float = 0.0,
+        look: Literal["cls", "all"] | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Reduction, torch.Tensor] | AttentionStates:
+        """Hidden states `(B, T, D)`.
 
-        The latter goes through `forward` so that whatever wraps the block (sharding, offloading) is there.
+        With a `reducer`, which thins the last tokens of the sequence (described by `tokens`) before the feed-forward
+        network: hidden states `(B, T', D)`, the reduction, and the hidden states `(B, M, D)` of what was thinned.
+
+        With `look`, only the queries (of the CLS token, or of all) and keys of the block's attention. That goes
+        through `forward` so that whatever wraps the block (sharding, offloading) is there.
         """
-        if cls_attention_only:
-            return self.attention.cls_attention(self.layernorm_before(hidden_states), rotation)
-        attention, _ = self.attention(
-            self.layernorm_before(hidden_states), attention_mask, rotation, output_attentions
+        if look is not None:
+            states = self.attention.cls_states if look == "cls" else self.attention.states
+            return states(self.layernorm_before(hidden_states), inputs)
+        attention, _, states = self.attention(
+            self.layernorm_before(hidden_states), inputs, return_states=reducer is not None
         )
         hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
+        if reducer is None:
+            return self._feed_forward(hidden_states)
+        prefix, patches = split_prefix(hidden_states, tokens)
+        reduction = reducer(tokens.with_features(patches), states, relaxation)
+        hidden_states = torch.cat((prefix, reduction.tokens.features), dim=1)
+        return self._feed_forward(hidden_states), reduction, patches
+
+    def _feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         mlp = self.mlp(self.layernorm_after(hidden_states))
         return hidden_states + self._branch(mlp, self.layer_scale2)
 

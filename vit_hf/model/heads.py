@@ -17,18 +17,18 @@ class AdaptiveViTPooler(nn.Module):
         return self.activation(self.dense(hidden_states[:, 0]))
 
 
-def pool_cls(hidden_states: torch.Tensor, num_patches: int, mask: torch.Tensor | None) -> torch.Tensor:
+def pool_cls(hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None) -> torch.Tensor:
     """The CLS token, `(B, D)`."""
     return hidden_states[:, 0]
 
 
-def pool_mean(hidden_states: torch.Tensor, num_patches: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the patches that count, `(B, D)`."""
-    patches = hidden_states[:, -num_patches:]
-    if mask is None:
-        return patches.mean(dim=1)
-    weights = mask.unsqueeze(-1).to(patches)
-    return (patches * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+def pool_mean(hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean `(B, D)` over the last tokens, which stand for patches, by how many each stands for `(B, M)`."""
+    tokens = hidden_states[:, -num_tokens:]
+    if weights is None:
+        return tokens.mean(dim=1)
+    weights = weights.unsqueeze(-1).to(tokens)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 POOLINGS = {"cls": pool_cls, "mean": pool_mean}
@@ -52,6 +52,61 @@ def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None
             f"Label {labels[wrong][0].item()} is outside {legal}. The model has num_labels={num_labels} and "
             f"problem_type={problem_type!r}: set them when loading it, or mend the labels."
         )
+
+
+def loss_per_image(labels: torch.Tensor, logits: torch.Tensor, problem_type: str) -> torch.Tensor:
+    """The loss of each image `(B,)` in float32; 0 for a label of -100."""
+    logits = logits.float()
+    if problem_type == "regression":
+        return (logits - labels.view_as(logits).float()).square().mean(dim=-1)
+    if problem_type == "multi_label_classification":
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        return losses.mean(dim=-1)
+    labels = labels.float() if labels.is_floating_point() else labels.view(-1)
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def reward_per_image(
+    kind: str, labels: torch.Tensor, logits: torch.Tensor, problem_type: str
+) -> torch.Tensor:
+    """What an answer is worth, `(B,)`.
+
+    Args:
+        kind: "cross_entropy" for how much the loss falls (what it falls from is the same for any selection), or
+            "correctness" for 1 if the answer is right and 0 if not; of several labels, the share that is right.
+
+    Raises:
+        ValueError: for the correctness of a regression, where nothing is right or wrong.
+    """
+    if kind == "cross_entropy":
+        return -loss_per_image(labels, logits, problem_type)
+    if problem_type == "regression":
+        raise ValueError(
+            "policy_reward='correctness' needs classes, and this is a regression: use 'cross_entropy'."
+        )
+    if problem_type == "multi_label_classification":
+        return ((logits > 0) == (labels > 0.5)).float().mean(dim=-1)
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=-1)
+    return (logits.argmax(dim=-1) == labels.view(-1)).float()
+
+
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Divergence of the student's class probabilities from the teacher's, averaged over images."""
+    student, teacher = logits.float().log_softmax(dim=-1), teacher.float().log_softmax(dim=-1)
+    return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def token_distillation_loss(
+    hidden_states: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean squared difference of hidden states `(B, T, D)` over the last tokens, by their weights `(B, M)`."""
+    difference = (hidden_states.float() - teacher.float()).square().mean(dim=-1)  # (B, T)
+    if weights is None:
+        return difference.mean()
+    weights = weights.detach()
+    difference = difference[:, -weights.shape[1] :]
+    return (difference * weights).sum() / weights.sum().clamp(min=1)
 
 
 class MaskedImageDecoder(nn.Sequential):

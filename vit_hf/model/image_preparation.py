@@ -26,7 +26,7 @@ from transformers.utils import TensorType, logging
 from .image_loading import flatten_images, read_image, to_pixels
 from .patches import ImagePatches, flatten_channels_last
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
-from .selection import keep_top, resolve_num_selected
+from .selection_base import keep_top, resolve_num_selected
 from .tokens import PatchTokens
 
 

@@ -9,31 +9,48 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention import AdaptiveViTAttention, AttentionInputs
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .embeddings import AdaptiveViTEmbeddings
-from .encoder import AdaptiveViTAttention, AdaptiveViTLayer, LayerScale, make_norm
+from .encoder import AdaptiveViTLayer, LayerScale, make_norm, split_prefix
 from .heads import (
     POOLINGS,
     AdaptiveViTPooler,
     MaskedImageDecoder,
     check_labels,
+    distillation_loss,
     masked_reconstruction_loss,
+    reward_per_image,
+    token_distillation_loss,
 )
 from .outputs import (
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
+    EncoderOutput,
     ScoutOutput,
 )
-from .patches import ImagePatches, to_pair
-from .positions import PositionEncoding
-from .selection import PATCH_SELECTORS, keep_top, resolve_num_selected
-from .tokens import PatchTokens
+from .patches import ImagePatches, cut_patches, to_pair
+from .positions import PositionEncoding, interpolation_weights
+from .reduction import TOKEN_REDUCERS
+from .reduction_base import restore_tokens
+from .selection import PATCH_SELECTORS
+from .selection_base import Selection, count_selected
+from .selection_policy import reinforce_loss
+from .tokens import PatchTokens, put_tokens, raster_indices
+
+
+RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+
+# How the attention of several heads (B, heads, T) becomes one.
+HEAD_REDUCTIONS = {
+    "mean": lambda attention: attention.mean(dim=1),
+    "max": lambda attention: attention.amax(dim=1),
+    "min": lambda attention: attention.amin(dim=1),
+}
 
 
 class AdaptiveViTPreTrainedModel(PreTrainedModel):
@@ -75,6 +92,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
+            if module.scale_embedding is not None:
+                init.zeros_(module.scale_embedding)
         elif isinstance(module, PositionEncoding):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
@@ -121,6 +140,10 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         super().__init__(config)
         self.embeddings = AdaptiveViTEmbeddings(config, use_mask_token=use_mask_token)
         self.selector = PATCH_SELECTORS[config.patch_selector](config) if config.patch_selector else None
+        self.reducers = nn.ModuleDict()
+        if config.token_reducer:
+            for index in config.reduction_layers:
+                self.reducers[str(index)] = TOKEN_REDUCERS[config.token_reducer](config, index)
         self.layers = nn.ModuleList(
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -138,6 +161,9 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         patch_coordinates: torch.Tensor | None = None,
         spatial_shapes: torch.LongTensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
+        selected_patches: torch.LongTensor | None = None,
+        sample_selection: bool | None = None,
+        restore: bool = False,
         **kwargs,
     ) -> AdaptiveViTModelOutput:
         """
@@ -150,155 +176,228 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             patch_coordinates: `(B, N, 2)` row and column of each cut patch.
             spatial_shapes: `(B, 2)` rows and columns of each image's full grid.
             pixel_attention_mask: `(B, N)` zero for cut patches that are padding.
+            selected_patches: `(B, K)` int64 raster indices of the patches to compute on, -1 for none, instead of the
+                selector's choice.
+            sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K mixes,
+                exploration); by default it does while training.
+            restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have the
+                state of their group and dropped ones the last state they had; those never selected have that of the
+                thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
             ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite.
         """
-        patches = self._cut(
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, interpolate_pos_encoding
+        config = self.config
+        patches = cut_patches(
+            config,
+            pixel_values,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            interpolate_pos_encoding,
         )
-        indices, mask, scores = self._select(patches)
-        sequence, tokens = self.embeddings(patches, indices, bool_masked_pos)
-        tokens.mask = mask
+        sample = self.training if sample_selection is None else sample_selection
+        selection = self._select(patches, selected_patches, sample)
+        thumbnails = None
+        if config.thumbnail_context:
+            thumbnails = patches.thumbnail_patches(to_pair(config.scout_image_size or config.image_size))
+        sequence, tokens, context = self.embeddings(
+            patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
+        )
+        tokens.mask = selection.mask
         _check_finite(sequence, "pixel_values")
-        outputs = self._encode(sequence, tokens, return_dict=True, **kwargs)
-        selected = tokens.raster_indices()
+        outputs = self._encode(sequence, tokens, context, restore=restore, return_dict=True, **kwargs)
+        losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
+        dense = None
+        if self.training and any(reducer.learns_from_dense for reducer in self.reducers.values()):
+            with torch.no_grad():
+                dense = self._encode(sequence, tokens, context, reduce=False, **RECORD_NOTHING)
+            dense = dense.last_hidden_state
+            losses.append(
+                config.gumbel_token_weight
+                * token_distillation_loss(outputs.last_hidden_state, dense, outputs.token_sizes)
+            )
+        kept = raster_indices(patches.coordinates, patches.grid)
+        if selection.indices is not None:
+            kept = kept.gather(1, selection.indices)
         return AdaptiveViTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            selected_patches=selected if mask is None else selected.masked_fill(~mask, -1),
-            patch_scores=scores,
+            selected_patches=kept if selection.mask is None else kept.masked_fill(~selection.mask, -1),
+            patch_scores=selection.scores,
             patch_coordinates=tokens.coordinates,
             spatial_shapes=tokens.grid,
-            patch_mask=mask,
+            patch_mask=selection.mask,
+            token_coordinates=outputs.token_coordinates,
+            token_sizes=outputs.token_sizes,
+            token_assignments=outputs.token_assignments,
+            restored_hidden_state=(
+                self._restore(patches, selection, outputs, thumbnails) if restore else None
+            ),
+            selection_loss=sum(losses) if losses else None,
+            selection_log_prob=selection.log_prob,
+            dense_hidden_state=dense,
         )
 
-    def _cut(
-        self,
-        pixel_values: torch.Tensor,
-        patch_coordinates: torch.Tensor | None,
-        spatial_shapes: torch.Tensor | None,
-        pixel_attention_mask: torch.Tensor | None,
-        interpolate_pos_encoding: bool | None,
-    ) -> ImagePatches:
-        config = self.config
-        if pixel_values.ndim == 3:
-            if patch_coordinates is None or spatial_shapes is None:
-                raise ValueError(
-                    f"pixel_values of shape {tuple(pixel_values.shape)} are cut patches and need patch_coordinates "
-                    "(B, N, 2) and spatial_shapes (B, 2). One whole image needs a batch dimension: (1, C, H, W)."
-                )
-            return ImagePatches.from_flat(
-                pixel_values,
-                patch_coordinates,
-                spatial_shapes,
-                pixel_attention_mask,
-                config.patch_size,
-                config.num_channels,
-            )
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values must be images (B, C, H, W) or cut patches (B, N, P*P*C), got shape "
-                f"{tuple(pixel_values.shape)}."
-            )
-        if pixel_values.shape[1] != config.num_channels:
-            raise ValueError(
-                f"pixel_values have {pixel_values.shape[1]} channels, the model was built for "
-                f"num_channels={config.num_channels}. Shape got: {tuple(pixel_values.shape)}, expected (B, C, H, W)."
-            )
-        if interpolate_pos_encoding is False and pixel_values.shape[-2:] != to_pair(config.image_size):
-            raise ValueError(
-                f"Images of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels do not match "
-                f"image_size={config.image_size}, and interpolate_pos_encoding=False forbids other sizes."
-            )
-        return ImagePatches.from_images(pixel_values, config.patch_size)
-
     def _select(
-        self, patches: ImagePatches
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Indices `(B, K)` of the patches to keep (None: all), their mask `(B, K)`, scores of all `(B, N)`."""
+        self, patches: ImagePatches, selected_patches: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        if selected_patches is not None:
+            return Selection(*patches.places_of(selected_patches))
         if self.selector is None:
-            return None, patches.mask, None
-        counts, num_selected = self._num_selected(patches)
+            return Selection(None, patches.mask)
+        wanted = self.config.num_selected_patches
+        relaxation = self.selection_relaxation if self.training else 0.0
+        num_selected, counts = count_selected(patches, wanted, relaxation)
         if patches.image is None and num_selected >= patches.num_patches:
             # The data loader selected already.
-            return None, patches.mask, None
-        scores = self.selector.score(patches, num_selected if counts is None else counts, self._scout)
+            return Selection(None, patches.mask)
+        scout = _ModelScout(self)
+        scores = self.selector.score(patches, num_selected if counts is None else counts, scout)
         _check_finite(scores, "pixel_values")
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
-        indices, mask = keep_top(scores, num_selected, counts)
-        return indices, mask, scores
-
-    def _num_selected(self, patches: ImagePatches) -> tuple[torch.Tensor | None, int]:
-        """How many patches each image keeps, `(B,)` or None if all keep the same, and the largest of them."""
-        wanted = self.config.num_selected_patches
-        relaxation = self.selection_relaxation if self.training else 0.0
-        if patches.image is not None:
-            target = resolve_num_selected(wanted, patches.num_patches)
-            return None, target + round(relaxation * (patches.num_patches - target))
-        # Where there may be fewer than K patches, the image processor says so by a mask.
-        resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
-        present = patches.grid.prod(dim=1)  # (B,)
-        target = (
-            (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
-        )
-        counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
-        if patches.mask is not None:
-            counts = counts.minimum(patches.mask.sum(dim=1))
-        if isinstance(wanted, int) and relaxation == 0:
-            return (None if patches.mask is None else counts), wanted
-        return counts, int(counts.max())
+        selection = self.selector.select(scores, num_selected, counts, sample)
+        if self.training and sample:
+            selection.loss = self.selector.loss(patches, scores, scout)
+        return selection
 
     @capture_outputs(tie_last_hidden_states=False)
     def _encode(
         self,
         sequence: torch.Tensor,
         tokens: PatchTokens,
+        context: PatchTokens | None,
+        reduce: bool = True,
+        restore: bool = False,
         output_attentions: bool | None = None,
         # Read by the decorator, and named here so that misspelt arguments are refused.
         output_hidden_states: bool | None = None,
-    ) -> BaseModelOutput:
+    ) -> EncoderOutput:
         """Runs the blocks; hidden states and attentions are recorded if asked for."""
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        attention_mask = self._attention_mask(sequence, tokens.mask, output_attentions)
-        rotation = self.embeddings.position_encoding.rotation(tokens)
-        for layer in self.layers:
-            sequence = layer(sequence, attention_mask, rotation, output_attentions)
-        return BaseModelOutput(last_hidden_state=self.layernorm(sequence))
+        relaxation = self.selection_relaxation if self.training else 0.0
+        inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
+        assignments, befores, losses = [], [], []
+        for index, layer in enumerate(self.layers):
+            reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
+            if reducer is None or reducer.keeps_all(relaxation):
+                sequence = layer(sequence, inputs)
+                continue
+            if reducer.inside_block:
+                sequence, reduction, before = layer(sequence, inputs, reducer, tokens, relaxation)
+            else:
+                prefix, before = split_prefix(sequence, tokens)
+                reduction = reducer(tokens.with_features(before), None, relaxation)
+                sequence = torch.cat((prefix, reduction.tokens.features), dim=1)
+            tokens = reduction.tokens
+            assignments.append(reduction.assignment)
+            befores.append(before if restore else None)
+            if reduction.loss is not None:
+                losses.append(reduction.loss)
+            inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
+            if not reducer.inside_block:
+                sequence = layer(sequence, inputs)
+        entered = None
+        if restore:
+            entered = split_prefix(sequence, tokens)[1]
+            entered = self.layernorm(restore_tokens(entered, list(zip(assignments, befores, strict=True))))
+        sizes = tokens.sizes
+        if tokens.mask is not None:
+            sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
+        return EncoderOutput(
+            last_hidden_state=self.layernorm(sequence),
+            token_coordinates=tokens.coordinates,
+            token_sizes=sizes,
+            token_assignments=tuple(assignments) or None,
+            entered_states=entered,
+            loss=sum(losses) if losses else None,
+        )
 
-    def _attention_mask(
-        self, sequence: torch.Tensor, patch_mask: torch.Tensor | None, output_attentions: bool
-    ) -> torch.Tensor | None:
-        """The mask of padded patches in the form that the attention implementation wants; None without padding."""
-        if patch_mask is None:
-            return None
-        prefix = patch_mask.new_ones(patch_mask.shape[0], sequence.shape[1] - patch_mask.shape[1])
-        mask = torch.cat((prefix, patch_mask), dim=1)
-        if output_attentions:
-            return mask[:, None, None]  # for the eager implementation, see AdaptiveViTAttention
-        return create_bidirectional_mask(config=self.config, inputs_embeds=sequence, attention_mask=mask)
+    def _attention_inputs(
+        self,
+        sequence: torch.Tensor,
+        tokens: PatchTokens,
+        context: PatchTokens | None,
+        output_attentions: bool = False,
+    ) -> AttentionInputs:
+        coordinates = tokens.coordinates
+        if context is not None:
+            coordinates = torch.cat((context.coordinates, coordinates), dim=1)
+        placed = PatchTokens(sequence[:, -coordinates.shape[1] :], coordinates, tokens.grid)
+        rotation = self.embeddings.position_encoding.rotation(placed)
+        return AttentionInputs.build(
+            self.config, sequence, tokens.mask, tokens.sizes, rotation, output_attentions
+        )
 
-    def _scout(self, thumbnails: torch.Tensor, num_layers: int) -> torch.Tensor:
-        """CLS attention over thumbnails `(B, C, h, w)` in block `num_layers`, `(B, rows, columns)`."""
-        patches = ImagePatches.from_images(thumbnails, self.config.patch_size)
-        record_nothing = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
-        attention = self._run_scout(patches, num_layers, **record_nothing).attention
-        return attention.unflatten(1, patches.pixels.shape[1:3])
-
-    # A recorder of its own keeps the scout's pass through the blocks out of what the caller records.
+    # A recorder of its own keeps passes beside the main one out of what the caller records.
     @capture_outputs(tie_last_hidden_states=False)
     @torch.no_grad()
-    def _run_scout(self, patches: ImagePatches, num_layers: int, **kwargs) -> ScoutOutput:
-        sequence, tokens = self.embeddings(patches)
-        rotation = self.embeddings.position_encoding.rotation(tokens)
+    def _look(self, patches: ImagePatches, num_layers: int, reduction: str | None, **kwargs) -> ScoutOutput:
+        """Runs the first blocks on `patches`, for `_ModelScout`."""
+        sequence, tokens, _ = self.embeddings(patches)
+        tokens.mask = patches.mask
+        inputs = self._attention_inputs(sequence, tokens, None)
+        if reduction is None:
+            for layer in self.layers[:num_layers]:
+                sequence = layer(sequence, inputs)
+            return ScoutOutput(features=split_prefix(sequence, tokens)[1])
+        looks = []
         for layer in self.layers[: num_layers - 1]:
-            sequence = layer(sequence, None, rotation)
-        attention = self.layers[num_layers - 1](sequence, None, rotation, cls_attention_only=True)
-        return ScoutOutput(attention=attention[:, -patches.num_patches :])
+            if reduction == "rollout":
+                looks.append(layer(sequence, inputs, look="all"))
+            sequence = layer(sequence, inputs)
+        last = self.layers[num_layers - 1](sequence, inputs, look="cls").cls_attention()  # (B, heads, T)
+        if reduction == "rollout":
+            # "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020), for the CLS row alone.
+            row = last.mean(dim=1)
+            cls = torch.arange(row.shape[1], device=row.device) == 0
+            row = (row + cls) / 2
+            for states in reversed(looks):
+                row = (states.pull_back(row) + row) / 2
+        else:
+            row = HEAD_REDUCTIONS[reduction](last)
+        return ScoutOutput(attention=row[:, -patches.num_patches :])
+
+    def _restore(
+        self,
+        patches: ImagePatches,
+        selection: Selection,
+        outputs: EncoderOutput,
+        thumbnails: ImagePatches | None,
+    ) -> torch.Tensor:
+        """Hidden states `(B, R*S, D)` for the full grid; see `forward`. Patches that never arrived have zeros."""
+        states, mask = outputs.entered_states, patches.mask
+        if selection.indices is not None:
+            if thumbnails is None:
+                unseen = self.layernorm(self.embeddings(patches)[1].features)
+            else:
+                source = tuple(thumbnails.pixels.shape[1:3])
+                weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
+                stop = outputs.last_hidden_state.shape[1] - outputs.token_coordinates.shape[1]
+                context = outputs.last_hidden_state[:, stop - thumbnails.num_patches : stop]
+                unseen = weights.to(context.dtype) @ context
+            states = put_tokens(unseen, selection.indices, states, selection.mask)
+        if patches.image is not None:
+            return states
+        nothing = states.new_zeros(states.shape[0], int(patches.grid.prod(dim=1).max()), states.shape[2])
+        return put_tokens(nothing, raster_indices(patches.coordinates, patches.grid), states, mask)
+
+
+class _ModelScout:
+    """The model's blocks at the service of a selector; see `Scout`."""
+
+    def __init__(self, model: AdaptiveViTModel):
+        self.model = model
+
+    def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
+        return self.model._look(patches, num_layers, reduction, **RECORD_NOTHING).attention
+
+    def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
+        return self.model._look(patches, num_layers, None, **RECORD_NOTHING).features
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
@@ -334,15 +433,22 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         Raises:
             ValueError: if a label is outside the classes.
         """
-        outputs = self.vit(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-        pooled = POOLINGS[self.config.pooling](
-            outputs.last_hidden_state, outputs.selected_patches.shape[1], outputs.patch_mask
-        )
-        logits = self.classifier(pooled)
+        inputs = {
+            "pixel_values": pixel_values,
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            **kwargs,
+        }
+        outputs = self.vit(**inputs, return_dict=True)
+        logits = self._classify(outputs.last_hidden_state, outputs)
+        loss, selection_loss = None, outputs.selection_loss
+        if labels is not None:
+            loss = self._loss(labels, logits)
+            if self.training:
+                extra = self._selection_loss(labels, logits, outputs, inputs)
+                selection_loss = sum(term for term in (selection_loss, extra) if term is not None) or None
+                loss = loss if selection_loss is None else loss + selection_loss
         return AdaptiveViTImageClassifierOutput(
-            loss=None if labels is None else self._loss(labels, logits),
+            loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -350,7 +456,40 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             patch_scores=outputs.patch_scores,
             patch_coordinates=outputs.patch_coordinates,
             spatial_shapes=outputs.spatial_shapes,
+            token_coordinates=outputs.token_coordinates,
+            token_sizes=outputs.token_sizes,
+            token_assignments=outputs.token_assignments,
+            selection_loss=selection_loss,
         )
+
+    def _classify(self, hidden_states: torch.Tensor, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+        num_tokens = outputs.token_coordinates.shape[1]
+        return self.classifier(POOLINGS[self.config.pooling](hidden_states, num_tokens, outputs.token_sizes))
+
+    def _selection_loss(
+        self,
+        labels: torch.Tensor,
+        logits: torch.Tensor,
+        outputs: AdaptiveViTModelOutput,
+        inputs: dict[str, torch.Tensor],
+    ) -> torch.Tensor | None:
+        """What selectors and reducers learn from the answer."""
+        config = self.config
+        if outputs.selection_log_prob is not None:
+            with torch.no_grad():
+                kwargs = {**inputs, **RECORD_NOTHING, "sample_selection": False}
+                favourites = self.vit(**kwargs)
+                favourites = self._classify(favourites.last_hidden_state, favourites)
+            rewards = [
+                reward_per_image(config.policy_reward, labels, answer, config.problem_type)
+                for answer in (logits.detach(), favourites)
+            ]
+            return config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards)
+        if outputs.dense_hidden_state is not None and config.problem_type != "regression":
+            with torch.no_grad():
+                teacher = self._classify(outputs.dense_hidden_state, outputs)
+            return config.gumbel_distillation_weight * distillation_loss(logits, teacher)
+        return None
 
     def _loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type
@@ -374,6 +513,11 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             raise ValueError(
                 f"Masked image modelling reconstructs every patch, but patch_selector={config.patch_selector!r} drops "
                 "some. Pass patch_selector=None, num_selected_patches=None."
+            )
+        if config.token_reducer is not None:
+            raise ValueError(
+                f"Masked image modelling reconstructs every patch, but token_reducer={config.token_reducer!r} drops or "
+                "merges some. Pass token_reducer=None."
             )
         super().__init__(config)
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False, use_mask_token=True)

@@ -13,9 +13,25 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class ScoutOutput(ModelOutput):
-    """CLS attention over the patches of a thumbnail, `(B, N)`."""
+    """CLS attention over patches `(B, N)`, and their hidden states `(B, N, D)`, whichever was asked for."""
 
     attention: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """What came out of the blocks; see `AdaptiveViTModelOutput`. `entered_states` are the hidden states before the
+    final norm `(B, K, D)` of all patches that entered, if they were asked for."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    token_coordinates: torch.FloatTensor | None = None
+    token_sizes: torch.FloatTensor | None = None
+    token_assignments: tuple[torch.LongTensor, ...] | None = None
+    entered_states: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -23,14 +39,24 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
     """Hidden states, and what was selected and why.
 
     Attributes:
-        last_hidden_state: `(B, 1 + registers + K, D)`: CLS, registers, kept patches in raster order.
+        last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail if it
+            goes along, and the tokens that stand for patches: the K kept ones in raster order, or what a token
+            reducer made of them.
         pooler_output: `(B, pooler_output_size)`.
         selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
         patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
         patch_coordinates: `(B, K, 2)` float row and column of the kept patches, in patches.
         spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
-        selection_loss: the loss of a trained selector, if any.
+        token_coordinates: `(B, M, 2)` float, where the last tokens are; of a merged one, the mean.
+        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one.
+        token_assignments: for each of `reduction_layers` at which there was something to do, `(B, M before)` int64:
+            which token stands for each of those before; -1 for dropped ones.
+        restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
+        selection_loss: what training a selector or reducer adds to the loss, if anything.
+        selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
+        dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and gradient;
+            only while training a reducer that learns from it.
     """
 
     selected_patches: torch.LongTensor | None = None
@@ -38,7 +64,13 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
     patch_coordinates: torch.FloatTensor | None = None
     spatial_shapes: torch.LongTensor | None = None
     patch_mask: torch.BoolTensor | None = None
+    token_coordinates: torch.FloatTensor | None = None
+    token_sizes: torch.FloatTensor | None = None
+    token_assignments: tuple[torch.LongTensor, ...] | None = None
+    restored_hidden_state: torch.FloatTensor | None = None
     selection_loss: torch.FloatTensor | None = None
+    selection_log_prob: torch.FloatTensor | None = None
+    dense_hidden_state: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -49,6 +81,9 @@ class AdaptiveViTImageClassifierOutput(ImageClassifierOutput):
     patch_scores: torch.FloatTensor | None = None
     patch_coordinates: torch.FloatTensor | None = None
     spatial_shapes: torch.LongTensor | None = None
+    token_coordinates: torch.FloatTensor | None = None
+    token_sizes: torch.FloatTensor | None = None
+    token_assignments: tuple[torch.LongTensor, ...] | None = None
     selection_loss: torch.FloatTensor | None = None
 
 

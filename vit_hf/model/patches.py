@@ -27,6 +27,7 @@ class ImagePatches:
         grid: `(B, 2)` int64 rows and columns of each image.
         mask: `(B, N)` bool, False for padding; None if all count.
         image: `(B, C, R*P, S*P)` the images without what is beyond whole patches, None for patches that arrived cut.
+        is_thumbnail: whether these are patches of thumbnails, and `grid` is that of the images they were made of.
     """
 
     pixels: torch.Tensor
@@ -34,11 +35,19 @@ class ImagePatches:
     grid: torch.Tensor
     mask: torch.Tensor | None = None
     image: torch.Tensor | None = None
+    is_thumbnail: bool = False
 
     @property
     def num_patches(self) -> int:
         """N, the patches in the widest image of the batch."""
         return self.coordinates.shape[1]
+
+    @property
+    def full_grid(self) -> tuple[int, int] | None:
+        """(R, S) if these are all patches of images of one size, None otherwise."""
+        if self.image is None or self.is_thumbnail:
+            return None
+        return tuple(self.pixels.shape[1:3])
 
     @classmethod
     def from_images(cls, pixel_values: torch.Tensor, patch_size: int | tuple[int, int]) -> "ImagePatches":
@@ -124,6 +133,58 @@ class ImagePatches:
             mask = None if self.mask is None else self.mask[image, indices]
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
+    def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Where patches of raster indices `selected` `(B, K)` are among the N, and which exist, `(B, K)`.
+
+        Args:
+            selected: int64, -1 for none; there is no mask if there is no such.
+
+        Raises:
+            ValueError: if an image has no patch of that index.
+        """
+        raster = raster_indices(self.coordinates, self.grid)  # (B, N)
+        if self.mask is not None:
+            raster = raster.masked_fill(~self.mask, -1)
+        found = (selected.unsqueeze(-1) == raster.unsqueeze(1)) & (selected >= 0).unsqueeze(-1)  # (B, K, N)
+        present = found.any(dim=-1)
+        if torch.compiler.is_compiling():
+            return found.int().argmax(dim=-1), present
+        wrong = (selected >= 0) & ~present
+        if wrong.any():
+            raise ValueError(
+                f"selected_patches has {selected[wrong][0].item()}, which is no patch of its image (grids of "
+                f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
+            )
+        return found.int().argmax(dim=-1), None if present.all() else present
+
+    def mix(self, weights: torch.Tensor) -> PatchTokens:
+        """Weighted means of patches, `(B, K, C*P*P)`, at the means of their coordinates.
+
+        Args:
+            weights: `(B, K, N)` float, rows that add up to 1 (to 0 where there is no patch).
+        """
+        pixels = (self.pixels.flatten(1, 2) if self.pixels.ndim == 6 else self.pixels).flatten(2)
+        return PatchTokens(weights.to(pixels.dtype) @ pixels, weights @ self.coordinates, self.grid)
+
+    def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
+        """The images resized to `size` (height, width), float32 `(B, C, height, width)`.
+
+        Raises:
+            ValueError: if some patches of an image are missing.
+        """
+        if self.image is not None:
+            return _resize(self.image, size)
+        return torch.cat([_resize(image[None], size) for image in self.to_images()])
+
+    def thumbnail_patches(self, size: tuple[int, int]) -> "ImagePatches":
+        """Patches of the thumbnails, of the same size in pixels, at fractional coordinates of the full grid."""
+        patch_size = tuple(self.pixels.shape[-2:])
+        patches = ImagePatches.from_images(self.thumbnails(size), patch_size)
+        # A cell of the thumbnail's grid is `scale` patches of the full one wide.
+        scale = self.grid.unsqueeze(1) / patches.grid.unsqueeze(1)  # (B, 1, 2)
+        coordinates = (patches.coordinates + 0.5) * scale - 0.5
+        return ImagePatches(patches.pixels, coordinates, self.grid, image=patches.image, is_thumbnail=True)
+
     def to_images(self) -> list[torch.Tensor]:
         """One `(C, R*P, S*P)` tensor an image, without what was beyond whole patches.
 
@@ -145,6 +206,59 @@ class ImagePatches:
             pixels = pixels[order].unflatten(0, (rows, columns))  # (R, S, C, P, P)
             images.append(pixels.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
         return images
+
+
+def _resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    # In float32, since half precision has no such kernel on a CPU; the embedding casts back.
+    images = images.float()
+    if images.shape[-2:] == size:
+        return images
+    return nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def cut_patches(
+    config,
+    pixel_values: torch.Tensor,
+    patch_coordinates: torch.Tensor | None,
+    spatial_shapes: torch.Tensor | None,
+    pixel_attention_mask: torch.Tensor | None,
+    interpolate_pos_encoding: bool | None,
+) -> ImagePatches:
+    """Patches of what a model was given; see `AdaptiveViTModel.forward`.
+
+    Raises:
+        ValueError: if the input has the wrong shape, or is smaller than one patch.
+    """
+    if pixel_values.ndim == 3:
+        if patch_coordinates is None or spatial_shapes is None:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} are cut patches and need patch_coordinates "
+                "(B, N, 2) and spatial_shapes (B, 2). One whole image needs a batch dimension: (1, C, H, W)."
+            )
+        return ImagePatches.from_flat(
+            pixel_values,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            config.patch_size,
+            config.num_channels,
+        )
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values must be images (B, C, H, W) or cut patches (B, N, P*P*C), got shape "
+            f"{tuple(pixel_values.shape)}."
+        )
+    if pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values have {pixel_values.shape[1]} channels, the model was built for "
+            f"num_channels={config.num_channels}. Shape got: {tuple(pixel_values.shape)}, expected (B, C, H, W)."
+        )
+    if interpolate_pos_encoding is False and pixel_values.shape[-2:] != to_pair(config.image_size):
+        raise ValueError(
+            f"Images of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels do not match "
+            f"image_size={config.image_size}, and interpolate_pos_encoding=False forbids other sizes."
+        )
+    return ImagePatches.from_images(pixel_values, config.patch_size)
 
 
 def flatten_channels_last(features: torch.Tensor, patch_size: int | tuple[int, int]) -> torch.Tensor:
@@ -178,12 +292,16 @@ class PatchEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size
         )
 
-    def forward(self, patches: ImagePatches, indices: torch.Tensor | None = None) -> PatchTokens:
-        """Embeds the patches at `indices` `(B, K)`, or all of them."""
+    def forward(
+        self,
+        patches: ImagePatches,
+        indices: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> PatchTokens:
+        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all of them."""
         dtype = self.projection.weight.dtype
-        if indices is None and patches.image is not None:
+        if indices is None and weights is None and patches.image is not None:
             features = self.projection(patches.image.to(dtype))
-            full_grid = tuple(patches.pixels.shape[1:3])
-            return PatchTokens(features, patches.coordinates, patches.grid, full_grid=full_grid)
-        tokens = patches.take(indices)
+            return PatchTokens(features, patches.coordinates, patches.grid, full_grid=patches.full_grid)
+        tokens = patches.take(indices) if weights is None else patches.mix(weights)
         return tokens.with_features(self.projection(tokens.features.to(dtype)))

@@ -3,11 +3,23 @@
 One function and one line in `PIXEL_SCORERS`; the image processors run them in the data loader as well.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from .patches import ImagePatches
+from .tokens import raster_indices
+
+
+# Bins of `entropy`: this many a unit of normalised grey, and how many in all.
+BINS_PER_UNIT = 32
+NUM_BINS = 256
+
+# `saliency`: side of the thumbnail, and standard deviation of the smoothing, in pixels of it.
+SALIENCY_SIZE = 64
+SALIENCY_SIGMA = 2.5
 
 
 def variance_scores(
@@ -62,6 +74,95 @@ def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
     return horizontal.square_().addcmul_(vertical, vertical).sqrt_()
 
 
+def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
+    """Shannon entropy of the grey levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
+
+    Grey is the mean over channels as the model sees it, normalised. Bins are fixed, so that a patch scores the same
+    in any image and batch: 1/32 wide, with one centred at 0, and 256 of them, from -4 to 4; what is beyond counts
+    for the outermost. A bin is then 4 of the 255 grey levels of an image normalised with mean and std 0.5, about 2
+    with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most noise. Pixels in 0..255 fall
+    into the last bin, all of them.
+    """
+    height, width = patches.pixels.shape[-2:]
+    grey = _grey(patches.pixels, -3) if patches.image is None else _grey(patches.image, 1)
+    # Clamped as whole numbers, for a NaN that was cast is one: no index may leave the table.
+    cells = grey.mul(BINS_PER_UNIT).add_(NUM_BINS / 2 + 0.5).long().clamp_(0, NUM_BINS - 1)
+    if patches.image is None:  # (B, N, P, P)
+        cells += NUM_BINS * torch.arange(cells.shape[1], device=cells.device)[:, None, None]
+    else:  # (B, R * P, S * P): to be counted by patch, pixels need not be sorted by patch
+        row, column = (torch.arange(length, device=cells.device) for length in cells.shape[1:])
+        cells += NUM_BINS * patches.pixels.shape[2] * (row // height)[:, None]
+        cells += NUM_BINS * (column // width)
+    ones = grey.mul_(0).add_(1)  # NaN where a pixel is not finite
+    histograms = ones.new_zeros(ones.shape[0], NUM_BINS * patches.num_patches)
+    histograms.scatter_add_(1, cells.flatten(1), ones.flatten(1))
+    shares = histograms.div_(height * width).unflatten(1, (-1, NUM_BINS))
+    return torch.special.entr(shares).sum(-1) / math.log(2)
+
+
+def _grey(images: torch.Tensor, dim: int) -> torch.Tensor:
+    """Mean over the channels in `dim`, the same to the last bit whatever the layout in memory."""
+    first, *others = images.float().unbind(dim)
+    return sum(others, first) / images.shape[dim]
+
+
+def saliency_scores(
+    patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
+) -> torch.Tensor:
+    """What stands out from the rest of the image: the mean spectral residual saliency in each patch.
+
+    "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the grey image resized to 64x64
+    whatever its aspect. Where the paper leaves a choice: the local mean of the log spectrum wraps around, as the
+    spectrum does; the map is smoothed with the sigma of the authors' code, 2.5 pixels, and no darkness beyond the
+    border; and the least of it is taken off.
+
+    Raises:
+        ValueError: if some patches of an image are missing.
+    """
+    if patches.image is not None:
+        return _saliency(patches.image, *patches.pixels.shape[1:3])
+    places = raster_indices(patches.coordinates, patches.grid)
+    scores = torch.zeros(places.shape, device=places.device)
+    for index, image in enumerate(patches.to_images()):
+        present = slice(None) if patches.mask is None else patches.mask[index]
+        of_image = _saliency(image[None], *patches.grid[index].tolist())[0]
+        scores[index, present] = of_image[places[index, present]]
+    return scores
+
+
+def _saliency(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Mean saliency of images `(B, C, H, W)` in each of `rows` times `columns` patches, `(B, R * S)`."""
+    # Half precision has no FFT on a CPU, and would blur the ranks; the data loader knows no autocast either.
+    with torch.autocast(images.device.type, enabled=False):
+        size = (SALIENCY_SIZE, SALIENCY_SIZE)
+        grey = nn.functional.interpolate(_grey(images, 1)[:, None], size, mode="bilinear", antialias=True)[
+            :, 0
+        ]
+        spectrum = torch.fft.fft2(grey, norm="ortho")
+        amplitude = spectrum.abs()
+        # What rounding leaves of a flat image is less: this is a speck of one pixel and one grey level of 255.
+        least = 1e-6 * SALIENCY_SIZE * grey.abs().mean((1, 2), keepdim=True) + 1e-20
+        spectrum = spectrum.masked_fill(amplitude <= least, 0)
+        log_amplitude = nn.functional.pad(amplitude.maximum(least).log(), (1, 1, 1, 1), mode="circular")
+        local_mean = nn.functional.avg_pool2d(log_amplitude, 3, stride=1)
+        # exp(log amplitude - local mean + i phase), without taking amplitude and phase apart.
+        saliency = torch.fft.ifft2(spectrum * torch.exp(-local_mean), norm="ortho").abs().square()
+        # So that a flat image is exactly zero, and its patches tie.
+        saliency = saliency - saliency.amin((1, 2), keepdim=True)
+        of_rows, of_columns = (_smooth_means(parts, images.device) for parts in (rows, columns))
+        return (of_rows @ saliency @ of_columns.T).flatten(1)
+
+
+def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
+    """Weights `(parts, 64)` that smooth an axis of the saliency map and average it over each of `parts` pieces."""
+    edges = torch.arange(parts + 1, device=device) * (SALIENCY_SIZE / parts)
+    centres = torch.arange(SALIENCY_SIZE, device=device) + 0.5
+    # The mean of a Gaussian from edge to edge is a difference of error functions.
+    below = torch.erf((edges[:, None] - centres) / (math.sqrt(2) * SALIENCY_SIGMA))
+    weights = below.diff(dim=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
 
@@ -112,6 +213,8 @@ def _nearest_lattice_point(
 PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None], torch.Tensor]] = {
     "variance": variance_scores,
     "gradient": gradient_scores,
+    "entropy": entropy_scores,
+    "saliency": saliency_scores,
     "random": random_scores,
     "uniform": uniform_scores,
 }

@@ -23,6 +23,8 @@ class PatchTokens:
             thumbnail a fractional one.
         grid: `(B, 2)` int64, rows and columns of each image's full grid.
         mask: `(B, N)` bool, False where an image has fewer patches than the batch is wide; None if all count.
+        sizes: `(B, N)` float, how many patches a token stands for, where that is not one for all: more than one
+            after merging, 0 for one that is to be ignored. None if all stand for one.
         full_grid: (R, S) if every image has this grid and the tokens are all of it in raster order; None if that
             is not known without looking. Encodings may then skip what they would compute.
     """
@@ -31,6 +33,7 @@ class PatchTokens:
     coordinates: torch.Tensor
     grid: torch.Tensor
     mask: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
     full_grid: tuple[int, int] | None = None
 
     def gather(self, indices: torch.Tensor) -> "PatchTokens":
@@ -40,6 +43,7 @@ class PatchTokens:
             coordinates=gather_tokens(self.coordinates, indices),
             grid=self.grid,
             mask=None if self.mask is None else self.mask.gather(1, indices),
+            sizes=None if self.sizes is None else self.sizes.gather(1, indices),
         )
 
     def with_features(self, features: torch.Tensor) -> "PatchTokens":
@@ -54,6 +58,25 @@ def gather_tokens(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """`values` `(B, N, ...)` at `indices` `(B, K)`, as `(B, K, ...)`."""
     shape = indices.shape + values.shape[2:]
     return values.gather(1, indices.reshape(indices.shape + (1,) * (values.ndim - 2)).expand(shape))
+
+
+def scatter_tokens(values: torch.Tensor, indices: torch.Tensor, length: int) -> torch.Tensor:
+    """`(B, length, D)`: `values` `(B, K, D)` at `indices` `(B, K)`, added up where they meet, zero elsewhere."""
+    batch_size, _, dim = values.shape
+    return values.new_zeros(batch_size, length, dim).scatter_add_(
+        1, indices.unsqueeze(-1).expand(values.shape), values
+    )
+
+
+def put_tokens(
+    base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`base` `(B, N, D)` with `values` `(B, K, D)` at `indices` `(B, K)`, but for those with a False `mask` `(B, K)`."""
+    length = base.shape[1]
+    if mask is not None:
+        base = torch.cat((base, base[:, :1]), dim=1)  # a row that is cut off again
+        indices = indices.masked_fill(~mask, length)
+    return base.scatter(1, indices.unsqueeze(-1).expand(values.shape), values.to(base.dtype))[:, :length]
 
 
 def raster_indices(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

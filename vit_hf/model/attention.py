@@ -1,0 +1,209 @@
+"""Self-attention, through whichever implementation transformers was asked for. Shape legend: `tokens.py`; T is the
+tokens of a sequence, d the channels of a head.
+
+Parameters carry the names of transformers' ViT.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .positions import rotate_half_pairs
+
+
+# Below this a token of size 0 weighs nothing, and yet passes a gradient on.
+SMALLEST_SIZE = 1e-6
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention `(B, T, heads, d)` and its weights `(B, heads, T, T)`.
+
+    The mask may be additive, or boolean with True where attention is allowed.
+    """
+    logits = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+    elif attention_mask is not None:
+        logits = logits + attention_mask
+    weights = logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@dataclass
+class AttentionInputs:
+    """What attention needs to know beside the hidden states.
+
+    Attributes:
+        mask: in the form that the implementation wants, with `key_bias` in it where that is possible; None for none.
+        key_mask: `(B, T)` bool, False for padding; None without any.
+        key_bias: `(B, T)` float added to the logits of each key; None for none.
+        rotation: cosines and sines, see `PositionEncoding.rotation`.
+        show_weights: whether the weights are asked for. Fused implementations have none to show.
+    """
+
+    mask: torch.Tensor | None = None
+    key_mask: torch.Tensor | None = None
+    key_bias: torch.Tensor | None = None
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+    show_weights: bool = False
+
+    @classmethod
+    def build(
+        cls,
+        config,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        sizes: torch.Tensor | None,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        show_weights: bool,
+    ) -> "AttentionInputs":
+        """For a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B, M)`, or not.
+
+        Tokens that stand for several patches weigh as much as these (proportional attention of ToMe, Bolya et al.,
+        2023).
+        """
+        implementation = "eager" if show_weights else config._attn_implementation
+        key_mask = key_bias = attention_mask = None
+        length = hidden_states.shape[1]
+        if mask is not None:
+            key_mask = nn.functional.pad(mask, (length - mask.shape[1], 0), value=True)
+        if sizes is not None:
+            key_bias = nn.functional.pad((sizes + SMALLEST_SIZE).log(), (length - sizes.shape[1], 0))
+        if key_bias is not None and "flash" not in implementation:
+            attention_mask = key_bias.to(hidden_states.dtype)
+            if key_mask is not None:
+                attention_mask = attention_mask.masked_fill(
+                    ~key_mask, torch.finfo(attention_mask.dtype).min / 2
+                )
+            attention_mask = attention_mask[:, None, None]
+            if "flex" in implementation:  # reads every element of what it is given
+                attention_mask = attention_mask.expand(-1, -1, length, -1)
+        elif key_mask is not None and implementation in ("eager", "sdpa"):
+            attention_mask = key_mask[:, None, None]
+        elif key_mask is not None:
+            attention_mask = create_bidirectional_mask(
+                config=config, inputs_embeds=hidden_states, attention_mask=key_mask
+            )
+        return cls(attention_mask, key_mask, key_bias, rotation, show_weights)
+
+
+@dataclass
+class AttentionStates:
+    """What a block's attention was computed from, for token reducers.
+
+    Attributes:
+        query, key, value: `(B, heads, T, d)`, query and key rotated if the position encoding does that.
+        unrotated_key: the key before.
+        inputs: what else went in.
+        scaling: of the logits.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    unrotated_key: torch.Tensor
+    inputs: AttentionInputs
+    scaling: float
+
+    def cls_attention(self) -> torch.Tensor:
+        """What the CLS token attends to, `(B, heads, T)`: softmax(q_cls K^T), linear in T beside any attention."""
+        # Not a product with a matrix of one row, which reads the keys several times more slowly.
+        logits = torch.einsum("bhd,bhtd->bht", self.query[:, :, 0], self.key).float() * self.scaling
+        if self.inputs.key_bias is not None:
+            logits = logits + self.inputs.key_bias[:, None]
+        if self.inputs.key_mask is not None:
+            logits = logits.masked_fill(~self.inputs.key_mask[:, None], -torch.inf)
+        return logits.softmax(dim=-1)
+
+    def pull_back(self, row: torch.Tensor) -> torch.Tensor:
+        """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is quadratic."""
+        logits = (self.query @ self.key.transpose(2, 3)).float() * self.scaling
+        return torch.einsum("bt,bhts->bs", row, logits.softmax(dim=-1)) / logits.shape[1]
+
+
+class AdaptiveViTAttention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, inputs: AttentionInputs, return_states: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionStates | None]:
+        """Attention `(B, T, D)`; its weights, if the implementation has them; what it was computed from, if asked."""
+        states = self.states(hidden_states, inputs)
+        query, key, value = states.query, states.key, states.value
+        implementation = "eager" if inputs.show_weights else self.config._attn_implementation
+        if inputs.key_bias is not None and "flash" in implementation:
+            query, key, value = append_bias_channel(query, key, value, inputs.key_bias, self.scaling)
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attention, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            inputs.mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        attention = attention[..., : self.head_dim].reshape(hidden_states.shape).contiguous()
+        return self.o_proj(attention), weights, states if return_states else None
+
+    def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
+        """Queries, keys and values of normalised hidden states."""
+        query = self._split_heads(self.q_proj(hidden_states))
+        key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
+        value = self._split_heads(self.v_proj(hidden_states))
+        if inputs.rotation is not None:
+            query, key = rotate_half_pairs(query, inputs.rotation), rotate_half_pairs(key, inputs.rotation)
+        return AttentionStates(query, key, value, unrotated_key, inputs, self.scaling)
+
+    def cls_states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
+        """The same for the CLS query alone, without values: all that `cls_attention` needs."""
+        query = self._split_heads(self.q_proj(hidden_states[:, :1]))
+        key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
+        if inputs.rotation is not None:
+            key = rotate_half_pairs(key, inputs.rotation)
+        return AttentionStates(query, key, key, unrotated_key, inputs, self.scaling)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+
+
+def append_bias_channel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_bias: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Puts a bias of keys `(B, T)` into queries and keys, for implementations that take no additive mask.
+
+    [q, 1 / scaling] . [k, bias] * scaling = q . k * scaling + bias. Heads are padded to a multiple of 8, which
+    flash attention wants; the output's first channels are the attention.
+    """
+    padding = -(query.shape[-1] + 1) % 8
+    one = query.new_full((*query.shape[:-1], 1), 1 / scaling)
+    bias = key_bias[:, None, :, None].to(key.dtype).expand(*key.shape[:-1], 1)
+    query = nn.functional.pad(torch.cat((query, one), dim=-1), (0, padding))
+    key = nn.functional.pad(torch.cat((key, bias), dim=-1), (0, padding))
+    return query, key, nn.functional.pad(value, (0, padding + 1))

@@ -1,0 +1,78 @@
+"""Selection by what the model itself finds in a thumbnail. Shape legend: `tokens.py`."""
+
+import torch
+from torch import nn
+
+from .patches import ImagePatches, to_pair
+from .positions import interpolation_weights
+from .selection_base import PatchSelector, Scout
+
+
+def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
+    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids."""
+    weights = interpolation_weights(patches.coordinates, patches.grid, values.shape[1:], "linear")
+    return (weights.to(values.device) @ values.flatten(1).unsqueeze(-1)).squeeze(-1)
+
+
+def small_images(patches: ImagePatches, size: tuple[int, int]) -> ImagePatches:
+    """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
+    return ImagePatches.from_images(patches.thumbnails(size), tuple(patches.pixels.shape[-2:]))
+
+
+class AttentionSelector(PatchSelector):
+    """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
+
+    The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
+    interpolated to the full grid. In training the pass has the model's dropout, if any.
+    In the spirit of LookWhere (2025), without its training.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_layers = config.scout_num_layers
+        self.reduction = config.scout_reduction
+        self.size = to_pair(config.scout_image_size or config.image_size)
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        thumbnails = small_images(patches, self.size)
+        attention = scout.attention(thumbnails, self.num_layers, self.reduction).float()
+        return read_map(attention.unflatten(1, thumbnails.pixels.shape[1:3]), patches)
+
+
+class DistilledSelector(PatchSelector):
+    """Learns to foresee, from a thumbnail, what the model's last block would attend to in the whole image.
+
+    Scores are those of a small network on the hidden states of the scout pass, `2 x 2` for each patch of the
+    thumbnail; the loss is the divergence of their softmax from the CLS attention of a dense pass over the
+    image, which costs training what a dense forward costs. After LookWhere (2025), whose scout is a copy of the
+    first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
+    """
+
+    detail = 2
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_layers = config.scout_num_layers
+        self.last_layer = config.num_hidden_layers
+        self.size = to_pair(config.scout_image_size or config.image_size)
+        self.weight = config.distilled_loss_weight
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.GELU()
+        self.output = nn.Linear(config.hidden_size, self.detail**2)
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        thumbnails = small_images(patches, self.size)
+        features = scout.features(thumbnails, self.num_layers)
+        scores = self.output(self.activation(self.hidden(self.norm(features)))).float()  # (B, n, detail^2)
+        scores = scores.transpose(1, 2).unflatten(2, thumbnails.pixels.shape[1:3])  # (B, detail^2, r, c)
+        return read_map(nn.functional.pixel_shuffle(scores, self.detail).squeeze(1), patches)
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+        target = scout.attention(patches, self.last_layer, "mean").float()
+        absent = scores == -torch.inf
+        target = target.masked_fill(absent, 0)
+        target = target / target.sum(dim=-1, keepdim=True)
+        log_scores = scores.log_softmax(dim=-1).masked_fill(absent, 0)
+        divergence = torch.xlogy(target, target) - target * log_scores
+        return self.weight * divergence.sum(dim=-1).mean()

@@ -1,0 +1,162 @@
+"""What every patch selector shares: how many to keep, keeping them, and the interface. Shape legend: `tokens.py`."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .patches import ImagePatches
+
+
+def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
+    """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
+
+    Raises:
+        ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
+    """
+    if num_selected is None:
+        return num_patches
+    if isinstance(num_selected, float):
+        if not 0 < num_selected <= 1:
+            raise ValueError(
+                f"num_selected_patches={num_selected} as a float is a share and must lie in (0, 1]."
+            )
+        return max(1, round(num_selected * num_patches))
+    if not 1 <= num_selected <= num_patches:
+        raise ValueError(
+            f"num_selected_patches={num_selected} does not fit an image of {num_patches} patches: it must be a whole "
+            f"number from 1 to {num_patches}, or a share in (0, 1]. Lower it, or give larger images."
+        )
+    return num_selected
+
+
+def count_selected(
+    patches: ImagePatches, wanted: int | float, relaxation: float
+) -> tuple[int, torch.Tensor | None]:
+    """How many patches the batch keeps, and each image of it: K, and `(B,)` or None if all keep K.
+
+    Args:
+        patches: all patches of the batch.
+        wanted: a number, or a share of each image's patches.
+        relaxation: 0 for what is wanted, 1 for all patches, linear between.
+    """
+    if patches.image is not None:
+        target = resolve_num_selected(wanted, patches.num_patches)
+        return target + round(relaxation * (patches.num_patches - target)), None
+    # Where there may be fewer than K patches, the image processor says so by a mask.
+    resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
+    present = patches.grid.prod(dim=1)  # (B,)
+    target = (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+    counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
+    if patches.mask is not None:
+        counts = counts.minimum(patches.mask.sum(dim=1))
+    if isinstance(wanted, int) and relaxation == 0:
+        return wanted, None if patches.mask is None else counts
+    return int(counts.max()), counts
+
+
+def keep_top(
+    scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Indices `(B, K)` int64, ascending, of the highest of `scores` `(B, N)`, and which of them count.
+
+    Ties go to the lower index, on every device and in every batch: flat regions tie often.
+
+    Args:
+        scores: patches that are padding must score minus infinity.
+        num_selected: K.
+        counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at the
+            end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is no mask.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :num_selected]
+    if counts is None:
+        return order.sort(dim=-1).values, None
+    mask = torch.arange(num_selected, device=scores.device) < counts[:, None]
+    order = order.masked_fill(~mask, scores.shape[1]).sort(dim=-1).values  # padding sorts last
+    return order.masked_fill(~mask, 0), mask
+
+
+def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.Tensor:
+    """Ranks `(B, N)` of which the first `counts` are the best patches but for a `share`, which is drawn at random.
+
+    Args:
+        scores: `(B, N)`, minus infinity for patches that are padding.
+        share: of the kept patches.
+        counts: `(B,)` how many an image keeps.
+    """
+    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    exploited = counts - (counts * share).round().long()
+    drawn = torch.rand_like(scores, dtype=torch.float32).masked_fill(scores == -torch.inf, -torch.inf)
+    return torch.where(rank < exploited[:, None], 1.0 + scores.shape[1] - rank, drawn)
+
+
+@dataclass
+class Selection:
+    """Which patches the encoder gets.
+
+    Attributes:
+        indices: `(B, K)` int64, ascending places among the N patches that were offered; None for all of them.
+        mask: `(B, K)` bool, False where an image keeps fewer than the batch; None if all count.
+        scores: `(B, N)`; None if nobody scored.
+        weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is one.
+        log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not drawn.
+        loss: what the selector adds to the loss without knowing the answer; None for nothing.
+    """
+
+    indices: torch.Tensor | None
+    mask: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    log_prob: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+
+
+class Scout(Protocol):
+    """The model's own blocks, at the service of a selector. No gradient reaches the model."""
+
+    def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
+        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `scout_reduction` of the configuration."""
+
+    def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
+        """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
+
+
+class PatchSelector(nn.Module, ABC):
+    """Scores every patch of an image; the highest are kept."""
+
+    # Whether the head is to reward what was drawn (REINFORCE).
+    learns_by_reward = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.exploration = config.exploration
+
+    @abstractmethod
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        """Scores `(B, N)` float32.
+
+        Args:
+            patches: all patches of the batch, and the images if there are any.
+            num_selected: K, how many will be kept; `(B,)` if images keep different numbers.
+            scout: the model's own blocks.
+        """
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        """Keeps K patches by scores `(B, N)` in which padding has minus infinity; see `keep_top`.
+
+        `sample` is whether chance may play a part, as it does while training.
+        """
+        ranks = scores
+        if sample and self.exploration:
+            wanted = scores.new_full(scores.shape[:1], num_selected, dtype=torch.long)
+            ranks = explore(scores, self.exploration, wanted if counts is None else counts)
+        indices, mask = keep_top(ranks, num_selected, counts)
+        return Selection(indices, mask, scores)
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+        """What training adds to the loss, given the patches and their scores; None for nothing."""
+        return None

@@ -1,0 +1,83 @@
+"""Selection by a policy that learns from rewards. Shape legend: `tokens.py`."""
+
+import torch
+
+from .patches import ImagePatches
+from .selection_base import PatchSelector, Scout, Selection, keep_top
+from .selection_scorer import ThumbnailScorer
+
+
+# Scores lie between minus and plus this, so that no patch becomes impossible to draw.
+SCORE_LIMIT = 5.0
+
+
+def draw_plackett_luce(scores: torch.Tensor) -> torch.Tensor:
+    """An order `(B, N)` of patches drawn one after the other without replacement, in proportion to exp(score).
+
+    Plackett-Luce by the Gumbel-top-K trick (Kool et al., 2019). Patches with a score of minus infinity come last.
+    """
+    uniform = torch.rand_like(scores).clamp(min=torch.finfo(scores.dtype).tiny)
+    return (scores.detach() - (-uniform.log()).log()).argsort(dim=-1, descending=True)
+
+
+def plackett_luce_log_prob(
+    scores: torch.Tensor, order: torch.Tensor, num_selected: int, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-probability `(B,)` that the first patches of `order` `(B, N)` are drawn in that order.
+
+    Args:
+        scores: `(B, N)`, minus infinity for padding, which must come last in `order`.
+        num_selected: K, how many are drawn.
+        counts: `(B,)`, if images draw different numbers.
+    """
+    ordered = scores.gather(1, order)
+    # log of what is left to draw from at each step
+    remaining = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    steps = ordered[:, :num_selected] - remaining[:, :num_selected]
+    if counts is not None:
+        drawn = torch.arange(num_selected, device=scores.device) < counts[:, None]
+        steps = torch.where(drawn, steps, 0)
+    return steps.sum(dim=-1)
+
+
+class PolicySelector(PatchSelector):
+    """A small network on the thumbnail draws patches while training, and keeps its favourites otherwise.
+
+    The head rewards what was drawn by how much better the answer is than with the favourites (REINFORCE with a
+    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that of the
+    first draw, as a share of the greatest possible.
+    """
+
+    learns_by_reward = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scorer = ThumbnailScorer(config)
+        self.entropy_weight = config.policy_entropy_weight
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        return SCORE_LIMIT * torch.tanh(self.scorer(patches) / SCORE_LIMIT)
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        if not sample:
+            return super().select(scores, num_selected, counts, sample)
+        order = draw_plackett_luce(scores)
+        indices, mask = keep_top(-order.argsort(dim=-1).to(scores.dtype), num_selected, counts)
+        log_prob = plackett_luce_log_prob(scores, order, num_selected, counts)
+        # A mean over draws, so that a learning rate suits any K.
+        log_prob = log_prob / (num_selected if counts is None else counts)
+        return Selection(indices, mask, scores, log_prob=log_prob)
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+        present = scores != -torch.inf
+        log_probs = scores.log_softmax(dim=-1).masked_fill(~present, 0)
+        entropy = -(log_probs.exp() * log_probs * present).sum(dim=-1)
+        greatest = present.sum(dim=-1).clamp(min=2).log()
+        return -self.entropy_weight * (entropy / greatest).mean()
+
+
+def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline."""
+    return -((reward - baseline).detach() * log_prob).mean()
