@@ -145,14 +145,15 @@ def spectral_residual(grey: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([4, (8, 6)]), st.integers(0, 1000))
+# Not below 64 pixels: enlarged images lack the highest frequencies, where the log would be that of rounding.
+@given(st.integers(4, 12), st.integers(4, 12), st.sampled_from([16, (17, 23)]), st.integers(0, 1000))
 def test_saliency_is_that_of_the_paper(rows, columns, patch_size, seed):
     height, width = np.broadcast_to(patch_size, 2)
     images = np.random.default_rng(seed).normal(size=(2, 3, rows * height, columns * width))
     patches = ImagePatches.from_images(torch.tensor(images, dtype=torch.float32), patch_size)
     for image, scores in zip(images, pixel_scores("saliency", patches, 1).numpy(), strict=True):
         expected = spectral_residual(image.mean(0), rows, columns).flatten()
-        np.testing.assert_allclose(scores / scores.max(), expected / expected.max(), atol=1e-3)
+        np.testing.assert_allclose(scores / scores.max(), expected / expected.max(), atol=3e-4)
 
 
 def test_what_pops_out_is_the_most_salient():

@@ -112,9 +112,9 @@ def saliency_scores(
     """What stands out from the rest of the image: the mean spectral residual saliency in each patch.
 
     "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the grey image resized to 64x64
-    whatever its aspect. Where the paper leaves a choice: the local mean of the log spectrum wraps around, as the
-    spectrum does; the map is smoothed with the sigma of the authors' code, 2.5 pixels, and no darkness beyond the
-    border; and the least of it is taken off.
+    whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper has 8), by
+    what lies inside the image only; its minimum is taken off. The local mean of the log spectrum wraps around, as
+    the spectrum does.
 
     Raises:
         ValueError: if some patches of an image are missing.
@@ -135,12 +135,11 @@ def _saliency(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     # Half precision has no FFT on a CPU, and would blur the ranks; the data loader knows no autocast either.
     with torch.autocast(images.device.type, enabled=False):
         size = (SALIENCY_SIZE, SALIENCY_SIZE)
-        grey = nn.functional.interpolate(_grey(images, 1)[:, None], size, mode="bilinear", antialias=True)[
-            :, 0
-        ]
+        grey = _grey(images, 1).unsqueeze(1)
+        grey = nn.functional.interpolate(grey, size, mode="bilinear", antialias=True).squeeze(1)
         spectrum = torch.fft.fft2(grey, norm="ortho")
         amplitude = spectrum.abs()
-        # What rounding leaves of a flat image is less: this is a speck of one pixel and one grey level of 255.
+        # What rounding leaves of a flat image is below this: as much as one pixel one grey level in 255 off makes.
         least = 1e-6 * SALIENCY_SIZE * grey.abs().mean((1, 2), keepdim=True) + 1e-20
         spectrum = spectrum.masked_fill(amplitude <= least, 0)
         log_amplitude = nn.functional.pad(amplitude.maximum(least).log(), (1, 1, 1, 1), mode="circular")
