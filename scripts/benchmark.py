@@ -1,7 +1,7 @@
 """Speed and memory beside transformers' ViT, every pair measured in one run by turns (A B A B).
 
     python scripts/benchmark.py                      # ViT-B/16 on this machine
-    python scripts/benchmark.py --size small --repeats 3 --skip-training
+    python scripts/benchmark.py --size small --repeats 3 --tables dense selection
     python scripts/benchmark.py --device cuda --dtype bfloat16 --batch-size 32 --compile
 
 Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a CPU peak
@@ -13,7 +13,7 @@ import io
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Side:
     selector: str | None = None
     stock: bool = False
     image_size: int = 224
+    reduction: dict = field(default_factory=dict)
 
     def model(self, args: argparse.Namespace) -> torch.nn.Module:
         torch.manual_seed(0)
@@ -49,17 +50,43 @@ class Side:
             model = ViTForImageClassification(ViTConfig(**fields))
         else:
             number = args.num_selected_patches if self.selector else None
-            config = AdaptiveViTConfig(patch_selector=self.selector, num_selected_patches=number, **fields)
+            config = AdaptiveViTConfig(
+                patch_selector=self.selector, num_selected_patches=number, **self.reduction, **fields
+            )
             model = AdaptiveViTForImageClassification(config)
         return model.to(args.device, getattr(torch, args.dtype)).eval()
 
 
+def reducing(token_reducer: str, **fields: object) -> dict:
+    return {"token_reducer": token_reducer, **fields}
+
+
 STOCK = Side("transformers ViT, dense", stock=True)
 DENSE = Side("ours, dense")
-VARIANCE = Side("ours, variance", "variance", image_size=1024)
-GRADIENT = Side("ours, gradient", "gradient", image_size=1024)
-SCOUT = Side("ours, attention scout", "attention", image_size=1024)
+SELECTING = [
+    Side(f"ours, {name}", name, image_size=1024)
+    for name in (
+        "variance",
+        "gradient",
+        "entropy",
+        "saliency",
+        "attention",
+        "distilled",
+        "policy",
+        "perturbed",
+    )
+]
+VARIANCE = SELECTING[0]
 STOCK_LARGE = Side("transformers ViT, dense", stock=True, image_size=1024)
+EVERY_BLOCK = list(range(12))
+REDUCING = [
+    Side("ours, attentive, keep 1.0", reduction=reducing("attentive", keep_rate=1.0)),
+    Side("ours, attentive, keep 0.7", reduction=reducing("attentive", keep_rate=0.7)),
+    Side("ours, attentive, keep 0.5", reduction=reducing("attentive", keep_rate=0.5)),
+    Side("ours, merge, r = 16", reduction=reducing("merge", merge_r=16, reduction_layers=EVERY_BLOCK)),
+    Side("ours, gumbel, keep 0.7", reduction=reducing("gumbel", keep_rate=0.7)),
+    Side("ours, sample, keep 0.7", reduction=reducing("sample", keep_rate=0.7)),
+]
 
 
 def forward(side: Side, args: argparse.Namespace) -> Callable[[], None]:
@@ -147,6 +174,38 @@ def compare(
     return rows
 
 
+def reduction_tables(args: argparse.Namespace) -> list[dict]:
+    """Both batch sizes, since what pays off in a batch need not pay off for one image."""
+    rows = []
+    for batch_size in sorted({1, 8, args.batch_size}):
+        changed = argparse.Namespace(**{**vars(args), "batch_size": batch_size})
+        title = f"Reduction at 224², batch {batch_size}"
+        rows += compare(title, forward, [STOCK, *REDUCING], changed, args.repeats)
+    return rows
+
+
+def few(args: argparse.Namespace) -> int:
+    return 3 if args.device == "cpu" else args.repeats
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "dense": lambda args: compare("Dense at 224²", forward, [STOCK, DENSE], args, args.repeats),
+    "selection": lambda args: compare(
+        "1024² by selection, beside dense 224²", forward, [DENSE, *SELECTING], args, args.repeats
+    ),
+    "reduction": reduction_tables,
+    "large": lambda args: compare(
+        "1024² by selection, beside dense 1024²", forward, [STOCK_LARGE, VARIANCE], args, few(args)
+    ),
+    "file": lambda args: compare(
+        "JPEG file of 1024² to logits", file_to_logits, [STOCK, VARIANCE], args, args.repeats
+    ),
+    "training": lambda args: compare(
+        "One training step at 1024², batch 1", training_step, [STOCK_LARGE, VARIANCE], args, 1
+    ),
+}
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -160,7 +219,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides (forward tables)")
-    parser.add_argument("--skip-training", action="store_true", help="leave out the training steps")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="what to measure")
     parser.add_argument("--output", type=Path, help="write the rows as JSON as well")
     return parser.parse_args()
 
@@ -176,23 +235,7 @@ def main() -> None:
         f"ViT-{args.size}/16, {args.dtype}, batch {args.batch_size}, {args.num_selected_patches} patches of 1024²; "
         f"{device} ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}"
     )
-    large = {
-        "sides": [STOCK_LARGE, VARIANCE],
-        "args": args,
-        "repeats": 3 if args.device == "cpu" else args.repeats,
-    }
-    rows = compare("Dense at 224²", forward, [STOCK, DENSE], args, args.repeats)
-    rows += compare(
-        "1024² by selection, beside dense 224²",
-        forward,
-        [DENSE, VARIANCE, GRADIENT, SCOUT],
-        args,
-        args.repeats,
-    )
-    rows += compare("1024² by selection, beside dense 1024²", forward, **large)
-    rows += compare("JPEG file of 1024² to logits", file_to_logits, [STOCK, VARIANCE], args, args.repeats)
-    if not args.skip_training:
-        rows += compare("One training step at 1024², batch 1", training_step, **{**large, "repeats": 1})
+    rows = [row for name in args.tables for row in TABLES[name](args)]
     if args.output:
         args.output.write_text(json.dumps(rows, indent=2))
 

@@ -56,11 +56,16 @@ def test_benchmark(tmp_path):
         "tiny",
         "--repeats",
         "1",
-        "--skip-training",
+        "--tables",
+        "dense",
+        "selection",
+        "reduction",
+        "large",
+        "file",
         "--output",
         "rows.json",
         cwd=tmp_path,
     )
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 10 and all(row["median_s"] > 0 for row in rows)
-    assert out.count("| model | image |") == 4
+    assert len(rows) == 29 and all(row["median_s"] > 0 for row in rows)
+    assert out.count("| model | image |") == 6

@@ -82,15 +82,13 @@ class AttentionInputs:
             key_mask = nn.functional.pad(mask, (length - mask.shape[1], 0), value=True)
         if sizes is not None:
             key_bias = nn.functional.pad((sizes + SMALLEST_SIZE).log(), (length - sizes.shape[1], 0))
-        if key_bias is not None and "flash" not in implementation:
+        if key_bias is not None and not needs_bias_channel(implementation):
             attention_mask = key_bias.to(hidden_states.dtype)
             if key_mask is not None:
                 attention_mask = attention_mask.masked_fill(
                     ~key_mask, torch.finfo(attention_mask.dtype).min / 2
                 )
             attention_mask = attention_mask[:, None, None]
-            if "flex" in implementation:  # reads every element of what it is given
-                attention_mask = attention_mask.expand(-1, -1, length, -1)
         elif key_mask is not None and implementation in ("eager", "sdpa"):
             attention_mask = key_mask[:, None, None]
         elif key_mask is not None:
@@ -157,7 +155,7 @@ class AdaptiveViTAttention(nn.Module):
         states = self.states(hidden_states, inputs)
         query, key, value = states.query, states.key, states.value
         implementation = "eager" if inputs.show_weights else self.config._attn_implementation
-        if inputs.key_bias is not None and "flash" in implementation:
+        if inputs.key_bias is not None and needs_bias_channel(implementation):
             query, key, value = append_bias_channel(query, key, value, inputs.key_bias, self.scaling)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attention, weights = attention_interface(
@@ -191,6 +189,11 @@ class AdaptiveViTAttention(nn.Module):
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+
+
+def needs_bias_channel(implementation: str) -> bool:
+    """Whether it takes no additive mask, or (flex attention) only one with a value for every pair of tokens."""
+    return "flash" in implementation or "flex" in implementation
 
 
 def append_bias_channel(

@@ -229,8 +229,11 @@ class AdaptiveViTConfig(PreTrainedConfig):
                 f"perturbed_num_samples={self.perturbed_num_samples} must be at least 1, and "
                 f"perturbed_sigma={self.perturbed_sigma} above 0."
             )
-        if self.scorer_hidden_size < 2 or self.scorer_hidden_size % 2:
-            raise ValueError(f"scorer_hidden_size={self.scorer_hidden_size} must be an even number from 2.")
+        if self.scorer_hidden_size < 1:
+            raise ValueError(f"scorer_hidden_size={self.scorer_hidden_size} must be at least 1.")
+        scorer_size = to_pair(self.scorer_image_size or self.image_size)
+        if self.patch_selector in ("policy", "perturbed") and min(scorer_size) < 4:
+            raise ValueError(f"scorer_image_size={scorer_size} must be at least 4 pixels a side.")
         if not 0 < self.keep_rate <= 1:
             raise ValueError(f"keep_rate={self.keep_rate} is a share of the tokens and must lie in (0, 1].")
         if self.token_reducer is None:

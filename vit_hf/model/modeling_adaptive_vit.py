@@ -217,15 +217,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 config.gumbel_token_weight
                 * token_distillation_loss(outputs.last_hidden_state, dense, outputs.token_sizes)
             )
-        kept = raster_indices(patches.coordinates, patches.grid)
-        if selection.indices is not None:
-            kept = kept.gather(1, selection.indices)
         return AdaptiveViTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            selected_patches=kept if selection.mask is None else kept.masked_fill(~selection.mask, -1),
+            selected_patches=selection.raster_indices(patches),
             patch_scores=selection.scores,
             patch_coordinates=tokens.coordinates,
             spatial_shapes=tokens.grid,
@@ -238,6 +235,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             ),
             selection_loss=sum(losses) if losses else None,
             selection_log_prob=selection.log_prob,
+            favourite_patches=selection.favourites and selection.favourites.raster_indices(patches),
             dense_hidden_state=dense,
         )
 
@@ -477,7 +475,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         config = self.config
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
-                kwargs = {**inputs, **RECORD_NOTHING, "sample_selection": False}
+                kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
                 favourites = self.vit(**kwargs)
                 favourites = self._classify(favourites.last_hidden_state, favourites)
             rewards = [

@@ -55,6 +55,7 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
         selection_loss: what training a selector or reducer adds to the loss, if anything.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
+        favourite_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for none.
         dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and gradient;
             only while training a reducer that learns from it.
     """
@@ -70,6 +71,7 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
     restored_hidden_state: torch.FloatTensor | None = None
     selection_loss: torch.FloatTensor | None = None
     selection_log_prob: torch.FloatTensor | None = None
+    favourite_patches: torch.LongTensor | None = None
     dense_hidden_state: torch.FloatTensor | None = None
 
 

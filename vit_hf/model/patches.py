@@ -142,6 +142,12 @@ class ImagePatches:
         Raises:
             ValueError: if an image has no patch of that index.
         """
+        if (
+            self.image is not None
+            and not torch.compiler.is_compiling()
+            and ((selected >= 0) & (selected < self.num_patches)).all()
+        ):
+            return selected, None  # whole images have their patches in that order
         raster = raster_indices(self.coordinates, self.grid)  # (B, N)
         if self.mask is not None:
             raster = raster.masked_fill(~self.mask, -1)

@@ -65,10 +65,10 @@ def num_kept(num_tokens: int, keep_rate: float) -> int:
 
 
 def counts_kept(mask: torch.Tensor | None, keep_rate: float) -> torch.Tensor | None:
-    """`num_kept` for each image `(B,)` of a mask `(B, M)`; None without one."""
+    """`num_kept` for each image `(B,)` of a mask `(B, M)`, 0 for one without tokens; None without a mask."""
     if mask is None:
         return None
-    return (mask.sum(dim=1).double() * keep_rate - 1e-9).ceil().clamp(min=1).long()
+    return (mask.sum(dim=1).double() * keep_rate - 1e-9).ceil().long()
 
 
 def new_places(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:

@@ -65,10 +65,14 @@ class SamplingReducer(TokenReducer):
         cumulated = ascending.double().cumsum(dim=-1)
         cumulated = cumulated / cumulated[:, -1:]
         wanted = torch.full_like(cumulated[:, :1], num_selected) if counts is None else counts[:, None]
-        points = (torch.arange(num_selected, device=order.device) + 0.5) / wanted  # (B, K), up to 1
-        drawn = torch.searchsorted(cumulated, points.clamp(max=1.0).contiguous())
+        points = (torch.arange(num_selected, device=order.device) + 0.5) / wanted  # (B, K)
+        # Where an image keeps fewer than K, the points beyond draw again what the first one drew.
+        points = torch.where(points < 1, points, points[:, :1])
+        drawn = torch.searchsorted(cumulated, points)
         drawn = order.gather(1, drawn.clamp(max=num_tokens - 1))
         is_drawn = torch.zeros_like(significance).scatter(1, drawn, 1.0)
+        if tokens.mask is not None:
+            is_drawn = is_drawn * tokens.mask  # nothing of an image without patches
         # In raster order, with the padding at the end.
         indices, mask = keep_top(is_drawn, num_selected, is_drawn.sum(dim=1).long())
         reduced = tokens.gather(indices)

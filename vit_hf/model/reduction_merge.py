@@ -101,7 +101,7 @@ class MergeReducer(TokenReducer):
         if self.config.merge_r:
             wanted = torch.full_like(present, self._merge_r(relaxation))
         else:
-            kept = (present.double() * self.keep_rate(relaxation) - 1e-9).ceil().clamp(min=1).long()
+            kept = (present.double() * self.keep_rate(relaxation) - 1e-9).ceil().long()
             wanted = present - kept
         return wanted.minimum(present // 2)
 

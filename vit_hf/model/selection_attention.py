@@ -4,14 +4,17 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches, to_pair
-from .positions import interpolation_weights
 from .selection_base import PatchSelector, Scout
 
 
 def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
     """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids."""
-    weights = interpolation_weights(patches.coordinates, patches.grid, values.shape[1:], "linear")
-    return (weights.to(values.device) @ values.flatten(1).unsqueeze(-1)).squeeze(-1)
+    # In [-1, 1] from border to border, column first, as grid_sample wants it.
+    places = ((patches.coordinates + 0.5) / patches.grid.unsqueeze(1) * 2 - 1).flip(-1).unsqueeze(1)
+    read = nn.functional.grid_sample(
+        values.unsqueeze(1), places.to(values.dtype), padding_mode="border", align_corners=False
+    )  # (B, 1, 1, N)
+    return read[:, 0, 0]
 
 
 def small_images(patches: ImagePatches, size: tuple[int, int]) -> ImagePatches:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches
+from .tokens import raster_indices
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
@@ -102,6 +103,7 @@ class Selection:
         scores: `(B, N)`; None if nobody scored.
         weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is one.
         log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not drawn.
+        favourites: what would have been kept without drawing; None if nothing was drawn.
         loss: what the selector adds to the loss without knowing the answer; None for nothing.
     """
 
@@ -110,7 +112,15 @@ class Selection:
     scores: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     log_prob: torch.Tensor | None = None
+    favourites: "Selection | None" = None
     loss: torch.Tensor | None = None
+
+    def raster_indices(self, patches: ImagePatches) -> torch.Tensor:
+        """`(B, K)` int64 raster indices in each image's full grid, -1 for none."""
+        raster = raster_indices(patches.coordinates, patches.grid)
+        if self.indices is not None:
+            raster = raster.gather(1, self.indices)
+        return raster if self.mask is None else raster.masked_fill(~self.mask, -1)
 
 
 class Scout(Protocol):
@@ -125,9 +135,6 @@ class Scout(Protocol):
 
 class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
-
-    # Whether the head is to reward what was drawn (REINFORCE).
-    learns_by_reward = False
 
     def __init__(self, config):
         super().__init__()

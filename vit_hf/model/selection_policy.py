@@ -48,8 +48,6 @@ class PolicySelector(PatchSelector):
     first draw, as a share of the greatest possible.
     """
 
-    learns_by_reward = True
-
     def __init__(self, config):
         super().__init__(config)
         self.scorer = ThumbnailScorer(config)
@@ -61,14 +59,15 @@ class PolicySelector(PatchSelector):
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
     ) -> Selection:
+        favourites = super().select(scores, num_selected, counts, sample=False)
         if not sample:
-            return super().select(scores, num_selected, counts, sample)
+            return favourites
         order = draw_plackett_luce(scores)
         indices, mask = keep_top(-order.argsort(dim=-1).to(scores.dtype), num_selected, counts)
         log_prob = plackett_luce_log_prob(scores, order, num_selected, counts)
         # A mean over draws, so that a learning rate suits any K.
         log_prob = log_prob / (num_selected if counts is None else counts)
-        return Selection(indices, mask, scores, log_prob=log_prob)
+        return Selection(indices, mask, scores, log_prob=log_prob, favourites=favourites)
 
     def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
         present = scores != -torch.inf
@@ -79,5 +78,13 @@ class PolicySelector(PatchSelector):
 
 
 def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline."""
-    return -((reward - baseline).detach() * log_prob).mean()
+    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline.
+
+    The mean of R - b over the other images of the batch is subtracted as well, which biases nothing either: at
+    first favourites are worse than chance, and a difference that all images share would be nothing but noise.
+    """
+    advantage = reward - baseline
+    if len(advantage) > 1:
+        others = (advantage.sum() - advantage) / (len(advantage) - 1)
+        advantage = advantage - others
+    return -(advantage.detach() * log_prob).mean()
