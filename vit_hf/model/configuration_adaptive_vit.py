@@ -38,6 +38,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
             `"perturbed"` sees, default `image_size`.
         scorer_hidden_size (`int`, defaults to 64): channels of that network.
         distilled_loss_weight (`float`, defaults to 0.1): of the loss of `"distilled"`, as in LookWhere (2025).
+        distilled_share (`float`, defaults to 1.0): share in (0, 1] of a batch that this loss is computed on, for each of
+            which training pays a dense forward pass.
         policy_reward (`"cross_entropy"` or `"correctness"`, defaults to `"cross_entropy"`): what `"policy"` is
             rewarded for: that the loss falls, or a right answer. (As the number of patches is fixed, a cost for each
             would be the same for every choice and change nothing.)
@@ -111,6 +113,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     scorer_image_size: int | list[int] | tuple[int, int] | None = None
     scorer_hidden_size: int = 64
     distilled_loss_weight: float | int = 0.1
+    distilled_share: float | int = 1.0
     policy_reward: Literal["cross_entropy", "correctness"] = "cross_entropy"
     policy_loss_weight: float | int = 1.0
     policy_entropy_weight: float | int = 0.01
@@ -224,6 +227,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def _validate_reduction(self):
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration={self.exploration} is a share and must lie in [0, 1].")
+        if not 0 < self.distilled_share <= 1:
+            raise ValueError(f"distilled_share={self.distilled_share} must lie in (0, 1].")
         if self.perturbed_num_samples < 1 or self.perturbed_sigma <= 0:
             raise ValueError(
                 f"perturbed_num_samples={self.perturbed_num_samples} must be at least 1, and "

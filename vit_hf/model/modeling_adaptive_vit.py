@@ -442,9 +442,12 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         if labels is not None:
             loss = self._loss(labels, logits)
             if self.training:
-                extra = self._selection_loss(labels, logits, outputs, inputs)
-                selection_loss = sum(term for term in (selection_loss, extra) if term is not None) or None
-                loss = loss if selection_loss is None else loss + selection_loss
+                losses = self._selection_losses(labels.to(logits.device), logits, outputs, inputs)
+                if selection_loss is not None:
+                    losses.append(selection_loss)
+                if losses:
+                    selection_loss = sum(losses)
+                    loss = loss + selection_loss
         return AdaptiveViTImageClassifierOutput(
             loss=loss,
             logits=logits,
@@ -464,15 +467,15 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         num_tokens = outputs.token_coordinates.shape[1]
         return self.classifier(POOLINGS[self.config.pooling](hidden_states, num_tokens, outputs.token_sizes))
 
-    def _selection_loss(
+    def _selection_losses(
         self,
         labels: torch.Tensor,
         logits: torch.Tensor,
         outputs: AdaptiveViTModelOutput,
         inputs: dict[str, torch.Tensor],
-    ) -> torch.Tensor | None:
+    ) -> list[torch.Tensor]:
         """What selectors and reducers learn from the answer."""
-        config = self.config
+        config, losses = self.config, []
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
                 kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
@@ -482,12 +485,12 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
                 reward_per_image(config.policy_reward, labels, answer, config.problem_type)
                 for answer in (logits.detach(), favourites)
             ]
-            return config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards)
+            losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
             with torch.no_grad():
                 teacher = self._classify(outputs.dense_hidden_state, outputs)
-            return config.gumbel_distillation_weight * distillation_loss(logits, teacher)
-        return None
+            losses.append(config.gumbel_distillation_weight * distillation_loss(logits, teacher))
+        return losses
 
     def _loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         problem = self.config.problem_type

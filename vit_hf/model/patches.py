@@ -133,6 +133,13 @@ class ImagePatches:
             mask = None if self.mask is None else self.mask[image, indices]
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
+    def first(self, number: int) -> "ImagePatches":
+        """Those of the first images of the batch."""
+        values = (self.pixels, self.coordinates, self.grid, self.mask, self.image)
+        return ImagePatches(
+            *(None if value is None else value[:number] for value in values), self.is_thumbnail
+        )
+
     def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Where patches of raster indices `selected` `(B, K)` are among the N, and which exist, `(B, K)`.
 
@@ -170,7 +177,9 @@ class ImagePatches:
             weights: `(B, K, N)` float, rows that add up to 1 (to 0 where there is no patch).
         """
         pixels = (self.pixels.flatten(1, 2) if self.pixels.ndim == 6 else self.pixels).flatten(2)
-        return PatchTokens(weights.to(pixels.dtype) @ pixels, weights @ self.coordinates, self.grid)
+        with torch.autocast(weights.device.type, enabled=False):  # half a patch is too coarse for a place
+            coordinates = weights @ self.coordinates
+        return PatchTokens(weights.to(pixels.dtype) @ pixels, coordinates, self.grid)
 
     def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
         """The images resized to `size` (height, width), float32 `(B, C, height, width)`.
@@ -183,8 +192,12 @@ class ImagePatches:
         return torch.cat([_resize(image[None], size) for image in self.to_images()])
 
     def thumbnail_patches(self, size: tuple[int, int]) -> "ImagePatches":
-        """Patches of the thumbnails, of the same size in pixels, at fractional coordinates of the full grid."""
+        """Patches of the thumbnails, of the same size in pixels, at fractional coordinates of the full grid.
+
+        What `size` has beyond whole patches it does without, so that they show all of an image.
+        """
         patch_size = tuple(self.pixels.shape[-2:])
+        size = tuple(side - side % patch for side, patch in zip(size, patch_size, strict=True))
         patches = ImagePatches.from_images(self.thumbnails(size), patch_size)
         # A cell of the thumbnail's grid is `scale` patches of the full one wide.
         scale = self.grid.unsqueeze(1) / patches.grid.unsqueeze(1)  # (B, 1, 2)

@@ -32,7 +32,9 @@ class AttentiveReducer(TokenReducer):
         dropped = torch.where(assignment < 0, attention, 0)  # (B, M)
         fused = dropped.to(tokens.features.dtype).unsqueeze(1) @ tokens.features  # (B, 1, D)
         total = dropped.sum(dim=1, keepdim=True)
-        place = (dropped / total.clamp(min=1e-12)).unsqueeze(1) @ tokens.coordinates  # (B, 1, 2)
+        # Not a matrix product, which mixed precision would round to whole patches.
+        shares = (dropped / total.clamp(min=1e-12)).unsqueeze(-1)  # (B, M, 1)
+        place = (shares * tokens.coordinates).sum(dim=1, keepdim=True)  # (B, 1, 2)
         if mask is not None:
             # Not where an image has dropped nothing.
             mask = torch.cat((mask, (tokens.mask.sum(dim=1) > counts)[:, None]), dim=1)
@@ -64,7 +66,9 @@ class SamplingReducer(TokenReducer):
         ascending, order = significance.sort(dim=-1, stable=True)
         cumulated = ascending.double().cumsum(dim=-1)
         cumulated = cumulated / cumulated[:, -1:]
-        wanted = torch.full_like(cumulated[:, :1], num_selected) if counts is None else counts[:, None]
+        wanted = (
+            torch.full_like(cumulated[:, :1], num_selected) if counts is None else counts[:, None].double()
+        )
         points = (torch.arange(num_selected, device=order.device) + 0.5) / wanted  # (B, K)
         # Where an image keeps fewer than K, the points beyond draw again what the first one drew.
         points = torch.where(points < 1, points, points[:, :1])

@@ -70,9 +70,8 @@ class GumbelReducer(TokenReducer):
         if tokens.sizes is not None:
             kept = kept * tokens.sizes  # gone once is gone for good
         present = torch.ones_like(kept) if tokens.mask is None else tokens.mask.to(kept.dtype)
-        share = (kept * present).sum(dim=1) / present.sum(
-            dim=1
-        )  # (B,) of the tokens that entered the encoder
+        # (B,) of the tokens that entered the encoder
+        share = (kept * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
         loss = self.ratio_weight * (share - keep_rate**self.stage).square().mean()
         place = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape[:2])
         reduced = PatchTokens(

@@ -17,7 +17,7 @@ def best_partners(metric: torch.Tensor, mask: torch.Tensor | None) -> tuple[torc
 
     Args:
         metric: `(B, M, d)`, compared by cosine.
-        mask: `(B, M)`, False for padding, which is nobody's partner; it is at the end.
+        mask: `(B, M)`, False for padding, which is nobody's partner and must be at the end.
     """
     metric = _normalize(metric)
     first, second = metric[:, ::2], metric[:, 1::2].transpose(1, 2)
@@ -55,11 +55,17 @@ class MergeReducer(TokenReducer):
             same = torch.arange(num_tokens, device=tokens.features.device).expand(batch_size, -1)
             return Reduction(tokens, same)
         metric = states.unrotated_key[:, :, -num_tokens:].mean(dim=1)  # (B, M, d)
-        similarity, partner = best_partners(metric, tokens.mask)
+        mask, raster = tokens.mask, None
+        if mask is not None:
+            # Padding may be anywhere, and must not decide who is in A and who in B.
+            raster = mask.int().argsort(dim=1, descending=True, stable=True)
+            metric, mask = gather_tokens(metric, raster), mask.gather(1, raster)
+        similarity, partner = best_partners(metric, mask)
         order = similarity.argsort(dim=-1, descending=True, stable=True)[:, :num_merged]  # (B, r) among A
         source, target = 2 * order, 2 * partner.gather(1, order) + 1  # (B, r) among all
-        merged, mask, counts = None, None, None
+        merged, counts = None, None
         if tokens.mask is not None:
+            source, target = raster.gather(1, source), raster.gather(1, target)
             present = tokens.mask.sum(dim=1)  # (B,)
             wanted = self._counts_merged(present, relaxation)
             merged = torch.arange(num_merged, device=order.device) < wanted[:, None]  # (B, r)

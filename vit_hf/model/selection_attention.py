@@ -1,5 +1,7 @@
 """Selection by what the model itself finds in a thumbnail. Shape legend: `tokens.py`."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -19,7 +21,8 @@ def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
 
 def small_images(patches: ImagePatches, size: tuple[int, int]) -> ImagePatches:
     """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
-    return ImagePatches.from_images(patches.thumbnails(size), tuple(patches.pixels.shape[-2:]))
+    thumbnails = patches.thumbnail_patches(size)
+    return ImagePatches.from_images(thumbnails.image, tuple(patches.pixels.shape[-2:]))
 
 
 class AttentionSelector(PatchSelector):
@@ -59,6 +62,7 @@ class DistilledSelector(PatchSelector):
         self.last_layer = config.num_hidden_layers
         self.size = to_pair(config.scout_image_size or config.image_size)
         self.weight = config.distilled_loss_weight
+        self.share = config.distilled_share
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.GELU()
@@ -72,6 +76,8 @@ class DistilledSelector(PatchSelector):
         return read_map(nn.functional.pixel_shuffle(scores, self.detail).squeeze(1), patches)
 
     def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+        number = math.ceil(self.share * len(scores))
+        patches, scores = patches.first(number), scores[:number]
         target = scout.attention(patches, self.last_layer, "mean").float()
         absent = scores == -torch.inf
         target = target.masked_fill(absent, 0)

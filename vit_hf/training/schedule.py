@@ -1,4 +1,4 @@
-"""How many patches a training step may use: all of them at first, the target at the end."""
+"""How many patches and tokens a training step may use: all of them at first, the target at the end."""
 
 import math
 
@@ -8,7 +8,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 def keep_rate_relaxation(
-    step: int, max_steps: int, warmup_ratio: float = 0.1, final_ratio: float = 0.2, num_buckets: int = 8
+    step: int,
+    max_steps: int,
+    warmup_ratio: float = 0.1,
+    final_ratio: float = 0.2,
+    num_buckets: int = 8,
+    initial: float = 1.0,
 ) -> float:
     """How far selection is relaxed at a training step: 1 keeps every patch, 0 keeps the target.
 
@@ -24,25 +29,29 @@ def keep_rate_relaxation(
         warmup_ratio: share of the steps that are dense.
         final_ratio: share of the steps that are at the target.
         num_buckets: how many values the decay takes.
+        initial: relaxation of the first steps, which all others are scaled to. Where every patch is more than
+            memory or patience allow, begin with as many as they do.
 
     Raises:
         ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
     """
-    _check_schedule(warmup_ratio, final_ratio, num_buckets)
+    _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
     # Whole steps, because shares that add up to 1 need not do so in floating point.
     decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
     if step >= decay_end:
         return 0.0
     if step < decay_begin:
-        return 1.0
+        return initial
     bucket = (step - decay_begin) * num_buckets // (decay_end - decay_begin)
-    return (1 + math.cos(math.pi * (bucket + 0.5) / num_buckets)) / 2
+    return initial * (1 + math.cos(math.pi * (bucket + 0.5) / num_buckets)) / 2
 
 
-def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int) -> None:
+def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, initial: float) -> None:
     for name, ratio in {"warmup_ratio": warmup_ratio, "final_ratio": final_ratio}.items():
         if not 0 <= ratio <= 1:
             raise ValueError(f"{name} is {ratio}; it is a share of the training steps, from 0 to 1")
+    if not 0 <= initial <= 1:
+        raise ValueError(f"initial is {initial}; it must lie between 0 (the target) and 1 (every patch)")
     if warmup_ratio + final_ratio > 1:
         raise ValueError(
             f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the whole run (1): "
@@ -55,8 +64,9 @@ def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int) -
 class KeepRateSchedule(TrainerCallback):
     """Lets the model see all patches first and leads it to its target, for training that is stable.
 
-    In training the model keeps `round(K + r (N - K))` of N patches, r being `keep_rate_relaxation` of the
-    step; evaluation always measures the target K. The relaxation is logged as `selection_relaxation`.
+    In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the share
+    `keep_rate + r (1 - keep_rate)` (or merges `round((1 - r) merge_r)` tokens), r being `keep_rate_relaxation` of the
+    step; evaluation always measures the target. The relaxation is logged as `selection_relaxation`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
@@ -64,13 +74,21 @@ class KeepRateSchedule(TrainerCallback):
         warmup_ratio: share of the steps that are dense.
         final_ratio: share of the steps that are at the target.
         num_buckets: how many values the decay takes.
+        initial: relaxation of the first steps, which all others are scaled to.
 
     Raises:
         ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
     """
 
-    def __init__(self, warmup_ratio: float = 0.1, final_ratio: float = 0.2, num_buckets: int = 8):
-        _check_schedule(warmup_ratio, final_ratio, num_buckets)
+    def __init__(
+        self,
+        warmup_ratio: float = 0.1,
+        final_ratio: float = 0.2,
+        num_buckets: int = 8,
+        initial: float = 1.0,
+    ):
+        _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
+        self.initial = initial
         self.warmup_ratio = warmup_ratio
         self.final_ratio = final_ratio
         self.num_buckets = num_buckets
@@ -87,7 +105,8 @@ class KeepRateSchedule(TrainerCallback):
         unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
         if not callable(getattr(unwrapped, "set_selection_relaxation", None)):
             raise TypeError(
-                f"KeepRateSchedule needs a model that selects patches, with a method set_selection_relaxation(float); "
+                f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
+                f"set_selection_relaxation(float); "
                 f"{type(unwrapped).__name__} has none. Take the callback away, or train an AdaptiveViT model."
             )
         self._apply(state, model)
@@ -128,6 +147,11 @@ class KeepRateSchedule(TrainerCallback):
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         self.relaxation = keep_rate_relaxation(
-            state.global_step, state.max_steps, self.warmup_ratio, self.final_ratio, self.num_buckets
+            state.global_step,
+            state.max_steps,
+            self.warmup_ratio,
+            self.final_ratio,
+            self.num_buckets,
+            self.initial,
         )
         extract_model_from_parallel(model, keep_torch_compile=False).set_selection_relaxation(self.relaxation)

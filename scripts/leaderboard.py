@@ -1,0 +1,263 @@
+"""Every patch selector on megapixel digits: same checkpoint, same number of training images, several seeds.
+
+    python scripts/leaderboard.py                              # everything; hours on two cores
+    python scripts/leaderboard.py --arms policy variance       # some of it; what is there already is not repeated
+
+A canvas of 512x512 pixels holds one digit of 28 pixels among strokes that are as bright, so that contrast alone
+does not tell where it is. A small model learns digits on small canvases first; every way of selecting then
+fine-tunes that checkpoint on large ones with plain `Trainer`. `oracle` is told where the digit is. `recall` is the
+share of the patches touching the digit that were kept. Training time is that of the process, on however many
+threads torch is given (OMP_NUM_THREADS).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.optimization import get_cosine_schedule_with_warmup
+
+from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, KeepRateSchedule
+from vit_hf.data import megapixel_digits
+
+
+PATCH, SIZE, TOKENS = 16, 512, 24
+RESIZED = 80  # 25 patches: the smallest square that is not below TOKENS
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "image_size": 32,
+    "patch_size": PATCH,
+    "num_channels": 1,
+    "num_labels": 10,
+    "position_encoding": "rotary",
+}
+# (side, strokes, steps) of what comes before.
+SMALL = [(32, 0, 500), (48, 0, 700), (64, 1, 150), (112, 4, 250)]
+
+SCOUT = {"scout_image_size": 256}
+SCORER = {"scorer_image_size": 256, "scorer_hidden_size": 32}
+ARMS: dict[str, dict] = {
+    "resize": {},
+    "random": {},
+    "uniform": {},
+    "variance": {},
+    "gradient": {},
+    "entropy": {},
+    "saliency": {},
+    "attention": {**SCOUT, "scout_num_layers": 4},
+    "distilled": {**SCOUT, "scout_num_layers": 2, "distilled_loss_weight": 1.0, "distilled_share": 0.125},
+    "policy": SCORER,
+    "perturbed": {**SCORER, "perturbed_num_samples": 100},
+    "oracle": {},
+}
+
+
+def to_input(rows: dict, resize: bool) -> dict[str, list]:
+    images = torch.from_numpy(np.stack([np.asarray(image) for image in rows["image"]]))
+    pixels = images[:, None].float() / 127.5 - 1
+    if resize:
+        pixels = nn.functional.interpolate(pixels, (RESIZED, RESIZED), mode="bilinear", antialias=True)
+    return {"pixel_values": list(pixels), "labels": rows["label"]}
+
+
+def with_places(rows: dict) -> dict[str, list]:
+    """For the oracle: the patches that touch the digit, filled up with their neighbours to TOKENS."""
+    grid = SIZE // PATCH
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    selected = []
+    for (x0, y0, x1, y1), *_ in rows["boxes"]:
+        middle = ((y0 + y1) / 2 / PATCH - 0.5, (x0 + x1) / 2 / PATCH - 0.5)
+        distance = np.maximum(abs(row - middle[0]), abs(column - middle[1]))
+        selected.append(torch.from_numpy(np.sort(np.argsort(distance, kind="stable")[:TOKENS])))
+    return {**to_input(rows, resize=False), "selected_patches": selected}
+
+
+def touched(box: list[int]) -> set[int]:
+    """Raster indices of the patches that a box touches."""
+    x0, y0, x1, y1 = box
+    rows, columns = range(y0 // PATCH, (y1 - 1) // PATCH + 1), range(x0 // PATCH, (x1 - 1) // PATCH + 1)
+    return {row * (SIZE // PATCH) + column for row in rows for column in columns}
+
+
+def canvases(size: int, num_noise: int, num_train: int, num_test: int, seed: int) -> dict:
+    return megapixel_digits(
+        task="single", size=size, num_noise=num_noise, num_train=num_train, num_test=num_test, seed=seed
+    )
+
+
+def train(
+    model: AdaptiveViTForImageClassification,
+    data: object,
+    steps: int,
+    args: argparse.Namespace,
+    rates: tuple[float, float],
+    seed: int,
+    callbacks: list | None = None,
+) -> None:
+    """One pass over `data` with plain Trainer; `rates` are those of the backbone and of the selector."""
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [value for name, value in named if "selector" not in name], "lr": rates[0]},
+        {"params": [value for name, value in named if "selector" in name], "lr": rates[1], "weight_decay": 0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.05)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
+    arguments = TrainingArguments(
+        output_dir=str(args.output / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=args.batch_size,
+        save_strategy="no",
+        logging_steps=steps,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+    Trainer(
+        model, arguments, train_dataset=data, optimizers=(optimizer, schedule), callbacks=callbacks
+    ).train()
+
+
+def pretrain(args: argparse.Namespace) -> Path:
+    """The checkpoint that all begin with."""
+    folder = args.output / "checkpoint"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    set_seed(0)
+    model = AdaptiveViTForImageClassification(AdaptiveViTConfig(**ARCHITECTURE))
+    for size, num_noise, steps in SMALL:
+        data = canvases(size, num_noise, steps * args.batch_size, 500, seed=size)
+        small = data["train"].with_transform(lambda rows: to_input(rows, resize=False))
+        train(model, small, steps, args, (2e-3, 0.0), seed=0)
+        accuracy, _ = evaluate(model, data["test"], args, oracle=False, resize=False)
+        print(f"{size}x{size} with {num_noise} strokes: {accuracy:.1%}", flush=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def evaluate(
+    model: AdaptiveViTForImageClassification,
+    data: object,
+    args: argparse.Namespace,
+    oracle: bool,
+    resize: bool,
+) -> tuple[float, float | None]:
+    """Accuracy, and the mean share of the patches touching the digit that were kept."""
+    model.eval()
+    right, recalls = [], []
+    for start in range(0, len(data), 100):
+        rows = data[start : start + 100]
+        inputs = with_places(rows) if oracle else to_input(rows, resize)
+        labels = torch.tensor(inputs.pop("labels"))
+        outputs = model(**{name: torch.stack(values) for name, values in inputs.items()})
+        right += (outputs.logits.argmax(-1) == labels).tolist()
+        for kept, boxes in zip(outputs.selected_patches.tolist(), rows["boxes"], strict=True):
+            wanted = touched(boxes[0])
+            recalls.append(len(wanted & set(kept)) / len(wanted))
+    model.train()
+    return statistics.mean(right), None if resize else statistics.mean(recalls)
+
+
+def run(arm: str, seed: int, checkpoint: Path, args: argparse.Namespace) -> dict:
+    set_seed(1000 + seed)
+    resize, oracle = arm == "resize", arm == "oracle"
+    fields = {} if resize or oracle else {"patch_selector": arm, "num_selected_patches": TOKENS, **ARMS[arm]}
+    model = AdaptiveViTForImageClassification.from_pretrained(checkpoint, **fields)
+    data = canvases(SIZE, args.num_noise, args.steps * args.batch_size, args.num_test, seed=SIZE + seed)
+    prepare = with_places if oracle else lambda rows: to_input(rows, resize)
+    callbacks = []
+    if fields:
+        callbacks = [KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.5, initial=args.initial)]
+    start = time.process_time()
+    train(
+        model,
+        data["train"].with_transform(prepare),
+        args.steps,
+        args,
+        (args.learning_rate, args.selector_learning_rate),
+        seed,
+        callbacks,
+    )
+    seconds = time.process_time() - start
+    accuracy, recall = evaluate(model, data["test"], args, oracle, resize)
+    model.save_pretrained(args.output / "models" / f"{arm}_{seed}")
+    return {"arm": arm, "seed": seed, "accuracy": accuracy, "recall": recall, "train_s": seconds}
+
+
+def spread(values: list[float | None], scale: float = 100) -> str:
+    if None in values:
+        return "-"
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{scale * statistics.mean(values):.1f} ± {scale * deviation:.1f}"
+
+
+def format_table(results: list[dict]) -> str:
+    lines = ["| selection | seeds | accuracy % | recall % | training, CPU s |", "|---|---|---|---|---|"]
+    for arm in ARMS:
+        rows = [result for result in results if result["arm"] == arm]
+        if rows:
+            columns = [spread([row[key] for row in rows]) for key in ("accuracy", "recall")]
+            seconds = f"{statistics.mean(row['train_s'] for row in rows):.0f}"
+            lines.append(f"| {arm} | {len(rows)} | {' | '.join(columns)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="ways of selecting")
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[0, 1, 2], help="of data, selectors and order"
+    )
+    parser.add_argument("--steps", type=int, default=250, help="of fine-tuning on large canvases")
+    parser.add_argument("--batch-size", type=int, default=64, help="canvases in a step")
+    parser.add_argument("--num-noise", type=int, default=64, help="strokes on a large canvas")
+    parser.add_argument("--num-test", type=int, default=1000, help="canvases to evaluate on")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="highest, of the backbone")
+    parser.add_argument("--selector-learning-rate", type=float, default=1e-2, help="highest, of a selector")
+    parser.add_argument(
+        "--initial",
+        type=float,
+        default=0.08,
+        help="of KeepRateSchedule: 0.08 begins with 104 patches of 1024",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/leaderboard"), help="folder of the results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    (args.output / "results").mkdir(parents=True, exist_ok=True)
+    checkpoint = pretrain(args)
+    for seed in args.seeds:
+        for arm in args.arms:
+            file = args.output / "results" / f"{arm}_{seed}.json"
+            if not file.is_file():
+                result = run(arm, seed, checkpoint, args)
+                file.write_text(json.dumps(result))
+                print(json.dumps(result), flush=True)
+    results = [json.loads(file.read_text()) for file in sorted((args.output / "results").glob("*.json"))]
+    print(
+        f"\n{SIZE}x{SIZE}, {args.num_noise} strokes, {TOKENS} of {(SIZE // PATCH) ** 2} patches (resize: "
+        f"{(RESIZED // PATCH) ** 2}), {args.steps} steps of {args.batch_size}; {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n\n{format_table(results)}"
+    )
+
+
+if __name__ == "__main__":
+    main()
