@@ -4,19 +4,25 @@
     python scripts/explain.py --model_name_or_path google/vit-base-patch16-224 --images scan.png \\
         --patch_selector attention --num_selected_patches 0.25 --pictures overview scores
 
-Open <output>/<image>_overview.png first. The first argument may be a YAML or JSON file of flags. Images that cannot be
-read are left out and listed at the end; the exit status is then 1.
+Open <output>/<image>_overview.png first; <output>/statistics.csv has a row of numbers for each image. The first
+argument may be a YAML or JSON file of flags. Images that cannot be read are left out and listed at the end; the exit
+status is then 1.
 """
 
+import json
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.explain import PICTURES, explain, unique_names
+from vit_hf.explain import PICTURES, Explanation, explain, unique_names, write_statistics
 from vit_hf.training import make_parser, parse_arguments
 from vit_hf.training.arguments import parse_number_or_share
 
@@ -27,13 +33,22 @@ class ExplainArguments:
         metadata={"help": "checkpoint with its image processor, local or on the Hub"}
     )
     images: list[str] = field(metadata={"help": "image files or URLs"})
-    output: str = field(default="explanations", metadata={"help": "folder for the pictures"})
+    output: str = field(
+        default="explanations", metadata={"help": "folder for the pictures and statistics.csv"}
+    )
     pictures: list[str] = field(
         default_factory=lambda: ["overview", "positions"],
         metadata={"help": "what to draw; positions is about the model, and one file", "choices": PICTURES},
     )
     labels: list[str] | None = field(
         default=None, metadata={"help": "true class of each image, by name or number"}
+    )
+    boxes: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file of the objects in the images, in pixels: {image: [[x0, y0, x1, y1], ...]}, the image named "
+            "as in --images or by its file name alone"
+        },
     )
     patch_selector: str | None = field(
         default=None, metadata={"help": "instead of the model's own, such as variance or attention"}
@@ -61,24 +76,57 @@ def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification
     return model.to(device), AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
 
 
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = parse_arguments(make_parser([ExplainArguments], __doc__), argv)
-    disable_progress_bar()
-    try:
-        model, image_processor = load(arguments)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"explain.py: {error}")
+def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | None]:
+    """The boxes of each image; None for those that the file does not name.
 
+    Raises:
+        ValueError: if the file is no such JSON, names none of the images, or means several by one name.
+    """
+    if path is None:
+        return [None] * len(images)
+    try:
+        boxes = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(boxes, dict):
+        raise ValueError(f"{path} must hold an object {{image: [[x0, y0, x1, y1], ...]}}, not {boxes!r:.80}")
+    names = [Path(image).name for image in images]
+    for name, number in Counter(names).items():
+        if number > 1 and name in boxes and name not in images:
+            raise ValueError(f"{path} means {number} images by {name!r}; name them there as in --images")
+    found = [boxes.get(image, boxes.get(name)) for image, name in zip(images, names, strict=True)]
+    if all(item is None for item in found):
+        known = ", ".join(map(repr, list(boxes)[:3])) or "no image"
+        raise ValueError(f"{path} names none of the images; it names {known}")
+    return found
+
+
+def explain_each(
+    model: AdaptiveViTForImageClassification,
+    image_processor: AutoImageProcessor,
+    arguments: ExplainArguments,
+    boxes: list[list[list[float]] | None],
+    failures: list[str],
+) -> Iterator[Explanation]:
+    """One image after the other; why some were left out is added to `failures`."""
     # A class may be called "7", so names come before numbers.
     names = model.config.id2label
     numbers = {str(index): index for index in names} | {name: name for name in names.values()}
     labels = [numbers.get(label, label) for label in arguments.labels or []] or [None] * len(arguments.images)
-    pictures, failures = arguments.pictures, []
-    for image, label, name in zip(arguments.images, labels, unique_names(arguments.images), strict=True):
-        labels_of_image = None if label is None else [label]
+    pictures = arguments.pictures
+    for image, label, name, found in zip(
+        arguments.images, labels, unique_names(arguments.images), boxes, strict=True
+    ):
         try:
             (explanation,) = explain(
-                model, image_processor, [image], arguments.output, pictures, labels_of_image, [name]
+                model,
+                image_processor,
+                [image],
+                arguments.output,
+                pictures,
+                labels=None if label is None else [label],
+                names=[name],
+                boxes=[found],
             )
         except (OSError, ValueError) as error:
             failures.append(f"{image}: {error}")
@@ -86,6 +134,23 @@ def main(argv: list[str] | None = None) -> None:
         print(*(f"{image}: {path}" for path in explanation.files.values()), sep="\n", flush=True)
         # About the model, which stays the same.
         pictures = [picture for picture in pictures if picture != "positions"]
+        yield explanation
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = parse_arguments(make_parser([ExplainArguments], __doc__), argv)
+    disable_progress_bar()
+    try:
+        boxes = read_boxes(arguments.boxes, arguments.images)
+        model, image_processor = load(arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"explain.py: {error}")
+    failures: list[str] = []
+    explanations = explain_each(model, image_processor, arguments, boxes, failures)
+    first = next(explanations, None)
+    if first is not None:
+        path = write_statistics(chain([first], explanations), Path(arguments.output) / "statistics.csv")
+        print(f"statistics: {path}")
     if failures:
         sys.exit("\n".join([f"{len(failures)} of {len(arguments.images)} images were left out:", *failures]))
 

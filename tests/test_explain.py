@@ -288,7 +288,9 @@ class TestPositions:
 
 class TestPictures:
     def test_all_are_written(self, tmp_path):
-        model = tiny_model(patch_selector="variance")
+        model = tiny_model(
+            patch_selector="variance", token_reducer="merge", keep_rate=0.6, reduction_layers=[1]
+        )
         explanations = explain(
             model,
             AdaptiveViTImageProcessor(**RESIZED),

@@ -1,12 +1,11 @@
 """Why a model answered what it did: the patches it kept, their scores, and where its attention went.
 
-Shapes: H, W pixels; R, S rows and columns of the full grid of patches; K patches kept.
+Shapes: R, S rows and columns of the full grid of patches; K patches kept; J objects.
 """
 
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .explanations.attention_maps import run_with_attention_maps
+from .explanations.object_statistics import Boxes, check_boxes, write_statistics
 from .explanations.position_maps import position_similarity
-from .explanations.seen_images import load_upright, process, shrink, to_picture
+from .explanations.results import IMAGE_PICTURES, Explanation, Prediction
+from .explanations.seen_images import load_upright, process, shrink, to_picture, to_picture_boxes
+from .explanations.token_stages import Stage, record_reductions, to_stages
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .model.outputs import AdaptiveViTImageClassifierOutput
 from .model.patches import to_pair
+from .model.selection_policy import PolicySelector
 from .model.tokens import raster_indices
 
 
@@ -33,8 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Pictures of one image; "positions" is about the model and is drawn once for all of them.
-IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout")
+# "positions" is about the model and is drawn once for all images.
 PICTURES = (*IMAGE_PICTURES, "positions")
 
 # Pixels of the longer side of what is drawn on: screens show no more, and files stay small.
@@ -46,106 +48,6 @@ NUM_TOP = 5
 Label = int | float | str | Sequence[int | float | str]
 
 
-@dataclass
-class Prediction:
-    """What the model answered about one image.
-
-    Attributes:
-        logits: `(num_labels,)` float32.
-        probabilities: `(num_labels,)` float32; None for regression.
-        answers: name of the most probable class; of several labels, those of at least 50 %; none for regression.
-        truths: the true class, or classes, or number as text, if they were given.
-        top: up to five (name, probability, or number for regression), highest first.
-    """
-
-    logits: np.ndarray
-    probabilities: np.ndarray | None
-    answers: list[str]
-    truths: list[str] | None
-    top: list[tuple[str, float]]
-
-    @property
-    def correct(self) -> bool | None:
-        """Whether all answers, and no others, are true; None if the truth is not known, and for regression."""
-        if self.truths is None or self.probabilities is None:
-            return None
-        return sorted(self.answers) == sorted(self.truths)
-
-
-@dataclass
-class Explanation:
-    """Numbers behind an answer, and the pictures drawn of them.
-
-    Grids are NaN where a number does not exist, which is not the same as zero: a patch that was dropped before the
-    encoder was not found unimportant by its attention, it was never seen by it.
-
-    Attributes:
-        name: of the image, and first part of the names of its files.
-        picture: `(h, w, 3)` uint8, at most 1024 pixels a side. It shows the image as it was given; or, if the image
-            processor crops or pads, what it made of the image, since the grid lies on that.
-        picture_size: (H, W) of the picture before it was shrunk for drawing.
-        input_size: (H, W) of what the model got.
-        patch_span: how many patches the picture is high and wide, with fractions: what is beyond whole patches is
-            not seen by the model.
-        grid: (R, S).
-        kept_patches: `(K,)` int64 raster indices, ascending.
-        prediction: see `Prediction`.
-        patch_scores: `(R, S)` float32 of the selector; None without one, or if the data loader selected.
-        attention: `(R, S)` float32, how much attention the classifier's token (the mean over patches for
-            `pooling="mean"`) pays to each patch in the last block, mean over heads.
-        rollout: `(R, S)` float32, the same traced back through all blocks (Abnar & Zuidema, 2020); None if the
-            sequence was longer than `max_rollout_tokens`.
-        attention_block: number, from 1, of the block of `attention`.
-        settings: of the model, as the pictures mention them.
-        files: name of a picture to where it was written.
-    """
-
-    name: str
-    picture: np.ndarray
-    picture_size: tuple[int, int]
-    input_size: tuple[int, int]
-    patch_span: tuple[float, float]
-    grid: tuple[int, int]
-    kept_patches: np.ndarray
-    prediction: Prediction
-    patch_scores: np.ndarray | None
-    attention: np.ndarray | None
-    rollout: np.ndarray | None
-    attention_block: int | None
-    settings: dict[str, Any]
-    files: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> np.ndarray:
-        """`(R, S)` bool, True for patches that were kept."""
-        mask = np.zeros(self.grid[0] * self.grid[1], dtype=bool)
-        mask[self.kept_patches] = True
-        return mask.reshape(self.grid)
-
-    @property
-    def kept_boxes(self) -> np.ndarray:
-        """`(K, 4)` float [x0, y0, x1, y1] of the kept patches in pixels of a picture of `picture_size`."""
-        rows, columns = np.divmod(self.kept_patches, self.grid[1])
-        height, width = (size / span for size, span in zip(self.picture_size, self.patch_span, strict=True))
-        return np.stack((columns * width, rows * height, (columns + 1) * width, (rows + 1) * height), axis=1)
-
-    def figure(self, picture: str = "overview") -> "Figure":
-        """Draws one of `IMAGE_PICTURES`.
-
-        Raises:
-            ValueError: if there is no such picture, or nothing to show on it.
-        """
-        from .explanations.drawing import draw_explanation
-
-        return draw_explanation(self, picture)
-
-    @property
-    def pictures(self) -> tuple[str, ...]:
-        """The pictures that can be drawn of this image."""
-        maps = {"scores": self.patch_scores, "attention": self.attention, "rollout": self.rollout}
-        return tuple(name for name in IMAGE_PICTURES if maps.get(name, self.picture) is not None)
-
-
 def explain(
     model: AdaptiveViTForImageClassification,
     image_processor: BaseImageProcessor,
@@ -155,6 +57,7 @@ def explain(
     labels: Label | Sequence[Label] | None = None,
     names: Sequence[str] | None = None,
     max_rollout_tokens: int = 8192,
+    boxes: Sequence[Boxes | None] | None = None,
 ) -> list[Explanation]:
     """Shows which patches of images a model kept, why, and where it looked.
 
@@ -169,13 +72,16 @@ def explain(
         names: one for each image, by default the names of the files.
         max_rollout_tokens: no rollout for longer sequences, as its time grows with the square of the length (at 4096
             patches, a ViT-B takes as long for it as for the answer). Memory grows with the length alone.
+        boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the image as it was given; None
+            where they are not known. They are drawn, and counted in `Explanation.statistics`.
 
     Returns:
         One `Explanation` for each image.
 
     Raises:
         TypeError: if `model` is of another class.
-        ValueError: if an image cannot be read, or labels, names or pictures do not fit.
+        ValueError: if an image cannot be read; if labels, names, pictures or boxes do not fit; or if boxes cannot
+            be followed through the image processor.
         ImportError: if pictures are asked for and matplotlib is not installed.
     """
     if not isinstance(model, AdaptiveViTForImageClassification):
@@ -186,6 +92,7 @@ def explain(
     images = _as_list(images)
     labels = _check_labels(labels, len(images), model.config)
     names = _check_names(names, images)
+    boxes = check_boxes(boxes, len(images))
     pictures = [pictures] if isinstance(pictures, str) else list(pictures)
     for name in pictures:
         if name not in PICTURES:
@@ -195,8 +102,10 @@ def explain(
     was_training = model.training
     model.eval()
     try:
-        for image, label, name in zip(images, labels, names, strict=True):
-            explanations.append(_explain_one(model, image_processor, image, label, name, max_rollout_tokens))
+        for image, label, name, found in zip(images, labels, names, boxes, strict=True):
+            explanations.append(
+                _explain_one(model, image_processor, image, label, name, max_rollout_tokens, found)
+            )
             if output is not None:
                 _draw(explanations[-1], Path(output), pictures)
         if output is not None and "positions" in pictures:
@@ -229,12 +138,14 @@ def _explain_one(
     truths: list[str] | None,
     name: str,
     max_rollout_tokens: int,
+    boxes: np.ndarray | None,
 ) -> Explanation:
     config = model.config
     image = load_upright(image, as_rgb=config.num_channels == 3)
     inputs, processed = process(image_processor, image)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
+    with record_reductions(model.vit) as reductions:
+        outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
     if maps is not None and maps.rollout is None:
         logger.warning(
             f"No attention rollout for {name}: its sequence of more than max_rollout_tokens={max_rollout_tokens} "
@@ -243,28 +154,38 @@ def _explain_one(
 
     grid = tuple(outputs.spatial_shapes[0].tolist())
     kept = outputs.selected_patches[0]
+    scores = _score_grid(outputs, inputs, grid)
     picture = to_picture(image, processed, image_processor)
+    picture_size = (picture.height, picture.width)
+    if boxes is not None:
+        boxes = to_picture_boxes(boxes, image, processed, image_processor, picture_size)
     input_size = tuple(processed.shape[-2:])
     patch_size = to_pair(config.patch_size)
     return Explanation(
         name=name,
         picture=shrink(picture, PICTURE_SIZE),
-        picture_size=(picture.height, picture.width),
+        picture_size=picture_size,
         input_size=input_size,
         patch_span=(input_size[0] / patch_size[0], input_size[1] / patch_size[1]),
         grid=grid,
         kept_patches=kept.cpu().numpy(),
+        stages=to_stages(reductions, kept.cpu().numpy(), grid),
         prediction=_read_logits(outputs.logits[0].float().cpu(), config, truths),
-        patch_scores=_score_grid(outputs, inputs, grid),
+        patch_scores=scores,
+        selection_probabilities=(
+            _first_draw(scores) if isinstance(model.vit.selector, PolicySelector) else None
+        ),
         attention=None if maps is None else _to_grid(maps.last_block, kept, grid),
         rollout=None if maps is None or maps.rollout is None else _to_grid(maps.rollout, kept, grid),
         attention_block=None if maps is None else maps.block,
         settings={
             "selector": config.patch_selector or getattr(image_processor, "patch_selector", None) or "none",
+            "reducer": config.token_reducer or "none",
             "position_encoding": config.position_encoding,
             "pooling": config.pooling,
             "num_blocks": config.num_hidden_layers,
         },
+        boxes=boxes,
     )
 
 
@@ -279,6 +200,14 @@ def _score_grid(
     if "patch_coordinates" in inputs:
         places = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
     return _to_grid(scores, places, grid)
+
+
+def _first_draw(scores: np.ndarray | None) -> np.ndarray | None:
+    """Softmax of `scores` `(R, S)` over all patches that have one."""
+    if scores is None:
+        return None
+    powers = np.exp(scores - np.nanmax(scores))
+    return powers / np.nansum(powers)
 
 
 def _to_grid(values: torch.Tensor, places: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
@@ -368,3 +297,15 @@ def _label_name(label: int | float | str, config: AdaptiveViTConfig) -> str:
     if not 0 <= label < config.num_labels:
         raise ValueError(f"Label {label} is outside 0..{config.num_labels - 1}, the classes of the model.")
     return config.id2label[int(label)]
+
+
+__all__ = [
+    "IMAGE_PICTURES",
+    "PICTURES",
+    "Explanation",
+    "Prediction",
+    "Stage",
+    "explain",
+    "unique_names",
+    "write_statistics",
+]

@@ -1,6 +1,8 @@
 """`scripts/explain.py`, run in this process."""
 
+import csv
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +41,14 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> None:
-    main(["--model_name_or_path", "model", "--device", "cpu", *arguments])
+def run(*arguments: str, status: int = 0) -> None:
+    try:
+        main(["--model_name_or_path", "model", "--device", "cpu", *arguments])
+    except SystemExit:
+        if not status:
+            raise
+    else:
+        assert not status
 
 
 def written(folder: Path) -> set[str]:
@@ -55,6 +63,7 @@ def test_draws_and_says_where(folder, capsys):
         f"a/cat.png: {Path('out/cat_overview.png')}",
         f"a/cat.png: {Path('out/positions.png')}",
         f"b/cat.png: {Path('out/cat_2_overview.png')}",
+        f"statistics: {Path('out/statistics.csv')}",
     ]
 
 
@@ -115,3 +124,56 @@ def test_help_shows_defaults(capsys):
         main(["--help"])
     assert exit.value.code == 0
     assert "explanations" in capsys.readouterr().out
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_statistics(folder):
+    boxes = {"a/cat.png": [[0, 0, 48, 40]], "b/cat.png": None}
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    run("--images", "a/cat.png", "broken-not.png", "b/cat.png", "--boxes", "boxes.json", status=1)
+    first, second = rows(folder / "explanations" / "statistics.csv")
+    assert (first["image"], second["image"]) == ("cat", "cat_2")
+    assert first["num_patches"] == "16" and first["num_kept"] == "6"
+    assert float(first["object_covered"]) == pytest.approx(6 / 16)
+    assert second["object_covered"] == ""
+
+
+def test_no_statistics_of_nothing(folder):
+    run("--images", "broken.png", "--output", "out", status=1)
+    assert not (folder / "out").exists()
+
+
+def test_boxes_by_file_name(folder):
+    (folder / "boxes.json").write_text('{"cat.png": [[0, 0, 4800, 4000]], "dog.png": []}')
+    run("--images", "a/cat.png", "--boxes", "boxes.json", "--output", "out")
+    assert rows(folder / "out" / "statistics.csv")[0]["num_objects"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[0, 0, 8, 8]]", r"must hold an object \{image: "),
+        ("{", "boxes.json is no JSON"),
+        ('{"dog.png": []}', "names none of the images; it names 'dog.png'"),
+        ('{"cat.png": [[0, 0, 8, 8]]}', "means 2 images by 'cat.png'; name them there as in --images"),
+    ],
+)
+def test_wrong_boxes(folder, text, message):
+    (folder / "boxes.json").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        run("--images", "a/cat.png", "b/cat.png", "--boxes", "boxes.json")
+    assert not (folder / "explanations").exists()
+    with pytest.raises(SystemExit, match=r"explain.py: .*nowhere\.json"):
+        run("--images", "a/cat.png", "--boxes", "nowhere.json")
+
+
+def test_stages(folder):
+    config = tiny_config(token_reducer="merge", keep_rate=0.6, reduction_layers=[1])
+    AdaptiveViTForImageClassification(config).save_pretrained(folder / "model")
+    run("--images", "a/cat.png", "--pictures", "stages")
+    assert written(folder / "explanations") == {"cat_stages.png"}
+    assert rows(folder / "explanations" / "statistics.csv")[0]["tokens_after_block_2"] == "10"

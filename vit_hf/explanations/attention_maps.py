@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..model.attention import eager_attention_forward
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.outputs import AdaptiveViTImageClassifierOutput
+from .token_stages import blocks_that_see_all
 
 
 # Attention weights held at once, in numbers: 64 MiB of float32.
@@ -70,7 +71,7 @@ class BlockAttention:
 def run_with_attention_maps(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor], max_rollout_tokens: int
 ) -> tuple[AdaptiveViTImageClassifierOutput, AttentionMaps | None]:
-    """The model's outputs on one image, and its attention maps (None for a model without blocks).
+    """The model's outputs on one image, and its attention maps; None if no block sees all patches that were kept.
 
     Works with every attention implementation, as it needs queries and keys only.
 
@@ -79,11 +80,11 @@ def run_with_attention_maps(
         inputs: of a batch of one image.
         max_rollout_tokens: sequences longer than this get no rollout, whose time grows with T squared.
     """
-    modules = [layer.attention for layer in model.vit.layers]
+    # Tokens that were fused or merged stand for no single patch, so the maps end before the first reduction.
+    modules = [layer.attention for layer in model.vit.layers[: blocks_that_see_all(model.vit)]]
     with record_attention(model, modules, max_rollout_tokens) as records:
         outputs = model(**inputs)
     num_patches = outputs.selected_patches.shape[1]
-    # Tokens that were fused or merged stand for no single patch, so the maps end before the first reduction.
     lengths = [records[module].key.shape[1] if module in records else None for module in modules]
     present = [length for length in lengths if length is not None]
     if not present:

@@ -1,6 +1,5 @@
 """Figures of explanations. Nothing here computes anything but where ink goes.
 
-Axes that show an image count in patches: patch (r, c) covers x from c to c + 1 and y, downwards, from r to r + 1.
 Figures are laid out in inches, so that no label is clipped whatever the shape of the image.
 """
 
@@ -25,19 +24,22 @@ from .sheets import (  # isort: skip
     wrap,
 )
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .panels import draw_boxes, kept_picture, outline, outline_width, panel_axes
+from .shading import enlarge, pale
+from .stage_drawing import draw_stages
+
 
 if TYPE_CHECKING:
-    from ..explain import Explanation, Prediction
+    from .results import Explanation, Prediction
 
 
 # From the palette of Okabe & Ito (2008), which the colour-blind tell apart.
 BLUE, SKY, VERMILION = "#0072b2", "#9ecae9", "#d55e00"
-OUTLINE, HATCH_INK = "#00d9ff", "#9c9c9c"
+HATCH_INK = "#9c9c9c"
 
 # Inches.
 GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
@@ -45,9 +47,6 @@ GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
 WIDE = 10.5
 # What the titles of panels and the names of classes need, where images are narrow or low.
 MIN_PICTURE_COLUMN, MIN_COLUMN, CLASSES_HEIGHT = 2.8, 2.5, 1.6
-
-# Pictures with fewer pixels are enlarged first, so that the edges of patches fall between pixels.
-MIN_PICTURE = 768
 
 
 @dataclass
@@ -68,10 +67,14 @@ def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
     if picture not in explanation.pictures:
         raise ValueError(
             f"There is no picture {picture!r} of {explanation.name}: choose one of {explanation.pictures}. Scores need a "
-            "patch selector in the model; attention and rollout need blocks, and rollout at most max_rollout_tokens."
+            "patch selector in the model, and stages a token reducer; attention and rollout need blocks that see all "
+            "kept patches, and rollout at most max_rollout_tokens."
         )
     with house_style():
-        return _overview(explanation) if picture == "overview" else _single(explanation, picture)
+        whole_sheets = {"overview": _overview, "stages": draw_stages}
+        if picture in whole_sheets:
+            return whole_sheets[picture](explanation)
+        return _single(explanation, picture)
 
 
 def _single(explanation: "Explanation", picture: str) -> Figure:
@@ -80,6 +83,8 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     width = height / aspect
     sheet_width = max(width + COLOUR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
     caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
+    if picture == "patches":
+        caption += wrap(" ".join(_object_notes(explanation)), sheet_width - 2 * MARGIN, size=8)
     if picture in ("attention", "rollout"):
         caption += wrap(_attention_note(explanation), sheet_width - 2 * MARGIN, size=8)
     top = MARGIN + PANEL_TITLE
@@ -90,7 +95,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
 
 
 def _overview(explanation: "Explanation") -> Figure:
-    maps = [name for name in explanation.pictures if name not in ("overview", "patches")]
+    maps = [name for name in explanation.pictures if name in ("scores", "attention", "rollout")]
     aspect = _aspect(explanation)
     layout = _stacked(aspect, maps) if aspect < 0.55 else _side_by_side(aspect, maps)
 
@@ -186,14 +191,18 @@ def _facts(explanation: "Explanation") -> str:
     size = f"{by(width, height)} pixels"
     if explanation.picture_size != explanation.input_size:
         size += f", given to the model as {by(input_width, input_height)}"
-    return (
-        f"{explanation.name}  ·  {size}  ·  {by(columns, rows)} patches  ·  selector: {explanation.settings['selector']}  ·  "
-        f"positions: {explanation.settings['position_encoding']}"
-    )
+    settings = explanation.settings
+    facts = [explanation.name, size, f"{by(columns, rows)} patches", f"selector: {settings['selector']}"]
+    if explanation.stages:
+        numbers = [len(explanation.kept_patches), *(stage.num_tokens for stage in explanation.stages)]
+        facts.append(f"reducer: {settings['reducer']}, {' to '.join(map(str, numbers))} tokens")
+    facts.append(f"positions: {settings['position_encoding']}")
+    # Lines break between facts, not in them.
+    return "  ·  ".join(fact.replace(" ", "\N{NO-BREAK SPACE}") for fact in facts)
 
 
 def _notes(explanation: "Explanation") -> str:
-    notes = []
+    notes = _object_notes(explanation)
     if explanation.attention is not None:
         notes.append(_attention_note(explanation))
     if explanation.rollout is not None:
@@ -203,21 +212,16 @@ def _notes(explanation: "Explanation") -> str:
     return " ".join(notes)
 
 
+def _object_notes(explanation: "Explanation") -> list[str]:
+    if explanation.boxes is None or len(explanation.boxes) == 0:
+        return []
+    covered = explanation.statistics["object_covered"]
+    return [f"Boxes: the objects, of whose area the kept patches cover {covered:.1%}."]
+
+
 def _attention_note(explanation: "Explanation") -> str:
     note = "Attention is given in multiples of its mean over the patches seen."
     return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
-
-
-def panel_axes(
-    explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, background: np.ndarray
-) -> Axes:
-    """Axes in units of patches with a `background` that covers the whole picture."""
-    rows, columns = explanation.patch_span
-    axes = sheet.axes(cell)
-    axes.imshow(background, extent=(0, columns, rows, 0), aspect="auto", interpolation="auto")
-    axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
-    axes.set_title(title, color=INK)
-    return axes
 
 
 def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
@@ -227,57 +231,19 @@ def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
         if kept < total
         else f"All patches kept: {total}"
     )
-    axes = panel_axes(explanation, sheet, cell, title, dim_dropped(explanation))
+    axes = panel_axes(explanation, sheet, cell, title, kept_picture(explanation))
     if kept < total:
-        patch_points = 72 * min(
-            cell.height / explanation.patch_span[0], cell.width / explanation.patch_span[1]
-        )
-        outline(axes, explanation.kept, width=float(np.clip(0.12 * patch_points, 0.4, 1.5)))
-
-
-def dim_dropped(explanation: "Explanation") -> np.ndarray:
-    """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
-    picture = _enlarge(explanation.picture)
-    return np.where(_spread(explanation.kept, explanation, picture)[..., None], picture, _pale(picture))
-
-
-def _enlarge(picture: np.ndarray) -> np.ndarray:
-    factor = -(-MIN_PICTURE // max(picture.shape[:2]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
-    """Grey, with little contrast, neither black nor white: both are common in images, and neither will hide it."""
-    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    pale = contrast * grey + (1 - contrast) * level
-    return np.repeat(pale[..., None], 3, axis=-1).astype(np.uint8)
-
-
-def _spread(values: np.ndarray, explanation: "Explanation", picture: np.ndarray) -> np.ndarray:
-    """`values` `(R, S)` of the patch that each pixel of `picture` lies in; 0 for those beyond whole patches."""
-    (height, width), (rows, columns) = picture.shape[:2], explanation.patch_span
-    row = ((np.arange(height) + 0.5) / height * rows).astype(int)
-    column = ((np.arange(width) + 0.5) / width * columns).astype(int)
-    padded = np.pad(values, ((0, 1), (0, 1)))
-    return padded[np.minimum(row, values.shape[0])][:, np.minimum(column, values.shape[1])]
-
-
-def outline(axes: Axes, mask: np.ndarray, width: float) -> None:
-    """Draws the borders between cells of `mask` `(R, S)` that are True and those that are not."""
-    padded = np.pad(mask, 1)
-    segments = []
-    for row, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
-        segments.append(((column, row), (column + 1, row)))
-    for row, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-        segments.append(((column, row), (column, row + 1)))
-    axes.add_collection(LineCollection(segments, colors=OUTLINE, linewidths=width, capstyle="projecting"))
+        outline(axes, explanation.kept, outline_width(explanation, cell))
+    if explanation.boxes is not None:
+        draw_boxes(axes, explanation, explanation.boxes, width=1.5)
 
 
 def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
-    title = f"Scores: {explanation.settings['selector']}"
-    grey = _pale(_enlarge(explanation.picture), contrast=1.0)
+    title, scores = f"Scores: {explanation.settings['selector']}", explanation.patch_scores
+    if explanation.selection_probabilities is not None:
+        title, scores = "Probability to be drawn first", explanation.selection_probabilities
+    grey = pale(enlarge(explanation.picture), contrast=1.0)
     axes = panel_axes(explanation, sheet, cell, title, grey)
-    scores = explanation.patch_scores
     lowest, highest = float(scores[np.isfinite(scores)].min()), _high(scores)
     limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
     _heat_map(axes, sheet, cell, scores, "viridis", limits, alpha=0.7)
@@ -297,7 +263,7 @@ def _rollout_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
 def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, values: np.ndarray) -> None:
     """A map of the patches that the encoder saw, over hatching where it saw none."""
     rows, columns = explanation.patch_span
-    axes = panel_axes(explanation, sheet, cell, title, _pale(_enlarge(explanation.picture), 0.22, 255))
+    axes = panel_axes(explanation, sheet, cell, title, pale(enlarge(explanation.picture), 0.22, 255))
     hatching = {"facecolor": "none", "edgecolor": HATCH_INK, "hatch": "/////", "linewidth": 0}
     axes.add_patch(Rectangle((0, 0), columns, rows, **hatching, zorder=1))
     mean = np.nanmean(values)

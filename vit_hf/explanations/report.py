@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from .drawing import dim_dropped, outline, panel_axes
+from .panels import draw_boxes, kept_picture, outline, panel_axes
 from .sheets import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
 
 
 if TYPE_CHECKING:
-    from ..explain import Explanation
+    from .results import Explanation
 
 
 # Okabe and Ito's palette, told apart by colour-blind readers as well.
@@ -95,14 +94,9 @@ def _closer_look(
 def _kept_and_found(
     sheet: Sheet, explanation: "Explanation", boxes: Sequence[Sequence[float]], cell: Cell, title: str
 ) -> Axes:
-    axes = panel_axes(explanation, sheet, cell, title, dim_dropped(explanation))
+    axes = panel_axes(explanation, sheet, cell, title, kept_picture(explanation))
     outline(axes, explanation.kept, width=1.2)
-    # The axes count in patches.
-    scale_y = explanation.patch_span[0] / explanation.picture_size[0]
-    scale_x = explanation.patch_span[1] / explanation.picture_size[1]
-    for x0, y0, x1, y1 in boxes:
-        corner, width, height = (x0 * scale_x, y0 * scale_y), (x1 - x0) * scale_x, (y1 - y0) * scale_y
-        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=TRUTH, linewidth=2))
+    draw_boxes(axes, explanation, boxes, width=2, colour=TRUTH)
     return axes
 
 

@@ -58,13 +58,80 @@ def to_picture(
     grid covers it in proportion. After a crop or padding, or for channels that are not colours, it is the processed
     image `(C, H, W)` with the normalisation undone.
     """
-    moves_pixels = any(
-        getattr(image_processor, option, None) for option in ("do_center_crop", "do_pad", "crop_pct")
-    )
-    if not moves_pixels:
+    if not _moves_pixels(image_processor):
         with suppress(ValueError):
             return _to_rgb(to_pixels(image, do_convert_rgb=True))
     return _to_rgb(_undo_normalisation(processed, image_processor))
+
+
+def to_picture_boxes(
+    boxes: np.ndarray,
+    image: PIL.Image.Image | np.ndarray | torch.Tensor,
+    processed: torch.Tensor,
+    image_processor: BaseImageProcessor,
+    picture_size: tuple[int, int],
+) -> np.ndarray:
+    """Moves `boxes` `(J, 4)` [x0, y0, x1, y1] from pixels of the image as it was given to those of `to_picture`.
+
+    Boxes may end up beyond the picture, where the image processor cropped.
+
+    Args:
+        image: upright, see `load_upright`.
+        processed: `(C, H, W)`.
+        picture_size: (H, W).
+
+    Raises:
+        ValueError: if a box lies beyond the image, or the image processor does more than resize, crop at the centre
+            and pad on the right and at the bottom.
+    """
+    input_data_format = getattr(image_processor, "input_data_format", None)
+    height, width = to_pixels(image, False, input_data_format).shape[-2:]
+    clipped = boxes.clip(0, [width, height, width, height])
+    for box, visible in zip(boxes, clipped, strict=True):
+        if not (visible[:2] < visible[2:]).all():
+            raise ValueError(
+                f"The box {box.tolist()} lies beyond the image of {width}x{height} pixels: boxes are [x0, y0, x1, y1] "
+                "in pixels of the image as it was given, upright."
+            )
+    size, offset = picture_size, (0, 0)
+    if _moves_pixels(image_processor):
+        size, offset = _before_crop(image, processed, image_processor)
+    scale = np.array([size[1] / width, size[0] / height] * 2)
+    return clipped * scale - [offset[1], offset[0]] * 2
+
+
+def _moves_pixels(image_processor: BaseImageProcessor) -> bool:
+    return any(getattr(image_processor, option, None) for option in ("do_center_crop", "do_pad", "crop_pct"))
+
+
+def _before_crop(
+    image: PIL.Image.Image | np.ndarray | torch.Tensor,
+    processed: torch.Tensor,
+    image_processor: BaseImageProcessor,
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H, W) of the image once it was resized, and (top, left) of the processed image on that."""
+    steps = ("do_center_crop", "do_pad", "return_patches")
+    options = [name for name in steps if getattr(image_processor, name, None)]
+    whole = image_processor(images=image, return_tensors="pt", **dict.fromkeys(options, False))[
+        "pixel_values"
+    ]
+    resized, expected, offset = tuple(whole.shape[-2:]), tuple(whole.shape[-2:]), (0, 0)
+    if "do_center_crop" in options:
+        crop = image_processor.crop_size
+        expected = (crop["height"], crop["width"])
+        # Below 0 where the image is smaller and gets a border.
+        offset = tuple(int((old - new) / 2) for old, new in zip(resized, expected, strict=True))
+    padded = "do_pad" in options
+    fits = [
+        new >= old if padded else new == old for new, old in zip(processed.shape[-2:], expected, strict=True)
+    ]
+    if getattr(image_processor, "crop_pct", None) or not all(fits):
+        raise ValueError(
+            f"Boxes cannot be followed through {type(image_processor).__name__}: it makes {tuple(processed.shape[-2:])} "
+            "(height, width) of the image by more than resizing, cropping at the centre and padding. Leave the boxes "
+            "out, or give images that were cropped before."
+        )
+    return resized, offset
 
 
 def shrink(picture: PIL.Image.Image, longest_side: int) -> np.ndarray:

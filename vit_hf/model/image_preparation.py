@@ -40,7 +40,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     return_patches (`bool`, *optional*, defaults to `False`):
         Whether to return cut patches instead of images.
     patch_selector (`str`, *optional*):
-        The pixel heuristic that scores the patches: `"variance"`, `"gradient"`, `"random"` or `"uniform"`. `None`
+        The pixel heuristic that scores the patches: a key of `PIXEL_SCORERS`. `None`
         keeps all of them.
     num_selected_patches (`int` or `float`, *optional*):
         How many patches of an image to keep, or which share of them in (0, 1]. `None` keeps all of them.

@@ -209,7 +209,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         outputs = self._encode(sequence, tokens, context, restore=restore, return_dict=True, **kwargs)
         losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
         dense = None
-        if self.training and any(reducer.learns_from_dense for reducer in self.reducers.values()):
+        if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
             with torch.no_grad():
                 dense = self._encode(sequence, tokens, context, reduce=False, **RECORD_NOTHING)
             dense = dense.last_hidden_state

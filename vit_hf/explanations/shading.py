@@ -1,0 +1,70 @@
+"""Pictures coloured by patches, in NumPy alone.
+
+Shapes: h, w pixels of a picture; R, S rows and columns of the grid of patches. `patch_span` is how many patches the
+picture is high and wide, with fractions: what is beyond whole patches belongs to none of them.
+"""
+
+import numpy as np
+
+
+# Pictures with fewer pixels are enlarged first, so that the edges of patches fall between pixels.
+MIN_PICTURE = 768
+
+
+def enlarge(picture: np.ndarray) -> np.ndarray:
+    """`(h, w, 3)`, each pixel repeated until the longer side has at least `MIN_PICTURE`."""
+    factor = -(-MIN_PICTURE // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
+    """Grey, with little contrast, neither black nor white: both are common in images, and neither will hide it."""
+    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    faint = contrast * grey + (1 - contrast) * level
+    return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def spread(
+    values: np.ndarray, size: tuple[int, int], patch_span: tuple[float, float], beyond: int = 0
+) -> np.ndarray:
+    """`values` `(R, S)` of the patch that each pixel of a picture of `size` (h, w) lies in.
+
+    Pixels beyond whole patches get `beyond`.
+    """
+    row, column = (
+        ((np.arange(length) + 0.5) / length * span).astype(int)
+        for length, span in zip(size, patch_span, strict=True)
+    )
+    padded = np.pad(values, ((0, 1), (0, 1)), constant_values=beyond)
+    return padded[np.minimum(row, values.shape[0])][:, np.minimum(column, values.shape[1])]
+
+
+def dim_dropped(picture: np.ndarray, kept: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
+    """`picture` `(h, w, 3)`, in pale grey where `kept` `(R, S)` is False."""
+    return np.where(spread(kept, picture.shape[:2], patch_span)[..., None], picture, pale(picture))
+
+
+def merged(groups: np.ndarray) -> np.ndarray:
+    """`(R, S)` bool, True where `groups` `(R, S)` holds a number of 0 or more that it holds elsewhere, too."""
+    members = np.bincount(groups[groups >= 0], minlength=1)
+    return np.append(members > 1, False)[groups]  # -1 finds the appended one
+
+
+def colour_groups(picture: np.ndarray, groups: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
+    """`picture` `(h, w, 3)` in which patches of one group have the mean colour of all of them.
+
+    A patch that is a group of its own keeps its pixels, and those of no group are pale.
+
+    Args:
+        groups: `(R, S)` int64, -1 for no group.
+    """
+    shown = dim_dropped(picture, groups >= 0, patch_span)
+    inside = spread(merged(groups), picture.shape[:2], patch_span)
+    group = spread(groups, picture.shape[:2], patch_span, beyond=-1)[inside]
+    pixels = np.bincount(group, minlength=1)
+    means = [
+        np.bincount(group, weights=picture[..., channel][inside], minlength=1) / np.maximum(pixels, 1)
+        for channel in range(3)
+    ]
+    shown[inside] = np.stack(means, axis=-1).round().astype(np.uint8)[group]
+    return shown
