@@ -2,6 +2,8 @@
 
     python scripts/finetune.py --dataset photos/ --model_name_or_path google/vit-base-patch16-224 \\
         --patch_selector variance --num_selected_patches 98 --output_dir runs/photos
+    python scripts/finetune.py --dataset photos/ --model_name_or_path google/vit-base-patch16-224 \\
+        --token_reducer merge --keep_rate 0.8 --reduction_layers 3 6 9 --output_dir runs/photos
     python scripts/finetune.py scripts/configs/imagefolder.yaml --learning_rate 1e-4
     accelerate launch scripts/finetune.py scripts/configs/imagefolder.yaml
 
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
             "\nfinetune.py: interrupted. Start it again with the same arguments: it goes on from the last checkpoint in "
             f"{training.output_dir}, if one was saved"
         )
+    except FloatingPointError as error:
+        sys.exit(f"\nfinetune.py: {error}")
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
+from vit_hf import AdaptiveViTConfig
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
@@ -143,6 +144,21 @@ def test_evaluate_matches_labels_by_name(stock_checkpoint, tmp_path):
     assert json.loads(output.read_text())["train_accuracy"] == 0.5
 
 
+def test_evaluate_with_fewer_tokens(stock_checkpoint, tmp_path):
+    write_images(tmp_path / "data" / "bird", 4)
+    write_images(tmp_path / "data" / "cat", 4)
+    flags = ["--model_name_or_path", stock_checkpoint, "--dataset", str(tmp_path / "data"), "--use_cpu"]
+    losses = []
+    for reduction in ("", "--keep_rate 1.0", "--keep_rate 0.25"):
+        also = ["--output", str(tmp_path / "metrics.json"), *reduction.split()]
+        if reduction:
+            also += ["--token_reducer", "attentive", "--reduction_layers", "0"]
+        script("evaluate")([*flags, *also])
+        losses.append(json.loads((tmp_path / "metrics.json").read_text())["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -151,6 +167,12 @@ def test_evaluate_matches_labels_by_name(stock_checkpoint, tmp_path):
         ("--dataset {images} --split test", "the model has no class 'train-station'"),
         ("--dataset {data} --patch_selector psychic --num_selected_patches 2", "'psychic' is unknown"),
         ("--dataset {data} --model_name_or_path ./nowhere", "there is no folder ./nowhere"),
+        ("--dataset {data} --keep_rate 0.5", "need a token_reducer"),
+        (
+            "--dataset {data} --token_reducer gumbel --reduction_layers 1",
+            "such weights): patch_selector=None or",
+        ),
+        ("--dataset {data} --patch_selector policy --num_selected_patches 2", "is learned, in fine-tuning"),
     ],
 )
 def test_evaluate_says_what_is_wrong(stock_checkpoint, image_folder, tmp_path, flags, message):  # noqa: F811
@@ -236,7 +258,57 @@ def test_predict_says_what_is_wrong(stock_checkpoint, tmp_path, flags, message, 
 def test_example_configurations_are_valid(path):
     groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
     parser = make_parser(groups, "")
-    parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
+    arguments = parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
+    AdaptiveViTConfig(**arguments[0].config_fields())
+
+
+@pytest.mark.parametrize(
+    "name, flags, said, first",
+    [
+        ("policy", "--image_size 32 --num_selected_patches 2", "2 patches of an image by policy", 0.5),
+        (
+            "token_reduction",
+            "--reduction_layers 1",
+            "all patches; attentive keeps 70.0% of the tokens in each of the blocks 1",
+            1.0,
+        ),
+    ],
+)
+def test_example_configurations_run(
+    name,
+    flags,
+    said,
+    first,
+    image_folder,  # noqa: F811
+    stock_checkpoint,
+    tmp_path,
+    capsys,
+):
+    flags = [*flags.split(), "--model_name_or_path", stock_checkpoint, "--output_dir", str(tmp_path / "run")]
+    flags += ["--dataset", str(image_folder), "--validation_share", "0.3", "--num_train_epochs", "3"]
+    flags += [
+        "--per_device_train_batch_size",
+        "2",
+        "--gradient_accumulation_steps",
+        "1",
+        "--logging_steps",
+        "1",
+    ]
+    flags += ["--dataloader_num_workers", "0", "--bf16", "false", "--use_cpu", "--disable_tqdm", "true"]
+    script("finetune")([str(SCRIPTS / "configs" / f"{name}.yaml"), *flags])
+    assert said in capsys.readouterr().out
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    relaxations = [entry["selection_relaxation"] for entry in state["log_history"] if "loss" in entry]
+    assert relaxations[0] == pytest.approx(first, abs=0.01)
+    assert relaxations[-1] == 0
+
+
+def test_finetune_says_where_numbers_stop_being_finite(config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        script("finetune")([config, "--learning_rate", "1e30", "--max_grad_norm", "0", "--warmup_steps", "2"])
+    text = str(exit.value.code)
+    assert "finetune.py: Step " in text
+    assert "a lower learning_rate (now 1e+30)" in text
 
 
 def run_finetune(*argv, processes=1, **options):
@@ -294,10 +366,19 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, processes):
 
 
 @pytest.mark.slow
-def test_accelerate_launches_it(config, tmp_path):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--patch_selector policy --token_reducer gumbel --keep_rate 0.5 --reduction_layers 1 --freeze_backbone 0.5 "
+        "--backbone_lr_factor 0.1",
+    ],
+    ids=["plain", "learned"],
+)
+def test_accelerate_launches_it(config, tmp_path, flags):
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     result = subprocess.run(
-        [sys.executable, *command, str(SCRIPTS / "finetune.py"), config],
+        [sys.executable, *command, str(SCRIPTS / "finetune.py"), config, *flags.split()],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

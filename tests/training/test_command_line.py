@@ -116,6 +116,8 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
         ("--remove_unused_columns true", "remove_unused_columns must be false"),
         ("--resume_from_checkpoint x", "resume_from_checkpoint is not needed"),
         ("--horizontal_flip 2", "horizontal_flip is 2.0"),
+        ("--reduction_layers 1 x", "invalid int value: 'x'"),
+        ("--freeze_head", "freeze_head goes with freeze_backbone"),
     ],
 )
 def test_finetuning_refuses_nonsense(flags, message, capsys):
@@ -130,6 +132,18 @@ def test_numbers_and_shares(text, value):
     parsed = ModelArguments(num_selected_patches=text).num_selected_patches
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+def test_reduction_from_flags_and_from_a_file(write):
+    parser = make_parser(FINETUNING, "")
+    needed = ["--dataset", "x", "--output_dir", "y"]
+    path = write("token_reducer: merge\nkeep_rate: 7e-1\nreduction_layers: [3, 6]\nmerge_r: null\n")
+    expected = {"token_reducer": "merge", "keep_rate": 0.7, "reduction_layers": [3, 6]}
+    assert parse_arguments(parser, [path, *needed])[0].config_fields() == expected
+    flags = ["--reduction_layers", "1", "--keep_rate", "1", "--exploration", "0.1"]
+    fields = parse_arguments(parser, [path, *needed, *flags])[0].config_fields()
+    assert fields == expected | {"reduction_layers": [1], "keep_rate": 1.0, "exploration": 0.1}
+    assert parse_arguments(parser, needed)[0].config_fields() == {}
 
 
 def test_no_best_model_without_evaluation_or_checkpoints(tmp_path):

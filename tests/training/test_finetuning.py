@@ -37,6 +37,16 @@ EVERYTHING = {
     "save_steps": 3,
 }
 
+LEARNED = {
+    "patch_selector": "policy",
+    "token_reducer": "gumbel",
+    "keep_rate": 0.5,
+    "reduction_layers": [1],
+    "config_overrides": MODEL | {"scorer_hidden_size": 8},
+    "freeze_backbone": 0.4,
+    "backbone_lr_factor": 0.1,
+}
+
 
 class Interrupt(TrainerCallback):
     """Ends the process, as far as a test can, after a number of steps."""
@@ -90,15 +100,21 @@ def test_learns(make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_accumulation_steps": 2, "eval_steps": 1, "save_steps": 1}]
+    "options, steps",
+    [
+        ({}, (5, 10)),
+        ({"gradient_accumulation_steps": 2, "eval_steps": 1, "save_steps": 1}, (2, 5)),
+        (LEARNED, (5, 10)),
+    ],
+    ids=["plain", "accumulating", "learned"],
 )
-def test_interrupted_runs_end_with_the_same_weights(make_run, tmp_path, options):
+def test_interrupted_runs_end_with_the_same_weights(make_run, tmp_path, options, steps):
     make_run("whole", **EVERYTHING | options).execute()
-    interrupt(make_run("parts", **EVERYTHING | options), step=5 if not options else 2)
+    interrupt(make_run("parts", **EVERYTHING | options), step=steps[0])
     torch.rand(11)
     run = make_run("parts", **EVERYTHING | options)
     assert "resumes from" in run.describe()
-    interrupt(run, step=10 if not options else 5)
+    interrupt(run, step=steps[1])
     # One that was killed as it wrote a checkpoint leaves this.
     (tmp_path / "parts" / "checkpoint-999").mkdir()
     make_run("parts", **EVERYTHING | options).execute()

@@ -83,7 +83,37 @@ def test_order_is_that_of_the_model_so_that_saved_states_fit():
     torch.optim.AdamW(layerwise_parameter_groups(model_with_everything(), 1e-3, 0.1, 0.7))
 
 
+def model_that_predicts():
+    return AdaptiveViTForImageClassification(
+        tiny_config(patch_selector="policy", token_reducer="gumbel", keep_rate=0.5, reduction_layers=[1])
+    )
+
+
+def test_backbone_learns_slower_than_head_and_predictors():
+    model = model_that_predicts()
+    groups = layerwise_parameter_groups(model, 1.0, 0.1, layer_decay=0.5, backbone_lr_factor=0.01)
+    by_parameter = by_name(model, groups)
+    rates = {name: group["lr"] for name, group in by_parameter.items()}
+    assert rates.keys() == dict(model.named_parameters()).keys()
+    assert rates["classifier.weight"] == rates["vit.selector.scorer.output.weight"] == 1
+    assert rates["vit.reducers.1.output.bias"] == 1
+    assert rates["vit.layernorm.weight"] == 0.01
+    assert rates["vit.layers.2.mlp.fc1.weight"] == 0.005
+    assert rates["vit.embeddings.cls_token"] == 0.01 * 0.0625
+    assert groups[0]["lr"] == 1
+    assert by_parameter["vit.reducers.1.output.weight"]["weight_decay"] == 0.1
+    assert by_parameter["vit.reducers.1.output.bias"]["weight_decay"] == 0
+
+
+def test_without_a_factor_groups_are_those_of_layers_alone():
+    model = model_with_everything()
+    assert len(layerwise_parameter_groups(model, 1.0, 0.1, 0.5)) == 2 * 5
+    assert len(layerwise_parameter_groups(model, 1.0, 0.1, 0.5, backbone_lr_factor=0.5)) == 2 * 5 + 1
+
+
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.1])
 def test_refuses_nonsense(decay):
     with pytest.raises(ValueError, match=f"layer_decay is {decay}"):
         layerwise_parameter_groups(model_with_everything(), 1.0, layer_decay=decay)
+    with pytest.raises(ValueError, match=f"backbone_lr_factor is {decay}.*set freeze_backbone"):
+        layerwise_parameter_groups(model_with_everything(), 1.0, backbone_lr_factor=decay)

@@ -77,6 +77,40 @@ def test_model_sees_fewer_and_fewer_patches(make_run):
     )
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"token_reducer": "attentive", "keep_rate": 0.25},
+        {"token_reducer": "merge", "keep_rate": None, "merge_r": 2},
+    ],
+)
+def test_tokens_become_fewer_without_a_selector(make_run, fields):
+    seen = []
+    run = make_run(
+        patch_selector=None,
+        num_selected_patches=None,
+        reduction_layers=[1],
+        keep_rate_schedule=True,
+        eval_strategy="no",
+        save_strategy="no",
+        **fields,
+    )
+    model = run.trainer.model
+
+    def record(module, inputs, output):
+        if module.training:
+            seen.append(output.token_coordinates.shape[1])
+
+    model.vit.register_forward_hook(record)
+    run.execute()
+    assert seen[0] == 4  # all
+    assert seen[-1] == 2
+    # Between all and fewest: the one token that is fused of many may be one of three as well.
+    assert seen == sorted(seen, reverse=True)
+    logged = [entry["selection_relaxation"] for entry in run.trainer.state.log_history if "loss" in entry]
+    assert (logged[0], logged[-1]) == (1, 0)
+
+
 def test_relaxation_ends_with_training_that_ends_early(make_run):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -26,7 +26,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
         num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number K >= 1
             or as a share in (0, 1] of an image's patches.
         random_selector_seed (`int`, defaults to 0): which patches `"random"` keeps outside training.
-        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept patches that are random while training.
+        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept patches that are random while training; not
+            for `"policy"` and `"perturbed"`, whose choice is random then anyway.
         scout_num_layers (`int`, defaults to 3): blocks that the scout pass of `"attention"` and `"distilled"` goes
             through.
         scout_image_size (`int` or pair, *optional*): pixels of the scout's thumbnail, default `image_size`.
@@ -227,6 +228,11 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def _validate_reduction(self):
         if not 0 <= self.exploration <= 1:
             raise ValueError(f"exploration={self.exploration} is a share and must lie in [0, 1].")
+        if self.exploration and self.patch_selector in ("policy", "perturbed"):
+            raise ValueError(
+                f"exploration={self.exploration} is not for patch_selector={self.patch_selector!r}, whose choice is "
+                "random while training as it is: set it to 0."
+            )
         if not 0 < self.distilled_share <= 1:
             raise ValueError(f"distilled_share={self.distilled_share} must lie in (0, 1].")
         if self.perturbed_num_samples < 1 or self.perturbed_sigma <= 0:

@@ -254,7 +254,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             return Selection(None, patches.mask)
         scout = _ModelScout(self)
         scores = self.selector.score(patches, num_selected if counts is None else counts, scout)
-        _check_finite(scores, "pixel_values")
+        _check_finite(scores, "pixel_values, or the weights of the patch selector,")
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
         selection = self.selector.select(scores, num_selected, counts, sample)

@@ -1,6 +1,7 @@
 """What a fine-tuning run can be asked for, beside `AugmentationArguments`."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,17 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .loading import ImageDataset, load_image_dataset
 from .sources import MEGAPIXEL_DIGITS
+
+
+# Fields of AdaptiveViTConfig that say what a model computes on, which may be changed in a checkpoint.
+SELECTION_FIELDS = (
+    "patch_selector",
+    "num_selected_patches",
+    "token_reducer",
+    "keep_rate",
+    "reduction_layers",
+    "merge_r",
+)
 
 
 @dataclass
@@ -31,10 +43,32 @@ class ModelArguments:
         },
     )
     patch_selector: str | None = field(
-        default=None, metadata={"help": "how patches are selected, such as variance, gradient or attention"}
+        default=None,
+        metadata={
+            "help": "how patches are selected before the encoder, such as variance, attention or policy"
+        },
     )
     num_selected_patches: float | str | None = field(
         default=None, metadata={"help": "patches to keep: a number such as 98, or a share such as 0.25"}
+    )
+    exploration: float | None = field(
+        default=None, metadata={"help": "share of the selected patches that are random while training"}
+    )
+    token_reducer: str | None = field(
+        default=None,
+        metadata={"help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample"},
+    )
+    keep_rate: float | None = field(
+        default=None,
+        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+    )
+    reduction_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9, which is the default"},
+    )
+    merge_r: int | None = field(
+        default=None,
+        metadata={"help": "tokens that merge takes away at each of reduction_layers, instead of keep_rate"},
     )
     position_encoding: str | None = field(
         default=None,
@@ -68,11 +102,9 @@ class ModelArguments:
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the config that were asked for."""
-        named = {
-            name: getattr(self, name)
-            for name in ("patch_selector", "num_selected_patches", "position_encoding")
-        }
-        return self.config_overrides | {name: value for name, value in named.items() if value is not None}
+        return self.config_overrides | given_fields(
+            self, (*SELECTION_FIELDS, "exploration", "position_encoding")
+        )
 
 
 @dataclass
@@ -130,13 +162,41 @@ class MethodArguments:
     _argument_group_name = "fine-tuning"
 
     keep_rate_schedule: bool = field(
-        default=False, metadata={"help": "begin with all patches and come to num_selected_patches gradually"}
+        default=False,
+        metadata={
+            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate or merge_r gradually"
+        },
     )
     keep_rate_warmup: float = field(
         default=0.1, metadata={"help": "share of the steps with all patches, for keep_rate_schedule"}
     )
     keep_rate_final: float = field(
-        default=0.2, metadata={"help": "share of the steps with num_selected_patches, for keep_rate_schedule"}
+        default=0.2, metadata={"help": "share of the steps with as few as asked for, for keep_rate_schedule"}
+    )
+    keep_rate_initial: float = field(
+        default=1.0,
+        metadata={
+            "help": "how far the first steps are relaxed, for keep_rate_schedule: 1 is all patches, 0.5 half-way from the "
+            "target; where all are more than memory allows"
+        },
+    )
+    freeze_backbone: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of the steps, at the beginning, in which only head, patch selector and token reducer learn; 0 "
+            "trains all together"
+        },
+    )
+    freeze_head: bool = field(
+        default=False,
+        metadata={"help": "hold the head still with the backbone, where it knows these classes already"},
+    )
+    backbone_lr_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "factor of the learning rate for all but head, patch selector and token reducer, beside that of "
+            "layer_decay; DynamicViT has 0.01"
+        },
     )
     layer_decay: float = field(
         default=1.0,
@@ -146,12 +206,22 @@ class MethodArguments:
         default=None,
         metadata={"help": "average the weights, a step leaving this much of the average, such as 0.999"},
     )
+    curriculum_images: int = field(
+        default=0,
+        metadata={
+            "help": "validation images of which curriculum.gif shows what is kept in the course of training"
+        },
+    )
     start_anew: bool = field(
         default=False,
         metadata={
             "help": "do not resume the run in output_dir: rename it to <output_dir>-previous-1 and begin again"
         },
     )
+
+    def __post_init__(self):
+        if self.freeze_head and not self.freeze_backbone:
+            raise ValueError("freeze_head goes with freeze_backbone, which is 0: set it, such as to 0.3")
 
 
 @dataclass
@@ -173,6 +243,10 @@ class RunArguments(TrainingArguments):
         default="auto",
         metadata={"help": "auto: accuracy, for several labels an image f1, for a regression mse"},
     )
+    max_grad_norm: float = field(
+        default=1.0,
+        metadata={"help": "scale gradients down to this norm, over all parameters together; 0: do not"},
+    )
     # Columns that no model takes are what the collator makes its input from.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be false here"})
 
@@ -193,6 +267,12 @@ class RunArguments(TrainingArguments):
             # Nothing to pin memory for, and torch would warn of each loader.
             self.dataloader_pin_memory = False
         super().__post_init__()
+
+
+def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Those attributes that are not None."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:

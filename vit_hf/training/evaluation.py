@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .arguments import DataArguments, parse_number_or_share
+from .arguments import SELECTION_FIELDS, DataArguments, given_fields, parse_number_or_share
 from .augmentation import EvaluationExamples
 from .collation import ImageCollator
 from .metrics import compute_metrics_for
@@ -38,6 +38,20 @@ class EvaluationArguments:
     patch_selector: str | None = field(default=None, metadata={"help": "another than the checkpoint's"})
     num_selected_patches: float | str | None = field(
         default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
+    )
+    token_reducer: str | None = field(
+        default=None,
+        metadata={"help": "another than the checkpoint's: merge, attentive or sample need no training"},
+    )
+    keep_rate: float | None = field(
+        default=None,
+        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+    )
+    reduction_layers: list[int] | None = field(
+        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
+    )
+    merge_r: int | None = field(
+        default=None, metadata={"help": "tokens that merge takes away at each of reduction_layers"}
     )
     batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
@@ -72,7 +86,7 @@ def evaluate_model(
         OSError, ValueError: for a model, data or options that do not exist or do not fit each other.
     """
     model, processor = load_classifier(
-        arguments.model_name_or_path, arguments.patch_selector, arguments.num_selected_patches
+        arguments.model_name_or_path, **given_fields(arguments, SELECTION_FIELDS)
     )
     with tempfile.TemporaryDirectory() as folder:
         training = TrainingArguments(

@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
@@ -22,15 +23,19 @@ from .augmentation import (
     make_augmentation,
 )
 from .collation import ImageCollator
+from .curriculum import CurriculumRecorder
 from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
+from .freezing import FreezeBackbone, part_of
 from .layer_decay import layerwise_parameter_groups
 from .loading import ImageDataset
 from .metrics import BEST_MODEL_METRIC, compute_metrics_for
 from .models import make_image_processor, make_model
+from .monitoring import LogSelectionLoss, NonFiniteGuard
 from .runs import (
     RUN_ARGUMENTS_NAME,
     check_output_dir,
     check_same_model,
+    check_same_rates,
     find_last_checkpoint,
     set_aside,
     set_incomplete_aside,
@@ -87,17 +92,12 @@ class FinetuningRun:
             run = f"resumes from {self.checkpoint}"
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         outputs = f"{self.data.num_labels} classes" if self.data.id2label else "regression"
-        config = self.trainer.model.config
-        selection = "all patches"
-        if config.patch_selector is not None:
-            number = config.num_selected_patches
-            share = f"{number:.1%} of the" if isinstance(number, float) else number
-            selection = f"{share} patches of an image by {config.patch_selector}"
+        model = self.trainer.model
         return "\n".join(
             [
                 f"Data:   {sizes} images; {outputs}",
                 *(f"        left out: {reason}" for reason in self.data.skipped),
-                f"Model:  {self.trainer.model.num_parameters() / 1e6:.1f} M parameters; {selection}",
+                f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {_describe_selection(model.config)}",
                 f"Run:    {run}",
             ]
         )
@@ -106,6 +106,22 @@ class FinetuningRun:
         if self.checkpoint is None:
             return 0
         return TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
+
+
+def _describe_selection(config: AdaptiveViTConfig) -> str:
+    """What a model computes on."""
+    text = "all patches"
+    if config.patch_selector is not None:
+        number = config.num_selected_patches
+        share = f"{number:.1%} of the" if isinstance(number, float) else number
+        text = f"{share} patches of an image by {config.patch_selector}"
+    if config.token_reducer is not None:
+        amount = f"keeps {config.keep_rate:.1%} of the tokens"
+        if config.merge_r is not None:
+            amount = f"takes away {config.merge_r} tokens"
+        layers = ", ".join(map(str, sorted(config.reduction_layers)))
+        text += f"; {config.token_reducer} {amount} in each of the blocks {layers}"
+    return text
 
 
 def prepare_run(
@@ -141,6 +157,8 @@ def prepare_run(
     model = make_model(model_arguments, data)
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, method)
+    if checkpoint is not None:
+        check_same_rates(training.output_dir, arguments)
     trainer = make_trainer(model, processor, data, augmentation, method, training)
     check_batch(trainer)
 
@@ -181,11 +199,27 @@ def make_trainer(
     image_size = (size["height"], size["width"]) if "height" in size else None
     augment = make_augmentation(augmentation, image_size)
 
-    callbacks: list[TrainerCallback] = [ReproducibleTraining()]
+    callbacks: list[TrainerCallback] = [ReproducibleTraining(), NonFiniteGuard(), LogSelectionLoss()]
     if method.keep_rate_schedule:
+        if model.config.patch_selector is None and model.config.token_reducer is None:
+            raise ValueError(
+                "keep_rate_schedule has nothing to lead to: name a patch_selector or a token_reducer"
+            )
         callbacks.append(
-            KeepRateSchedule(warmup_ratio=method.keep_rate_warmup, final_ratio=method.keep_rate_final)
+            KeepRateSchedule(
+                warmup_ratio=method.keep_rate_warmup,
+                final_ratio=method.keep_rate_final,
+                initial=method.keep_rate_initial,
+            )
         )
+    if method.curriculum_images:
+        split = data.splits.get("validation", data.splits["train"])
+        images = [split.read(index) for index in range(min(method.curriculum_images, len(split)))]
+        callbacks.append(CurriculumRecorder(images, processor, Path(training.output_dir, "curriculum.gif")))
+    freeze = FreezeBackbone(method.freeze_backbone, method.freeze_head)
+    if freeze.share > 0:
+        freeze.parameters_of(model)
+        callbacks.append(freeze)
     if method.ema_decay is not None:
         callbacks.append(EmaCallback(method.ema_decay))
     # Behind ours, and not before as Trainer would put them, so that they report what ours log.
@@ -193,13 +227,18 @@ def make_trainer(
     training.report_to = []
 
     if training.ddp_find_unused_parameters is None:
-        # Of the model only a trained selector can be without a gradient, and torch warns of looking in vain.
-        selector = model.vit.selector
-        training.ddp_find_unused_parameters = selector is not None and len(list(selector.parameters())) > 0
+        # Of the model only predictors and what is frozen can be without a gradient, and torch warns of looking in vain.
+        names = [name for name, _ in model.named_parameters()]
+        has_predictors = any(part_of(model, name) == "predictor" for name in names)
+        training.ddp_find_unused_parameters = has_predictors or freeze.share > 0
 
     optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     groups = layerwise_parameter_groups(
-        model, training.learning_rate, training.weight_decay, method.layer_decay
+        model,
+        training.learning_rate,
+        training.weight_decay,
+        method.layer_decay,
+        method.backbone_lr_factor,
     )
     return Trainer(
         model=model,

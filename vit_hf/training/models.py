@@ -14,6 +14,7 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
 from .arguments import ModelArguments
+from .freezing import part_of
 from .loading import ImageDataset
 
 
@@ -40,10 +41,18 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForI
         raise ValueError(f"config_overrides: AdaptiveViTConfig has no field {', '.join(sorted(unknown))}")
 
     try:
-        return _build(arguments, fields) if arguments.model_name_or_path is None else _load(arguments, fields)
+        model = (
+            _build(arguments, fields) if arguments.model_name_or_path is None else _load(arguments, fields)
+        )
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
+    config = model.config
+    if config.token_reducer is not None and config.keep_rate == 1 and config.merge_r is None:
+        raise ValueError(
+            f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
+        )
+    return model
 
 
 def _build(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForImageClassification:
@@ -80,29 +89,42 @@ def _load(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForIm
 
 
 def load_classifier(
-    path: str, patch_selector: str | None = None, num_selected_patches: int | float | None = None
+    path: str,
+    patch_selector: str | None = None,
+    num_selected_patches: int | float | None = None,
+    **fields: Any,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Any saved image classifier and its image processor, if asked to with another patch selection.
+    """Any saved image classifier and its image processor, if asked to computing on less, or on more.
 
     Args:
         path: checkpoint, local or on the Hub.
         patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a selection that does not exist.
+        ValueError: for a selection or reduction that does not exist, or that the checkpoint has not learned.
     """
     check_path(path)
     processor = AutoImageProcessor.from_pretrained(path)
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
-    fields = {name: value for name, value in named.items() if value is not None}
-    if not fields:
+    selection = {name: value for name, value in named.items() if value is not None}
+    if not selection and not fields:
         return AutoModelForImageClassification.from_pretrained(path), processor
     try:
-        model = AdaptiveViTForImageClassification.from_pretrained(path, **fields)
+        model, report = AdaptiveViTForImageClassification.from_pretrained(
+            path, **selection, **fields, output_loading_info=True
+        )
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
-    if getattr(processor, "return_patches", False):
+    untrained = sorted(name for name in report["missing_keys"] if part_of(model, name) == "predictor")
+    if untrained:
+        config = model.config
+        raise ValueError(
+            f"{path} has no {untrained[0]} ({len(untrained)} such weights): patch_selector={config.patch_selector!r} or "
+            f"token_reducer={config.token_reducer!r} is learned, in fine-tuning"
+        )
+    if selection and getattr(processor, "return_patches", False):
         # It may keep too few already.
         processor.patch_selector = processor.num_selected_patches = None
     return model, processor
@@ -143,7 +165,7 @@ def make_image_processor(
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are the model's to draw: in training they are others in each epoch.
-    is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"}
+    is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
     selects = select and is_cheap and processor.return_patches
     processor.patch_selector = config.patch_selector if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -23,6 +24,9 @@ INCIDENTAL_FIELDS = {
     "transformers_version",
     "use_cache",
 }
+
+# What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked for.
+SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_factor")
 
 # What Trainer needs to resume. Its state is written after the others, so that a folder without it is a checkpoint
 # that was being written when the run was killed.
@@ -129,3 +133,23 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
             raise ValueError(
                 f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights)"
             )
+
+
+def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
+    """Refuse to go on with other learning rates than the run began with, because Trainer would silently not.
+
+    Raises:
+        ValueError: naming what differs from the arguments that the run in `output_dir` was started with.
+    """
+    path = Path(output_dir, RUN_ARGUMENTS_NAME)
+    saved = json.loads(path.read_text()) if path.is_file() else {}
+    differing = [
+        f"{name} was {saved[name]} and is {arguments[name]}"
+        for name in SAVED_RATES
+        if name in saved and saved[name] != arguments[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same as before; or, to go on "
+            "with others, another output_dir and the last checkpoint as model_name_or_path; or set start_anew."
+        )
