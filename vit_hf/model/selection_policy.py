@@ -7,8 +7,18 @@ from .selection_base import PatchSelector, Scout, Selection, keep_top
 from .selection_scorer import ThumbnailScorer
 
 
-# Scores lie between minus and plus this, so that no patch becomes impossible to draw.
-SCORE_LIMIT = 5.0
+# Standard deviation of an image's scores. Fixed, so that a policy can neither become certain by accident, which
+# would end its learning, nor stay undecided; what is rare in an image still stands out by many times this.
+SPREAD = 1.0
+
+
+def standardise(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Scores `(B, N)` with mean 0 and deviation `SPREAD` over the patches of each image that `mask` `(B, N)` has."""
+    present = torch.ones_like(scores) if mask is None else mask.to(scores.dtype)
+    count = present.sum(dim=-1, keepdim=True)
+    centred = scores - (scores * present).sum(dim=-1, keepdim=True) / count
+    variance = (centred.square() * present).sum(dim=-1, keepdim=True) / count
+    return SPREAD * centred / (variance + 1e-8).sqrt()
 
 
 def draw_plackett_luce(scores: torch.Tensor) -> torch.Tensor:
@@ -54,7 +64,7 @@ class PolicySelector(PatchSelector):
         self.entropy_weight = config.policy_entropy_weight
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        return SCORE_LIMIT * torch.tanh(self.scorer(patches) / SCORE_LIMIT)
+        return standardise(self.scorer(patches), patches.mask)
 
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
