@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
@@ -104,6 +105,18 @@ def forward(side: Side, args: argparse.Namespace) -> Callable[[], None]:
     return call
 
 
+def count_operations(side: Side, args: argparse.Namespace) -> float:
+    """10⁹ floating point operations of matrix products and convolutions for one image."""
+    one = argparse.Namespace(**{**vars(args), "batch_size": 1, "compile": False})
+    model = side.model(one)
+    model.set_attn_implementation("eager")  # not every fused kernel is known to the counter
+    images = torch.randn(1, 3, side.image_size, side.image_size).to(args.device, getattr(torch, args.dtype))
+    kwargs = {"interpolate_pos_encoding": True} if side.stock and side.image_size != 224 else {}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images, **kwargs)
+    return counter.get_total_flops() / 1e9
+
+
 def training_step(side: Side, args: argparse.Namespace) -> Callable[[], None]:
     model = side.model(args).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -158,19 +171,32 @@ def compare(
     """Times `sides` by turns and prints them beside the first of them."""
     medians = alternate([make(side, args) for side in sides], repeats, warmup)
     memories = [peak_memory(make, side, args, device=args.device) for side in sides]
+    # The forward pass of one image, also where a table times more than that.
+    operations = [count_operations(side, args) for side in sides]
     print(f"\n### {title}\n")
-    print("| model | image | median ms | time / first row | speed-up on first row | peak MiB |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| model | image | median ms | time / first row | speed-up on first row | GFLOP | by GFLOP | peak MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     rows = []
-    for side, median, memory in zip(sides, medians, memories, strict=True):
+    for side, median, memory, gflop in zip(sides, medians, memories, operations, strict=True):
         ratio = median / medians[0]
         pixels = f"{side.image_size}²"
         print(
             f"| {side.name} | {pixels} | {median * 1000:.1f} | {ratio:.3f} | {1 / ratio:.2f} "
-            f"| {'?' if memory is None else round(memory)} |",
+            f"| {gflop:.1f} | {operations[0] / gflop:.2f} | {'?' if memory is None else round(memory)} |",
             flush=True,
         )
-        rows.append({"table": title, **asdict(side), "median_s": median, "ratio": ratio, "peak_mib": memory})
+        rows.append(
+            {
+                "table": title,
+                **asdict(side),
+                "median_s": median,
+                "ratio": ratio,
+                "gflop": gflop,
+                "peak_mib": memory,
+            }
+        )
     return rows
 
 

@@ -2,6 +2,7 @@
 
     python scripts/predict.py photos/ holiday.jpg 'scans/*.png' --model_name_or_path runs/photos > labels.jsonl
     python scripts/predict.py photos/ --model_name_or_path google/vit-base-patch16-224 --output labels.jsonl
+    python scripts/predict.py photos/ --model_name_or_path runs/photos --token_reducer merge --keep_rate 0.7
 
 Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several labels an
 image, top_k ranks them all by probability; a regression has value instead. Files that cannot be used have no line: they
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         try:
             files = find_images(namespace.inputs)
-            model, image_processor = load_classifier(arguments.model_name_or_path)
+            model, image_processor = load_classifier(
+                arguments.model_name_or_path, **arguments.config_fields()
+            )
             if torch.accelerator.is_available() and not arguments.use_cpu:
                 model.to(torch.accelerator.current_accelerator())
             predictions = predict_files(

@@ -159,6 +159,19 @@ def test_evaluate_with_fewer_tokens(stock_checkpoint, tmp_path):
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)
 
 
+def test_predict_computes_on_what_it_is_told(stock_checkpoint, tmp_path, capsys):
+    write_images(tmp_path / "data" / "bird", 1)
+    flags = [str(tmp_path / "data"), "--model_name_or_path", stock_checkpoint, "--use_cpu"]
+    answers = []
+    for selection in ("", "--patch_selector variance --num_selected_patches 3 --with_patches"):
+        assert script("predict")([*flags, *selection.split()]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    dense, few = answers
+    rows, columns = few["grid"]
+    assert len(few["selected_patches"]) == 3 < rows * columns
+    assert few["score"] != dense["score"]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -24,6 +24,37 @@ SELECTION_FIELDS = (
 )
 
 
+@dataclass(kw_only=True)
+class SelectionArguments:
+    """What a checkpoint computes on, instead of what its config says."""
+
+    patch_selector: str | None = field(default=None, metadata={"help": "another than the checkpoint's"})
+    num_selected_patches: float | str | None = field(
+        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
+    )
+    token_reducer: str | None = field(
+        default=None,
+        metadata={"help": "another than the checkpoint's: merge, attentive or sample need no training"},
+    )
+    keep_rate: float | None = field(
+        default=None,
+        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+    )
+    reduction_layers: list[int] | None = field(
+        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
+    )
+    merge_r: int | None = field(
+        default=None, metadata={"help": "tokens that merge takes away at each of reduction_layers"}
+    )
+
+    def __post_init__(self):
+        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the config that were asked for."""
+        return given_fields(self, SELECTION_FIELDS)
+
+
 @dataclass
 class ModelArguments:
     """Which model, and what it looks at."""

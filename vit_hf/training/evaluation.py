@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .arguments import SELECTION_FIELDS, DataArguments, given_fields, parse_number_or_share
+from .arguments import DataArguments, SelectionArguments
 from .augmentation import EvaluationExamples
 from .collation import ImageCollator
 from .metrics import compute_metrics_for
@@ -19,8 +19,8 @@ from .models import load_classifier
 SPLITS = ("test", "validation", "train")
 
 
-@dataclass
-class EvaluationArguments:
+@dataclass(kw_only=True)
+class EvaluationArguments(SelectionArguments):
     """What to evaluate, and how."""
 
     _argument_group_name = "evaluation"
@@ -35,24 +35,6 @@ class EvaluationArguments:
             "choices": SPLITS,
         },
     )
-    patch_selector: str | None = field(default=None, metadata={"help": "another than the checkpoint's"})
-    num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
-    )
-    token_reducer: str | None = field(
-        default=None,
-        metadata={"help": "another than the checkpoint's: merge, attentive or sample need no training"},
-    )
-    keep_rate: float | None = field(
-        default=None,
-        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
-    )
-    reduction_layers: list[int] | None = field(
-        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
-    )
-    merge_r: int | None = field(
-        default=None, metadata={"help": "tokens that merge takes away at each of reduction_layers"}
-    )
     batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     top_k: int = field(default=5, metadata={"help": "answers that top-k accuracy allows"})
@@ -66,7 +48,7 @@ class EvaluationArguments:
     )
 
     def __post_init__(self):
-        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        super().__post_init__()
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
 
@@ -85,9 +67,7 @@ def evaluate_model(
     Raises:
         OSError, ValueError: for a model, data or options that do not exist or do not fit each other.
     """
-    model, processor = load_classifier(
-        arguments.model_name_or_path, **given_fields(arguments, SELECTION_FIELDS)
-    )
+    model, processor = load_classifier(arguments.model_name_or_path, **arguments.config_fields())
     with tempfile.TemporaryDirectory() as folder:
         training = TrainingArguments(
             output_dir=folder,

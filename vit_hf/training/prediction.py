@@ -9,11 +9,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .arguments import SelectionArguments
 from .images import decode_image, prepare_images
 
 
-@dataclass
-class PredictionArguments:
+@dataclass(kw_only=True)
+class PredictionArguments(SelectionArguments):
     """What to predict with, and what to tell."""
 
     _argument_group_name = "prediction"
@@ -33,6 +34,7 @@ class PredictionArguments:
     use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("top_k", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
