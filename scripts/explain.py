@@ -18,17 +18,16 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf import AdaptiveViTForImageClassification
 from vit_hf.explain import PICTURES, Explanation, explain, unique_names, write_statistics
-from vit_hf.training import make_parser, parse_arguments
-from vit_hf.training.arguments import parse_number_or_share
+from vit_hf.training import SelectionArguments, load_classifier, make_parser, parse_arguments
 
 
-@dataclass
-class ExplainArguments:
+@dataclass(kw_only=True)
+class ExplainArguments(SelectionArguments):
     model_name_or_path: str = field(
         metadata={"help": "checkpoint with its image processor, local or on the Hub"}
     )
@@ -50,30 +49,27 @@ class ExplainArguments:
             "as in --images or by its file name alone"
         },
     )
-    patch_selector: str | None = field(
-        default=None, metadata={"help": "instead of the model's own, such as variance or attention"}
-    )
-    num_selected_patches: str | None = field(
-        default=None, metadata={"help": "patches to keep: a number such as 98, or a share such as 0.25"}
-    )
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: an accelerator if there is one"}
     )
 
     def __post_init__(self):
-        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        super().__post_init__()
         if self.labels is not None and len(self.labels) != len(self.images):
             raise ValueError(
                 f"there are {len(self.labels)} labels for {len(self.images)} images; give one for each"
             )
 
 
-def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification, AutoImageProcessor]:
-    fields = {name: getattr(arguments, name) for name in ("patch_selector", "num_selected_patches")}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    model = AdaptiveViTForImageClassification.from_pretrained(arguments.model_name_or_path, **fields)
+def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification, BaseImageProcessor]:
+    path = arguments.model_name_or_path
+    model, processor = load_classifier(path, **arguments.config_fields())
+    if not isinstance(
+        model, AdaptiveViTForImageClassification
+    ):  # a stock ViT, of which all patches are explained
+        model = AdaptiveViTForImageClassification.from_pretrained(path)
     device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    return model.to(device), AutoImageProcessor.from_pretrained(arguments.model_name_or_path)
+    return model.to(device), processor
 
 
 def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | None]:
@@ -103,7 +99,7 @@ def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | 
 
 def explain_each(
     model: AdaptiveViTForImageClassification,
-    image_processor: AutoImageProcessor,
+    image_processor: BaseImageProcessor,
     arguments: ExplainArguments,
     boxes: list[list[list[float]] | None],
     failures: list[str],

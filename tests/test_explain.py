@@ -246,6 +246,16 @@ class TestScores:
         assert explanation.kept_patches.tolist() == [0, 1, 2, 3]
         assert np.isfinite(explanation.attention).all()
 
+    @pytest.mark.parametrize("loader_selects", [False, True])
+    def test_an_image_with_fewer_patches_than_are_selected(self, loader_selects):
+        selection = {"patch_selector": "variance", "num_selected_patches": 9}
+        cut = AdaptiveViTImageProcessor(
+            **NATIVE, return_patches=True, patch_size=8, **(selection if loader_selects else {})
+        )
+        [explanation] = explain(tiny_model(**selection), cut, noise_image(16, 24), pictures=["overview"])
+        assert explanation.kept_patches.tolist() == [0, 1, 2, 3, 4, 5]
+        assert np.isfinite(explanation.attention).all()
+
 
 class TestPositions:
     @pytest.mark.parametrize("encoding", sorted(set(POSITION_ENCODINGS) - {"none"}))

@@ -13,6 +13,7 @@ from tests.model.test_reduction import PREFIX, make, plain_logits
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.measure import peak_memory
 from vit_hf.model import selection_perturbed
+from vit_hf.model.heads import distillation_loss
 from vit_hf.model.selection_perturbed import perturbed_top_k
 from vit_hf.model.selection_policy import draw_plackett_luce, plackett_luce_log_prob, reinforce_loss
 
@@ -132,6 +133,40 @@ class TestGumbel:
             losses.append(model(images, labels=labels).selection_loss)
         assert abs(losses[0]) < 1e-6 and losses[1] > 0.1
 
+    @pytest.mark.parametrize("pooling", ["cls", "mean"])
+    def test_the_teacher_is_the_answer_of_all_patches(self, pooling):
+        weights = {
+            **self.free,
+            "gumbel_distillation_weight": 1.0,
+            "problem_type": "single_label_classification",
+        }
+        model = make("gumbel", self.layers, pooling=pooling, **weights).train()
+        dense = AdaptiveViTForImageClassification(
+            tiny_config(image_size=48, num_register_tokens=PREFIX - 1, pooling=pooling)
+        )
+        dense.load_state_dict(model.state_dict(), strict=False)
+        images = cut([torch.randn(3, 48, 48), torch.randn(3, 24, 32)])
+        output, teacher = model(**images, labels=torch.tensor([0, 1])), dense(**images).logits
+        log_student, log_teacher = output.logits.log_softmax(-1), teacher.log_softmax(-1)
+        expected = (log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()
+        torch.testing.assert_close(output.selection_loss, expected)
+
+    def test_of_several_labels_each_is_a_yes_or_no(self):
+        student, teacher = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+        expected = 0
+        for sign in (1, -1):
+            expected = expected + (sign * teacher).sigmoid() * (
+                nn.functional.logsigmoid(sign * teacher) - nn.functional.logsigmoid(sign * student)
+            )
+        got = distillation_loss(student, teacher, "multi_label_classification")
+        torch.testing.assert_close(got, expected.mean())
+
+
+def in_rows(kept: list[int], favourites: list[int]) -> list[int]:
+    """The patches `kept`, each favourite in its own row and newcomers in those of favourites that left."""
+    newcomers = iter(sorted(set(kept) - set(favourites)))
+    return [favourite if favourite in kept else next(newcomers) for favourite in favourites]
+
 
 def exact_top_2(scores: torch.Tensor, sigma: float) -> torch.Tensor:
     """Expected indicators `(2, N)` of the two highest of N Gaussians, by an integral over the lower of the two."""
@@ -145,7 +180,8 @@ def exact_top_2(scores: torch.Tensor, sigma: float) -> torch.Tensor:
         others = [other for other in range(len(scores)) if other not in pair]
         lower = density[:, a] * (1 - below[:, b]) + density[:, b] * (1 - below[:, a])
         chance = torch.trapezoid(lower * below[:, others].prod(dim=1), points)
-        expected = expected + chance * nn.functional.one_hot(torch.tensor(pair), len(scores))
+        rows = torch.tensor(in_rows(pair, sorted(scores.topk(2).indices.tolist())))
+        expected = expected + chance * nn.functional.one_hot(rows, len(scores))
     return expected
 
 
@@ -165,9 +201,10 @@ class TestPerturbed:
             expected = torch.zeros(2, 3, 7)
             for image in range(2):
                 number = 3 if counts is None else counts[image]
+                favourites = sorted(scores[image].topk(number).indices.tolist())
                 for sample in noise[image]:
-                    noisy = scores[image] + 0.3 * sample
-                    for row, patch in enumerate(sorted(noisy.topk(number).indices.tolist())):
+                    kept = (scores[image] + 0.3 * sample).topk(number).indices.tolist()
+                    for row, patch in enumerate(in_rows(kept, favourites)):
                         expected[image, row, patch] += 1 / 40
             got = perturbed_top_k(scores, 3, 40, 0.3, counts and torch.tensor(counts))
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)

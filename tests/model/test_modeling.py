@@ -419,6 +419,8 @@ class TestBadInput:
     def test_masked_image_modeling_needs_all_patches(self):
         with pytest.raises(ValueError, match="patch_selector=None"):
             AdaptiveViTForMaskedImageModeling(tiny_config(patch_selector="variance"))
+        with pytest.raises(ValueError, match="thumbnail_context=False"):
+            AdaptiveViTForMaskedImageModeling(tiny_config(thumbnail_context=True))
 
     def test_masked_image_modeling_needs_the_stride_of_the_patches(self):
         model = AdaptiveViTForMaskedImageModeling(tiny_config(encoder_stride=16))

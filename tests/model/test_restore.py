@@ -1,6 +1,8 @@
 """What surrounds the choice of patches: making it by hand, exploring, looking with the scout, seeing a thumbnail beside
 it, giving a full grid of hidden states back, and refusing configurations that make no sense."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -97,6 +99,15 @@ class TestExploration:
         assert not torch.equal(model(images).selected_patches, best)
         assert not torch.equal(model.eval()(images, sample_selection=True).selected_patches, best)
         assert torch.equal(model(images).selected_patches, best)
+
+    def test_random_draws_where_chance_may_play_a_part(self):
+        model, images = model_of(patch_selector="random"), torch.randn(2, 3, 64, 64)
+        model.train()
+        calm = [model(images, sample_selection=False).selected_patches for _ in range(2)]
+        assert torch.equal(*calm)
+        assert not torch.equal(model(images).selected_patches, calm[0])
+        assert torch.equal(model.eval()(images).selected_patches, calm[0])
+        assert not torch.equal(model(images, sample_selection=True).selected_patches, calm[0])
 
 
 class TestScout:
@@ -288,10 +299,31 @@ class TestRestore:
         ({**SELECTIONS["attentive"], "keep_rate": 1.5}, ["keep_rate=1.5", "(0, 1]"]),
         ({"keep_rate": 0.5}, ["keep_rate=0.5", "token_reducer", *TOKEN_REDUCERS]),
         ({"merge_r": 4}, ["merge_r=4", "token_reducer"]),
-        ({**SELECTIONS["gumbel"], "merge_r": 4}, ["merge_r=4", "'merge'", "'gumbel'", "keep_rate"]),
-        ({**SELECTIONS["merge"], "merge_r": 0}, ["merge_r=0", "at least 1"]),
-        ({"exploration": -0.1}, ["exploration=-0.1", "[0, 1]"]),
-        ({"exploration": 1.1}, ["exploration=1.1", "[0, 1]"]),
+        (
+            {**SELECTIONS["gumbel"], "keep_rate": 1.0, "merge_r": 4},
+            ["merge_r=4", "'merge'", "'gumbel'", "keep_rate"],
+        ),
+        ({**SELECTIONS["merge"], "keep_rate": 1.0, "merge_r": 0}, ["merge_r=0", "at least 1"]),
+        ({**SELECTIONS["merge"], "keep_rate": 0.4}, ["keep_rate=0.4", "at least 0.5", "reduction_layers"]),
+        ({**SELECTIONS["merge"], "merge_r": 3}, ["merge_r=3", "keep_rate=0.6", "exclude each other"]),
+        ({**SELECTIONS["gumbel"], "hidden_size": 33, "num_attention_heads": 3}, ["even hidden_size", "33"]),
+        ({"exploration": 0.5}, ["exploration=0.5", "needs a patch_selector"]),
+        ({**SELECTIONS["variance"], "exploration": -0.1}, ["exploration=-0.1", "[0, 1]"]),
+        ({**SELECTIONS["variance"], "exploration": 1.1}, ["exploration=1.1", "[0, 1]"]),
+        ({"policy_loss_weight": -1.0}, ["policy_loss_weight=-1.0", "0 or more"]),
+        ({"gumbel_token_weight": math.nan}, ["gumbel_token_weight=nan", "0 or more"]),
+        ({"perturbed_sigma": math.nan}, ["perturbed_sigma=nan", "above 0"]),
+        ({"rotary_base": math.nan}, ["rotary_base=nan", "above 0"]),
+        ({"layerscale_value": math.nan}, ["layerscale_value=nan", "finite"]),
+        ({**SELECTIONS["gradient"], "patch_size": 2}, ["'gradient'", "patch_size=2"]),
+        (
+            {**SELECTIONS["context"], "position_encoding": "sinusoidal"},
+            ["thumbnail_context=True", "'sinusoidal_2d'"],
+        ),
+        (
+            {**SELECTIONS["policy"], "policy_reward": "correctness", "problem_type": "regression"},
+            ["policy_reward='correctness'", "'cross_entropy'"],
+        ),
         ({"perturbed_sigma": 0}, ["perturbed_sigma=0", "above 0"]),
         ({"perturbed_num_samples": 0}, ["perturbed_num_samples=0", "at least 1"]),
         ({"scorer_hidden_size": 0}, ["scorer_hidden_size=0", "at least 1"]),

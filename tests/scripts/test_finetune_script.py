@@ -11,6 +11,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import torch
 import yaml
 from transformers import (
     AutoModelForImageClassification,
@@ -19,14 +20,16 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from tests.conftest import tiny_config
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
-from vit_hf import AdaptiveViTConfig
+from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
     MethodArguments,
     ModelArguments,
     RunArguments,
+    load_classifier,
     make_parser,
 )
 from vit_hf.training.command_line import read_config
@@ -157,6 +160,25 @@ def test_evaluate_with_fewer_tokens(stock_checkpoint, tmp_path):
         losses.append(json.loads((tmp_path / "metrics.json").read_text())["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)
+
+
+def test_merge_r_and_keep_rate_take_turns(tmp_path):
+    """Whichever is asked for holds, whatever the checkpoint says."""
+    fields = {"token_reducer": "merge", "reduction_layers": [0, 1]}
+    AdaptiveViTForImageClassification(tiny_config(**fields, merge_r=2)).save_pretrained(tmp_path)
+    AdaptiveViTImageProcessor().save_pretrained(tmp_path)
+    images = torch.randn(1, 3, 32, 32)  # 16 patches
+    for asked, left in [
+        ({}, 12),
+        ({"merge_r": 3}, 10),
+        ({"keep_rate": 0.5}, 4),
+        ({"token_reducer": "attentive", "keep_rate": 0.5}, 6),  # one that is fused each time
+    ]:
+        model, _ = load_classifier(str(tmp_path), **asked)
+        assert model(images).token_coordinates.shape[1] == left
+    model.save_pretrained(tmp_path)
+    model, _ = load_classifier(str(tmp_path), token_reducer="merge", merge_r=2)
+    assert model(images).token_coordinates.shape[1] == 12
 
 
 def test_predict_computes_on_what_it_is_told(stock_checkpoint, tmp_path, capsys):

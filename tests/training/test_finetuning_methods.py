@@ -64,6 +64,9 @@ def test_loader_selects_only_what_the_model_would(make_run):
     run = make_run("other", return_patches=True, exploration=0.5)
     assert run.trainer.processing_class.patch_selector is None
     assert run.trainer.model.config.exploration == 0.5
+    # So has a thumbnail.
+    run = make_run("third", return_patches=True, config_overrides={"thumbnail_context": True})
+    assert run.trainer.processing_class.patch_selector is None
 
 
 @pytest.mark.parametrize(

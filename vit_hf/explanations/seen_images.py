@@ -41,9 +41,11 @@ def process(
         return inputs, inputs["pixel_values"][0]
     # The loader cut and perhaps selected. How large the image was before it did, only another pass can tell.
     whole = image_processor(images=image, return_patches=False, return_tensors="pt")["pixel_values"][0]
-    present = inputs.pop("pixel_attention_mask", torch.ones(inputs["pixel_values"].shape[:2])).bool()
-    for name in ("pixel_values", "patch_coordinates"):
-        inputs[name] = inputs[name][present][None]
+    if "pixel_attention_mask" in inputs:
+        present = inputs["pixel_attention_mask"].bool()
+        # The mask itself stays: an image with a mask may have fewer patches than are to be selected.
+        for name in ("pixel_values", "patch_coordinates", "pixel_attention_mask"):
+            inputs[name] = inputs[name][present][None]
     return inputs, whole
 
 

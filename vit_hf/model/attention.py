@@ -12,6 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .positions import rotate_half_pairs
+from .tokens import move_fields
 
 
 # Below this a token of size 0 weighs nothing, and yet passes a gradient on.
@@ -59,6 +60,10 @@ class AttentionInputs:
     key_bias: torch.Tensor | None = None
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     show_weights: bool = False
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "AttentionInputs":
+        """The same on another device; what accelerate calls where a model is spread over several."""
+        return move_fields(self, device, non_blocking)
 
     @classmethod
     def build(

@@ -1,5 +1,6 @@
 """Configuration of the adaptive Vision Transformer."""
 
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -169,13 +170,20 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"position_encoding={self.position_encoding!r} needs {name} to be a multiple of {divisor}, "
                     f"got {size}."
                 )
+        if self.position_encoding == "sinusoidal" and self.thumbnail_context:
+            raise ValueError(
+                "thumbnail_context=True needs places between patches, which position_encoding='sinusoidal' (over the "
+                "raster index) does not have: use 'sinusoidal_2d'."
+            )
         self._validate_sizes()
         self._validate_selection()
         self._validate_reduction()
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-        if self.rotary_base <= 0:
+        if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
+            raise ValueError(f"layerscale_value={self.layerscale_value} must be a finite number, or None.")
+        if not 0 < self.rotary_base < math.inf:
             raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
@@ -198,10 +206,11 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def _validate_selection(self):
         number = self.num_selected_patches
         if self.patch_selector is None:
-            if number is not None:
-                raise ValueError(
-                    f"num_selected_patches={number} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
-                )
+            for name, value in (("num_selected_patches", number), ("exploration", self.exploration or None)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
+                    )
             return
         _check_choice("patch_selector", self.patch_selector, PATCH_SELECTORS)
         if number is None:
@@ -233,9 +242,31 @@ class AdaptiveViTConfig(PreTrainedConfig):
                 f"exploration={self.exploration} is not for patch_selector={self.patch_selector!r}, whose choice is "
                 "random while training as it is: set it to 0."
             )
+        for name in (
+            "distilled_loss_weight",
+            "policy_loss_weight",
+            "policy_entropy_weight",
+            "gumbel_ratio_weight",
+            "gumbel_distillation_weight",
+            "gumbel_token_weight",
+        ):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
+        if (
+            self.patch_selector == "policy"
+            and self.policy_reward == "correctness"
+            and self.problem_type == "regression"
+        ):
+            raise ValueError(
+                "policy_reward='correctness' needs classes, and problem_type is 'regression': use 'cross_entropy'."
+            )
+        if self.patch_selector == "gradient" and min(to_pair(self.patch_size)) < 3:
+            raise ValueError(
+                f"patch_selector='gradient' looks at 3x3 pixels; patch_size={self.patch_size} is smaller."
+            )
         if not 0 < self.distilled_share <= 1:
             raise ValueError(f"distilled_share={self.distilled_share} must lie in (0, 1].")
-        if self.perturbed_num_samples < 1 or self.perturbed_sigma <= 0:
+        if self.perturbed_num_samples < 1 or not 0 < self.perturbed_sigma < math.inf:
             raise ValueError(
                 f"perturbed_num_samples={self.perturbed_num_samples} must be at least 1, and "
                 f"perturbed_sigma={self.perturbed_sigma} above 0."
@@ -263,6 +294,18 @@ class AdaptiveViTConfig(PreTrainedConfig):
         ):
             raise ValueError(
                 f"reduction_layers={layers} must be different blocks from 0 to {self.num_hidden_layers - 1}."
+            )
+        if self.token_reducer == "gumbel" and self.hidden_size % 2:
+            raise ValueError(f"token_reducer='gumbel' needs an even hidden_size, got {self.hidden_size}.")
+        if self.token_reducer == "merge" and self.keep_rate < 0.5:
+            raise ValueError(
+                f"keep_rate={self.keep_rate} is too low for token_reducer='merge', which merges pairs: at least 0.5. "
+                "Merge at more reduction_layers instead."
+            )
+        if self.merge_r is not None and self.keep_rate != 1:
+            raise ValueError(
+                f"merge_r={self.merge_r} and keep_rate={self.keep_rate} exclude each other: pass merge_r=None or "
+                "keep_rate=1.0."
             )
         if self.merge_r is not None and (self.token_reducer != "merge" or self.merge_r < 1):
             raise ValueError(

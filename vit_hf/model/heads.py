@@ -91,8 +91,15 @@ def reward_per_image(
     return (logits.argmax(dim=-1) == labels.view(-1)).float()
 
 
-def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Divergence of the student's class probabilities from the teacher's, averaged over images."""
+def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, problem_type: str | None) -> torch.Tensor:
+    """Divergence of the student's class probabilities from the teacher's, averaged over images.
+
+    Of several labels an image, each is a yes or a no, and their divergences are averaged.
+    """
+    if problem_type == "multi_label_classification":
+        logits, teacher = (torch.stack((states, -states), dim=-1).float() / 2 for states in (logits, teacher))
+        student, teacher = logits.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+        return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean()
     student, teacher = logits.float().log_softmax(dim=-1), teacher.float().log_softmax(dim=-1)
     return nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 

@@ -113,6 +113,17 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
             if isinstance(module, AdaptiveViTModel):
                 module.selection_relaxation = relaxation
 
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
+        """As in transformers, but the reentrant variant is refused where it would lose gradients."""
+        reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
+        for field, name in (("token_reducer", "gumbel"), ("patch_selector", "perturbed")):
+            if enable and reentrant and getattr(self.config, field) == name:
+                raise ValueError(
+                    f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
+                    "pass {'use_reentrant': False}, which is the default."
+                )
+        super()._set_gradient_checkpointing(enable, **kwargs)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved."""
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
@@ -290,7 +301,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             else:
                 prefix, before = split_prefix(sequence, tokens)
                 reduction = reducer(tokens.with_features(before), None, relaxation)
-                sequence = torch.cat((prefix, reduction.tokens.features), dim=1)
+                reduced = reduction.tokens.features
+                sequence = torch.cat((prefix.to(reduced.device), reduced), dim=1)
             tokens = reduction.tokens
             assignments.append(reduction.assignment)
             befores.append(before if restore else None)
@@ -324,7 +336,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     ) -> AttentionInputs:
         coordinates = tokens.coordinates
         if context is not None:
-            coordinates = torch.cat((context.coordinates, coordinates), dim=1)
+            coordinates = torch.cat((context.coordinates.to(coordinates.device), coordinates), dim=1)
         placed = PatchTokens(sequence[:, -coordinates.shape[1] :], coordinates, tokens.grid)
         rotation = self.embeddings.position_encoding.rotation(placed)
         return AttentionInputs.build(
@@ -437,7 +449,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             **kwargs,
         }
         outputs = self.vit(**inputs, return_dict=True)
-        logits = self._classify(outputs.last_hidden_state, outputs)
+        logits = self._classify(outputs)
         loss, selection_loss = None, outputs.selection_loss
         if labels is not None:
             loss = self._loss(labels, logits)
@@ -463,9 +475,16 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             selection_loss=selection_loss,
         )
 
-    def _classify(self, hidden_states: torch.Tensor, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+    def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         num_tokens = outputs.token_coordinates.shape[1]
-        return self.classifier(POOLINGS[self.config.pooling](hidden_states, num_tokens, outputs.token_sizes))
+        pooled = POOLINGS[self.config.pooling](outputs.last_hidden_state, num_tokens, outputs.token_sizes)
+        return self.classifier(pooled)
+
+    def _classify_dense(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+        """The answer that all tokens which entered the encoder give."""
+        weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
+        num_tokens = outputs.patch_coordinates.shape[1]
+        return self.classifier(POOLINGS[self.config.pooling](outputs.dense_hidden_state, num_tokens, weights))
 
     def _selection_losses(
         self,
@@ -479,8 +498,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
                 kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
-                favourites = self.vit(**kwargs)
-                favourites = self._classify(favourites.last_hidden_state, favourites)
+                favourites = self._classify(self.vit(**kwargs))
             rewards = [
                 reward_per_image(config.policy_reward, labels, answer, config.problem_type)
                 for answer in (logits.detach(), favourites)
@@ -488,8 +506,9 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
             with torch.no_grad():
-                teacher = self._classify(outputs.dense_hidden_state, outputs)
-            losses.append(config.gumbel_distillation_weight * distillation_loss(logits, teacher))
+                teacher = self._classify_dense(outputs)
+            divergence = distillation_loss(logits, teacher, config.problem_type)
+            losses.append(config.gumbel_distillation_weight * divergence)
         return losses
 
     def _loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -519,6 +538,11 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             raise ValueError(
                 f"Masked image modelling reconstructs every patch, but token_reducer={config.token_reducer!r} drops or "
                 "merges some. Pass token_reducer=None."
+            )
+        if config.thumbnail_context:
+            raise ValueError(
+                "Masked image modelling hides patches, but thumbnail_context=True shows all of the image. Pass "
+                "thumbnail_context=False."
             )
         super().__init__(config)
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False, use_mask_token=True)

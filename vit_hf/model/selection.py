@@ -9,7 +9,7 @@ import torch
 from .patches import ImagePatches
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
 from .selection_attention import AttentionSelector, DistilledSelector
-from .selection_base import PatchSelector, Scout
+from .selection_base import PatchSelector, Scout, Selection
 from .selection_perturbed import PerturbedSelector
 from .selection_policy import PolicySelector
 
@@ -23,11 +23,23 @@ class PixelSelector(PatchSelector):
         self.seed = config.random_selector_seed
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        return pixel_scores(self.name, patches, num_selected, None if self.training else self.seed)
+        return pixel_scores(self.name, patches, num_selected, self.seed)
+
+
+class RandomSelector(PixelSelector):
+    """The same random patches whenever an image is seen, and others each time where chance may play a part."""
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        if sample:
+            scores = torch.rand_like(scores).masked_fill(scores == -torch.inf, -torch.inf)
+        return super().select(scores, num_selected, counts, sample)
 
 
 PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
     **dict.fromkeys(PIXEL_SCORERS, PixelSelector),
+    "random": RandomSelector,
     "attention": AttentionSelector,
     "distilled": DistilledSelector,
     "policy": PolicySelector,

@@ -19,9 +19,14 @@ def perturbed_top_k(
     sigma: float,
     counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Expected indicators `(B, K, N)` of the K highest of `scores` plus Gaussian noise, in order of their places.
+    """Expected indicators `(B, K, N)` of the K highest of `scores` plus Gaussian noise.
 
-    Row k is the distribution of the k-th kept patch; as `sigma` goes to 0 it becomes that of the top K.
+    Row k is the distribution of what is kept in the place of the k-th favourite, by raster order: this favourite
+    itself wherever it stays among the K highest, or one that then is instead of it (the first newcomer, by raster
+    order, for the first that leaves). As `sigma` goes to 0 it becomes that of the top K. In the paper row k is the k-th
+    kept patch, so that one newcomer shifts all rows behind it and the encoder sees few whole patches; the encoder
+    is blind to the order of rows.
+
     Differentiable in the scores: "Differentiable Patch Selection for Image Recognition" (Cordonnier et al., 2021),
     after Berthet et al. (2020).
 
@@ -41,19 +46,19 @@ class _PerturbedTopK(torch.autograd.Function):
     def forward(ctx, scores, num_selected, num_samples, sigma, counts, seed):
         batch_size, num_patches = scores.shape
         expected = scores.new_zeros(batch_size, num_selected * num_patches)
+        favourites, present = keep_top(scores, num_selected, counts)
         row = torch.arange(num_selected, device=scores.device) * num_patches
-        kept, present = [], None
+        kept = []
         for noise in _noise_chunks(scores, num_samples, seed):
             noisy = (scores.unsqueeze(1) + sigma * noise).flatten(0, 1)  # (B * chunk, N)
             if counts is None:  # noise leaves no ties, so the faster of the two will do
-                indices, mask = noisy.topk(num_selected, sorted=False).indices.sort().values, None
+                indices = noisy.topk(num_selected, sorted=False).indices.sort().values
             else:
-                indices, mask = keep_top(noisy, num_selected, counts.repeat_interleave(noise.shape[1]))
-            indices = indices.unflatten(0, (batch_size, -1))  # (B, chunk, K)
+                indices, _ = keep_top(noisy, num_selected, counts.repeat_interleave(noise.shape[1]))
+            indices = _in_place_of(favourites, present, indices.unflatten(0, (batch_size, -1)), num_patches)
             share = scores.new_full(indices.shape, 1 / num_samples)
-            if mask is not None:
-                share = share * mask.view_as(share)
-                present = mask.view_as(share)[:, :1]  # the same in every sample
+            if present is not None:
+                share = share * present.unsqueeze(1)
             expected.scatter_add_(1, (indices + row).flatten(1), share.flatten(1))
             kept.append(indices.int())
         ctx.save_for_backward(scores, torch.cat(kept, dim=1), present)
@@ -68,7 +73,7 @@ class _PerturbedTopK(torch.autograd.Function):
         value = grad.new_empty(kept.shape[:2])
         for sample in range(kept.shape[1]):
             picked = grad.gather(2, kept[:, sample].long().unsqueeze(-1)).squeeze(-1)  # (B, K)
-            value[:, sample] = (picked if present is None else picked * present[:, 0]).sum(dim=-1)
+            value[:, sample] = (picked if present is None else picked * present).sum(dim=-1)
         # Noise has mean 0, so a constant may be subtracted; the mean of the others is one that leaves no bias.
         num_samples = ctx.num_samples
         if num_samples > 1:
@@ -79,6 +84,33 @@ class _PerturbedTopK(torch.autograd.Function):
             start += noise.shape[1]
         result = result / (num_samples * ctx.sigma)
         return result.masked_fill(scores == -torch.inf, 0).to(scores.dtype), None, None, None, None, None
+
+
+def _in_place_of(
+    favourites: torch.Tensor, present: torch.Tensor | None, indices: torch.Tensor, num_patches: int
+) -> torch.Tensor:
+    """`indices` `(B, n, K)` of samples in another order: those of the `favourites` `(B, K)` in their places.
+
+    Args:
+        present: `(B, K)` False for places that an image does not fill; None if all fill all.
+    """
+    favourites = favourites.unsqueeze(1).expand_as(indices)
+    if present is None:
+        present = torch.ones_like(favourites[:, :1], dtype=torch.bool)
+    else:
+        present = present.unsqueeze(1)
+
+    def marked(places: torch.Tensor) -> torch.Tensor:
+        """Which patches `(B, n, N)` are among `places`; places that are not filled mark a column that is cut off."""
+        marks = places.new_zeros(*places.shape[:2], num_patches + 1, dtype=torch.bool)
+        return marks.scatter(2, places.masked_fill(~present, num_patches), True)[..., :num_patches]
+
+    stays = marked(indices).gather(2, favourites)
+    is_new = ~marked(favourites).gather(2, indices) & present
+    newcomers = indices.gather(2, (~is_new).int().argsort(dim=-1, stable=True))
+    leaves = ~stays & present
+    newcomer = newcomers.gather(2, (leaves.cumsum(dim=-1) - 1).clamp(min=0))
+    return torch.where(leaves, newcomer, favourites)
 
 
 def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):

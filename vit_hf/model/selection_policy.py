@@ -70,7 +70,8 @@ class PolicySelector(PatchSelector):
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
     ) -> Selection:
         favourites = super().select(scores, num_selected, counts, sample=False)
-        if not sample:
+        # Where all are kept there is nothing to choose, and a reward would be noise.
+        if not sample or (counts is None and num_selected == scores.shape[1]):
             return favourites
         order = draw_plackett_luce(scores)
         indices, mask = keep_top(-order.argsort(dim=-1).to(scores.dtype), num_selected, counts)

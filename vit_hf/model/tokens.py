@@ -7,7 +7,7 @@ Shapes, here and in the sibling files:
     R, S  rows and columns of a grid   D     hidden size
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -49,9 +49,25 @@ class PatchTokens:
     def with_features(self, features: torch.Tensor) -> "PatchTokens":
         return replace(self, features=features)
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "PatchTokens":
+        """The same on another device; what accelerate calls where a model is spread over several."""
+        return move_fields(self, device, non_blocking)
+
     def raster_indices(self) -> torch.Tensor:
         """`(B, N)` int64 row * columns + column of each token in its image's full grid."""
         return raster_indices(self.coordinates, self.grid)
+
+
+def move_fields(value, device: torch.device, non_blocking: bool = False):
+    """A dataclass with its tensors, and tuples of tensors, on a device."""
+
+    def move(item):
+        if torch.is_tensor(item):
+            return item.to(device, non_blocking=non_blocking)
+        is_tensors = isinstance(item, tuple) and all(map(torch.is_tensor, item))
+        return tuple(map(move, item)) if is_tensors else item
+
+    return replace(value, **{field.name: move(getattr(value, field.name)) for field in fields(value)})
 
 
 def gather_tokens(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

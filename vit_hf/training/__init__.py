@@ -8,7 +8,7 @@ from typing import Any
 
 
 _MODULES = {
-    "arguments": ("DataArguments", "MethodArguments", "ModelArguments", "RunArguments"),
+    "arguments": ("DataArguments", "MethodArguments", "ModelArguments", "RunArguments", "SelectionArguments"),
     "augmentation": (
         "AugmentationArguments",
         "EvaluationExamples",

@@ -111,6 +111,11 @@ def load_classifier(
     selection = {name: value for name, value in named.items() if value is not None}
     if not selection and not fields:
         return AutoModelForImageClassification.from_pretrained(path), processor
+    # Two ways of saying how much goes on: the one that is asked for is the one that holds.
+    if "merge_r" in fields:
+        fields.setdefault("keep_rate", 1.0)
+    elif "keep_rate" in fields or "token_reducer" in fields:
+        fields["merge_r"] = None
     try:
         model, report = AdaptiveViTForImageClassification.from_pretrained(
             path, **selection, **fields, output_loading_info=True
@@ -166,6 +171,8 @@ def make_image_processor(
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are the model's to draw: in training they are others in each epoch.
     is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
+    # A thumbnail needs every patch.
+    is_cheap = is_cheap and not config.thumbnail_context
     selects = select and is_cheap and processor.return_patches
     processor.patch_selector = config.patch_selector if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None

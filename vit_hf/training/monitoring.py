@@ -72,7 +72,9 @@ class LogSelectionLoss(OutputWatch):
         **kwargs,
     ) -> None:
         if "loss" in logs and self.losses:
-            logs["selection_loss"] = torch.stack(self.losses).mean().item()
+            logs["selection_loss"] = (
+                torch.stack([loss.to(self.losses[0].device) for loss in self.losses]).mean().item()
+            )
             state.log_history[-1]["selection_loss"] = logs["selection_loss"]
             self.losses = []
 
