@@ -264,8 +264,12 @@ class TestPositions:
         positions = position_similarity(model)
         assert positions.similarity.shape == (3, 5, 3, 5)
         matrix = positions.similarity.reshape(15, 15)
-        np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
         np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
+        if encoding.startswith(
+            "relative_bias"
+        ):  # what is right of a patch may count more than what is left of it
+            return
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
         assert np.abs(matrix).max() <= 1 + 1e-5
         assert (matrix[np.triu_indices(15, 1)] < 0.999).all()
 

@@ -317,10 +317,6 @@ class TestRestore:
         ({"layerscale_value": math.nan}, ["layerscale_value=nan", "finite"]),
         ({**SELECTIONS["gradient"], "patch_size": 2}, ["'gradient'", "patch_size=2"]),
         (
-            {**SELECTIONS["context"], "position_encoding": "sinusoidal"},
-            ["thumbnail_context=True", "'sinusoidal_2d'"],
-        ),
-        (
             {**SELECTIONS["policy"], "policy_reward": "correctness", "problem_type": "regression"},
             ["policy_reward='correctness'", "'cross_entropy'"],
         ),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import to_pair
-from ..model.positions import PositionEncoding
+from ..model.positions_base import PositionEncoding
 from ..model.tokens import PatchTokens, grid_coordinates
 
 
@@ -27,8 +27,8 @@ class PositionSimilarity:
     Attributes:
         encoding: `config.position_encoding`.
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
-        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells positions
-            apart neither by what it adds nor by rotation.
+        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no positions
+            apart.
     """
 
     encoding: str
@@ -50,7 +50,8 @@ def position_similarity(
     """Compares the encodings of patches with those of all patches on the native grid, `image_size / patch_size`.
 
     Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector rotated
-    to both places, i.e. the mean cosine of the differences of their angles.
+    to both places in the first block, i.e. the mean cosine of the differences of their angles. A bias: by what factor
+    attention in the first block prefers a patch to the one that looks.
 
     Args:
         model: any adaptive ViT.
@@ -67,28 +68,32 @@ def position_similarity(
         for length in grid
     )
     encoding = model.base_model.embeddings.position_encoding
-    vectors = _position_vectors(encoding, grid, config.hidden_size, model.device)  # (R * S, D)
-    similarity = None
-    if vectors is not None:
-        vectors = nn.functional.normalize(vectors, dim=-1)
-        sampled = vectors.unflatten(0, grid)[rows][:, columns]  # (r, s, D)
-        similarity = (sampled @ vectors.T).unflatten(-1, grid).cpu().numpy()
+    similarity = _similarity(encoding, grid, config.hidden_size, model.device)  # (R * S, R * S)
+    if similarity is not None:
+        sampled = similarity.unflatten(0, grid)[rows][:, columns]  # (r, s, R * S)
+        similarity = sampled.unflatten(-1, grid).cpu().numpy()
     return PositionSimilarity(config.position_encoding, rows, columns, similarity)
 
 
-def _position_vectors(
+def _similarity(
     encoding: PositionEncoding, grid: tuple[int, int], hidden_size: int, device: torch.device
 ) -> torch.Tensor | None:
-    """Vectors `(R * S, D)` whose cosine is the similarity of positions."""
+    """`(R * S, R * S)`; None if the encoding tells no positions apart."""
     coordinates = grid_coordinates(*grid, device=device)
     tokens = PatchTokens(
         features=torch.zeros(1, len(coordinates), hidden_size, device=device),
         coordinates=coordinates[None],
         grid=torch.tensor([grid], device=device),
+        full_grid=grid,
     )
-    added = encoding.add(tokens).features[0].float()
-    if added.any():
-        return added
-    rotation = encoding.rotation(tokens)
-    # cos a cos b + sin a sin b = cos(a - b)
-    return None if rotation is None else torch.cat(rotation, dim=-1)[0, 0].float()
+    if encoding.has_bias:
+        bias = encoding.bias(tokens, 0, num_prefix=0)[0].float().mean(dim=0)
+        return (bias - bias.diagonal().unsqueeze(-1)).exp()
+    vectors = encoding.add(tokens).features[0].float()
+    rotation = encoding.rotation(tokens, 0)
+    if rotation is not None:  # cos a cos b + sin a sin b = cos(a - b)
+        vectors = torch.cat(rotation, dim=-1)[0].transpose(0, 1).flatten(1).float()
+    if not vectors.any():
+        return None
+    vectors = nn.functional.normalize(vectors, dim=-1)
+    return vectors @ vectors.T

@@ -4,14 +4,14 @@ tokens of a sequence, d the channels of a head.
 Parameters carry the names of transformers' ViT.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .positions import rotate_half_pairs
+from .positions_rotary import rotate_half_pairs
 from .tokens import move_fields
 
 
@@ -52,6 +52,7 @@ class AttentionInputs:
         key_mask: `(B, T)` bool, False for padding; None without any.
         key_bias: `(B, T)` float added to the logits of each key; None for none.
         rotation: cosines and sines, see `PositionEncoding.rotation`.
+        bias: `(B or 1, heads, T, T)` added to the logits, see `PositionEncoding.bias`.
         show_weights: whether the weights are asked for. Fused implementations have none to show.
     """
 
@@ -59,6 +60,7 @@ class AttentionInputs:
     key_mask: torch.Tensor | None = None
     key_bias: torch.Tensor | None = None
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
     show_weights: bool = False
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "AttentionInputs":
@@ -72,10 +74,9 @@ class AttentionInputs:
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None,
         sizes: torch.Tensor | None,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None,
         show_weights: bool,
     ) -> "AttentionInputs":
-        """For a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B, M)`, or not.
+        """Without positions, for a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B, M)`, or not.
 
         Tokens that stand for several patches weigh as much as these (proportional attention of ToMe, Bolya et al.,
         2023).
@@ -100,7 +101,26 @@ class AttentionInputs:
             attention_mask = create_bidirectional_mask(
                 config=config, inputs_embeds=hidden_states, attention_mask=key_mask
             )
-        return cls(attention_mask, key_mask, key_bias, rotation, show_weights)
+        return cls(attention_mask, key_mask, key_bias, show_weights=show_weights)
+
+    def with_positions(
+        self,
+        config,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        bias: torch.Tensor | None,
+    ) -> "AttentionInputs":
+        """The same with what a position encoding says of a block.
+
+        Raises:
+            ValueError: for a bias beside flash attention.
+        """
+        implementation = "eager" if self.show_weights else config._attn_implementation
+        if bias is not None and "flash" in implementation:
+            raise ValueError(
+                f"position_encoding={config.position_encoding!r} adds a bias to attention, which {implementation!r} "
+                "does not take: use attn_implementation='sdpa' or 'flex_attention'."
+            )
+        return replace(self, rotation=rotation, bias=bias)
 
 
 @dataclass
@@ -125,6 +145,8 @@ class AttentionStates:
         """What the CLS token attends to, `(B, heads, T)`: softmax(q_cls K^T), linear in T beside any attention."""
         # Not a product with a matrix of one row, which reads the keys several times more slowly.
         logits = torch.einsum("bhd,bhtd->bht", self.query[:, :, 0], self.key).float() * self.scaling
+        if self.inputs.bias is not None:
+            logits = logits + self.inputs.bias[:, :, 0]
         if self.inputs.key_bias is not None:
             logits = logits + self.inputs.key_bias[:, None]
         if self.inputs.key_mask is not None:
@@ -134,6 +156,8 @@ class AttentionStates:
     def pull_back(self, row: torch.Tensor) -> torch.Tensor:
         """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is quadratic."""
         logits = (self.query @ self.key.transpose(2, 3)).float() * self.scaling
+        if self.inputs.bias is not None:
+            logits = logits + self.inputs.bias
         return torch.einsum("bt,bhts->bs", row, logits.softmax(dim=-1)) / logits.shape[1]
 
 
@@ -163,14 +187,20 @@ class AdaptiveViTAttention(nn.Module):
         if inputs.key_bias is not None and needs_bias_channel(implementation):
             query, key, value = append_bias_channel(query, key, value, inputs.key_bias, self.scaling)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        mask, also = inputs.mask, {}
+        if inputs.bias is not None and "flex" in implementation:
+            also["position_bias"] = inputs.bias.expand(query.shape[0], -1, -1, -1)
+        elif inputs.bias is not None:
+            mask = add_masks(inputs.bias, mask)
         attention, weights = attention_interface(
             self,
             query,
             key,
             value,
-            inputs.mask,
+            mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            **also,
         )
         attention = attention[..., : self.head_dim].reshape(hidden_states.shape).contiguous()
         return self.o_proj(attention), weights, states if return_states else None
@@ -194,6 +224,15 @@ class AdaptiveViTAttention(nn.Module):
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+
+
+def add_masks(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """A bias with a mask in it, which may be additive, or boolean with True where attention is allowed."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min / 2)
+    return bias + mask
 
 
 def needs_bias_channel(implementation: str) -> bool:

@@ -21,8 +21,19 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     Args:
         position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`.
+        position_antialias (`bool`, defaults to False): whether `"learned"` is shrunk with antialiasing, as DINOv2 with
+            registers.
+        position_scale_offset (`float`, defaults to 0.0): 0.1 interpolates `"learned"` as DINOv2's first code did.
         rotary_base (`float`, defaults to 100.0): base of the frequencies of `"rotary"`; the slowest has a
-            wavelength of about 2 pi times the base, in patches.
+            wavelength of about 2 pi times the base, in `rotary_coordinates`. DINOv3 has 100, EVA-02 10000, RoPE-Mixed 10.
+        rotary_coordinates (`"patches"`, `"native"` or `"normalized"`, defaults to `"patches"`): what `"rotary"` counts
+            in: patches; patches of the native grid, over which the image is spread (EVA-02); from -1 to 1 over the
+            image, times 2 pi (DINOv3).
+        rotary_shift, rotary_jitter, rotary_rescale (`float`, *optional*): while training coordinates are shifted by up
+            to so much, and multiplied by a factor up to so much for each axis, and for both (DINOv3).
+        relative_bias_shared (`bool`, defaults to True): whether all blocks share one `"relative_bias"`.
+        fourier_num_features, fourier_scale (`int` and `float`, default to 128 and 10.0): learned features of
+            `"fourier"`, and in patches how far apart they reach at first.
         patch_selector (`str`, *optional*): a key of `PATCH_SELECTORS`; None computes on every patch.
         num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number K >= 1
             or as a share in (0, 1] of an image's patches.
@@ -103,7 +114,16 @@ class AdaptiveViTConfig(PreTrainedConfig):
     pooler_act: str = "tanh"
 
     position_encoding: str = "learned"
+    position_antialias: bool = False
+    position_scale_offset: float | int = 0.0
     rotary_base: float | int = 100.0
+    rotary_coordinates: Literal["patches", "native", "normalized"] = "patches"
+    rotary_shift: float | int | None = None
+    rotary_jitter: float | int | None = None
+    rotary_rescale: float | int | None = None
+    relative_bias_shared: bool = True
+    fourier_num_features: int = 128
+    fourier_scale: float | int = 10.0
     patch_selector: str | None = None
     num_selected_patches: int | float | None = None
     random_selector_seed: int = 0
@@ -158,7 +178,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
             )
         channels = {"sinusoidal": ("hidden_size", self.hidden_size, 2)}
         channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", self.hidden_size, 4)
-        channels["rotary"] = (
+        channels["rotary"] = channels["rotary_mixed"] = (
             "hidden_size / num_attention_heads",
             self.hidden_size // self.num_attention_heads,
             4,
@@ -170,11 +190,6 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"position_encoding={self.position_encoding!r} needs {name} to be a multiple of {divisor}, "
                     f"got {size}."
                 )
-        if self.position_encoding == "sinusoidal" and self.thumbnail_context:
-            raise ValueError(
-                "thumbnail_context=True needs places between patches, which position_encoding='sinusoidal' (over the "
-                "raster index) does not have: use 'sinusoidal_2d'."
-            )
         self._validate_sizes()
         self._validate_selection()
         self._validate_reduction()
@@ -183,6 +198,17 @@ class AdaptiveViTConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
         if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
             raise ValueError(f"layerscale_value={self.layerscale_value} must be a finite number, or None.")
+        if self.rotary_shift is not None and not 0 <= self.rotary_shift < math.inf:
+            raise ValueError(f"rotary_shift={self.rotary_shift} must be 0 or more, or None.")
+        for name in ("rotary_jitter", "rotary_rescale"):
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is a factor and must be at least 1, or None.")
+        if not 0 < self.fourier_scale < math.inf:
+            raise ValueError(f"fourier_scale={self.fourier_scale} must be above 0.")
+        if self.fourier_num_features < 2 or self.fourier_num_features % 2:
+            raise ValueError(f"fourier_num_features={self.fourier_num_features} must be even and at least 2.")
+        if not 0 <= self.position_scale_offset < 1:
+            raise ValueError(f"position_scale_offset={self.position_scale_offset} must lie in [0, 1).")
         if not 0 < self.rotary_base < math.inf:
             raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
         if self.num_register_tokens < 0:

@@ -1,5 +1,7 @@
 """Adaptive Vision Transformer: patches, selection, positions, encoder, head. Shape legend: `tokens.py`."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -34,7 +36,8 @@ from .outputs import (
     ScoutOutput,
 )
 from .patches import ImagePatches, cut_patches, to_pair
-from .positions import PositionEncoding, interpolation_weights
+from .positions import POSITION_ENCODINGS
+from .positions_base import PositionEncoding, interpolation_weights
 from .reduction import TOKEN_REDUCERS
 from .reduction_base import restore_tokens
 from .selection import PATCH_SELECTORS
@@ -80,6 +83,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
+        if POSITION_ENCODINGS[config.position_encoding].has_bias:
+            self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -294,10 +299,10 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         for index, layer in enumerate(self.layers):
             reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
             if reducer is None or reducer.keeps_all(relaxation):
-                sequence = layer(sequence, inputs)
+                sequence = layer(sequence, inputs(index))
                 continue
             if reducer.inside_block:
-                sequence, reduction, before = layer(sequence, inputs, reducer, tokens, relaxation)
+                sequence, reduction, before = layer(sequence, inputs(index), reducer, tokens, relaxation)
             else:
                 prefix, before = split_prefix(sequence, tokens)
                 reduction = reducer(tokens.with_features(before), None, relaxation)
@@ -310,7 +315,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 losses.append(reduction.loss)
             inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
             if not reducer.inside_block:
-                sequence = layer(sequence, inputs)
+                sequence = layer(sequence, inputs(index))
         entered = None
         if restore:
             entered = split_prefix(sequence, tokens)[1]
@@ -333,15 +338,25 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         tokens: PatchTokens,
         context: PatchTokens | None,
         output_attentions: bool = False,
-    ) -> AttentionInputs:
-        coordinates = tokens.coordinates
+    ) -> Callable[[int], AttentionInputs]:
+        """What the attention of each block is told beside the hidden states."""
+        inputs = AttentionInputs.build(self.config, sequence, tokens.mask, tokens.sizes, output_attentions)
+        coordinates, full_grid = tokens.coordinates, tokens.full_grid
         if context is not None:
             coordinates = torch.cat((context.coordinates.to(coordinates.device), coordinates), dim=1)
-        placed = PatchTokens(sequence[:, -coordinates.shape[1] :], coordinates, tokens.grid)
-        rotation = self.embeddings.position_encoding.rotation(placed)
-        return AttentionInputs.build(
-            self.config, sequence, tokens.mask, tokens.sizes, rotation, output_attentions
-        )
+            full_grid = None
+        num_prefix = sequence.shape[1] - coordinates.shape[1]
+        placed = PatchTokens(sequence[:, num_prefix:], coordinates, tokens.grid, full_grid=full_grid)
+        encoding = self.embeddings.position_encoding
+
+        def of_block(index: int) -> AttentionInputs:
+            rotation = encoding.rotation(placed, index)
+            return inputs.with_positions(self.config, rotation, encoding.bias(placed, index, num_prefix))
+
+        if encoding.per_layer:
+            return of_block
+        same = of_block(0)
+        return lambda index: same
 
     # A recorder of its own keeps passes beside the main one out of what the caller records.
     @capture_outputs(tie_last_hidden_states=False)
@@ -352,15 +367,16 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         tokens.mask = patches.mask
         inputs = self._attention_inputs(sequence, tokens, None)
         if reduction is None:
-            for layer in self.layers[:num_layers]:
-                sequence = layer(sequence, inputs)
+            for index, layer in enumerate(self.layers[:num_layers]):
+                sequence = layer(sequence, inputs(index))
             return ScoutOutput(features=split_prefix(sequence, tokens)[1])
         looks = []
-        for layer in self.layers[: num_layers - 1]:
+        for index, layer in enumerate(self.layers[: num_layers - 1]):
             if reduction == "rollout":
-                looks.append(layer(sequence, inputs, look="all"))
-            sequence = layer(sequence, inputs)
-        last = self.layers[num_layers - 1](sequence, inputs, look="cls").cls_attention()  # (B, heads, T)
+                looks.append(layer(sequence, inputs(index), look="all"))
+            sequence = layer(sequence, inputs(index))
+        last = self.layers[num_layers - 1](sequence, inputs(num_layers - 1), look="cls")
+        last = last.cls_attention()  # (B, heads, T)
         if reduction == "rollout":
             # "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020), for the CLS row alone.
             row = last.mean(dim=1)

@@ -1,0 +1,103 @@
+"""What every position encoding shares. Shape legend: `tokens.py`; T tokens of a sequence, the last N of patches."""
+
+import math
+
+import torch
+from torch import nn
+
+from .tokens import PatchTokens
+
+
+class PositionEncoding(nn.Module):
+    """What the model may ask of an encoding; each answer is "nothing" unless a class has one.
+
+    Every answer is evaluated at coordinates, which may be fractional, so any resolution and any subset of patches
+    works. What has no parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+    """
+
+    # Whether rotation or bias differ from block to block.
+    per_layer = False
+    # Whether there is a bias, which flash attention cannot take.
+    has_bias = False
+
+    def __init__(self, config):
+        super().__init__()
+
+    def add(self, tokens: PatchTokens) -> PatchTokens:
+        """Patch embeddings with what is to be added at their coordinates."""
+        return tokens
+
+    def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:
+        """CLS token `(1, 1, D)` with what is to be added to it."""
+        return cls_token
+
+    def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines `(B, 1 or heads, N, head_dim)` by which a block's queries and keys are rotated."""
+        return None
+
+    def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor | None:
+        """What is added to a block's attention logits, `(B or 1, heads, T, T)`, T = num_prefix + N."""
+        return None
+
+    def reset_parameters(self, std: float) -> None:
+        """Initialises own parameters; called by the model's `_init_weights`."""
+
+
+def interpolation_weights(
+    coordinates: torch.Tensor,
+    grid: torch.Tensor,
+    source: tuple[int, int],
+    kernel: str,
+    offset: float = 0.0,
+) -> torch.Tensor:
+    """How much each cell of a `source` grid counts at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
+
+    A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of the
+    source to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may
+    have its own.
+
+    Args:
+        coordinates: `(B, N, 2)`, see `PatchTokens`.
+        grid: `(B, 2)` rows and columns.
+        source: rows and columns of what is interpolated.
+        kernel: "cubic" (A = -0.75, torch's bicubic), "cubic_antialias" (torch's with `antialias=True`) or "linear".
+        offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
+    """
+    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, 2)
+    position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, 2) in cells of the source
+    rows = _axis_weights(position[..., 0], source[0], kernel, scale[:, :1])
+    columns = _axis_weights(position[..., 1], source[1], kernel, scale[:, 1:])
+    return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+
+
+def _axis_weights(position: torch.Tensor, length: int, kernel: str, scale: torch.Tensor) -> torch.Tensor:
+    """Weights `(B, N, length)` of the cells along one axis; taps beyond the border count for the border cell."""
+    cells = torch.arange(length, device=position.device)
+    if kernel == "cubic_antialias":
+        # The kernel is as wide as a cell of the target, and cut off at the border.
+        distance = (position.unsqueeze(-1) - cells).abs() / scale.clamp(min=1).unsqueeze(-1)
+        weights = torch.where(distance < 2, _cubic(distance, a=-0.5), 0)
+        return weights / weights.sum(dim=-1, keepdim=True)
+    first = position.floor()
+    offset = position - first
+    if kernel == "linear":
+        taps = {0: 1 - offset, 1: offset}
+    else:
+        taps = {tap: _cubic((tap - offset).abs()) for tap in (-1, 0, 1, 2)}
+    weights = 0
+    for tap, weight in taps.items():
+        cell = (first + tap).clamp(0, length - 1)
+        weights = weights + weight.unsqueeze(-1) * (cell.unsqueeze(-1) == cells)
+    return weights
+
+
+def _cubic(distance: torch.Tensor, a: float = -0.75) -> torch.Tensor:
+    """Cubic convolution (Keys, 1981) with torch's parameter."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, far)
+
+
+def geometric_frequencies(count: int, base: float, device: torch.device) -> torch.Tensor:
+    """base^(-i / count) for i = 0, ..., count - 1."""
+    return torch.exp(-math.log(base) / count * torch.arange(count, device=device))

@@ -1,0 +1,157 @@
+"""Positions by a bias on attention logits. Shape legend: `tokens.py`; T = num_prefix + N tokens of a sequence.
+
+A bias is a number for each pair of tokens and head: memory is quadratic in T, whatever the attention.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .patches import to_pair
+from .positions_base import PositionEncoding
+from .tokens import PatchTokens
+
+
+class AttentionBias(PositionEncoding):
+    """A bias that depends on the differences of places."""
+
+    has_bias = True
+
+    def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor:
+        coordinates, grid = tokens.coordinates.float(), tokens.grid
+        if tokens.full_grid is not None:  # the same for all images
+            coordinates, grid = coordinates[:1], grid[:1]
+        differences = coordinates[:, :, None] - coordinates[:, None]  # (B, N, N, 2), query minus key
+        bias = self.pairs(differences, grid, layer)
+        return self.with_prefix(bias, layer, num_prefix).to(tokens.features.dtype)
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        """Bias `(B, heads, N, N)` of patches.
+
+        Args:
+            differences: `(B, N, N, 2)`, place of the query minus that of the key, in patches.
+            grid: `(B, 2)`.
+        """
+        raise NotImplementedError
+
+    def with_prefix(self, bias: torch.Tensor, layer: int, num_prefix: int) -> torch.Tensor:
+        """`(B, heads, T, T)`; tokens without a place have no bias."""
+        return nn.functional.pad(bias, (num_prefix, 0, num_prefix, 0))
+
+
+class Alibi(AttentionBias):
+    """Attention falls with the distance in patches, in each head at another rate.
+
+    ALiBi (Press et al., 2022, "Train Short, Test Long") with Euclidean distances, as in CROMA (Fuller et al., 2023):
+    -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.heads = config.num_attention_heads
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        head = torch.arange(1, self.heads + 1, device=differences.device)
+        slopes = torch.exp2(-8 * head / self.heads)
+        return -slopes[:, None, None] * torch.linalg.vector_norm(differences, dim=-1).unsqueeze(1)
+
+
+class RelativeBias(AttentionBias):
+    """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022), Swin.
+
+    At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more stand for
+    pairs with a token that has no place: such a query, such a key, both. `relative_bias_shared` has one table for all
+    blocks instead of one for each.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
+        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.per_layer = not config.relative_bias_shared
+        tables = config.num_hidden_layers if self.per_layer else 1
+        self.extent = (2 * self.native_grid[0] - 1, 2 * self.native_grid[1] - 1)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(tables, self.extent[0] * self.extent[1] + 3, config.num_attention_heads)
+        )
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        table = self._table(layer)[:-3].float()
+        return read_differences(table.T.unflatten(1, self.extent), differences, grid)
+
+    def with_prefix(self, bias: torch.Tensor, layer: int, num_prefix: int) -> torch.Tensor:
+        from_prefix, to_prefix, inside = self._table(layer)[-3:].float()
+        bias = nn.functional.pad(bias, (num_prefix, 0, num_prefix, 0))
+        is_prefix = torch.arange(bias.shape[-1], device=bias.device) < num_prefix
+        query, key = is_prefix[:, None], is_prefix[None]
+        for pairs, value in ((query & ~key, from_prefix), (~query & key, to_prefix), (query & key, inside)):
+            bias = torch.where(pairs, value[:, None, None], bias)
+        return bias
+
+    def reset_parameters(self, std: float) -> None:
+        init.zeros_(self.relative_position_bias_table)
+
+    def _table(self, layer: int) -> torch.Tensor:
+        return self.relative_position_bias_table[layer if self.per_layer else 0]
+
+
+class RelativeBiasContinuous(AttentionBias):
+    """A small network tells the bias of a difference of places, on a logarithmic scale.
+
+    SwinV2 (Liu et al., 2022, "Swin Transformer V2"), section 3.3: sign(d) log2(1 + 8 |d| / (side - 1)) / 3 of both
+    axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that places beyond it are extrapolated
+    little. The network is asked at whole differences, and between them interpolated linearly (but for compiled models,
+    which ask it for every pair).
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
+        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.per_layer = not config.relative_bias_shared
+        self.networks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, config.num_attention_heads, bias=False)
+            )
+            for _ in range(config.num_hidden_layers if self.per_layer else 1)
+        )
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        network = self.networks[layer if self.per_layer else 0]
+        if torch.compiler.is_compiling():  # how large the table must be is not known then
+            return self._ask(network, differences).permute(0, 3, 1, 2)
+        # One more: a thumbnail's places may be farther apart than those of patches.
+        rows, columns = (grid.amax(dim=0) + 1).tolist()
+        axes = [torch.arange(1 - side, side, device=grid.device).float() for side in (rows, columns)]
+        table = self._ask(network, torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
+        whole = torch.tensor([[rows, columns]], device=grid.device).expand_as(grid)
+        return read_differences(table.permute(2, 0, 1), differences, whole)
+
+    def _ask(self, network: nn.Module, differences: torch.Tensor) -> torch.Tensor:
+        """Bias `(..., heads)` of differences `(..., 2)`."""
+        native = torch.tensor([max(side - 1, 1) for side in self.native_grid], device=differences.device)
+        scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
+        return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
+
+
+def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """A table of differences in its native grid, read at those of other grids, `(B, heads, N, N)`.
+
+    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")` read there.
+
+    Args:
+        table: `(heads, 2R - 1, 2S - 1)`, the difference 0 in the middle.
+        differences: `(B, N, N, 2)`.
+        grid: `(B, 2)` rows and columns of the grids.
+    """
+    extent = torch.tensor(table.shape[1:], device=grid.device)
+    wanted = 2 * grid[:, None, None] - 1  # (B, 1, 1, 2)
+    place = (differences + grid[:, None, None] - 0.5) * (extent / wanted)  # from 0 to extent
+    place = 2 * place / extent - 1
+    return nn.functional.grid_sample(
+        table.expand(differences.shape[0], -1, -1, -1),
+        place.flip(-1).to(table.dtype),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
