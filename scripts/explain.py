@@ -63,7 +63,7 @@ class ExplainArguments(SelectionArguments):
 
 def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification, BaseImageProcessor]:
     path = arguments.model_name_or_path
-    model, processor = load_classifier(path, **arguments.config_fields())
+    model, processor = load_classifier(path, **arguments.changes())
     if not isinstance(
         model, AdaptiveViTForImageClassification
     ):  # a stock ViT, of which all patches are explained

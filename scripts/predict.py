@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         try:
             files = find_images(namespace.inputs)
-            model, image_processor = load_classifier(
-                arguments.model_name_or_path, **arguments.config_fields()
-            )
+            model, image_processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
             if torch.accelerator.is_available() and not arguments.use_cpu:
                 model.to(torch.accelerator.current_accelerator())
             predictions = predict_files(

@@ -86,7 +86,7 @@ def test_overrides(folder):
         run("--images", "a/cat.png", "--num_selected_patches", "17")
     with pytest.raises(SystemExit, match=r"explain.py: patch_selector='best' is unknown"):
         run("--images", "a/cat.png", "--patch_selector", "best")
-    with pytest.raises(SystemExit, match=r"patch_selector='policy' .* is learned, in fine-tuning"):
+    with pytest.raises(SystemExit, match="patch_selector='policy' is learned, in fine-tuning"):
         run("--images", "a/cat.png", "--patch_selector", "policy")
 
 

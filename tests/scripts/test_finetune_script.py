@@ -162,6 +162,38 @@ def test_evaluate_with_fewer_tokens(stock_checkpoint, tmp_path):
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)
 
 
+def test_selection_and_resolution_may_be_taken_away(tmp_path):
+    fields = {"patch_selector": "variance", "token_reducer": "attentive", "keep_rate": 0.5}
+    model = AdaptiveViTForImageClassification(tiny_config(**fields, reduction_layers=[1]))
+    model.save_pretrained(tmp_path)
+    AdaptiveViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    image = PIL.Image.new("RGB", (64, 48), "grey")
+    for asked, entered, left in [
+        ({}, 6, 4),
+        ({"token_reducer": "none"}, 6, 6),
+        ({"patch_selector": "none"}, 16, 9),
+        ({"patch_selector": "none", "token_reducer": "none"}, 16, 16),
+        ({"patch_selector": "none", "resolution": "native"}, 48, 25),
+        ({"patch_selector": "none", "resolution": 64}, 64, 33),
+    ]:
+        model, processor = load_classifier(str(tmp_path), **asked)
+        output = model(**processor(image, return_tensors="pt"))
+        assert (output.selected_patches.shape[1], output.token_coordinates.shape[1]) == (entered, left)
+    with pytest.raises(ValueError, match="'merge' keeps every token: set keep_rate"):
+        model.config.keep_rate = 1.0
+        model.save_pretrained(tmp_path)
+        load_classifier(str(tmp_path), token_reducer="merge")
+
+
+def test_a_stock_checkpoint_may_see_whole_images(stock_checkpoint, tmp_path, capsys):
+    write_images(tmp_path / "data" / "bird", 1)
+    flags = [str(tmp_path / "data"), "--model_name_or_path", stock_checkpoint, "--use_cpu", "--with_patches"]
+    assert script("predict")([*flags, "--native_resolution"]) == 0
+    width, height = PIL.Image.open(next((tmp_path / "data" / "bird").iterdir())).size
+    patch = AutoModelForImageClassification.from_pretrained(stock_checkpoint).config.patch_size
+    assert json.loads(capsys.readouterr().out)["grid"] == [height // patch, width // patch]
+
+
 def test_merge_r_and_keep_rate_take_turns(tmp_path):
     """Whichever is asked for holds, whatever the checkpoint says."""
     fields = {"token_reducer": "merge", "reduction_layers": [0, 1]}
@@ -205,7 +237,7 @@ def test_predict_computes_on_what_it_is_told(stock_checkpoint, tmp_path, capsys)
         ("--dataset {data} --keep_rate 0.5", "need a token_reducer"),
         (
             "--dataset {data} --token_reducer gumbel --reduction_layers 1",
-            "such weights): patch_selector=None or",
+            "token_reducer='gumbel' is learned, in fine-tuning, and",
         ),
         ("--dataset {data} --patch_selector policy --num_selected_patches 2", "is learned, in fine-tuning"),
     ],

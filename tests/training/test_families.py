@@ -50,7 +50,8 @@ def make_trainer(folder, fields, callbacks=(), **arguments) -> Trainer:
             **arguments,
         },
     )
-    callbacks = [KeepRateSchedule(), NonFiniteGuard(), LogSelectionLoss(), *callbacks]
+    schedule = [KeepRateSchedule()] if fields else []
+    callbacks = [*schedule, NonFiniteGuard(), LogSelectionLoss(), *callbacks]
     return Trainer(model, args, train_dataset=Images(), eval_dataset=Images(), callbacks=callbacks)
 
 

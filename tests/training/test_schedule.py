@@ -1,7 +1,9 @@
 import pytest
 import torch
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification
 
+from tests.conftest import tiny_config
+from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.training import KeepRateSchedule, keep_rate_relaxation
 
 
@@ -131,3 +133,23 @@ def test_refuses_a_model_that_does_not_select(make_run):
     )
     with pytest.raises(TypeError, match="ViTForImageClassification has none"):
         callback.on_train_begin(None, make_run().trainer.state, None, model=stock)
+
+
+@pytest.mark.parametrize(
+    ("fields", "selector", "message"),
+    [
+        ({}, None, "nothing to lead to"),
+        (
+            {"patch_selector": "variance"},
+            "variance",
+            "image processor selects already, by patch_selector='variance'",
+        ),
+    ],
+)
+def test_refuses_where_it_would_have_no_effect(fields, selector, message):
+    model = AdaptiveViTForImageClassification(tiny_config(**fields))
+    processor = AdaptiveViTImageProcessor(
+        return_patches=True, patch_selector=selector, num_selected_patches=selector and 6
+    )
+    with pytest.raises(ValueError, match=message):
+        KeepRateSchedule().on_train_begin(None, TrainerState(), None, model=model, processing_class=processor)

@@ -132,7 +132,7 @@ def record_attention(
 def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.device) -> torch.Tensor:
     """How much each of the T tokens counts in what the classifier reads, `(T,)`."""
     weights = torch.zeros(num_tokens, device=device)
-    if pooling == "mean":
+    if pooling in ("mean", "map"):
         weights[-num_patches:] = 1 / num_patches
     else:
         weights[0] = 1

@@ -251,7 +251,9 @@ def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
 
 def _attention_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
     block, num_blocks = explanation.attention_block, explanation.settings["num_blocks"]
-    who = "Mean attention of patches" if explanation.settings["pooling"] == "mean" else "CLS attention"
+    who = (
+        "Mean attention of patches" if explanation.settings["pooling"] in ("mean", "map") else "CLS attention"
+    )
     _seen_panel(explanation, sheet, cell, f"{who}, block {block} of {num_blocks}", explanation.attention)
 
 

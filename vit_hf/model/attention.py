@@ -173,9 +173,11 @@ class AdaptiveViTAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        # A bias of keys changes no attention; DINOv3 and BEiT have none.
+        key_bias = config.qkv_bias and config.key_bias
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=key_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.projection_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, inputs: AttentionInputs, return_states: bool = False

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
+from .blocks import ACTIVATIONS
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
@@ -68,11 +68,21 @@ class AdaptiveViTConfig(PreTrainedConfig):
         gumbel_ratio_weight, gumbel_distillation_weight, gumbel_token_weight (`float`, default to 2.0, 0.5, 0.5): of
             the losses of `"gumbel"`: keep rate, divergence from the model's own dense answer, and distance of its
             hidden states, as in DynamicViT (2021).
-        pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the classifier reads: the CLS token, or the mean
-            over patches.
+        pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"map"`, defaults to `"cls"`): what the classifier reads: the CLS
+            token, the mean over patches, both beside each other (DINOv2), or what a learned query finds in the patches
+            (SigLIP).
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
-        norm_type (`"layernorm"` or `"rmsnorm"`, defaults to `"layernorm"`): normalisation of the blocks.
+        norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalisation of the blocks;
+            `"batchnorm"` over all tokens of a batch, for comparison.
+        pre_layernorm (`bool`, defaults to False): whether tokens are normalised before the first block as well (CLIP).
+        mlp_type (`"mlp"` or `"gated"`, defaults to `"mlp"`): two dense layers, or three of which one is a gate, SwiGLU
+            with `hidden_act="silu"`.
+        patch_bias, key_bias, projection_bias, mlp_bias (`bool`, default to True): whether the patch embedding, the keys
+            (if `qkv_bias`), the output of attention, and the feed-forward network have biases.
+        initializer (`"normal"`, `"truncated_normal"` or `"xavier_uniform"`, defaults to `"normal"`): of dense layers and
+            patch embedding; the first two with a deviation of `initializer_range`, as transformers' ViT and timm, the
+            third as the first ViT (Dosovitskiy et al., 2020).
         layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch (CaiT,
             Touvron et al., 2021); None for no scale.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
@@ -148,9 +158,16 @@ class AdaptiveViTConfig(PreTrainedConfig):
     gumbel_ratio_weight: float | int = 2.0
     gumbel_distillation_weight: float | int = 0.5
     gumbel_token_weight: float | int = 0.5
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["cls", "mean", "cls+mean", "map"] = "cls"
     num_register_tokens: int = 0
-    norm_type: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
+    pre_layernorm: bool = False
+    mlp_type: Literal["mlp", "gated"] = "mlp"
+    patch_bias: bool = True
+    key_bias: bool = True
+    projection_bias: bool = True
+    mlp_bias: bool = True
+    initializer: Literal["normal", "truncated_normal", "xavier_uniform"] = "normal"
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
 
@@ -162,7 +179,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
         _check_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
-        _check_choice("hidden_act", self.hidden_act, ACT2FN)
+        _check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
         for name in (
             "hidden_size",
             "num_hidden_layers",

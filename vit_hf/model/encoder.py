@@ -1,4 +1,4 @@
-"""Feed-forward network and block. Shape legend: `tokens.py`; T is the tokens of a sequence.
+"""A block of the encoder. Shape legend: `tokens.py`; T is the tokens of a sequence.
 
 Modules and parameters carry the names of transformers' ViT.
 """
@@ -7,62 +7,18 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
+from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
 from .reduction_base import Reduction, TokenReducer
 from .tokens import PatchTokens
-
-
-NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-
-
-def make_norm(config) -> nn.Module:
-    return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
 
 
 def split_prefix(hidden_states: torch.Tensor, tokens: PatchTokens) -> tuple[torch.Tensor, torch.Tensor]:
     """The sequence's tokens before those of patches, and these."""
     num_tokens = tokens.coordinates.shape[1]
     return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
-
-
-class AdaptiveViTMLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
-
-
-class LayerScale(nn.Module):
-    """A learned scale of a residual branch (Touvron et al., 2021), named as in transformers' DINOv2."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states * self.lambda1
-
-
-class StochasticDepth(nn.Module):
-    """Drops a residual branch for whole images in training (Huang et al., 2016)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return hidden_states
-        keep = 1 - self.rate
-        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep)
-        return hidden_states * kept / keep
 
 
 class AdaptiveViTLayer(GradientCheckpointingLayer):
@@ -73,7 +29,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         self.attention = AdaptiveViTAttention(config)
         self.layernorm_before = make_norm(config)
         self.layernorm_after = make_norm(config)
-        self.mlp = AdaptiveViTMLP(config)
+        self.mlp = FEED_FORWARDS[config.mlp_type](config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layerscale_value is not None
         self.layer_scale1 = LayerScale(config) if scaled else None
@@ -101,20 +57,19 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         """
         if look is not None:
             states = self.attention.cls_states if look == "cls" else self.attention.states
-            return states(self.layernorm_before(hidden_states), inputs)
-        attention, _, states = self.attention(
-            self.layernorm_before(hidden_states), inputs, return_states=reducer is not None
-        )
+            return states(normalise(self.layernorm_before, hidden_states, inputs.key_mask), inputs)
+        normed = normalise(self.layernorm_before, hidden_states, inputs.key_mask)
+        attention, _, states = self.attention(normed, inputs, return_states=reducer is not None)
         hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
         if reducer is None:
-            return self._feed_forward(hidden_states)
+            return self._feed_forward(hidden_states, inputs.key_mask)
         prefix, patches = split_prefix(hidden_states, tokens)
         reduction = reducer(tokens.with_features(patches), states, relaxation)
         hidden_states = torch.cat((prefix, reduction.tokens.features), dim=1)
-        return self._feed_forward(hidden_states), reduction, patches
+        return self._feed_forward(hidden_states, reduction.tokens.mask), reduction, patches
 
-    def _feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        mlp = self.mlp(self.layernorm_after(hidden_states))
+    def _feed_forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        mlp = self.mlp(normalise(self.layernorm_after, hidden_states, mask))
         return hidden_states + self._branch(mlp, self.layer_scale2)
 
     def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:

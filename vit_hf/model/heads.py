@@ -2,7 +2,9 @@
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
+
+from .attention import SMALLEST_SIZE
+from .blocks import ACTIVATIONS, AdaptiveViTMLP
 
 
 class AdaptiveViTPooler(nn.Module):
@@ -11,27 +13,92 @@ class AdaptiveViTPooler(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = ACT2FN[config.pooler_act]
+        self.activation = ACTIVATIONS[config.pooler_act]()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(self.dense(hidden_states[:, 0]))
 
 
-def pool_cls(hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None) -> torch.Tensor:
-    """The CLS token, `(B, D)`."""
-    return hidden_states[:, 0]
+class Pooling(nn.Module):
+    """What the classifier reads of a sequence: the CLS token, `(B, D)`."""
+
+    # Of how many vectors the answer consists.
+    num_vectors = 1
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(B, T, D)`.
+            num_tokens: M, how many of the last tokens stand for patches.
+            weights: `(B, M)` for how many each stands, 0 for one that does not count; None if all stand for one.
+        """
+        return hidden_states[:, 0]
 
 
-def pool_mean(hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None) -> torch.Tensor:
-    """Mean `(B, D)` over the last tokens, which stand for patches, by how many each stands for `(B, M)`."""
-    tokens = hidden_states[:, -num_tokens:]
-    if weights is None:
-        return tokens.mean(dim=1)
-    weights = weights.unsqueeze(-1).to(tokens)
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+class MeanPooling(Pooling):
+    """Mean `(B, D)` over the tokens that stand for patches."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        tokens = hidden_states[:, -num_tokens:]
+        if weights is None:
+            return tokens.mean(dim=1)
+        weights = weights.unsqueeze(-1).to(tokens)
+        return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-POOLINGS = {"cls": pool_cls, "mean": pool_mean}
+class ClsAndMeanPooling(MeanPooling):
+    """CLS token and mean over patches beside each other, `(B, 2D)`, as DINOv2's classifier."""
+
+    num_vectors = 2
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        mean = super().forward(hidden_states, num_tokens, weights)
+        return torch.cat((hidden_states[:, 0], mean), dim=-1)
+
+
+class AttentionPooling(Pooling):
+    """A learned query attends to the tokens that stand for patches, then a feed-forward network, `(B, D)`.
+
+    "Scaling Vision Transformers" (Zhai et al., 2022), section 3.2, MAP head; named as in transformers' SigLIP.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.probe = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.attention = nn.MultiheadAttention(
+            config.hidden_size, config.num_attention_heads, batch_first=True
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = AdaptiveViTMLP(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        tokens = hidden_states[:, -num_tokens:]
+        probe, mask = self.probe.expand(tokens.shape[0], -1, -1), None
+        if weights is not None:
+            # Those that stand for several count as often; one that does not count leaves a trace of a gradient.
+            mask = (weights + SMALLEST_SIZE).log().to(tokens.dtype)[:, None]  # (B, 1, M)
+            mask = mask.repeat_interleave(self.attention.num_heads, dim=0)
+        state = self.attention(probe, tokens, tokens, attn_mask=mask, need_weights=False)[0]
+        return (state + self.mlp(self.layernorm(state)))[:, 0]
+
+
+POOLINGS: dict[str, type[Pooling]] = {
+    "cls": Pooling,
+    "mean": MeanPooling,
+    "cls+mean": ClsAndMeanPooling,
+    "map": AttentionPooling,
+}
 
 
 def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:

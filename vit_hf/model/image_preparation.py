@@ -286,8 +286,8 @@ def _check_patch_size(patch_size: Any) -> None:
 def _check_selection(patch_selector: Any, num_selected_patches: Any) -> None:
     if patch_selector is not None and patch_selector not in PIXEL_SCORERS:
         raise ValueError(
-            f"patch_selector={patch_selector!r} cannot run in an image processor, which has the pixels only: choose one "
-            f"of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
+            f"patch_selector={patch_selector!r} is none that an image processor has, which sees the pixels only: choose "
+            f"one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
         )
     if num_selected_patches is None:
         return

@@ -15,12 +15,14 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import AdaptiveViTAttention, AttentionInputs
+from .blocks import LayerScale, make_norm, normalise
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .embeddings import AdaptiveViTEmbeddings
-from .encoder import AdaptiveViTLayer, LayerScale, make_norm, split_prefix
+from .encoder import AdaptiveViTLayer, split_prefix
 from .heads import (
     POOLINGS,
     AdaptiveViTPooler,
+    AttentionPooling,
     MaskedImageDecoder,
     check_labels,
     distillation_loss,
@@ -91,6 +93,13 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if self.config.initializer == "xavier_uniform":
+                # A convolution with the stride of its kernel is a matrix.
+                bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
+                init.uniform_(module.weight, -bound, bound)
+            elif self.config.initializer == "truncated_normal":
+                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
         if isinstance(module, AdaptiveViTEmbeddings):
             init.trunc_normal_(module.cls_token, mean=0.0, std=std)
             if module.register_tokens is not None:
@@ -99,6 +108,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.scale_embedding is not None:
                 init.zeros_(module.scale_embedding)
+        elif isinstance(module, AttentionPooling):
+            init.trunc_normal_(module.probe, mean=0.0, std=std)
         elif isinstance(module, PositionEncoding):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
@@ -163,6 +174,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.layers = nn.ModuleList(
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
+        self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
         self.layernorm = make_norm(config)
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer else None
         self.selection_relaxation = 0.0
@@ -221,6 +233,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
         )
         tokens.mask = selection.mask
+        if self.pre_layernorm is not None:
+            sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
         _check_finite(sequence, "pixel_values")
         outputs = self._encode(sequence, tokens, context, restore=restore, return_dict=True, **kwargs)
         losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
@@ -324,7 +338,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if tokens.mask is not None:
             sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
         return EncoderOutput(
-            last_hidden_state=self.layernorm(sequence),
+            last_hidden_state=normalise(self.layernorm, sequence, tokens.mask),
             token_coordinates=tokens.coordinates,
             token_sizes=sizes,
             token_assignments=tuple(assignments) or None,
@@ -365,6 +379,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """Runs the first blocks on `patches`, for `_ModelScout`."""
         sequence, tokens, _ = self.embeddings(patches)
         tokens.mask = patches.mask
+        if self.pre_layernorm is not None:
+            sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
         inputs = self._attention_inputs(sequence, tokens, None)
         if reduction is None:
             for index, layer in enumerate(self.layers[:num_layers]):
@@ -399,7 +415,10 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         states, mask = outputs.entered_states, patches.mask
         if selection.indices is not None:
             if thumbnails is None:
-                unseen = self.layernorm(self.embeddings(patches)[1].features)
+                unseen = self.embeddings(patches)[1].features
+                if self.pre_layernorm is not None:
+                    unseen = normalise(self.pre_layernorm, unseen, patches.mask)
+                unseen = normalise(self.layernorm, unseen, patches.mask)
             else:
                 source = tuple(thumbnails.pixels.shape[1:3])
                 weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
@@ -427,7 +446,7 @@ class _ModelScout:
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
-    """The encoder with a linear classifier on the CLS token, or on the mean over patches (`config.pooling`)."""
+    """The encoder with a linear classifier on the CLS token, or on what else `config.pooling` makes of the tokens."""
 
     _auto_class = "AutoModelForImageClassification"
 
@@ -435,9 +454,9 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        )
+        self.pooling = POOLINGS[config.pooling](config)
+        size = config.hidden_size * self.pooling.num_vectors
+        self.classifier = nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -493,14 +512,13 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
 
     def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         num_tokens = outputs.token_coordinates.shape[1]
-        pooled = POOLINGS[self.config.pooling](outputs.last_hidden_state, num_tokens, outputs.token_sizes)
-        return self.classifier(pooled)
+        return self.classifier(self.pooling(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
 
     def _classify_dense(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         """The answer that all tokens which entered the encoder give."""
         weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
         num_tokens = outputs.patch_coordinates.shape[1]
-        return self.classifier(POOLINGS[self.config.pooling](outputs.dense_hidden_state, num_tokens, weights))
+        return self.classifier(self.pooling(outputs.dense_hidden_state, num_tokens, weights))
 
     def _selection_losses(
         self,

@@ -308,7 +308,11 @@ class PatchEmbeddings(nn.Module):
         patch_size = to_pair(config.patch_size)
         self.patch_size = patch_size
         self.projection = PatchProjection(
-            config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=patch_size,
+            stride=patch_size,
+            bias=config.patch_bias,
         )
 
     def forward(

@@ -28,13 +28,17 @@ SELECTION_FIELDS = (
 class SelectionArguments:
     """What a checkpoint computes on, instead of what its config says."""
 
-    patch_selector: str | None = field(default=None, metadata={"help": "another than the checkpoint's"})
+    patch_selector: str | None = field(
+        default=None, metadata={"help": "another than the checkpoint's, or none for all patches"}
+    )
     num_selected_patches: float | str | None = field(
         default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
     )
     token_reducer: str | None = field(
         default=None,
-        metadata={"help": "another than the checkpoint's: merge, attentive or sample need no training"},
+        metadata={
+            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none"
+        },
     )
     keep_rate: float | None = field(
         default=None,
@@ -46,13 +50,28 @@ class SelectionArguments:
     merge_r: int | None = field(
         default=None, metadata={"help": "tokens that merge takes away at each of reduction_layers"}
     )
+    native_resolution: bool = field(
+        default=False,
+        metadata={"help": "do not resize images, whatever the checkpoint's image processor does"},
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "pixels a side that images are resized to; default: as the checkpoint's processor does"
+        },
+    )
 
     def __post_init__(self):
         self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        if self.native_resolution and self.image_size:
+            raise ValueError("native_resolution and image_size exclude each other; give one")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
 
-    def config_fields(self) -> dict[str, Any]:
-        """Fields of the config that were asked for."""
-        return given_fields(self, SELECTION_FIELDS)
+    def changes(self) -> dict[str, Any]:
+        """What `load_classifier` is to change in a checkpoint: that was asked for."""
+        size = "native" if self.native_resolution else self.image_size
+        return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
 
 
 @dataclass

@@ -100,6 +100,6 @@ def format_metrics(metrics: dict[str, float]) -> str:
     shown = {name: value for name, value in metrics.items() if not name.endswith(("_flos", "_per_second"))}
     width = max(map(len, shown), default=0)
     return "\n".join(
-        f"{name:<{width}}  {value:>10.4f}" if isinstance(value, float) else f"{name:<{width}}  {value:>10}"
+        f"{name:<{width}}  {value:>10.4f}" if isinstance(value, float) else f"{name:<{width}}  {value!s:>10}"
         for name, value in shown.items()
     )

@@ -4,11 +4,12 @@ import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
 
-from .arguments import DataArguments, SelectionArguments
+from .arguments import SELECTION_FIELDS, DataArguments, SelectionArguments, given_fields
 from .augmentation import EvaluationExamples
 from .collation import ImageCollator
 from .metrics import compute_metrics_for
@@ -67,7 +68,7 @@ def evaluate_model(
     Raises:
         OSError, ValueError: for a model, data or options that do not exist or do not fit each other.
     """
-    model, processor = load_classifier(arguments.model_name_or_path, **arguments.config_fields())
+    model, processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
     with tempfile.TemporaryDirectory() as folder:
         training = TrainingArguments(
             output_dir=folder,
@@ -105,14 +106,20 @@ def evaluate_model(
         metrics = trainer.evaluate(EvaluationExamples(data.splits[split]), metric_key_prefix=split)
     for technical in ("epoch", f"{split}_model_preparation_time"):
         metrics.pop(technical, None)
-    output = Path(arguments.output or default_output(arguments.model_name_or_path, split))
+    changes = arguments.changes()
+    output = Path(arguments.output or default_output(arguments.model_name_or_path, split, changes))
+    metrics |= given_fields(model.config, [name for name in SELECTION_FIELDS if hasattr(model.config, name)])
     if training.process_index == 0:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     return metrics, output
 
 
-def default_output(model_name_or_path: str, split: str) -> Path:
-    """Where metrics go if nothing else is said: beside a local model, or else in the working directory."""
+def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:
+    """Where metrics go if nothing else is said: beside a local model, or else in the working directory.
+
+    What was changed in the checkpoint is part of the name, lest one trial replaces another.
+    """
     folder = Path(model_name_or_path)
-    return (folder if folder.is_dir() else Path()) / f"evaluation_{split}.json"
+    said = "".join(f"_{name}={value}" for name, value in changes.items()).replace(" ", "").replace("/", "-")
+    return (folder if folder.is_dir() else Path()) / f"evaluation_{split}{said}.json"

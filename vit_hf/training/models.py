@@ -1,7 +1,7 @@
 """The model that a run begins with, and the image processor that goes with it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
@@ -92,14 +92,17 @@ def load_classifier(
     path: str,
     patch_selector: str | None = None,
     num_selected_patches: int | float | None = None,
+    resolution: int | Literal["native"] | None = None,
     **fields: Any,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Any saved image classifier and its image processor, if asked to computing on less, or on more.
 
     Args:
         path: checkpoint, local or on the Hub.
-        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
-        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`.
+        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one. "none" takes a
+            selector away.
+        resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor does.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer away.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -107,10 +110,19 @@ def load_classifier(
     """
     check_path(path)
     processor = AutoImageProcessor.from_pretrained(path)
+    if resolution is not None:
+        processor.do_resize, processor.do_center_crop = resolution != "native", False
+        if resolution != "native":
+            processor.size = type(processor.size)(height=resolution, width=resolution)
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
     selection = {name: value for name, value in named.items() if value is not None}
-    if not selection and not fields:
+    if not selection and not fields and resolution is None:
         return AutoModelForImageClassification.from_pretrained(path), processor
+    replaced = bool(selection)
+    if patch_selector == "none":
+        selection = {"patch_selector": None, "num_selected_patches": None, "exploration": 0.0}
+    if fields.get("token_reducer") == "none":
+        fields |= {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
     # Two ways of saying how much goes on: the one that is asked for is the one that holds.
     if "merge_r" in fields:
         fields.setdefault("keep_rate", 1.0)
@@ -124,12 +136,22 @@ def load_classifier(
         raise ValueError(str(error.__cause__ or error)) from error
     untrained = sorted(name for name in report["missing_keys"] if part_of(model, name) == "predictor")
     if untrained:
-        config = model.config
-        raise ValueError(
-            f"{path} has no {untrained[0]} ({len(untrained)} such weights): patch_selector={config.patch_selector!r} or "
-            f"token_reducer={config.token_reducer!r} is learned, in fine-tuning"
+        field = "token_reducer" if ".reducers." in untrained[0] else "patch_selector"
+        free = (
+            "attentive, merge or sample"
+            if field == "token_reducer"
+            else "such as saliency, variance or attention"
         )
-    if selection and getattr(processor, "return_patches", False):
+        raise ValueError(
+            f"{field}={getattr(model.config, field)!r} is learned, in fine-tuning, and {path} was not trained with it: "
+            f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
+        )
+    config = model.config
+    if config.token_reducer and "keep_rate" not in fields and config.keep_rate == 1 and not config.merge_r:
+        raise ValueError(
+            f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
+        )
+    if replaced and getattr(processor, "return_patches", False):
         # It may keep too few already.
         processor.patch_selector = processor.num_selected_patches = None
     return model, processor

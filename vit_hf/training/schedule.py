@@ -109,6 +109,17 @@ class KeepRateSchedule(TrainerCallback):
                 f"set_selection_relaxation(float); "
                 f"{type(unwrapped).__name__} has none. Take the callback away, or train an AdaptiveViT model."
             )
+        config = unwrapped.config
+        if config.patch_selector is None and config.token_reducer is None:
+            raise ValueError(
+                "KeepRateSchedule has nothing to lead to: the model has neither patch_selector nor token_reducer. Take "
+                "the callback away, or set one of them in the model (an image processor that selects leaves no choice)."
+            )
+        if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
+            raise ValueError(
+                f"KeepRateSchedule has no effect where the image processor selects already, by "
+                f"patch_selector={kwargs['processing_class'].patch_selector!r}. Take it away there: the model selects."
+            )
         self._apply(state, model)
 
     def on_step_begin(
