@@ -12,6 +12,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
+from .checkpoints import convert
 from .explain import explain
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
@@ -52,5 +53,6 @@ __all__ = [
     "AdaptiveViTPreTrainedModel",
     "KeepRateSchedule",
     "__version__",
+    "convert",
     "explain",
 ]

@@ -23,7 +23,9 @@ OPTIONS = {
     "clip": {"pre_layernorm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
     "no_bias": dict.fromkeys(("qkv_bias", "projection_bias", "mlp_bias", "patch_bias"), False),
     "no_key_bias": {"key_bias": False},
-    **{f"pooling_{name}": {"pooling": name} for name in POOLINGS},
+    **{f"pooling_{name}": {"pooling": name, "num_register_tokens": 1} for name in POOLINGS},
+    "norm_after_pooling": {"final_norm": "pooled", "pooling": "mean"},
+    "no_final_norm": {"final_norm": "none"},
     **{
         f"initializer_{name}": {"initializer": name}
         for name in ("normal", "truncated_normal", "xavier_uniform")

@@ -68,14 +68,16 @@ class AdaptiveViTConfig(PreTrainedConfig):
         gumbel_ratio_weight, gumbel_distillation_weight, gumbel_token_weight (`float`, default to 2.0, 0.5, 0.5): of
             the losses of `"gumbel"`: keep rate, divergence from the model's own dense answer, and distance of its
             hidden states, as in DynamicViT (2021).
-        pooling (`"cls"`, `"mean"`, `"cls+mean"` or `"map"`, defaults to `"cls"`): what the classifier reads: the CLS
-            token, the mean over patches, both beside each other (DINOv2), or what a learned query finds in the patches
-            (SigLIP).
+        pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
+            reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
+            (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
         norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalisation of the blocks;
             `"batchnorm"` over all tokens of a batch, for comparison.
         pre_layernorm (`bool`, defaults to False): whether tokens are normalised before the first block as well (CLIP).
+        final_norm (`"tokens"`, `"pooled"` or `"none"`, defaults to `"tokens"`): whether the last norm is that of the
+            tokens, or of what the classifier pools from them (BEiT).
         mlp_type (`"mlp"` or `"gated"`, defaults to `"mlp"`): two dense layers, or three of which one is a gate, SwiGLU
             with `hidden_act="silu"`.
         patch_bias, key_bias, projection_bias, mlp_bias (`bool`, default to True): whether the patch embedding, the keys
@@ -158,10 +160,11 @@ class AdaptiveViTConfig(PreTrainedConfig):
     gumbel_ratio_weight: float | int = 2.0
     gumbel_distillation_weight: float | int = 0.5
     gumbel_token_weight: float | int = 0.5
-    pooling: Literal["cls", "mean", "cls+mean", "map"] = "cls"
+    pooling: Literal["cls", "mean", "cls+mean", "cls+register", "map"] = "cls"
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
     pre_layernorm: bool = False
+    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     mlp_type: Literal["mlp", "gated"] = "mlp"
     patch_bias: bool = True
     key_bias: bool = True
@@ -228,6 +231,12 @@ class AdaptiveViTConfig(PreTrainedConfig):
             raise ValueError(f"position_scale_offset={self.position_scale_offset} must lie in [0, 1).")
         if not 0 < self.rotary_base < math.inf:
             raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
+        if self.pooling == "cls+register" and self.num_register_tokens < 1:
+            raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
+        if self.final_norm == "pooled" and self.pooling in ("cls+mean", "cls+register"):
+            raise ValueError(
+                f"final_norm='pooled' norms one vector, and pooling={self.pooling!r} gives two: use final_norm='tokens'."
+            )
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
 

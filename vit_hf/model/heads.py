@@ -65,6 +65,17 @@ class ClsAndMeanPooling(MeanPooling):
         return torch.cat((hidden_states[:, 0], mean), dim=-1)
 
 
+class ClsAndRegisterPooling(Pooling):
+    """CLS token and first register beside each other, `(B, 2D)`; DeiT's distillation token is a register."""
+
+    num_vectors = 2
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return hidden_states[:, :2].flatten(1)
+
+
 class AttentionPooling(Pooling):
     """A learned query attends to the tokens that stand for patches, then a feed-forward network, `(B, D)`.
 
@@ -97,6 +108,7 @@ POOLINGS: dict[str, type[Pooling]] = {
     "cls": Pooling,
     "mean": MeanPooling,
     "cls+mean": ClsAndMeanPooling,
+    "cls+register": ClsAndRegisterPooling,
     "map": AttentionPooling,
 }
 

@@ -175,7 +175,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
-        self.layernorm = make_norm(config)
+        self.layernorm = make_norm(config) if config.final_norm != "none" else None
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer else None
         self.selection_relaxation = 0.0
         self.post_init()
@@ -333,18 +333,23 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         entered = None
         if restore:
             entered = split_prefix(sequence, tokens)[1]
-            entered = self.layernorm(restore_tokens(entered, list(zip(assignments, befores, strict=True))))
+            entered = self._final(restore_tokens(entered, list(zip(assignments, befores, strict=True))))
         sizes = tokens.sizes
         if tokens.mask is not None:
             sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
         return EncoderOutput(
-            last_hidden_state=normalise(self.layernorm, sequence, tokens.mask),
+            last_hidden_state=self._final(sequence, tokens.mask),
             token_coordinates=tokens.coordinates,
             token_sizes=sizes,
             token_assignments=tuple(assignments) or None,
             entered_states=entered,
             loss=sum(losses) if losses else None,
         )
+
+    def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.config.final_norm != "tokens":
+            return hidden_states
+        return normalise(self.layernorm, hidden_states, mask)
 
     def _attention_inputs(
         self,
@@ -418,7 +423,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 unseen = self.embeddings(patches)[1].features
                 if self.pre_layernorm is not None:
                     unseen = normalise(self.pre_layernorm, unseen, patches.mask)
-                unseen = normalise(self.layernorm, unseen, patches.mask)
+                unseen = self._final(unseen, patches.mask)
             else:
                 source = tuple(thumbnails.pixels.shape[1:3])
                 weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
@@ -512,13 +517,18 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
 
     def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         num_tokens = outputs.token_coordinates.shape[1]
-        return self.classifier(self.pooling(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
+        return self._answer(self.pooling(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
 
     def _classify_dense(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         """The answer that all tokens which entered the encoder give."""
         weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
         num_tokens = outputs.patch_coordinates.shape[1]
-        return self.classifier(self.pooling(outputs.dense_hidden_state, num_tokens, weights))
+        return self._answer(self.pooling(outputs.dense_hidden_state, num_tokens, weights))
+
+    def _answer(self, pooled: torch.Tensor) -> torch.Tensor:
+        if self.config.final_norm == "pooled":
+            pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
+        return self.classifier(pooled)
 
     def _selection_losses(
         self,

@@ -1,0 +1,173 @@
+"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs."""
+
+from os import PathLike
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_vit import (
+    AdaptiveViTForImageClassification,
+    AdaptiveViTModel,
+    AdaptiveViTPreTrainedModel,
+)
+from ..training.models import is_image_processor_saved
+from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
+
+
+# What a selector or a reducer adds starts at random.
+ADDED = ("selector.", "reducers.", "embeddings.scale_embedding")
+# Of an image processor, what ours does as well.
+PREPARATION = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_convert_rgb",
+)
+
+
+def convert(
+    source: PreTrainedModel | str | PathLike, **fields: Any
+) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
+    """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
+
+    Args:
+        source: a model of transformers, or the name of a checkpoint, local or on the Hub. Its `model_type` must be
+            one of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+            `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
+        fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
+            num_selected_patches=196`.
+
+    Returns:
+        The model, in evaluation mode and of the source's dtype, and the image processor; that of the family's
+        defaults if the source is a model without a path.
+
+    Raises:
+        CannotConvert: a ValueError with the reason, for a family or an option that an AdaptiveViT cannot represent.
+        OSError: if there is no such checkpoint.
+    """
+    model = source if isinstance(source, PreTrainedModel) else load_source(source)
+    config, family = family_of(model)
+    base, head = getattr(model, family.prefix, model), family.head(model)
+    weights = rename_weights(base, family)
+    options = convert_config(config, family, base, with_labels=head is not None)
+    if "layernorm.weight" not in weights:
+        options["final_norm"] = "none"
+    if head is not None and head["weight"].shape[1] == 2 * config.hidden_size and config.model_type == "deit":
+        options["pooling"] = "cls+register"
+    ours = AdaptiveViTConfig(**options | fields)
+    if head is not None:
+        result = AdaptiveViTForImageClassification(ours)
+        weights = {f"vit.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
+        weights |= {f"classifier.{name}": value for name, value in head.items()}
+    else:
+        result = AdaptiveViTModel(ours, add_pooling_layer="pooler.dense.weight" in weights)
+    load_weights(result, weights, config.model_type)
+    return result.to(model.dtype).eval(), convert_processor(source, model)
+
+
+def load_source(path: str | PathLike) -> PreTrainedModel:
+    """A checkpoint as the class that its configuration names, or as the bare encoder."""
+    config = AutoConfig.from_pretrained(path)
+    check_family(getattr(config, "vision_config", config))
+    name = (config.architectures or [None])[0]
+    model_class = getattr(transformers, name, None) if name else None
+    return (model_class or AutoModel).from_pretrained(path)
+
+
+def check_family(config: PretrainedConfig) -> Family:
+    if config.model_type not in FAMILIES:
+        raise CannotConvert(
+            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted(FAMILIES))}."
+        )
+    return FAMILIES[config.model_type]
+
+
+def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
+    """The configuration of the image encoder, and its family."""
+    config = getattr(model.config, "vision_config", model.config)
+    return config, check_family(config)
+
+
+def convert_config(
+    config: PretrainedConfig, family: Family, base: PreTrainedModel, with_labels: bool
+) -> dict[str, Any]:
+    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family."""
+    fields = {name: getattr(config, name) for name in SHARED if hasattr(config, name)}
+    fields |= family.fields(config)
+    if with_labels:
+        fields |= {name: getattr(base.config, name) for name in LABELS if getattr(base.config, name, None)}
+    fields["encoder_stride"] = getattr(config, "encoder_stride", None) or fields["patch_size"]
+    if not isinstance(fields["encoder_stride"], int):
+        fields["encoder_stride"] = fields["encoder_stride"][0]
+    for name in ("pooler_output_size", "pooler_act"):
+        if getattr(config, name, None) is not None:
+            fields[name] = getattr(config, name)
+    return fields
+
+
+def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Tensor]:
+    """Weights of the encoder by our names and shapes."""
+    weights = {}
+    for name, value in base.state_dict().items():
+        ours = family.name(name)
+        if ours is None:
+            continue
+        if ours == "embeddings.cls_token":
+            value = value.view(1, 1, -1)
+        elif ours == "embeddings.position_encoding.position_embeddings":
+            value = value.view(1, *value.shape[-2:])
+        elif ours == "embeddings.register_tokens" and not value.shape[1]:
+            continue
+        weights[ours] = value
+    if any(".mlp.gate_proj." in name for name in weights):
+        # Families without gates name their two layers as those with gates do.
+        weights = {
+            name.replace(".mlp.fc1.", ".mlp.up_proj.").replace(".mlp.fc2.", ".mlp.down_proj."): value
+            for name, value in weights.items()
+        }
+    return family.finish(weights)
+
+
+def load_weights(
+    model: AdaptiveViTPreTrainedModel, weights: dict[str, torch.Tensor], model_type: str
+) -> None:
+    """Copies weights; every one must find its place, and every place its weight.
+
+    Raises:
+        CannotConvert: naming those that do not.
+    """
+    report = model.load_state_dict(weights, strict=False)
+    prefix = model.base_model_prefix + "."
+    missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
+    if missing or report.unexpected_keys:
+        raise CannotConvert(
+            f"This {model_type} has weights that AdaptiveViT has no place for, {report.unexpected_keys[:5]}, or lacks "
+            f"some, {missing[:5]}."
+        )
+
+
+def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTrainedModel) -> BaseImageProcessor:
+    """An image processor of ours that prepares images as that of the source.
+
+    Of a model without a path it is the default of its family.
+    """
+    path = model.name_or_path if isinstance(source, PreTrainedModel) else str(source)
+    config = getattr(model.config, "vision_config", model.config)
+    if path and (not isinstance(source, PreTrainedModel) or is_image_processor_saved(path)):
+        theirs = AutoImageProcessor.from_pretrained(path)
+    else:
+        theirs = getattr(transformers, FAMILIES[config.model_type].processor)()
+    options = {name: getattr(theirs, name) for name in PREPARATION if getattr(theirs, name, None) is not None}
+    return AdaptiveViTImageProcessor(patch_size=config.patch_size, **options)

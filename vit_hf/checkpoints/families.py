@@ -1,0 +1,288 @@
+"""What each family of Vision Transformers is in our terms: fields of the configuration, and names of weights."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+
+# Fields that mean the same everywhere.
+SHARED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+LABELS = ("id2label", "label2id", "problem_type")
+
+
+class CannotConvert(ValueError):
+    """The checkpoint has something that an AdaptiveViT cannot represent."""
+
+
+Weights = dict[str, torch.Tensor]
+
+
+def linear_head(model: nn.Module) -> Weights | None:
+    head = getattr(model, "classifier", None)
+    return head.state_dict() if isinstance(head, nn.Linear) else None
+
+
+def no_head(model: nn.Module) -> None:
+    """Raises: CannotConvert if there is one after all."""
+    if linear_head(model) is not None:
+        raise CannotConvert(
+            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its encoder alone."
+        )
+
+
+@dataclass(frozen=True)
+class Family:
+    """How checkpoints of one `model_type` are read.
+
+    Attributes:
+        fields: what of our configuration follows from theirs, beside `SHARED`.
+        rename: patterns and replacements, applied in order to each name of a weight, without the prefix of the base
+            model; `None` for weights that are left out.
+        prefix: of the base model within one with a head.
+        head: weight and bias of the classifier of a model; None if it has none.
+        processor: name in transformers of the image processor that models without a path get.
+        finish: what renaming alone cannot do, given all weights by our names.
+    """
+
+    fields: Callable[[PretrainedConfig], dict[str, Any]]
+    rename: tuple[tuple[str, str | None], ...]
+    prefix: str
+    head: Callable[[nn.Module], Weights | None] = linear_head
+    finish: Callable[[Weights], Weights] = dict
+    processor: str = "ViTImageProcessor"
+
+    def name(self, name: str) -> str | None:
+        """Our name of a weight of the base model; None if we have none for it."""
+        for pattern, replacement in self.rename:
+            if re.search(pattern, name):
+                if replacement is None:
+                    return None
+                name = re.sub(pattern, replacement, name)
+        return name
+
+
+POSITIONS = (r"^embeddings\.position_embeddings$", "embeddings.position_encoding.position_embeddings")
+
+
+def vit_fields(config: PretrainedConfig) -> dict[str, Any]:
+    names = ("intermediate_size", "qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob")
+    return {name: getattr(config, name) for name in names}
+
+
+def mae_fields(config: PretrainedConfig) -> dict[str, Any]:
+    # The table is fixed there; as a learned one it has the same values, at any resolution.
+    return vit_fields(config)
+
+
+def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
+    hidden = int(config.hidden_size * config.mlp_ratio)
+    gated = config.use_swiglu_ffn
+    if gated:
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    return {
+        "intermediate_size": hidden,
+        "mlp_type": "gated" if gated else "mlp",
+        "hidden_act": "silu" if gated else config.hidden_act,
+        "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "drop_path_rate": config.drop_path_rate,
+        "layerscale_value": config.layerscale_value,
+        "num_register_tokens": getattr(config, "num_register_tokens", 0),
+        "position_antialias": hasattr(config, "num_register_tokens"),
+        "pooling": "cls+mean",
+    }
+
+
+def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
+    if not (config.query_bias == config.value_bias):
+        raise CannotConvert(
+            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; AdaptiveViT has one qkv_bias."
+        )
+    return {
+        "intermediate_size": config.intermediate_size,
+        "mlp_type": "gated" if config.use_gated_mlp else "mlp",
+        "mlp_bias": config.mlp_bias,
+        "qkv_bias": config.query_bias,
+        "key_bias": config.key_bias,
+        "projection_bias": config.proj_bias,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "drop_path_rate": config.drop_path_rate,
+        "layerscale_value": config.layerscale_value,
+        "num_register_tokens": config.num_register_tokens,
+        "position_encoding": "rotary",
+        "rotary_base": config.rope_theta,
+        "rotary_coordinates": "normalized",
+        "rotary_shift": config.pos_embed_shift,
+        "rotary_jitter": config.pos_embed_jitter,
+        "rotary_rescale": config.pos_embed_rescale,
+    }
+
+
+def clip_fields(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        "intermediate_size": config.intermediate_size,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "pre_layernorm": True,
+        "patch_bias": False,
+    }
+
+
+def deit_fields(config: PretrainedConfig) -> dict[str, Any]:
+    # The distillation token is a register; what its position adds is a part of it.
+    return vit_fields(config) | {"num_register_tokens": 1}
+
+
+def deit_finish(weights: Weights) -> Weights:
+    """The table of positions has CLS, distillation token and patches; ours has no place for the second."""
+    table = weights["embeddings.position_encoding.position_embeddings"]
+    return weights | {
+        "embeddings.position_encoding.position_embeddings": torch.cat((table[:, :1], table[:, 2:]), dim=1),
+        "embeddings.register_tokens": weights["embeddings.register_tokens"] + table[:, 1:2],
+    }
+
+
+def deit_head(model: nn.Module) -> Weights | None:
+    """Both heads as one that reads CLS and distillation token: the mean of their answers."""
+    if not hasattr(model, "distillation_classifier"):
+        return linear_head(model)
+    heads = (model.cls_classifier, model.distillation_classifier)
+    return {
+        "weight": torch.cat([head.weight.detach() for head in heads], dim=1) / 2,
+        "bias": sum(head.bias.detach() for head in heads) / 2,
+    }
+
+
+def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
+    table, shared = config.use_relative_position_bias, config.use_shared_relative_position_bias
+    if table and shared:
+        raise CannotConvert("This has a table of relative positions for each block and a shared one besides.")
+    if (table or shared) and config.use_absolute_position_embeddings:
+        raise CannotConvert("This has absolute and relative positions at once; AdaptiveViT has one encoding.")
+    if table or shared:
+        encoding = "relative_bias"
+    else:
+        encoding = "learned" if config.use_absolute_position_embeddings else "none"
+    return {
+        "intermediate_size": config.intermediate_size,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "drop_path_rate": config.drop_path_rate,
+        "layerscale_value": config.layer_scale_init_value if config.layer_scale_init_value > 0 else None,
+        "key_bias": False,
+        "position_encoding": encoding,
+        "relative_bias_shared": bool(shared),
+        "pooling": "mean" if config.use_mean_pooling else "cls",
+        "final_norm": "pooled" if config.use_mean_pooling else "tokens",
+    }
+
+
+def beit_finish(weights: Weights) -> Weights:
+    """One parameter holds the tables of all blocks."""
+    ours = "embeddings.position_encoding.relative_position_bias_table"
+    tables = {name: value for name, value in weights.items() if name.endswith("relative_position_bias_table")}
+    if not tables:
+        return weights
+    blocks = sorted(tables, key=lambda name: int("0" + "".join(re.findall(r"layers\.(\d+)", name))))
+    rest = {name: value for name, value in weights.items() if name not in tables}
+    return rest | {ours: torch.stack([tables[name] for name in blocks])}
+
+
+DINO_BLOCKS = ((r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."))
+MASK_TOKEN = (r"^embeddings\.mask_token$", None)
+BEIT = Family(
+    beit_fields,
+    (
+        POSITIONS,
+        MASK_TOKEN,
+        (r"\.lambda_(\d)$", r".layer_scale\1.lambda1"),
+        (r"^pooler\.layernorm\.", "layernorm."),
+        (r"^encoder\.layer\.", "layers."),
+        # transformers' data2vec has the names that its BEiT had before version 5.
+        (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+        (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+        (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+        (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+    ),
+    "beit",
+    finish=beit_finish,
+    processor="BeitImageProcessor",
+)
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family(vit_fields, (POSITIONS, MASK_TOKEN, (r"^pooler\.", "pooler.")), "vit"),
+    "vit_mae": Family(mae_fields, (POSITIONS, (r"^decoder\.", None)), "vit", head=no_head),
+    "deit": Family(
+        deit_fields,
+        (POSITIONS, MASK_TOKEN, (r"^embeddings\.distillation_token$", "embeddings.register_tokens")),
+        "deit",
+        deit_head,
+        deit_finish,
+        "DeiTImageProcessor",
+    ),
+    "beit": BEIT,
+    "data2vec-vision": replace(BEIT, prefix="data2vec_vision"),
+    "dinov2": Family(
+        dinov2_fields,
+        (POSITIONS, MASK_TOKEN, *DINO_BLOCKS, (r"^encoder\.layer\.", "layers.")),
+        "dinov2",
+        processor="BitImageProcessor",
+    ),
+    "dinov2_with_registers": Family(
+        dinov2_fields,
+        (POSITIONS, MASK_TOKEN, *DINO_BLOCKS, (r"^encoder\.layer\.", "layers.")),
+        "dinov2_with_registers",
+        processor="BitImageProcessor",
+    ),
+    "dinov3_vit": Family(
+        dinov3_fields,
+        (
+            MASK_TOKEN,
+            *DINO_BLOCKS,
+            (r"^embeddings\.patch_embeddings\.", "embeddings.patch_embeddings.projection."),
+            (r"^(model\.)?layer\.", "layers."),
+            (r"^norm\.", "layernorm."),
+            # With two layers, not gated.
+            (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        ),
+        "dinov3_vit",
+        head=no_head,
+        processor="DINOv3ViTImageProcessor",
+    ),
+    "clip_vision_model": Family(
+        clip_fields,
+        (
+            (r"^embeddings\.class_embedding$", "embeddings.cls_token"),
+            (r"^embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
+            (r"^embeddings\.position_embedding\.weight$", "embeddings.position_encoding.position_embeddings"),
+            (r"^pre_layrnorm\.", "pre_layernorm."),
+            (r"^post_layernorm\.", "layernorm."),
+            (r"^encoder\.layers\.", "layers."),
+            (r"\.self_attn\.out_proj\.", ".attention.o_proj."),
+            (r"\.self_attn\.", ".attention."),
+            (r"\.layer_norm1\.", ".layernorm_before."),
+            (r"\.layer_norm2\.", ".layernorm_after."),
+        ),
+        "vision_model",
+        head=no_head,  # transformers' reads the mean of patches without the last norm
+        processor="CLIPImageProcessor",
+    ),
+}
