@@ -1,7 +1,9 @@
 """What blocks, pooling and initialisation may be, beside plain torch and transformers' own modules."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers import Dinov2Config, DINOv3ViTConfig, SiglipVisionConfig
 from transformers.models.dinov2.modeling_dinov2 import Dinov2SwiGLUFFN
@@ -10,7 +12,13 @@ from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionP
 
 from tests.conftest import SELECTIONS, every_selection, tiny_config
 from tests.model.test_modeling import cut
-from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
+from vit_hf import (
+    POSITION_ENCODINGS,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
+    AdaptiveViTModel,
+    explain,
+)
 from vit_hf.model.blocks import GatedMLP, TokenBatchNorm
 from vit_hf.model.heads import POOLINGS
 
@@ -26,6 +34,8 @@ OPTIONS = {
     **{f"pooling_{name}": {"pooling": name, "num_register_tokens": 1} for name in POOLINGS},
     "norm_after_pooling": {"final_norm": "pooled", "pooling": "mean"},
     "no_final_norm": {"final_norm": "none"},
+    "no_cls": {"use_cls_token": False, "pooling": "mean"},
+    "no_cls_map": {"use_cls_token": False, "pooling": "map", "num_register_tokens": 2},
     **{
         f"initializer_{name}": {"initializer": name}
         for name in ("normal", "truncated_normal", "xavier_uniform")
@@ -49,12 +59,17 @@ def test_save_and_load(fields, tmp_path):
 @every_option
 @pytest.mark.parametrize("selection", ["dense", "attention", "context", "merge", "gumbel", "both_attentive"])
 def test_mixed_sizes_equal_one_by_one(fields, selection):
+    if "use_cls_token" in fields and selection in ("attention", "both_attentive"):
+        with pytest.raises(Exception, match="needs the CLS token"):
+            tiny_config(**fields, **SELECTIONS[selection])
+        return
     model = AdaptiveViTForImageClassification(tiny_config(**fields, **SELECTIONS[selection])).eval()
     images = [torch.randn(3, *size) for size in images_of_mixed_sizes]
     together = model(**cut(images)).logits
     alone = torch.cat([model(image[None]).logits for image in images])
-    scale = alone.abs().max().clamp(min=1)  # no batch has told the batch norm anything yet
-    torch.testing.assert_close(together / scale, alone / scale, atol=1e-5, rtol=1e-5)
+    # No batch has told the batch norm anything yet, so states grow from block to block.
+    tolerance = 1e-3 if fields.get("norm_type") == "batchnorm" else 1e-5
+    torch.testing.assert_close(together, alone, atol=tolerance, rtol=tolerance)
 
 
 @every_option
@@ -158,3 +173,17 @@ def test_initializers(name):
     else:
         assert weight.abs().max() > 0.15 and abs(weight.std() - 0.05) < 0.003
     assert model.layers[0].mlp.fc1.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
+def test_every_encoding_does_without_cls(encoding, tmp_path):
+    fields = {"use_cls_token": False, "pooling": "mean", "position_encoding": encoding}
+    model = AdaptiveViTForImageClassification(tiny_config(**fields, patch_selector="variance")).eval()
+    images = torch.randn(2, 3, 48, 40)
+    assert model.vit(images).last_hidden_state.shape == (2, 6, 32)
+    assert model.vit(images, restore=True).restored_hidden_state.shape == (2, 30, 32)
+    model.save_pretrained(tmp_path)
+    again = AdaptiveViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(images).logits, model(images).logits)
+    (explanation,) = explain(model, AdaptiveViTImageProcessor(do_resize=False), Image.new("RGB", (40, 48)))
+    assert np.isfinite(explanation.attention).sum() == 6  # of the patches that were kept

@@ -67,6 +67,9 @@ def convert(
     if head is not None and head["weight"].shape[1] == 2 * config.hidden_size and config.model_type == "deit":
         options["pooling"] = "cls+register"
     ours = AdaptiveViTConfig(**options | fields)
+    pooling = {name: value for name, value in weights.items() if name.startswith("head.")}
+    if pooling:
+        return convert_siglip(ours, weights, pooling, model.dtype), convert_processor(source, model)
     if head is not None:
         result = AdaptiveViTForImageClassification(ours)
         weights = {f"vit.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
@@ -75,6 +78,21 @@ def convert(
         result = AdaptiveViTModel(ours, add_pooling_layer="pooler.dense.weight" in weights)
     load_weights(result, weights, config.model_type)
     return result.to(model.dtype).eval(), convert_processor(source, model)
+
+
+def convert_siglip(
+    config: AdaptiveViTConfig,
+    weights: dict[str, torch.Tensor],
+    pooling: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> AdaptiveViTForImageClassification:
+    """SigLIP's pooling by attention belongs to our classifier: one without classes, its logits are the embedding."""
+    config.pooling, config.id2label, config.label2id = "map", {}, {}
+    result = AdaptiveViTForImageClassification(config)
+    ours = {f"vit.{name}": value for name, value in weights.items() if name not in pooling}
+    ours |= {name.replace("head.", "pooling."): value for name, value in pooling.items()}
+    load_weights(result, ours, "siglip_vision_model")
+    return result.to(dtype).eval()
 
 
 def load_source(path: str | PathLike) -> PreTrainedModel:

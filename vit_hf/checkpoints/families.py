@@ -203,8 +203,33 @@ def beit_finish(weights: Weights) -> Weights:
     return rest | {ours: torch.stack([tables[name] for name in blocks])}
 
 
+def siglip_fields(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        "intermediate_size": config.intermediate_size,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "use_cls_token": False,
+        "pooling": "mean",
+    }
+
+
+def ijepa_fields(config: PretrainedConfig) -> dict[str, Any]:
+    return vit_fields(config) | {"use_cls_token": False, "pooling": "mean"}
+
+
 DINO_BLOCKS = ((r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."))
 MASK_TOKEN = (r"^embeddings\.mask_token$", None)
+CLIP_NAMES = (
+    (r"^embeddings\.class_embedding$", "embeddings.cls_token"),
+    (r"^embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
+    (r"^embeddings\.position_embedding\.weight$", "embeddings.position_encoding.position_embeddings"),
+    (r"^pre_layrnorm\.", "pre_layernorm."),
+    (r"^post_layernorm\.", "layernorm."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"\.self_attn\.out_proj\.", ".attention.o_proj."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.layer_norm1\.", ".layernorm_before."),
+    (r"\.layer_norm2\.", ".layernorm_after."),
+)
 BEIT = Family(
     beit_fields,
     (
@@ -267,20 +292,16 @@ FAMILIES: dict[str, Family] = {
         head=no_head,
         processor="DINOv3ViTImageProcessor",
     ),
+    "ijepa": Family(ijepa_fields, (POSITIONS, MASK_TOKEN), "ijepa"),
+    "siglip_vision_model": Family(
+        siglip_fields,
+        CLIP_NAMES,
+        "vision_model",
+        processor="SiglipImageProcessor",
+    ),
     "clip_vision_model": Family(
         clip_fields,
-        (
-            (r"^embeddings\.class_embedding$", "embeddings.cls_token"),
-            (r"^embeddings\.patch_embedding\.", "embeddings.patch_embeddings.projection."),
-            (r"^embeddings\.position_embedding\.weight$", "embeddings.position_encoding.position_embeddings"),
-            (r"^pre_layrnorm\.", "pre_layernorm."),
-            (r"^post_layernorm\.", "layernorm."),
-            (r"^encoder\.layers\.", "layers."),
-            (r"\.self_attn\.out_proj\.", ".attention.o_proj."),
-            (r"\.self_attn\.", ".attention."),
-            (r"\.layer_norm1\.", ".layernorm_before."),
-            (r"\.layer_norm2\.", ".layernorm_after."),
-        ),
+        CLIP_NAMES,
         "vision_model",
         head=no_head,  # transformers' reads the mean of patches without the last norm
         processor="CLIPImageProcessor",

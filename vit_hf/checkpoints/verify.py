@@ -50,6 +50,8 @@ ORIGINALS = {
         False,
     ),
     "clip_vision_model": (t.CLIPVisionModel, t.CLIPVisionConfig, TINY, True),
+    "siglip_vision_model": (t.SiglipVisionModel, t.SiglipVisionConfig, TINY, True),
+    "ijepa": (t.IJepaForImageClassification, t.IJepaConfig, TINY, True),
     "beit": (t.BeitForImageClassification, t.BeitConfig, {**TINY, "use_relative_position_bias": True}, False),
     "beit-shared": (
         t.BeitForImageClassification,
@@ -90,6 +92,8 @@ def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
     outputs = model(images, **kwargs)
     if "logits" in outputs:
         return outputs.logits
+    if name == "siglip_vision_model":
+        return outputs.pooler_output
     states = outputs.last_hidden_state
     if name == "vit_mae":  # masks nothing, and yet shuffles
         order = outputs.ids_restore.unsqueeze(-1).expand(-1, -1, states.shape[-1])
@@ -132,7 +136,7 @@ def verify_all() -> Iterator[Verdict]:
             images = torch.randn(2, 3, *size)
             difference = (ours(converted, images) - theirs(model, name, images)).abs().max()
             differences.append(float(difference))
-        fewer, _ = convert(model, patch_selector="attention", num_selected_patches=6, scout_num_layers=2)
+        fewer, _ = convert(model, patch_selector="variance", num_selected_patches=6)
         with torch.no_grad():
             selected = fewer(torch.randn(1, 3, 48, 64)).selected_patches
         yield Verdict(

@@ -71,6 +71,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
         pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
             reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
             (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
+        use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
         norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalisation of the blocks;
@@ -161,6 +162,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     gumbel_distillation_weight: float | int = 0.5
     gumbel_token_weight: float | int = 0.5
     pooling: Literal["cls", "mean", "cls+mean", "cls+register", "map"] = "cls"
+    use_cls_token: bool = True
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
     pre_layernorm: bool = False
@@ -233,6 +235,17 @@ class AdaptiveViTConfig(PreTrainedConfig):
             raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
         if self.pooling == "cls+register" and self.num_register_tokens < 1:
             raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
+        if not self.use_cls_token:
+            for field, values in (
+                ("pooling", ("cls", "cls+mean", "cls+register")),
+                ("patch_selector", ("attention", "distilled")),
+                ("token_reducer", ("attentive", "sample")),
+            ):
+                if getattr(self, field) in values:
+                    raise ValueError(
+                        f"{field}={getattr(self, field)!r} needs the CLS token, which use_cls_token=False leaves out: "
+                        "choose another."
+                    )
         if self.final_norm == "pooled" and self.pooling in ("cls+mean", "cls+register"):
             raise ValueError(
                 f"final_norm='pooled' norms one vector, and pooling={self.pooling!r} gives two: use final_norm='tokens'."

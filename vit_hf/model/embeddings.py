@@ -15,7 +15,7 @@ class AdaptiveViTEmbeddings(nn.Module):
         super().__init__()
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_encoding = POSITION_ENCODINGS[config.position_encoding](config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.register_tokens = (
             nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
             if config.num_register_tokens
@@ -51,14 +51,17 @@ class AdaptiveViTEmbeddings(nn.Module):
                 tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
             )
         tokens = self.position_encoding.add(tokens)
-        prefix = self.position_encoding.add_to_cls(self.cls_token)
+        parts = []
+        if self.cls_token is not None:
+            parts.append(self.position_encoding.add_to_cls(self.cls_token))
         if self.register_tokens is not None:
-            prefix = torch.cat((prefix, self.register_tokens), dim=1)
-        parts = [prefix.expand(tokens.features.shape[0], -1, -1), tokens.features]
+            parts.append(self.register_tokens)
+        parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
         context = None
         if thumbnails is not None:
             context = self.position_encoding.add(self.patch_embeddings(thumbnails))
-            parts.insert(1, context.features + self.scale_embedding)
+            parts.append(context.features + self.scale_embedding)
+        parts.append(tokens.features)
         return self.dropout(torch.cat(parts, dim=1)), tokens, context
 
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:

@@ -101,7 +101,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
             elif self.config.initializer == "truncated_normal":
                 init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
         if isinstance(module, AdaptiveViTEmbeddings):
-            init.trunc_normal_(module.cls_token, mean=0.0, std=std)
+            if module.cls_token is not None:
+                init.trunc_normal_(module.cls_token, mean=0.0, std=std)
             if module.register_tokens is not None:
                 init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
             if module.mask_token is not None:
@@ -176,7 +177,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
         self.layernorm = make_norm(config) if config.final_norm != "none" else None
-        self.pooler = AdaptiveViTPooler(config) if add_pooling_layer else None
+        self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
         self.selection_relaxation = 0.0
         self.post_init()
 

@@ -79,10 +79,13 @@ class Learned(PositionEncoding):
         self.kernel = "cubic_antialias" if config.position_antialias else "cubic"
         self.scale_offset = config.position_scale_offset
         # The name in transformers' ViT, so that its checkpoints fit: CLS first, then patches in raster order.
-        self.position_embeddings = nn.Parameter(torch.empty(1, num_patches + 1, config.hidden_size))
+        self.num_cls = int(config.use_cls_token)
+        self.position_embeddings = nn.Parameter(
+            torch.empty(1, self.num_cls + num_patches, config.hidden_size)
+        )
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
-        table = self.position_embeddings[0, 1:]
+        table = self.position_embeddings[0, self.num_cls :]
         if tokens.full_grid == self.native_grid:
             return tokens.with_features(tokens.features + table)  # the same to the bit, without the weights
         weights = interpolation_weights(
@@ -107,7 +110,7 @@ class LearnedFromSinusoidal(Learned):
         _, length, dim = self.position_embeddings.shape
         device = self.position_embeddings.device
         patches = sinusoid_2d(grid_coordinates(*self.native_grid, device=device), dim)
-        return torch.cat((torch.zeros(1, dim, device=device), patches)).view(1, length, dim)
+        return torch.cat((torch.zeros(self.num_cls, dim, device=device), patches)).view(1, length, dim)
 
 
 class Fourier(PositionEncoding):
