@@ -54,7 +54,7 @@ class TestNumbers:
             "num_objects": 2,
             "kept_on_object": 0.5,
             "object_covered": pytest.approx(64 / (96 + 64)),
-            "objects_hit": 0.5,
+            "centres_hit": 0.5,
         }
 
     @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ class TestNumbers:
         statistics = explain_two_patches([box]).statistics
         assert statistics["kept_on_object"] == kept_on_object
         assert statistics["object_covered"] == pytest.approx(covered)
-        assert statistics["objects_hit"] == hit
+        assert statistics["centres_hit"] == hit
 
     def test_without_objects_and_without_boxes(self):
         statistics = explain_two_patches([]).statistics
         assert statistics["num_objects"] == 0
-        assert [statistics[name] for name in ("kept_on_object", "object_covered", "objects_hit")] == [
+        assert [statistics[name] for name in ("kept_on_object", "object_covered", "centres_hit")] == [
             None
         ] * 3
         assert explain_two_patches(None).statistics == {"num_patches": 16, "num_kept": 2}
@@ -255,18 +255,18 @@ class TestFiles:
             "num_patches": "16",
             "num_kept": "2",
         }
-        absent = dict.fromkeys(("num_objects", "kept_on_object", "object_covered", "objects_hit"), "")
+        absent = dict.fromkeys(("num_objects", "kept_on_object", "object_covered", "centres_hit"), "")
         assert rows[0] == first | absent
         assert float(rows[1]["object_covered"]) == pytest.approx(2 / 3)
-        assert (rows[2]["image"], rows[2]["num_objects"], rows[2]["objects_hit"]) == ("c, d", "0", "")
+        assert (rows[2]["image"], rows[2]["num_objects"], rows[2]["centres_hit"]) == ("c, d", "0", "")
 
     def test_json(self, tmp_path):
         _, explanations = self.explanations()
         rows = json.loads(write_statistics(explanations, tmp_path / "numbers.json").read_text())
         assert [row["image"] for row in rows] == ["a", "b", "c, d"]
-        assert rows[1]["objects_hit"] == 1 and rows[1]["correct"] is True
-        assert "objects_hit" not in rows[0]
-        assert rows[2]["objects_hit"] is None
+        assert rows[1]["centres_hit"] == 1 and rows[1]["correct"] is True
+        assert "centres_hit" not in rows[0]
+        assert rows[2]["centres_hit"] is None
 
     def test_answers_of_other_kinds(self, tmp_path):
         answers = []

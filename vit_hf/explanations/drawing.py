@@ -221,13 +221,15 @@ def _object_notes(explanation: "Explanation") -> list[str]:
 
 def _attention_note(explanation: "Explanation") -> str:
     note = "Attention is given in multiples of its mean over the patches seen."
+    if explanation.attention_block < explanation.settings["num_blocks"]:
+        note += " It is that of the last block before tokens are reduced."
     return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
 
 
 def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
     kept, total = len(explanation.kept_patches), explanation.grid[0] * explanation.grid[1]
     title = (
-        f"{kept} of {total} patches kept ({kept / total:.1%})"
+        f"{kept} of {total} patches kept ({kept / total:.1%}), outlined"
         if kept < total
         else f"All patches kept: {total}"
     )

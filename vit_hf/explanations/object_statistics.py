@@ -35,7 +35,7 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         num_objects: how many.
         kept_on_object: share of the kept patches that lie on an object (see `LEAST_OVERLAP`).
         object_covered: share of the area of the boxes that kept patches cover; what boxes share counts for each.
-        objects_hit: share of the boxes whose centre lies in a kept patch.
+        centres_hit: share of the boxes whose centre lies in a kept patch.
     """
     rows, columns = explanation.grid
     numbers: dict[str, int | float | None] = {
@@ -49,7 +49,7 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         return numbers
     numbers["num_objects"] = len(boxes)
     if len(boxes) == 0:
-        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "objects_hit"))
+        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "centres_hit"))
     patches = explanation.kept_boxes
     overlap = _overlap(patches, boxes)  # (K, J)
     on_object = overlap >= LEAST_OVERLAP * _greatest_overlap(patches, boxes) * (1 - 1e-9)
@@ -58,7 +58,7 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
     return numbers | {
         "kept_on_object": float(on_object.any(axis=1).mean()),
         "object_covered": float(overlap.sum() / _sides(boxes).prod(axis=1).sum()),
-        "objects_hit": float(inside.all(axis=2).any(axis=0).mean()),
+        "centres_hit": float(inside.all(axis=2).any(axis=0).mean()),
     }
 
 
