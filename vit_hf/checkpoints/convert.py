@@ -17,6 +17,7 @@ from ..model.modeling_adaptive_vit import (
 )
 from ..training.models import is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
+from .npz import load_npz
 
 
 # What a selector or a reducer adds starts at random.
@@ -43,8 +44,8 @@ def convert(
     """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers, or the name of a checkpoint, local or on the Hub. Its `model_type` must be
-            one of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+        source: a model of transformers, or the name of a checkpoint, local or on the Hub, or a `.npz` file of
+            google-research/vision_transformer (see `load_npz`). The `model_type` must be one of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
             num_selected_patches=196`.
@@ -57,6 +58,8 @@ def convert(
         CannotConvert: a ValueError with the reason, for a family or an option that an AdaptiveViT cannot represent.
         OSError: if there is no such checkpoint.
     """
+    if not isinstance(source, PreTrainedModel) and str(source).endswith(".npz"):
+        return load_npz(source, **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)

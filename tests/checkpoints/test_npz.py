@@ -1,0 +1,151 @@
+"""Files of google-research/vision_transformer, beside their formulas and beside timm's reader."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from tests.conftest import tiny_config
+from vit_hf import AdaptiveViTForImageClassification, convert
+from vit_hf.checkpoints import CannotConvert, save_npz
+
+
+HEADS, CHANNELS, HIDDEN, MLP, BLOCKS, LABELS, PATCH, SIDE = 4, 8, 32, 64, 3, 5, 8, 4
+
+
+def random_file(path, **changes):
+    """A file with the names and shapes of `models_vit.py`, and its arrays."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "cls": (1, 1, HIDDEN),
+        "embedding/kernel": (PATCH, PATCH, 3, HIDDEN),
+        "embedding/bias": (HIDDEN,),
+        "Transformer/posembed_input/pos_embedding": (1, SIDE**2 + 1, HIDDEN),
+        "Transformer/encoder_norm/scale": (HIDDEN,),
+        "Transformer/encoder_norm/bias": (HIDDEN,),
+        "head/kernel": (HIDDEN, LABELS),
+        "head/bias": (LABELS,),
+    }
+    for index in range(BLOCKS):
+        block = f"Transformer/encoderblock_{index}"
+        for norm in ("LayerNorm_0", "LayerNorm_2"):
+            shapes |= {f"{block}/{norm}/{part}": (HIDDEN,) for part in ("scale", "bias")}
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        for name in ("query", "key", "value"):
+            shapes |= {
+                f"{attention}/{name}/kernel": (HIDDEN, HEADS, CHANNELS),
+                f"{attention}/{name}/bias": (HEADS, CHANNELS),
+            }
+        shapes |= {f"{attention}/out/kernel": (HEADS, CHANNELS, HIDDEN), f"{attention}/out/bias": (HIDDEN,)}
+        mlp = f"{block}/MlpBlock_3"
+        shapes |= {f"{mlp}/Dense_0/kernel": (HIDDEN, MLP), f"{mlp}/Dense_0/bias": (MLP,)}
+        shapes |= {f"{mlp}/Dense_1/kernel": (MLP, HIDDEN), f"{mlp}/Dense_1/bias": (HIDDEN,)}
+    arrays = {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return arrays
+
+
+def normalise(x, scale, bias):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def plain_logits(image, p):
+    """The model of "An Image is Worth 16x16 Words" on one image `(H, W, C)`, in numpy with its own layouts."""
+    patches = image.reshape(SIDE, PATCH, SIDE, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(SIDE**2, -1)
+    x = patches @ p["embedding/kernel"].reshape(-1, HIDDEN) + p["embedding/bias"]
+    x = np.concatenate((p["cls"][0], x)) + p["Transformer/posembed_input/pos_embedding"][0]
+    for index in range(BLOCKS):
+        block = f"Transformer/encoderblock_{index}"
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        h = normalise(x, p[f"{block}/LayerNorm_0/scale"], p[f"{block}/LayerNorm_0/bias"])
+        q, k, v = (
+            np.einsum("td,dhc->htc", h, p[f"{attention}/{name}/kernel"])
+            + p[f"{attention}/{name}/bias"][:, None]
+            for name in ("query", "key", "value")
+        )
+        weights = np.exp(np.einsum("htc,hsc->hts", q, k) / np.sqrt(CHANNELS))
+        weights /= weights.sum(-1, keepdims=True)
+        heads = np.einsum("hts,hsc->thc", weights, v)
+        x = x + np.einsum("thc,hcd->td", heads, p[f"{attention}/out/kernel"]) + p[f"{attention}/out/bias"]
+        h = normalise(x, p[f"{block}/LayerNorm_2/scale"], p[f"{block}/LayerNorm_2/bias"])
+        h = gelu(h @ p[f"{block}/MlpBlock_3/Dense_0/kernel"] + p[f"{block}/MlpBlock_3/Dense_0/bias"])
+        x = x + h @ p[f"{block}/MlpBlock_3/Dense_1/kernel"] + p[f"{block}/MlpBlock_3/Dense_1/bias"]
+    x = normalise(x, p["Transformer/encoder_norm/scale"], p["Transformer/encoder_norm/bias"])
+    return x[0] @ p["head/kernel"] + p["head/bias"]
+
+
+def test_outputs_are_those_of_the_formulas(tmp_path):
+    arrays = random_file(tmp_path / "vit.npz")
+    model, processor = convert(tmp_path / "vit.npz")
+    image = np.random.default_rng(1).normal(0, 1, (32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(image).permute(2, 0, 1)[None]).logits[0]
+    torch.testing.assert_close(
+        logits, torch.from_numpy(plain_logits(image, arrays)).float(), atol=1e-5, rtol=1e-5
+    )
+    assert processor.size.height == 32 and {*processor.image_mean, *processor.image_std} == {0.5}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_outputs_are_those_of_timm(tmp_path):
+    random_file(tmp_path / "vit.npz")
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=32,
+        patch_size=PATCH,
+        embed_dim=HIDDEN,
+        depth=BLOCKS,
+        num_heads=HEADS,
+        mlp_ratio=2,
+        num_classes=LABELS,
+    ).eval()
+    theirs.load_pretrained(str(tmp_path / "vit.npz"))
+    model, _ = convert(tmp_path / "vit.npz", hidden_act="gelu")  # timm's is not the approximation
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).logits, theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def test_there_and_back(tmp_path):
+    arrays = random_file(tmp_path / "vit.npz")
+    model, _ = convert(tmp_path / "vit.npz")
+    save_npz(model, tmp_path / "again")
+    with np.load(tmp_path / "again") as again:
+        assert set(again.files) == set(arrays)
+        assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+
+
+def test_selection_at_once_and_without_a_head(tmp_path):
+    random_file(tmp_path / "vit.npz", **{"head/kernel": None, "head/bias": None})
+    model, _ = convert(tmp_path / "vit.npz", patch_selector="attention", num_selected_patches=6)
+    output = model(torch.randn(2, 3, 48, 64))
+    assert output.selected_patches.shape == (2, 6) and output.logits.shape == (2, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cls": None}, r"no ViT .*cls"),
+        ({"pre_logits/kernel": np.zeros((2, 2))}, "pre_logits"),
+        ({"conv_root/kernel": np.zeros((2, 2))}, "hybrid"),
+        ({"Transformer/encoderblock_7/LayerNorm_0/scale": np.zeros(HIDDEN)}, "encoderblock_3"),
+    ],
+)
+def test_refuses_other_architectures(changes, message, tmp_path):
+    random_file(tmp_path / "vit.npz", **changes)
+    with pytest.raises(CannotConvert, match=message):
+        convert(tmp_path / "vit.npz")
+
+
+def test_refuses_what_a_file_cannot_hold_or_must_not(tmp_path):
+    with pytest.raises(CannotConvert, match="position_encoding='rotary'"):
+        save_npz(
+            AdaptiveViTForImageClassification(tiny_config(position_encoding="rotary")), tmp_path / "vit.npz"
+        )
+    random_file(tmp_path / "evil.npz", cls=np.array([{"an": "object"}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        convert(tmp_path / "evil.npz")

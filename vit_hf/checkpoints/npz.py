@@ -1,0 +1,204 @@
+"""The files of google-research/vision_transformer (JAX), read and written with numpy alone.
+
+Names and shapes are those of `models_vit.py` there (Dosovitskiy et al., 2020): kernels have inputs first; those of
+attention are `(D, heads, d)`, and of its output `(heads, d, D)`.
+"""
+
+import math
+import re
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from .families import CannotConvert
+
+
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+BLOCK = r"Transformer/encoderblock_(\d+)/"
+# Parts of a block: theirs, ours.
+NORMS = {"LayerNorm_0": "layernorm_before", "LayerNorm_2": "layernorm_after"}
+ATTENTION = "MultiHeadDotProductAttention_1"
+PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
+
+
+def load_npz(
+    path: str | PathLike, **fields: Any
+) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTImageProcessor]:
+    """A ViT of google-research/vision_transformer, and an image processor that prepares as it was trained.
+
+    Args:
+        path: the `.npz` file. Nothing in it is executed: arrays of objects are refused.
+        fields: of `AdaptiveViTConfig`, to be set at once. `image_size` is needed where the grid is not square.
+
+    Raises:
+        CannotConvert: for a file of another architecture, naming what does not fit.
+        ValueError: from numpy, for a file that holds anything but numbers.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name.removeprefix("opt/target/"): file[name] for name in file.files}
+    config = AdaptiveViTConfig(**read_config(arrays) | fields)
+    model = AdaptiveViTForImageClassification(config)
+    weights = to_ours(arrays, config.num_hidden_layers)
+    report = model.load_state_dict(weights, strict=False)
+    missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
+    if missing or report.unexpected_keys:
+        raise CannotConvert(f"{path} lacks {missing[:5]} or has too much: {report.unexpected_keys[:5]}.")
+    half = [0.5] * config.num_channels
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    processor = AdaptiveViTImageProcessor(
+        size={"height": height, "width": width},
+        image_mean=half,
+        image_std=half,
+        patch_size=config.patch_size,
+    )
+    return model.eval(), processor
+
+
+def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of `AdaptiveViTConfig` that shapes tell.
+
+    Raises:
+        CannotConvert: for a hybrid, a mixer, or whatever else has not the arrays of a ViT.
+    """
+    needed = ("embedding/kernel", POSITIONS, "cls", "Transformer/encoder_norm/scale")
+    missing = [name for name in needed if name not in arrays]
+    blocks = {int(found[1]) for name in arrays if (found := re.match(BLOCK, name))}
+    if missing or not blocks:
+        raise CannotConvert(
+            f"This is no ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
+        )
+    if any(name.startswith("conv_root") for name in arrays):
+        raise CannotConvert("This is a hybrid with a ResNet before the encoder, which is not supported yet.")
+    if any(name.startswith("pre_logits") for name in arrays):
+        raise CannotConvert(
+            "This has a layer before the classifier (pre_logits), which fine-tuned files leave out: use one of those."
+        )
+    if blocks != set(range(len(blocks))):
+        gap = min(set(range(len(blocks))) - blocks)
+        raise CannotConvert(f"This is incomplete: there is no Transformer/encoderblock_{gap}.")
+    height, width, channels, hidden_size = arrays["embedding/kernel"].shape
+    heads = arrays[f"Transformer/encoderblock_0/{ATTENTION}/query/kernel"].shape[1]
+    patches = arrays[POSITIONS].shape[1] - 1
+    side = math.isqrt(patches)
+    fields = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": heads,
+        "intermediate_size": arrays["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"].shape[1],
+        "patch_size": height if height == width else [height, width],
+        "encoder_stride": height,
+        "num_channels": channels,
+        "num_labels": arrays["head/kernel"].shape[1] if "head/kernel" in arrays else 0,
+        # Flax' defaults.
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
+    if side * side == patches:
+        fields["image_size"] = [side * height, side * width] if height != width else side * height
+    return fields
+
+
+def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.Tensor]:
+    """Weights by our names and shapes."""
+    ours: dict[str, np.ndarray] = {
+        "vit.embeddings.cls_token": arrays["cls"],
+        "vit.embeddings.position_encoding.position_embeddings": arrays[POSITIONS],
+        "vit.embeddings.patch_embeddings.projection.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),
+        "vit.embeddings.patch_embeddings.projection.bias": arrays["embedding/bias"],
+        "vit.layernorm.weight": arrays["Transformer/encoder_norm/scale"],
+        "vit.layernorm.bias": arrays["Transformer/encoder_norm/bias"],
+    }
+    if "head/kernel" in arrays:
+        ours |= {"classifier.weight": arrays["head/kernel"].T, "classifier.bias": arrays["head/bias"]}
+    for index in range(num_blocks):
+        theirs, block = f"Transformer/encoderblock_{index}", f"vit.layers.{index}"
+        for name, ours_name in NORMS.items():
+            ours[f"{block}.{ours_name}.weight"] = arrays[f"{theirs}/{name}/scale"]
+            ours[f"{block}.{ours_name}.bias"] = arrays[f"{theirs}/{name}/bias"]
+        for name, ours_name in PROJECTIONS.items():
+            kernel = arrays[f"{theirs}/{ATTENTION}/{name}/kernel"]
+            ours[f"{block}.attention.{ours_name}.weight"] = kernel.reshape(len(kernel), -1).T
+            ours[f"{block}.attention.{ours_name}.bias"] = arrays[f"{theirs}/{ATTENTION}/{name}/bias"].ravel()
+        kernel = arrays[f"{theirs}/{ATTENTION}/out/kernel"]
+        ours[f"{block}.attention.o_proj.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
+        ours[f"{block}.attention.o_proj.bias"] = arrays[f"{theirs}/{ATTENTION}/out/bias"]
+        for name, ours_name in DENSE.items():
+            ours[f"{block}.{ours_name}.weight"] = arrays[f"{theirs}/{name}/kernel"].T
+            ours[f"{block}.{ours_name}.bias"] = arrays[f"{theirs}/{name}/bias"]
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)) for name, value in ours.items()
+    }
+
+
+def save_npz(model: AdaptiveViTForImageClassification, path: str | PathLike) -> None:
+    """Writes a plain ViT classifier as a file of google-research/vision_transformer.
+
+    Raises:
+        CannotConvert: for an architecture that they do not have.
+    """
+    config = model.config
+    plain = AdaptiveViTConfig(
+        **{
+            name: getattr(config, name)
+            for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+        }
+    )
+    for name in (
+        "position_encoding",
+        "pooling",
+        "norm_type",
+        "pre_layernorm",
+        "final_norm",
+        "mlp_type",
+        "layerscale_value",
+        "num_register_tokens",
+        "use_cls_token",
+        "qkv_bias",
+        "key_bias",
+        "projection_bias",
+        "mlp_bias",
+        "patch_bias",
+        "token_reducer",
+        "patch_selector",
+    ):
+        if getattr(config, name) != getattr(plain, name):
+            raise CannotConvert(f"{name}={getattr(config, name)!r} is nothing that a .npz of ViT can hold.")
+    weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
+    heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    arrays = {
+        "cls": weights["vit.embeddings.cls_token"],
+        POSITIONS: weights["vit.embeddings.position_encoding.position_embeddings"],
+        "embedding/kernel": weights["vit.embeddings.patch_embeddings.projection.weight"].transpose(
+            2, 3, 1, 0
+        ),
+        "embedding/bias": weights["vit.embeddings.patch_embeddings.projection.bias"],
+        "Transformer/encoder_norm/scale": weights["vit.layernorm.weight"],
+        "Transformer/encoder_norm/bias": weights["vit.layernorm.bias"],
+    }
+    if config.num_labels:
+        arrays |= {"head/kernel": weights["classifier.weight"].T, "head/bias": weights["classifier.bias"]}
+    for index in range(config.num_hidden_layers):
+        theirs, block = f"Transformer/encoderblock_{index}", f"vit.layers.{index}"
+        for name, ours_name in NORMS.items():
+            arrays[f"{theirs}/{name}/scale"] = weights[f"{block}.{ours_name}.weight"]
+            arrays[f"{theirs}/{name}/bias"] = weights[f"{block}.{ours_name}.bias"]
+        for name, ours_name in PROJECTIONS.items():
+            weight = weights[f"{block}.attention.{ours_name}.weight"]
+            arrays[f"{theirs}/{ATTENTION}/{name}/kernel"] = weight.T.reshape(-1, heads, channels)
+            bias = weights[f"{block}.attention.{ours_name}.bias"]
+            arrays[f"{theirs}/{ATTENTION}/{name}/bias"] = bias.reshape(heads, channels)
+        weight = weights[f"{block}.attention.o_proj.weight"]
+        arrays[f"{theirs}/{ATTENTION}/out/kernel"] = weight.T.reshape(heads, channels, -1)
+        arrays[f"{theirs}/{ATTENTION}/out/bias"] = weights[f"{block}.attention.o_proj.bias"]
+        for name, ours_name in DENSE.items():
+            arrays[f"{theirs}/{name}/kernel"] = weights[f"{block}.{ours_name}.weight"].T
+            arrays[f"{theirs}/{name}/bias"] = weights[f"{block}.{ours_name}.bias"]
+    with open(path, "wb") as file:  # np.savez would add a suffix of its own
+        np.savez(file, **arrays)
