@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -18,6 +19,7 @@ from ..model.modeling_adaptive_vit import (
 from ..training.models import is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
 from .npz import load_npz
+from .timm_models import convert_timm, is_timm
 
 
 # What a selector or a reducer adds starts at random.
@@ -39,12 +41,12 @@ PREPARATION = (
 
 
 def convert(
-    source: PreTrainedModel | str | PathLike, **fields: Any
+    source: PreTrainedModel | nn.Module | str | PathLike, **fields: Any
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
     """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers, or the name of a checkpoint, local or on the Hub, or a `.npz` file of
+        source: a model of transformers; one of timm (see `convert_timm`); the name of a checkpoint, local or on the Hub, or a `.npz` file of
             google-research/vision_transformer (see `load_npz`). The `model_type` must be one of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
@@ -58,6 +60,8 @@ def convert(
         CannotConvert: a ValueError with the reason, for a family or an option that an AdaptiveViT cannot represent.
         OSError: if there is no such checkpoint.
     """
+    if is_timm(source):
+        return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel) and str(source).endswith(".npz"):
         return load_npz(source, **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)

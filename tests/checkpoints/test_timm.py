@@ -1,0 +1,102 @@
+"""timm's Vision Transformers beside what they become."""
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.layers import SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vit_hf import convert
+from vit_hf.checkpoints import CannotConvert
+
+
+TINY = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "num_classes": 5,
+    "dynamic_img_size": True,
+}
+ORIGINALS = {
+    "vit": {},
+    "deit3": {"no_embed_class": True, "init_values": 0.1},
+    "mean and its own norm": {"global_pool": "avg"},
+    "mean and the last norm": {"global_pool": "avg", "fc_norm": False},
+    "registers": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1},
+    "registers with positions": {"reg_tokens": 4},
+    "no cls": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "clip": {"pre_norm": True, "qkv_bias": False, "act_layer": "quick_gelu"},
+    "swiglu": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 4},
+    "no head": {"num_classes": 0},
+}
+
+
+def original(**fields):
+    model = VisionTransformer(**{**TINY, **fields}).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    return model
+
+
+@pytest.mark.parametrize("fields", ORIGINALS.values(), ids=ORIGINALS)
+@pytest.mark.parametrize("size", [(32, 32), (48, 64), (24, 16)])
+def test_outputs_are_those_of_the_original(fields, size):
+    model, images = original(**fields), torch.randn(2, 3, *size)
+    converted, _ = convert(model)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(images).logits, model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_distilled():
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=32, depth=2, num_classes=5, pretrained=False
+    ).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+        images = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(convert(model)[0](images).logits, model(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224"]
+)
+def test_named_models_and_their_preparation(name, tmp_path):
+    model = timm.create_model(name, depth=1, num_classes=5, pretrained=False).eval()
+    converted, processor = convert(model, patch_selector="variance", num_selected_patches=9)
+    converted.save_pretrained(tmp_path)
+    again = type(converted).from_pretrained(tmp_path)
+    # Square, as torchvision and transformers round the middle of an odd rest to different sides.
+    image = Image.effect_noise((60, 60), 80).convert("RGB").resize((600, 600))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    expected, got = transform(image)[None], processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(got, expected, atol=0.05, rtol=0)  # Pillow's rounding beside torchvision's
+    for value, other in zip(again.state_dict().values(), converted.state_dict().values(), strict=True):
+        assert torch.equal(value, other)
+    with torch.no_grad():
+        dense, _ = convert(model)
+        torch.testing.assert_close(dense(got).logits, model(got), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"qk_norm": True}, "norms of queries and keys"),
+        ({"global_pool": "map"}, "global_pool='map'"),
+        ({"block_fn": timm.models.vision_transformer.ParallelScalingBlock}, "ParallelScalingBlock"),
+    ],
+)
+def test_refuses_what_cannot_be_represented(fields, message):
+    with pytest.raises(CannotConvert, match=message):
+        convert(original(**fields))
+
+
+def test_refuses_other_architectures():
+    with pytest.raises(CannotConvert, match="not ResNet"):
+        convert(timm.create_model("resnet18", pretrained=False))
