@@ -1,7 +1,9 @@
-"""`scripts/photo_recall.py` and `scripts/training_free.py` on small made-up images, run in this process."""
+"""`scripts/photo_recall.py` and `scripts/training_free.py` on small made-up images, and what else measures."""
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +169,17 @@ def test_reads_what_torch_exports(tmp_path):
     with torch.no_grad():
         expected = theirs(images).last_hidden_state
         torch.testing.assert_close(ours(images).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_resolution_transfer(tmp_path):
+    flags = ["--encodings", "rotary_mixed", "none", "--seeds", "0", "--steps", "3", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parents[2] / "scripts/resolution_transfer.py", *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "| rotary_mixed | 1 |" in done.stdout and "| none | 1 |" in done.stdout
+    for name in ("transfer.png", "similarity_rotary_mixed.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
