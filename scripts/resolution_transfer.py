@@ -155,7 +155,7 @@ def draw(results: list[dict], path: Path) -> None:
             color=colour,
             fontsize=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "relpos": (0, 0.5)},
         )
     axes.set(
         xscale="log",
