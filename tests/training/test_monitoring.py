@@ -191,6 +191,7 @@ else:
     sums = trainer.accelerator.gather(total[None])
     assert sums[0] == sums[1]
     print("done", flush=True)
+torch.distributed.destroy_process_group()  # or else threads of its may outlive the interpreter
 """
 
 
