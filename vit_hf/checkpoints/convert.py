@@ -46,8 +46,9 @@ def convert(
     """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers; one of timm (see `convert_timm`); the name of a checkpoint, local or on the Hub, or a `.npz` file of
-            google-research/vision_transformer (see `load_npz`). The `model_type` must be one of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+        source: a model of transformers; one of timm (see `convert_timm`); the name of a checkpoint, local or on the
+            Hub; or a `.npz` file of google-research/vision_transformer (see `load_npz`). The `model_type` must be one
+            of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
             num_selected_patches=196`.

@@ -84,11 +84,6 @@ def vit_fields(config: PretrainedConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def mae_fields(config: PretrainedConfig) -> dict[str, Any]:
-    # The table is fixed there; as a learned one it has the same values, at any resolution.
-    return vit_fields(config)
-
-
 def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
     hidden = int(config.hidden_size * config.mlp_ratio)
     gated = config.use_swiglu_ffn
@@ -252,8 +247,9 @@ BEIT = Family(
 )
 
 FAMILIES: dict[str, Family] = {
-    "vit": Family(vit_fields, (POSITIONS, MASK_TOKEN, (r"^pooler\.", "pooler.")), "vit"),
-    "vit_mae": Family(mae_fields, (POSITIONS, (r"^decoder\.", None)), "vit", head=no_head),
+    "vit": Family(vit_fields, (POSITIONS, MASK_TOKEN), "vit"),
+    # Its table of positions is fixed; as a learned one it has the same values, at any resolution.
+    "vit_mae": Family(vit_fields, (POSITIONS, (r"^decoder\.", None)), "vit", head=no_head),
     "deit": Family(
         deit_fields,
         (POSITIONS, MASK_TOKEN, (r"^embeddings\.distillation_token$", "embeddings.register_tokens")),
