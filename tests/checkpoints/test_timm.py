@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.layers import SwiGLUPacked
+from timm.layers import AttentionPoolLatent, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -33,6 +33,14 @@ ORIGINALS = {
     "clip": {"pre_norm": True, "qkv_bias": False, "act_layer": "quick_gelu"},
     "swiglu": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 4},
     "no head": {"num_classes": 0},
+    "siglip": {"class_token": False, "global_pool": "map"},
+    "siglip without classes": {
+        "class_token": False,
+        "global_pool": "map",
+        "num_classes": 0,
+        "act_layer": "gelu_tanh",
+    },
+    "map beside cls and registers": {"global_pool": "map", "reg_tokens": 2},
 }
 
 
@@ -88,13 +96,32 @@ def test_named_models_and_their_preparation(name, tmp_path):
     ("fields", "message"),
     [
         ({"qk_norm": True}, "norms of queries and keys"),
-        ({"global_pool": "map"}, "global_pool='map'"),
+        ({"global_pool": "max"}, "global_pool='max'"),
+        (
+            {"global_pool": "map", "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},
+            "attention pooling with another feed",
+        ),
         ({"block_fn": timm.models.vision_transformer.ParallelScalingBlock}, "ParallelScalingBlock"),
     ],
 )
 def test_refuses_what_cannot_be_represented(fields, message):
     with pytest.raises(CannotConvert, match=message):
         convert(original(**fields))
+
+
+def test_refuses_attention_pooling_of_another_kind():
+    for name, pool in {
+        "other heads": AttentionPoolLatent(32, num_heads=2, mlp_ratio=2, norm_layer=nn.LayerNorm),
+        "several queries": AttentionPoolLatent(32, num_heads=4, latent_len=2, norm_layer=nn.LayerNorm),
+        "norms of queries": AttentionPoolLatent(32, num_heads=4, qk_norm=True, norm_layer=nn.LayerNorm),
+        "without projections": AttentionPoolLatent(32, num_heads=4, q_proj=False, norm_layer=nn.LayerNorm),
+        "another norm": AttentionPoolLatent(32, num_heads=4, mlp_ratio=2),
+        "positions": AttentionPoolLatent(32, num_heads=4, feat_size=16, pos_embed="abs"),
+    }.items():
+        model = original(global_pool="map")
+        model.attn_pool = pool
+        with pytest.raises(CannotConvert, match=f"attention pooling .*{name}"):
+            convert(model)
 
 
 def test_refuses_other_architectures():

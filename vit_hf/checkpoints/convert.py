@@ -1,5 +1,7 @@
 """Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs."""
 
+import pickle
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..model.modeling_adaptive_vit import (
 from ..training.models import is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
 from .npz import load_npz
+from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusal
 from .timm_models import convert_timm, is_timm
 
 
@@ -41,15 +44,20 @@ PREPARATION = (
 
 
 def convert(
-    source: PreTrainedModel | nn.Module | str | PathLike, **fields: Any
+    source: PreTrainedModel | nn.Module | Mapping[str, torch.Tensor] | str | PathLike,
+    architecture: str | None = None,
+    **fields: Any,
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
     """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers; one of timm (see `convert_timm`); the name of a checkpoint, local or on the
-            Hub; or a `.npz` file of google-research/vision_transformer (see `load_npz`). The `model_type` must be one
-            of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+        source: a model of transformers, whose `model_type` must be one of `FAMILIES`; one of timm (see
+            `convert_timm`); the name of a checkpoint of either, local or on the Hub; a state dict of timm, or a file
+            with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of google-research/vision_transformer (see
+            `load_npz`). A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
+            Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
+        architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
             num_selected_patches=196`.
 
@@ -60,11 +68,18 @@ def convert(
     Raises:
         CannotConvert: a ValueError with the reason, for a family or an option that an AdaptiveViT cannot represent.
         OSError: if there is no such checkpoint.
+        ImportError: for a checkpoint of timm where timm is not installed.
     """
     if is_timm(source):
         return convert_timm(source, **fields)
-    if not isinstance(source, PreTrainedModel) and str(source).endswith(".npz"):
-        return load_npz(source, **fields)
+    if architecture is not None or isinstance(source, Mapping) or is_weights_file(source):
+        return convert_timm(load_timm(source, architecture), **fields)
+    if not isinstance(source, PreTrainedModel):
+        if str(source).endswith(".npz"):
+            return load_npz(source, **fields)
+        hub_config = read_hub_config(source)
+        if hub_config is not None:
+            return convert_timm(load_timm_folder(source, hub_config), **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)
@@ -109,7 +124,10 @@ def load_source(path: str | PathLike) -> PreTrainedModel:
     check_family(getattr(config, "vision_config", config))
     name = (config.architectures or [None])[0]
     model_class = getattr(transformers, name, None) if name else None
-    return (model_class or AutoModel).from_pretrained(path)
+    try:
+        return (model_class or AutoModel).from_pretrained(path)
+    except pickle.UnpicklingError as error:
+        raise CannotConvert(refusal(path)) from error
 
 
 def check_family(config: PretrainedConfig) -> Family:

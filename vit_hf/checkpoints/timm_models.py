@@ -11,7 +11,7 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .families import CannotConvert, Weights
 
 
-POOLINGS = {"token": "cls", "avg": "mean"}
+POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
 ACTIVATIONS = {
     "GELU": "gelu",
     "GELUTanh": "gelu_pytorch_tanh",
@@ -76,6 +76,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         f"norms of type {type(block.norm1).__name__}": not isinstance(block.norm1, nn.LayerNorm),
         f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
         "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
+        **foreign_attention_pooling(model),
         "no position embedding": model.pos_embed is None,
         "a norm after the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
     }
@@ -102,7 +103,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else list(patch_size),
         "encoder_stride": patch_size[0],
         "num_channels": model.patch_embed.proj.in_channels,
-        "num_labels": model.num_classes,
+        **(read_labels(model) or {"num_labels": model.num_classes}),
         "qkv_bias": attention.qkv.bias is not None,
         "projection_bias": attention.proj.bias is not None,
         "mlp_bias": block.mlp.fc1.bias is not None,
@@ -115,6 +116,56 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         "pooling": "cls+register" if distilled else POOLINGS[model.global_pool],
         "position_antialias": True,
     }
+
+
+def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
+    """What of a model's pooling by attention ours has not, and whether it is there."""
+    pool, block = model.attn_pool, model.blocks[0]
+    if model.global_pool != "map":
+        return {}
+    return {
+        "attention pooling with other heads than the blocks": pool.num_heads != block.attn.num_heads,
+        "attention pooling with positions": pool.pos_embed is not None,
+        "attention pooling with several queries": pool.latent_len != 1,
+        "attention pooling with norms of queries and keys": not isinstance(pool.q_norm, nn.Identity),
+        "attention pooling without projections, biases or a feed-forward network": (
+            not isinstance(pool.q, nn.Linear)
+            or pool.q.bias is None
+            or not isinstance(pool.proj, nn.Linear)
+            or pool.mlp is None
+        ),
+        "attention pooling with another feed-forward network than the blocks": (
+            type(block.mlp).__name__ != "Mlp"
+            or pool.mlp is None
+            or pool.mlp.fc1.out_features != block.mlp.fc1.out_features
+            or type(pool.mlp.act) is not type(block.mlp.act)
+        ),
+        "attention pooling with another norm than the blocks": (
+            not isinstance(pool.norm, nn.LayerNorm) or pool.norm.eps != block.norm1.eps
+        ),
+    }
+
+
+def attention_pooling(theirs: Weights) -> Weights:
+    """Its weights by our names: those of torch's `MultiheadAttention`, and of SigLIP beside it."""
+    ours = {"pooling.probe": theirs["attn_pool.latent"]}
+    for kind in ("weight", "bias"):
+        parts = [theirs[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")]
+        ours[f"pooling.attention.in_proj_{kind}"] = torch.cat(parts)
+        ours[f"pooling.attention.out_proj.{kind}"] = theirs[f"attn_pool.proj.{kind}"]
+        ours[f"pooling.layernorm.{kind}"] = theirs[f"attn_pool.norm.{kind}"]
+        ours |= {
+            f"pooling.mlp.{layer}.{kind}": theirs[f"attn_pool.mlp.{layer}.{kind}"] for layer in ("fc1", "fc2")
+        }
+    return ours
+
+
+def read_labels(model: nn.Module) -> dict[str, Any]:
+    """Names of classes, if the model's `pretrained_cfg` has them."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if not names or len(names) != model.num_classes:
+        return {}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
@@ -159,11 +210,13 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
                 ours[f"{block}.mlp.down_proj.{kind}"] = value
             else:
                 ours[f"{block}.{parts.get(part, part)}.{kind}"] = value
-    if options["num_labels"] and "dist_token" in theirs:
+    if "attn_pool.latent" in theirs:
+        ours |= attention_pooling(theirs)
+    if model.num_classes and "dist_token" in theirs:
         heads = ("head", "head_dist")
         ours["classifier.weight"] = torch.cat([theirs[f"{head}.weight"] for head in heads], dim=1) / 2
         ours["classifier.bias"] = sum(theirs[f"{head}.bias"] for head in heads) / 2
-    elif options["num_labels"]:
+    elif model.num_classes:
         ours |= {f"classifier.{kind}": theirs[f"head.{kind}"] for kind in ("weight", "bias")}
     return ours
 

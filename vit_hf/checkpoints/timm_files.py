@@ -1,0 +1,154 @@
+"""Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub has them."""
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from difflib import get_close_matches
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import cached_file
+
+from .families import CannotConvert, Weights
+
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# Under which a training script may have put the weights.
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+def is_weights_file(source: Any) -> bool:
+    return isinstance(source, str | PathLike) and str(source).endswith(SUFFIXES)
+
+
+def read_weights(path: str | PathLike) -> Weights:
+    """Tensors of a file; nothing in it is executed.
+
+    Raises:
+        CannotConvert: if it holds more than tensors.
+        OSError: if there is no such file.
+    """
+    if str(path).endswith(".safetensors"):
+        return load_file(path)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CannotConvert(refusal(path)) from error
+    if not isinstance(weights, dict):
+        raise CannotConvert(f"{path} holds a {type(weights).__name__}, and must hold names and tensors.")
+    return weights
+
+
+def refusal(path: str | PathLike) -> str:
+    """What to say of a pickle that `weights_only=True` does not load."""
+    return (
+        f"{path} holds a pickle of more than tensors, which could run any code, and was not loaded. Ask for a "
+        ".safetensors file, or for one that has tensors alone."
+    )
+
+
+def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
+    """`config.json` of a folder or Hub repository that timm saved; None of any other."""
+    file = cached_file(
+        path,
+        "config.json",
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return None
+    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    return config if "architecture" in config and "model_type" not in config else None
+
+
+def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture: str | None) -> nn.Module:
+    """A model of timm with the given weights, in evaluation mode and of their dtype.
+
+    Args:
+        source: a state dict, or a file with one.
+        architecture: the name by which `timm.create_model` knows it, such as "vit_small_patch16_224". The number of
+            classes and the image size are those of the weights.
+
+    Raises:
+        CannotConvert: for an architecture that is not named, that timm does not know, or that has other weights.
+        ImportError: without timm.
+    """
+    if architecture is None:
+        raise CannotConvert(
+            "Weights alone do not say of what model they are: pass architecture='vit_small_patch16_224' or whatever "
+            "else timm calls it."
+        )
+    weights = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    return build(architecture, weights, {})
+
+
+def load_timm_folder(path: str | PathLike, config: dict[str, Any]) -> nn.Module:
+    """The model of a folder or Hub repository that timm saved, with its preparation and names of classes.
+
+    Raises:
+        CannotConvert, ImportError: see `load_timm`.
+        OSError: without weights.
+    """
+    files = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in HUB_FILES]
+    found = next((file for file in files if file is not None), None)
+    if found is None:
+        raise OSError(f"{path} has a config.json of timm and none of {', '.join(HUB_FILES)}.")
+    model = build(config["architecture"], read_weights(found), config.get("model_args") or {})
+    said = config.get("pretrained_cfg") or {}
+    said |= {name: config[name] for name in ("label_names", "label_descriptions") if name in config}
+    model.pretrained_cfg = {**model.pretrained_cfg, **said}
+    return model
+
+
+def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            "Weights of timm need timm, which knows the architectures: pip install timm."
+        ) from error
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=3) or ["see timm.list_models()"]
+        raise CannotConvert(f"timm has no architecture {architecture!r}. Near it: {', '.join(near)}.")
+    weights = next((weights[name] for name in NESTED if isinstance(weights.get(name), dict)), weights)
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    head = weights.get("head.weight")
+    options = {"num_classes": 0 if head is None else len(head)} | model_args
+    size = infer_image_size(weights)
+    if size is not None:
+        options["img_size"] = size
+    model = timm.create_model(architecture, pretrained=False, **options)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CannotConvert(
+            f"These are no weights of {architecture!r}. If they are of a variant of it, build that with "
+            f"timm.create_model, load them, and convert the module. {error}"
+        ) from error
+    if size is not None:
+        channels = model.pretrained_cfg.get("input_size", (3,))[0]
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
+    dtype = next(iter(weights.values())).dtype
+    return model.to(dtype).eval()
+
+
+def infer_image_size(weights: Weights) -> int | None:
+    """Pixels a side, if the table of positions is that of a square; None if it does not say."""
+    table, patches = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
+    if table is None or patches is None or table.ndim != 3 or patches.ndim != 4:
+        return None
+    prefix = sum(
+        weights[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in weights
+    )
+    for length in (table.shape[1] - prefix, table.shape[1]):
+        side = math.isqrt(max(length, 0))
+        if side and side * side == length and patches.shape[2] == patches.shape[3]:
+            return side * patches.shape[2]
+    return None
