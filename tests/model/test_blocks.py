@@ -31,6 +31,13 @@ OPTIONS = {
     "clip": {"pre_layernorm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
     "no_bias": dict.fromkeys(("qkv_bias", "projection_bias", "mlp_bias", "patch_bias"), False),
     "no_key_bias": {"key_bias": False},
+    "inner_norms": {"mlp_norm": True, "attention_norm": True},
+    "eva02": {
+        "mlp_type": "gated",
+        "mlp_norm": True,
+        "position_encoding": "learned_rotary",
+        "rotary_reference_grid": 3,
+    },
     **{f"pooling_{name}": {"pooling": name, "num_register_tokens": 1} for name in POOLINGS},
     "norm_after_pooling": {"final_norm": "pooled", "pooling": "mean"},
     "no_final_norm": {"final_norm": "none"},

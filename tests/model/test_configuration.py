@@ -36,6 +36,12 @@ def test_round_trip(tmp_path):
         ({"patch_selector": "attention", "scout_num_layers": 4}, ["scout_num_layers=4", "3"]),
         ({"position_encoding": "rotary", "num_attention_heads": 16}, ["rotary", "multiple of 4"]),
         (
+            {"position_encoding": "learned_rotary", "num_attention_heads": 16},
+            ["learned_rotary", "multiple of 4"],
+        ),
+        ({"rotary_reference_grid": 0}, ["rotary_reference_grid=0", "pair"]),
+        ({"rotary_reference_grid": [4, 4, 4]}, ["rotary_reference_grid=[4, 4, 4]", "pair"]),
+        (
             {"position_encoding": "sinusoidal_2d", "hidden_size": 30, "num_attention_heads": 2},
             ["30", "multiple of 4"],
         ),

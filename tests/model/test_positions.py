@@ -241,6 +241,23 @@ class TestRotary:
         once = native.rotation(tokens_of_grid(4, 4), 0)[0][0, 0].view(4, 4, -1)
         torch.testing.assert_close(twice[::2, ::2], once)
 
+    def test_native_may_count_in_another_grid(self):
+        reference = encoding_of("rotary", rotary_coordinates="native", image_size=16)  # 2 x 2 patches
+        told = encoding_of("rotary", rotary_coordinates="native", rotary_reference_grid=2)
+        of_two = encoding_of("rotary", rotary_coordinates="native", rotary_reference_grid=[2, 3])
+        tokens = tokens_of_grid(6, 5)
+        assert torch.equal(told.rotation(tokens, 0)[0], reference.rotation(tokens, 0)[0])
+        assert not torch.equal(told.rotation(tokens, 0)[0], of_two.rotation(tokens, 0)[0])
+
+    def test_a_table_besides_has_both(self):
+        both = learned("learned_rotary", rotary_coordinates="native", rotary_base=50.0)
+        alone = encoding_of("rotary", rotary_coordinates="native", rotary_base=50.0)
+        table = encoding_of("learned")
+        table.load_state_dict(both.state_dict())
+        tokens = tokens_of_grid(6, 5)
+        assert torch.equal(both.rotation(tokens, 0)[1], alone.rotation(tokens, 0)[1])
+        assert torch.equal(both.add(tokens).features, table.add(tokens).features)
+
     def test_mixed_is_the_published_formula(self):
         encoding = encoding_of("rotary_mixed", num_attention_heads=2, rotary_base=10.0)
         for layer in range(3):

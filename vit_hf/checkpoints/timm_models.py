@@ -1,24 +1,18 @@
-"""timm's `VisionTransformer` (and `VisionTransformerDistilled`), given as a module."""
+"""timm's `VisionTransformer` (and `VisionTransformerDistilled`) and `Eva`, given as a module."""
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from . import timm_eva
 from .families import CannotConvert, Weights
+from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
 
 
-POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
-ACTIVATIONS = {
-    "GELU": "gelu",
-    "GELUTanh": "gelu_pytorch_tanh",
-    "QuickGELU": "quick_gelu",
-    "SiLU": "silu",
-    "ReLU": "relu",
-}
 INTERPOLATIONS = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
 
 
@@ -37,8 +31,12 @@ def convert_timm(
     Raises:
         CannotConvert: for another class, or an option that an AdaptiveViT does not have.
     """
-    options = read_config(model) | fields
-    weights = to_ours(model, options)
+    name = type(model).__name__
+    if name not in CLASSES:
+        raise CannotConvert(f"Of timm, {', '.join(CLASSES)} can be converted, not {name}.")
+    read, rename = CLASSES[name]
+    options = read(model) | fields
+    weights = rename(model, options)
     result = AdaptiveViTForImageClassification(AdaptiveViTConfig(**options))
     report = result.load_state_dict(weights, strict=False)
     added = ("vit.selector.", "vit.reducers.", "vit.embeddings.scale_embedding")
@@ -52,172 +50,57 @@ def convert_timm(
 
 
 def read_config(model: nn.Module) -> dict[str, Any]:
-    name = type(model).__name__
-    if name not in ("VisionTransformer", "VisionTransformerDistilled"):
-        raise CannotConvert(
-            f"Of timm, VisionTransformer and VisionTransformerDistilled can be converted, not {name}."
-        )
+    """Fields of `AdaptiveViTConfig` for a `VisionTransformer`.
+
+    Raises:
+        CannotConvert: naming every option that an AdaptiveViT does not have.
+    """
+    check_blocks(model, "Block")
     block = model.blocks[0]
-    kinds = {type(part).__name__ for part in model.blocks}
-    if kinds != {"Block"}:
-        raise CannotConvert(
-            f"This {name} has blocks of type {', '.join(sorted(kinds))}, and only Block can be converted."
-        )
     mlp, attention = type(block.mlp).__name__, block.attn
-    activation = type(block.mlp.act).__name__
-    unknown = {
-        f"feed-forward networks of type {mlp}": mlp not in ("Mlp", "GluMlp", "SwiGLUPacked"),
-        f"the activation {activation}": activation not in ACTIVATIONS,
-        "norms of queries and keys": not isinstance(attention.q_norm, nn.Identity),
-        "norms inside attention or the feed-forward network": not isinstance(
-            getattr(attention, "norm", nn.Identity()), nn.Identity
-        )
-        or not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity),
-        f"norms of type {type(block.norm1).__name__}": not isinstance(block.norm1, nn.LayerNorm),
-        f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
-        "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
-        **foreign_attention_pooling(model),
-        "no position embedding": model.pos_embed is None,
-        "a norm after the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
-    }
-    found = [what for what, is_there in unknown.items() if is_there]
-    if found:
-        raise CannotConvert(f"This {name} has {', '.join(found)}, which AdaptiveViT has not.")
-    patch_size, image_size = model.patch_embed.patch_size, model.patch_embed.img_size
+    refuse(
+        type(model).__name__,
+        {
+            f"feed-forward networks of type {mlp}": mlp not in ("Mlp", "GluMlp", "SwiGLUPacked"),
+            "norms of queries and keys": not isinstance(attention.q_norm, nn.Identity),
+            **foreign(model),
+            "no position embedding": model.pos_embed is None,
+        },
+    )
     gated = mlp != "Mlp"
-    distilled = hasattr(model, "dist_token")
-    registers = int(distilled) + (0 if model.reg_token is None else model.reg_token.shape[1])
-    if not isinstance(model.norm, nn.Identity):
-        final_norm = "tokens"
-    else:
-        final_norm = "none" if isinstance(model.fc_norm, nn.Identity) else "pooled"
-    return {
-        "hidden_size": model.embed_dim,
-        "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": attention.num_heads,
+    return shared_options(model) | {
         "intermediate_size": block.mlp.fc1.out_features // (2 if gated else 1),
         "mlp_type": "gated" if gated else "mlp",
-        "hidden_act": ACTIVATIONS[activation],
-        "layer_norm_eps": block.norm1.eps,
-        "image_size": image_size[0] if image_size[0] == image_size[1] else list(image_size),
-        "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else list(patch_size),
-        "encoder_stride": patch_size[0],
-        "num_channels": model.patch_embed.proj.in_channels,
-        **(read_labels(model) or {"num_labels": model.num_classes}),
         "qkv_bias": attention.qkv.bias is not None,
-        "projection_bias": attention.proj.bias is not None,
-        "mlp_bias": block.mlp.fc1.bias is not None,
-        "patch_bias": model.patch_embed.proj.bias is not None,
         "layerscale_value": None if isinstance(block.ls1, nn.Identity) else 1.0,
-        "pre_layernorm": not isinstance(model.norm_pre, nn.Identity),
-        "final_norm": final_norm,
-        "use_cls_token": model.cls_token is not None,
-        "num_register_tokens": registers,
-        "pooling": "cls+register" if distilled else POOLINGS[model.global_pool],
-        "position_antialias": True,
     }
-
-
-def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
-    """What of a model's pooling by attention ours has not, and whether it is there."""
-    pool, block = model.attn_pool, model.blocks[0]
-    if model.global_pool != "map":
-        return {}
-    return {
-        "attention pooling with other heads than the blocks": pool.num_heads != block.attn.num_heads,
-        "attention pooling with positions": pool.pos_embed is not None,
-        "attention pooling with several queries": pool.latent_len != 1,
-        "attention pooling with norms of queries and keys": not isinstance(pool.q_norm, nn.Identity),
-        "attention pooling without projections, biases or a feed-forward network": (
-            not isinstance(pool.q, nn.Linear)
-            or pool.q.bias is None
-            or not isinstance(pool.proj, nn.Linear)
-            or pool.mlp is None
-        ),
-        "attention pooling with another feed-forward network than the blocks": (
-            type(block.mlp).__name__ != "Mlp"
-            or pool.mlp is None
-            or pool.mlp.fc1.out_features != block.mlp.fc1.out_features
-            or type(pool.mlp.act) is not type(block.mlp.act)
-        ),
-        "attention pooling with another norm than the blocks": (
-            not isinstance(pool.norm, nn.LayerNorm) or pool.norm.eps != block.norm1.eps
-        ),
-    }
-
-
-def attention_pooling(theirs: Weights) -> Weights:
-    """Its weights by our names: those of torch's `MultiheadAttention`, and of SigLIP beside it."""
-    ours = {"pooling.probe": theirs["attn_pool.latent"]}
-    for kind in ("weight", "bias"):
-        parts = [theirs[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")]
-        ours[f"pooling.attention.in_proj_{kind}"] = torch.cat(parts)
-        ours[f"pooling.attention.out_proj.{kind}"] = theirs[f"attn_pool.proj.{kind}"]
-        ours[f"pooling.layernorm.{kind}"] = theirs[f"attn_pool.norm.{kind}"]
-        ours |= {
-            f"pooling.mlp.{layer}.{kind}": theirs[f"attn_pool.mlp.{layer}.{kind}"] for layer in ("fc1", "fc2")
-        }
-    return ours
-
-
-def read_labels(model: nn.Module) -> dict[str, Any]:
-    """Names of classes, if the model's `pretrained_cfg` has them."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    if not names or len(names) != model.num_classes:
-        return {}
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
-    """Weights by our names and shapes."""
+    """Weights of a `VisionTransformer` by our names and shapes."""
     theirs = {name: value.detach() for name, value in model.state_dict().items()}
-    table, num_cls = theirs["pos_embed"], int(options["use_cls_token"])
-    registers = [theirs[name] for name in ("dist_token", "reg_token") if name in theirs]
-    registers = torch.cat(registers, dim=1) if registers else None
-    num_registers = options["num_register_tokens"]
-    if getattr(model, "no_embed_class", False):  # the table has places for patches alone
-        table = torch.cat((table.new_zeros(1, num_cls, table.shape[2]), table), dim=1)
-    elif registers is not None:
-        # What the table adds to registers is a part of them.
-        registers = registers + table[:, num_cls : num_cls + num_registers]
-        table = torch.cat((table[:, :num_cls], table[:, num_cls + num_registers :]), dim=1)
-    ours = {"vit.embeddings.position_encoding.position_embeddings": table}
-    if num_cls:
-        ours["vit.embeddings.cls_token"] = theirs["cls_token"]
-    if registers is not None:
-        ours["vit.embeddings.register_tokens"] = registers
-    norms = {"norm_pre": "vit.pre_layernorm", "norm": "vit.layernorm", "fc_norm": "vit.layernorm"}
+    ours = shared_weights(model, theirs)
     parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"}
+    parts["attn.norm"] = "attention.norm"
     for name, value in theirs.items():
+        if not name.startswith("blocks."):
+            continue
         module, _, kind = name.rpartition(".")
-        if name.startswith("patch_embed.proj."):
-            ours[f"vit.embeddings.patch_embeddings.projection.{kind}"] = value
-        elif module in norms:
-            ours[f"{norms[module]}.{kind}"] = value
-        elif name.startswith("blocks."):
-            _, index, part = module.split(".", 2)
-            block = f"vit.layers.{index}"
-            if part == "attn.qkv":
-                for projection, third in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
-                    ours[f"{block}.attention.{projection}.{kind}"] = third
-            elif part in ("ls1", "ls2"):
-                ours[f"{block}.layer_scale{part[-1]}.lambda1"] = value
-            elif part == "mlp.fc1" and options["mlp_type"] == "gated":
-                first, second = value.chunk(2)
-                gate, up = (first, second) if model.blocks[0].mlp.gate_last is False else (second, first)
-                ours |= {f"{block}.mlp.gate_proj.{kind}": gate, f"{block}.mlp.up_proj.{kind}": up}
-            elif part == "mlp.fc2" and options["mlp_type"] == "gated":
-                ours[f"{block}.mlp.down_proj.{kind}"] = value
-            else:
-                ours[f"{block}.{parts.get(part, part)}.{kind}"] = value
-    if "attn_pool.latent" in theirs:
-        ours |= attention_pooling(theirs)
-    if model.num_classes and "dist_token" in theirs:
-        heads = ("head", "head_dist")
-        ours["classifier.weight"] = torch.cat([theirs[f"{head}.weight"] for head in heads], dim=1) / 2
-        ours["classifier.bias"] = sum(theirs[f"{head}.bias"] for head in heads) / 2
-    elif model.num_classes:
-        ours |= {f"classifier.{kind}": theirs[f"head.{kind}"] for kind in ("weight", "bias")}
+        _, index, part = module.split(".", 2)
+        block = f"vit.layers.{index}"
+        if part == "attn.qkv":
+            for projection, third in zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True):
+                ours[f"{block}.attention.{projection}.{kind}"] = third
+        elif part in ("ls1", "ls2"):
+            ours[f"{block}.layer_scale{part[-1]}.lambda1"] = value
+        elif part == "mlp.fc1" and options["mlp_type"] == "gated":
+            first, second = value.chunk(2)
+            gate, up = (first, second) if model.blocks[0].mlp.gate_last is False else (second, first)
+            ours |= {f"{block}.mlp.gate_proj.{kind}": gate, f"{block}.mlp.up_proj.{kind}": up}
+        elif part == "mlp.fc2" and options["mlp_type"] == "gated":
+            ours[f"{block}.mlp.down_proj.{kind}"] = value
+        else:
+            ours[f"{block}.{parts.get(part, part)}.{kind}"] = value
     return ours
 
 
@@ -239,3 +122,12 @@ def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImag
         image_std=list(said.get("std", (0.5, 0.5, 0.5))),
         patch_size=options["patch_size"],
     )
+
+
+CLASSES: dict[
+    str, tuple[Callable[[nn.Module], dict[str, Any]], Callable[[nn.Module, dict[str, Any]], Weights]]
+] = {
+    "VisionTransformer": (read_config, to_ours),
+    "VisionTransformerDistilled": (read_config, to_ours),
+    "Eva": (timm_eva.read_config, timm_eva.to_ours),
+}

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .blocks import make_inner_norm
 from .positions_rotary import rotate_half_pairs
 from .tokens import move_fields
 
@@ -177,6 +178,7 @@ class AdaptiveViTAttention(nn.Module):
         key_bias = config.qkv_bias and config.key_bias
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=key_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.norm = make_inner_norm(config, config.hidden_size, config.attention_norm)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.projection_bias)
 
     def forward(
@@ -205,7 +207,7 @@ class AdaptiveViTAttention(nn.Module):
             **also,
         )
         attention = attention[..., : self.head_dim].reshape(hidden_states.shape).contiguous()
-        return self.o_proj(attention), weights, states if return_states else None
+        return self.o_proj(self.norm(attention)), weights, states if return_states else None
 
     def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
         """Queries, keys and values of normalised hidden states."""

@@ -42,6 +42,11 @@ def make_norm(config) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
 
 
+def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:
+    """A layer norm before the last dense layer of a branch, as NormFormer and EVA-02; or nothing."""
+    return nn.LayerNorm(size, eps=config.layer_norm_eps) if wanted else nn.Identity()
+
+
 def normalise(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """A norm of hidden states `(B, T, D)`, whose last tokens have a mask `(B, M)`, or all `(B, T)`."""
     if not isinstance(norm, TokenBatchNorm) or mask is None:
@@ -58,10 +63,11 @@ class AdaptiveViTMLP(nn.Module):
         super().__init__()
         self.activation_fn = ACTIVATIONS[config.hidden_act]()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, config.intermediate_size, config.mlp_norm)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
 
 
 class GatedMLP(nn.Module):
@@ -75,10 +81,12 @@ class GatedMLP(nn.Module):
         self.act_fn = ACTIVATIONS[config.hidden_act]()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, config.intermediate_size, config.mlp_norm)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.norm(gated))
 
 
 FEED_FORWARDS = {"mlp": AdaptiveViTMLP, "gated": GatedMLP}

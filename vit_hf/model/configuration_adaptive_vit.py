@@ -31,6 +31,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
             image, times 2 pi (DINOv3).
         rotary_shift, rotary_jitter, rotary_rescale (`float`, *optional*): while training coordinates are shifted by up
             to so much, and multiplied by a factor up to so much for each axis, and for both (DINOv3).
+        rotary_reference_grid (`int` or pair, *optional*): rows and columns that `"native"` spreads over an image, default
+            those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too.
         relative_bias_shared (`bool`, defaults to True): whether all blocks share one `"relative_bias"`.
         fourier_num_features, fourier_scale (`int` and `float`, default to 128 and 10.0): learned features of
             `"fourier"`, and in patches how far apart they reach at first.
@@ -81,6 +83,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
             tokens, or of what the classifier pools from them (BEiT).
         mlp_type (`"mlp"` or `"gated"`, defaults to `"mlp"`): two dense layers, or three of which one is a gate, SwiGLU
             with `hidden_act="silu"`.
+        mlp_norm, attention_norm (`bool`, default to False): whether a layer norm stands before the last dense layer of
+            the feed-forward network, and of attention (EVA-02 base and large, and its CLIP variant).
         patch_bias, key_bias, projection_bias, mlp_bias (`bool`, default to True): whether the patch embedding, the keys
             (if `qkv_bias`), the output of attention, and the feed-forward network have biases.
         initializer (`"normal"`, `"truncated_normal"` or `"xavier_uniform"`, defaults to `"normal"`): of dense layers and
@@ -134,6 +138,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     rotary_shift: float | int | None = None
     rotary_jitter: float | int | None = None
     rotary_rescale: float | int | None = None
+    rotary_reference_grid: int | list[int] | tuple[int, int] | None = None
     relative_bias_shared: bool = True
     fourier_num_features: int = 128
     fourier_scale: float | int = 10.0
@@ -168,6 +173,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
     pre_layernorm: bool = False
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
     mlp_type: Literal["mlp", "gated"] = "mlp"
+    mlp_norm: bool = False
+    attention_norm: bool = False
     patch_bias: bool = True
     key_bias: bool = True
     projection_bias: bool = True
@@ -200,7 +207,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
             )
         channels = {"sinusoidal": ("hidden_size", self.hidden_size, 2)}
         channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", self.hidden_size, 4)
-        channels["rotary"] = channels["rotary_mixed"] = (
+        channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
             "hidden_size / num_attention_heads",
             self.hidden_size // self.num_attention_heads,
             4,
@@ -225,6 +232,14 @@ class AdaptiveViTConfig(PreTrainedConfig):
         for name in ("rotary_jitter", "rotary_rescale"):
             if getattr(self, name) is not None and not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is a factor and must be at least 1, or None.")
+        reference = self.rotary_reference_grid
+        if reference is not None and (
+            not (isinstance(reference, int) or len(reference) == 2) or min(to_pair(reference)) < 1
+        ):
+            raise ValueError(
+                f"rotary_reference_grid={reference} must be a number of at least 1 patch a side or a pair (rows, columns) "
+                "of them, or None for those of image_size."
+            )
         if not 0 < self.fourier_scale < math.inf:
             raise ValueError(f"fourier_scale={self.fourier_scale} must be above 0.")
         if self.fourier_num_features < 2 or self.fourier_num_features % 2:

@@ -113,6 +113,20 @@ class LearnedFromSinusoidal(Learned):
         return torch.cat((torch.zeros(self.num_cls, dim, device=device), patches)).view(1, length, dim)
 
 
+class LearnedRotary(Learned):
+    """A learned table, and rotation of queries and keys besides: `"learned"` and `"rotary"` with their options.
+
+    EVA-02 (Fang et al., 2023).
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.rotary = Rotary(config)
+
+    def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.rotary.rotation(tokens, layer)
+
+
 class Fourier(PositionEncoding):
     """A small network of learned Fourier features of the coordinates, in patches of the native grid.
 
@@ -147,6 +161,7 @@ class Fourier(PositionEncoding):
 POSITION_ENCODINGS: dict[str, type[PositionEncoding]] = {
     "learned": Learned,
     "learned_from_sinusoidal": LearnedFromSinusoidal,
+    "learned_rotary": LearnedRotary,
     "sinusoidal": Sinusoidal,
     "sinusoidal_2d": Sinusoidal2D,
     "fourier": Fourier,

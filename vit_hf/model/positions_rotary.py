@@ -27,8 +27,9 @@ class Rotary(PositionEncoding):
     """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
 
     Queries and keys are rotated by their coordinates, so attention sees differences of places. `rotary_coordinates`
-    says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, as
-    EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1, times 2 pi, as DINOv3).
+    says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, or of
+    `rotary_reference_grid`, as EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1,
+    times 2 pi, as DINOv3).
     While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al., 2025).
     """
 
@@ -39,7 +40,8 @@ class Rotary(PositionEncoding):
         self.coordinates = config.rotary_coordinates
         self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)
         image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.reference_grid = to_pair(config.rotary_reference_grid or native_grid)
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = self.places(tokens)
@@ -51,7 +53,7 @@ class Rotary(PositionEncoding):
         """Coordinates `(B, N, 2)` in the units that are asked for."""
         places, grid = tokens.coordinates.float(), tokens.grid[:, None]
         if self.coordinates == "native":
-            return places * (torch.tensor(self.native_grid, device=places.device) / grid)
+            return places * (torch.tensor(self.reference_grid, device=places.device) / grid)
         if self.coordinates == "normalized":
             return 2 * math.pi * self._augmented((places + 0.5) / grid * 2 - 1)
         return self._augmented(places)

@@ -1,0 +1,190 @@
+"""What timm's classes of Vision Transformers have in common: embeddings, heads, names of classes."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .families import CannotConvert, Weights
+
+
+POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
+ACTIVATIONS = {
+    "GELU": "gelu",
+    "GELUTanh": "gelu_pytorch_tanh",
+    "QuickGELU": "quick_gelu",
+    "SiLU": "silu",
+    "ReLU": "relu",
+}
+NORMS = {"norm_pre": "vit.pre_layernorm", "norm": "vit.layernorm", "fc_norm": "vit.layernorm"}
+
+
+def refuse(name: str, unknown: dict[str, bool]) -> None:
+    """Raises: CannotConvert with every reason that holds."""
+    found = [what for what, is_there in unknown.items() if is_there]
+    if found:
+        raise CannotConvert(f"This {name} has {', '.join(found)}, which AdaptiveViT has not.")
+
+
+def check_blocks(model: nn.Module, kind: str) -> None:
+    """Raises: CannotConvert unless all blocks are of one kind."""
+    kinds = {type(part).__name__ for part in model.blocks}
+    if kinds != {kind}:
+        raise CannotConvert(
+            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only {kind} can be "
+            "converted."
+        )
+
+
+def inner_norms(block: nn.Module) -> dict[str, nn.Module]:
+    """Norms inside the branches of a block, by the field of ours that says so."""
+    norms = {
+        "mlp_norm": getattr(block.mlp, "norm", None),
+        "attention_norm": getattr(block.attn, "norm", None),
+    }
+    return {name: norm for name, norm in norms.items() if not isinstance(norm, nn.Identity | type(None))}
+
+
+def foreign(model: nn.Module) -> dict[str, bool]:
+    """What ours has not wherever blocks are of either class, and whether it is there."""
+    block = model.blocks[0]
+    activation, norm = type(block.mlp.act).__name__, block.norm1
+    return {
+        "inner norms that differ from those before": any(
+            type(inner) is not type(norm) or inner.eps != norm.eps for inner in inner_norms(block).values()
+        ),
+        f"the activation {activation}": activation not in ACTIVATIONS,
+        f"norms of type {type(norm).__name__}": not isinstance(norm, nn.LayerNorm),
+        f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
+        "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
+        "a norm after the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
+        **foreign_attention_pooling(model),
+    }
+
+
+def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
+    """What of a model's pooling by attention ours has not, and whether it is there."""
+    pool, block = model.attn_pool, model.blocks[0]
+    if model.global_pool != "map":
+        return {}
+    return {
+        "attention pooling with other heads than the blocks": pool.num_heads != block.attn.num_heads,
+        "attention pooling with positions": pool.pos_embed is not None,
+        "attention pooling with several queries": pool.latent_len != 1,
+        "attention pooling with norms of queries and keys": not isinstance(pool.q_norm, nn.Identity),
+        "attention pooling without projections, biases or a feed-forward network": (
+            not isinstance(pool.q, nn.Linear)
+            or pool.q.bias is None
+            or not isinstance(pool.proj, nn.Linear)
+            or pool.mlp is None
+        ),
+        "attention pooling with another feed-forward network than the blocks": (
+            type(block.mlp).__name__ != "Mlp"
+            or pool.mlp is None
+            or pool.mlp.fc1.out_features != block.mlp.fc1.out_features
+            or type(pool.mlp.act) is not type(block.mlp.act)
+        ),
+        "attention pooling with another norm than the blocks": (
+            not isinstance(pool.norm, nn.LayerNorm) or pool.norm.eps != block.norm1.eps
+        ),
+    }
+
+
+def shared_options(model: nn.Module) -> dict[str, Any]:
+    """Fields of `AdaptiveViTConfig` that both classes tell in the same way."""
+    patch_size, image_size = model.patch_embed.patch_size, model.patch_embed.img_size
+    block = model.blocks[0]
+    distilled = hasattr(model, "dist_token")
+    registers = int(distilled) + (0 if model.reg_token is None else model.reg_token.shape[1])
+    if not isinstance(model.norm, nn.Identity):
+        final_norm = "tokens"
+    else:
+        final_norm = "none" if isinstance(model.fc_norm, nn.Identity) else "pooled"
+    return {
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "hidden_act": ACTIVATIONS[type(block.mlp.act).__name__],
+        "layer_norm_eps": block.norm1.eps,
+        "image_size": image_size[0] if image_size[0] == image_size[1] else list(image_size),
+        "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else list(patch_size),
+        "encoder_stride": patch_size[0],
+        "num_channels": model.patch_embed.proj.in_channels,
+        **(read_labels(model) or {"num_labels": model.num_classes}),
+        "projection_bias": block.attn.proj.bias is not None,
+        "mlp_bias": block.mlp.fc2.bias is not None,
+        **dict.fromkeys(inner_norms(block), True),
+        "patch_bias": model.patch_embed.proj.bias is not None,
+        "pre_layernorm": not isinstance(model.norm_pre, nn.Identity),
+        "final_norm": final_norm,
+        "use_cls_token": model.cls_token is not None,
+        "num_register_tokens": registers,
+        "pooling": "cls+register" if distilled else POOLINGS[model.global_pool],
+        "position_antialias": True,
+    }
+
+
+def read_labels(model: nn.Module) -> dict[str, Any]:
+    """Names of classes, if the model's `pretrained_cfg` has them."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if not names or len(names) != model.num_classes:
+        return {}
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def shared_weights(model: nn.Module, theirs: Weights) -> Weights:
+    """Weights of all but the blocks, by our names and shapes."""
+    ours = embedding_weights(model, theirs)
+    for name, value in theirs.items():
+        module, _, kind = name.rpartition(".")
+        if name.startswith("patch_embed.proj."):
+            ours[f"vit.embeddings.patch_embeddings.projection.{kind}"] = value
+        elif module in NORMS:
+            ours[f"{NORMS[module]}.{kind}"] = value
+    if "attn_pool.latent" in theirs:
+        ours |= attention_pooling(theirs)
+    if model.num_classes and "dist_token" in theirs:
+        heads = ("head", "head_dist")
+        ours["classifier.weight"] = torch.cat([theirs[f"{head}.weight"] for head in heads], dim=1) / 2
+        ours["classifier.bias"] = sum(theirs[f"{head}.bias"] for head in heads) / 2
+    elif model.num_classes:
+        ours |= {f"classifier.{kind}": theirs[f"head.{kind}"] for kind in ("weight", "bias")}
+    return ours
+
+
+def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
+    """CLS token, registers and the table of positions, which may have places for them."""
+    num_cls = int(model.cls_token is not None)
+    registers = [theirs[name] for name in ("dist_token", "reg_token") if name in theirs]
+    registers = torch.cat(registers, dim=1) if registers else None
+    table, ours = theirs.get("pos_embed"), {}
+    if table is not None:
+        if getattr(model, "no_embed_class", False):  # the table has places for patches alone
+            table = torch.cat((table.new_zeros(1, num_cls, table.shape[2]), table), dim=1)
+        elif registers is not None:
+            # What the table adds to registers is a part of them.
+            rest = num_cls + registers.shape[1]
+            registers = registers + table[:, num_cls:rest]
+            table = torch.cat((table[:, :num_cls], table[:, rest:]), dim=1)
+        ours["vit.embeddings.position_encoding.position_embeddings"] = table
+    if num_cls:
+        ours["vit.embeddings.cls_token"] = theirs["cls_token"]
+    if registers is not None:
+        ours["vit.embeddings.register_tokens"] = registers
+    return ours
+
+
+def attention_pooling(theirs: Weights) -> Weights:
+    """Its weights by our names: those of torch's `MultiheadAttention`, and of SigLIP beside it."""
+    ours = {"pooling.probe": theirs["attn_pool.latent"]}
+    for kind in ("weight", "bias"):
+        parts = [theirs[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")]
+        ours[f"pooling.attention.in_proj_{kind}"] = torch.cat(parts)
+        ours[f"pooling.attention.out_proj.{kind}"] = theirs[f"attn_pool.proj.{kind}"]
+        ours[f"pooling.layernorm.{kind}"] = theirs[f"attn_pool.norm.{kind}"]
+        for layer in ("fc1", "fc2"):
+            ours[f"pooling.mlp.{layer}.{kind}"] = theirs[f"attn_pool.mlp.{layer}.{kind}"]
+    return ours
