@@ -12,7 +12,7 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 from tests.conftest import tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTModel
-from vit_hf.model.positions import sinusoid_1d, sinusoid_2d
+from vit_hf.model.positions import KERNELS, sinusoid_1d, sinusoid_2d
 from vit_hf.model.positions_base import interpolation_weights
 from vit_hf.model.positions_rotary import rotate_half_pairs
 from vit_hf.model.tokens import PatchTokens, grid_coordinates
@@ -186,14 +186,24 @@ def test_places_are_told_apart(name):
 class TestLearned:
     # torch 2.15 repeats the first row where the result is one cell wide.
     @settings(deadline=None, max_examples=40)
-    @given(sides, st.integers(2, 9), sides, st.integers(2, 9))
-    def test_antialiased_interpolation_equals_torch(self, source_rows, source_columns, rows, columns):
+    @given(sides, st.integers(2, 9), sides, st.integers(2, 9), st.sampled_from(["bicubic", "bilinear"]))
+    def test_antialiased_interpolation_equals_torch(self, source_rows, source_columns, rows, columns, mode):
         table, tokens = torch.randn(1, 3, source_rows, source_columns), tokens_of_grid(rows, columns)
-        source = (source_rows, source_columns)
-        ours = interpolation_weights(tokens.coordinates, tokens.grid, source, "cubic_antialias")
-        reference = torch.nn.functional.interpolate(table, (rows, columns), mode="bicubic", antialias=True)
+        source, kernel = (source_rows, source_columns), f"{KERNELS[mode]}_antialias"
+        ours = interpolation_weights(tokens.coordinates, tokens.grid, source, kernel)
+        reference = torch.nn.functional.interpolate(table, (rows, columns), mode=mode, antialias=True)
         got = (ours @ table.flatten(2).transpose(1, 2)).transpose(1, 2)
         torch.testing.assert_close(got, reference.flatten(2), atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("mode", KERNELS)
+    @pytest.mark.parametrize("antialias", [False, True])
+    @pytest.mark.parametrize("grid", [(3, 2), (7, 5)])
+    def test_options_say_how_it_is_interpolated(self, mode, antialias, grid):
+        encoding = learned("learned", position_interpolation=mode, position_antialias=antialias)
+        table = encoding.position_embeddings[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        reference = torch.nn.functional.interpolate(table, grid, mode=mode, antialias=antialias)
+        got = encoding.add(tokens_of_grid(*grid)).features - tokens_of_grid(*grid).features
+        torch.testing.assert_close(got, reference.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
     @settings(deadline=None, max_examples=30)
     @given(sides, sides, sides, sides)

@@ -40,6 +40,7 @@ PREPARATION = (
     "image_mean",
     "image_std",
     "do_convert_rgb",
+    "max_num_patches",
 )
 
 
@@ -84,11 +85,14 @@ def convert(
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)
     weights = rename_weights(base, family)
-    options = convert_config(config, family, base, with_labels=head is not None)
+    options = convert_config(config, family, model if head is not None else None)
     if "layernorm.weight" not in weights:
         options["final_norm"] = "none"
-    if head is not None and head["weight"].shape[1] == 2 * config.hidden_size and config.model_type == "deit":
-        options["pooling"] = "cls+register"
+    if head is not None:
+        if head["weight"].shape[1] == 2 * config.hidden_size and config.model_type == "deit":
+            options["pooling"] = "cls+register"
+        unread = ["head.", *(["layernorm."] if options.get("final_norm") == "none" else [])]
+        weights = {name: value for name, value in weights.items() if not name.startswith(tuple(unread))}
     ours = AdaptiveViTConfig(**options | fields)
     pooling = {name: value for name, value in weights.items() if name.startswith("head.")}
     if pooling:
@@ -114,7 +118,7 @@ def convert_siglip(
     result = AdaptiveViTForImageClassification(config)
     ours = {f"vit.{name}": value for name, value in weights.items() if name not in pooling}
     ours |= {name.replace("head.", "pooling."): value for name, value in pooling.items()}
-    load_weights(result, ours, "siglip_vision_model")
+    load_weights(result, ours, "SigLIP")
     return result.to(dtype).eval()
 
 
@@ -145,13 +149,14 @@ def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
 
 
 def convert_config(
-    config: PretrainedConfig, family: Family, base: PreTrainedModel, with_labels: bool
+    config: PretrainedConfig, family: Family, classifier: PreTrainedModel | None
 ) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family."""
+    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family, with a classifier or none."""
     fields = {name: getattr(config, name) for name in SHARED if hasattr(config, name)}
     fields |= family.fields(config)
-    if with_labels:
-        fields |= {name: getattr(base.config, name) for name in LABELS if getattr(base.config, name, None)}
+    if classifier is not None:
+        labels = {name: getattr(classifier.config, name, None) for name in LABELS}
+        fields |= family.with_head | {name: value for name, value in labels.items() if value}
     fields["encoder_stride"] = getattr(config, "encoder_stride", None) or fields["patch_size"]
     if not isinstance(fields["encoder_stride"], int):
         fields["encoder_stride"] = fields["encoder_stride"][0]
@@ -181,7 +186,7 @@ def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Ten
             name.replace(".mlp.fc1.", ".mlp.up_proj.").replace(".mlp.fc2.", ".mlp.down_proj."): value
             for name, value in weights.items()
         }
-    return family.finish(weights)
+    return family.finish(weights, base.config)
 
 
 def load_weights(
@@ -214,4 +219,8 @@ def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTraine
     else:
         theirs = getattr(transformers, FAMILIES[config.model_type].processor)()
     options = {name: getattr(theirs, name) for name in PREPARATION if getattr(theirs, name, None) is not None}
+    if type(theirs).__name__ == "DINOv3ViTImageProcessor":
+        options["rescale_before_resize"] = True
+    if "max_num_patches" in options:
+        options["return_patches"] = True  # of images of mixed sizes, as theirs
     return AdaptiveViTImageProcessor(patch_size=config.patch_size, **options)

@@ -1,13 +1,16 @@
 """What each family of Vision Transformers is in our terms: fields of the configuration, and names of weights."""
 
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
+
+from ..model.patches import to_pair
 
 
 # Fields that mean the same everywhere.
@@ -37,6 +40,10 @@ def linear_head(model: nn.Module) -> Weights | None:
     return head.state_dict() if isinstance(head, nn.Linear) else None
 
 
+def unchanged(weights: Weights, config: PretrainedConfig) -> Weights:
+    return weights
+
+
 def no_head(model: nn.Module) -> None:
     """Raises: CannotConvert if there is one after all."""
     if linear_head(model) is not None:
@@ -56,15 +63,17 @@ class Family:
         prefix: of the base model within one with a head.
         head: weight and bias of the classifier of a model; None if it has none.
         processor: name in transformers of the image processor that models without a path get.
-        finish: what renaming alone cannot do, given all weights by our names.
+        finish: what renaming alone cannot do, given all weights by our names, and their configuration.
+        with_head: fields of our configuration where there is a classifier.
     """
 
     fields: Callable[[PretrainedConfig], dict[str, Any]]
     rename: tuple[tuple[str, str | None], ...]
     prefix: str
     head: Callable[[nn.Module], Weights | None] = linear_head
-    finish: Callable[[Weights], Weights] = dict
+    finish: Callable[[Weights, PretrainedConfig], Weights] = unchanged
     processor: str = "ViTImageProcessor"
+    with_head: dict[str, Any] = field(default_factory=dict)
 
     def name(self, name: str) -> str | None:
         """Our name of a weight of the base model; None if we have none for it."""
@@ -143,7 +152,7 @@ def deit_fields(config: PretrainedConfig) -> dict[str, Any]:
     return vit_fields(config) | {"num_register_tokens": 1}
 
 
-def deit_finish(weights: Weights) -> Weights:
+def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
     """The table of positions has CLS, distillation token and patches; ours has no place for the second."""
     table = weights["embeddings.position_encoding.position_embeddings"]
     return weights | {
@@ -187,7 +196,7 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def beit_finish(weights: Weights) -> Weights:
+def beit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
     """One parameter holds the tables of all blocks."""
     ours = "embeddings.position_encoding.relative_position_bias_table"
     tables = {name: value for name, value in weights.items() if name.endswith("relative_position_bias_table")}
@@ -205,6 +214,23 @@ def siglip_fields(config: PretrainedConfig) -> dict[str, Any]:
         "use_cls_token": False,
         "pooling": "mean",
     }
+
+
+def siglip2_fields(config: PretrainedConfig) -> dict[str, Any]:
+    rows, columns = to_pair(config.patch_size)
+    side = math.isqrt(config.num_patches)
+    return siglip_fields(config) | {
+        "image_size": side * rows if rows == columns else [side * rows, side * columns],
+        "position_interpolation": "bilinear",
+        "position_antialias": True,
+    }
+
+
+def siglip2_finish(weights: Weights, config: PretrainedConfig) -> Weights:
+    """A dense layer reads a patch with its channels last, and a convolution with them first."""
+    name = "embeddings.patch_embeddings.projection.weight"
+    matrix = weights[name].unflatten(1, (*to_pair(config.patch_size), config.num_channels))  # (D, P, P, C)
+    return weights | {name: matrix.permute(0, 3, 1, 2).contiguous()}
 
 
 def ijepa_fields(config: PretrainedConfig) -> dict[str, Any]:
@@ -295,11 +321,19 @@ FAMILIES: dict[str, Family] = {
         "vision_model",
         processor="SiglipImageProcessor",
     ),
+    "siglip2_vision_model": Family(
+        siglip2_fields,
+        CLIP_NAMES,
+        "vision_model",
+        finish=siglip2_finish,
+        processor="Siglip2ImageProcessor",
+    ),
     "clip_vision_model": Family(
         clip_fields,
         CLIP_NAMES,
         "vision_model",
-        head=no_head,  # transformers' reads the mean of patches without the last norm
         processor="CLIPImageProcessor",
+        # transformers' classifier reads the mean of patches without the last norm.
+        with_head={"pooling": "mean", "final_norm": "none"},
     ),
 }

@@ -3,13 +3,16 @@
 What tests check and `scripts/convert.py --verify-all` prints.
 """
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import transformers as t
 from torch import nn
 
+from ..model.patches import ImagePatches, flatten_channels_last
 from .convert import convert
 
 
@@ -24,6 +27,61 @@ TINY = {
     "initializer_range": 0.2,
 }
 RATIO = {**TINY, "mlp_ratio": 2}
+NAFLEX = {name: value for name, value in TINY.items() if name != "image_size"} | {"num_patches": 16}
+TWO_TOWERS = {
+    "vision_config": TINY,
+    "text_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    },
+    "num_labels": 5,
+}
+TINY_TIMM = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "num_classes": 5,
+    "dynamic_img_size": True,
+}
+EVA02 = {"mlp_ratio": 8 / 3, "swiglu_mlp": True, "use_rot_pos_emb": True, "ref_feat_shape": (3, 3)}
+# Class of timm.models and its arguments.
+TIMM = {
+    "vit": ("VisionTransformer", {}),
+    "deit-distilled": ("VisionTransformerDistilled", {}),
+    "deit3": ("VisionTransformer", {"no_embed_class": True, "init_values": 0.1}),
+    "registers": ("VisionTransformer", {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1}),
+    "siglip": ("VisionTransformer", {"class_token": False, "global_pool": "map"}),
+    "eva": ("Eva", {}),
+    "eva02_tiny": ("Eva", EVA02),
+    "eva02_base": ("Eva", {**EVA02, "qkv_fused": False, "scale_mlp": True}),
+    "eva02_base_clip": (
+        "Eva",
+        {**EVA02, "qkv_fused": False, "scale_mlp": True, "scale_attn_inner": True, "global_pool": "token"},
+    ),
+    "dinov3": (
+        "Eva",
+        {
+            "qkv_bias": False,
+            "init_values": 0.1,
+            "rope_type": "dinov3",
+            "rope_temperature": 100,
+            "rope_rotate_half": True,
+            "use_rot_pos_emb": True,
+            "use_abs_pos_emb": False,
+            "num_reg_tokens": 4,
+            "use_fc_norm": False,
+        },
+    ),
+    "rope_vit": (
+        "Eva",
+        {"use_rot_pos_emb": True, "attn_type": "rope", "rope_grid_indexing": "xy", "use_abs_pos_emb": False},
+    ),
+}
 # The first is native.
 SIZES = [(32, 32), (48, 64), (24, 16)]
 # Class, configuration, its fields, and whether other sizes must be asked for.
@@ -50,7 +108,16 @@ ORIGINALS = {
         False,
     ),
     "clip_vision_model": (t.CLIPVisionModel, t.CLIPVisionConfig, TINY, True),
+    "clip_vision_model-classifier": (t.CLIPForImageClassification, t.CLIPConfig, TWO_TOWERS, True),
     "siglip_vision_model": (t.SiglipVisionModel, t.SiglipVisionConfig, TINY, True),
+    "siglip_vision_model-classifier": (t.SiglipForImageClassification, t.SiglipConfig, TWO_TOWERS, True),
+    "siglip2_vision_model": (t.Siglip2VisionModel, t.Siglip2VisionConfig, NAFLEX, False),
+    "siglip2_vision_model-classifier": (
+        t.Siglip2ForImageClassification,
+        t.Siglip2Config,
+        {**TWO_TOWERS, "vision_config": NAFLEX},
+        False,
+    ),
     "ijepa": (t.IJepaForImageClassification, t.IJepaConfig, TINY, True),
     "beit": (t.BeitForImageClassification, t.BeitConfig, {**TINY, "use_relative_position_bias": True}, False),
     "beit-shared": (
@@ -77,22 +144,36 @@ ORIGINALS = {
 def original(name: str) -> nn.Module:
     """A model of the family with random weights, none of which is zero or one."""
     model_class, config_class, fields, _ = ORIGINALS[name]
-    model = model_class(config_class(**fields)).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.1 * torch.randn_like(value))
-    return model
+    return perturbed(model_class(config_class(**fields)))
+
+
+def timm_original(name: str) -> nn.Module:
+    """One of `TIMM`, in the same way."""
+    from timm.models import deit, eva, vision_transformer
+
+    class_name, fields = TIMM[name]
+    module = next(file for file in (vision_transformer, deit, eva) if hasattr(file, class_name))
+    return perturbed(getattr(module, class_name)(**{**TINY_TIMM, **fields}))
+
+
+@torch.no_grad()
+def perturbed(model: nn.Module) -> nn.Module:
+    for value in model.parameters():
+        if value.requires_grad:
+            value.add_(0.1 * torch.randn_like(value))
+    return model.eval()
 
 
 @torch.no_grad()
 def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
     """Logits of the original, or the last hidden states as ours has them: normalised, and in raster order."""
-    kwargs = {"interpolate_pos_encoding": True} if ORIGINALS[name][3] else {}
-    outputs = model(images, **kwargs)
+    if name.startswith("siglip2"):
+        outputs = model(**cut(images, model.config))
+    else:
+        outputs = model(images, **({"interpolate_pos_encoding": True} if ORIGINALS[name][3] else {}))
     if "logits" in outputs:
         return outputs.logits
-    if name == "siglip_vision_model":
+    if name.startswith("siglip"):
         return outputs.pooler_output
     states = outputs.last_hidden_state
     if name == "vit_mae":  # masks nothing, and yet shuffles
@@ -101,9 +182,21 @@ def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
     return model.post_layernorm(states) if name == "clip_vision_model" else states
 
 
+def cut(images: torch.Tensor, config: t.PretrainedConfig) -> dict[str, torch.Tensor]:
+    """Images as SigLIP 2 wants them."""
+    patch_size = getattr(config, "vision_config", config).patch_size
+    tokens = ImagePatches.from_images(images, patch_size).take()
+    pixels = flatten_channels_last(tokens.features, patch_size)
+    return {
+        "pixel_values": pixels,
+        "spatial_shapes": tokens.grid,
+        "pixel_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long),
+    }
+
+
 @torch.no_grad()
-def ours(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    outputs = model(images)
+def ours(model: nn.Module, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    outputs = model(pixel_values, **inputs)
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
@@ -112,8 +205,8 @@ class Verdict:
     """What came of one original.
 
     Attributes:
-        name: key of `ORIGINALS`.
-        original: its class in transformers.
+        name: key of `ORIGINALS`, or of `TIMM` after "timm ".
+        original: its class.
         native, other: largest difference of outputs, at the model's own image size and at others.
         selection: whether the same model then computes on fewer patches.
     """
@@ -126,19 +219,28 @@ class Verdict:
 
 
 def verify_all() -> Iterator[Verdict]:
-    """Converts every original and compares the outputs."""
+    """Converts every original and compares the outputs; those of timm if it is installed."""
     for name in ORIGINALS:
         torch.manual_seed(0)
-        model = original(name)
-        converted, _ = convert(model)
-        differences = []
-        for size in SIZES:
-            images = torch.randn(2, 3, *size)
-            difference = (ours(converted, images) - theirs(model, name, images)).abs().max()
-            differences.append(float(difference))
-        fewer, _ = convert(model, patch_selector="variance", num_selected_patches=6)
-        with torch.no_grad():
-            selected = fewer(torch.randn(1, 3, 48, 64)).selected_patches
-        yield Verdict(
-            name, type(model).__name__, differences[0], max(differences[1:]), selected.shape == (1, 6)
-        )
+        yield verdict(name, original(name), partial(theirs, name=name))
+    if importlib.util.find_spec("timm") is None:
+        return
+    for name in TIMM:
+        torch.manual_seed(0)
+        yield verdict(f"timm {name}", timm_original(name), call)
+
+
+def call(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return model(images)
+
+
+@torch.no_grad()
+def verdict(name: str, model: nn.Module, answer: Callable[..., torch.Tensor]) -> Verdict:
+    converted, _ = convert(model)
+    differences = []
+    for size in SIZES:
+        images = torch.randn(2, 3, *size)
+        differences.append(float((ours(converted, images) - answer(model, images=images)).abs().max()))
+    fewer, _ = convert(model, patch_selector="variance", num_selected_patches=6)
+    selected = fewer(torch.randn(1, 3, 48, 64)).selected_patches
+    return Verdict(name, type(model).__name__, differences[0], max(differences[1:]), selected.shape == (1, 6))

@@ -21,8 +21,9 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     Args:
         position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`.
-        position_antialias (`bool`, defaults to False): whether `"learned"` is shrunk with antialiasing, as DINOv2 with
-            registers.
+        position_interpolation (`"bicubic"` or `"bilinear"`, defaults to `"bicubic"`): how `"learned"` is resized.
+        position_antialias (`bool`, defaults to False): whether it is shrunk with antialiasing, as DINOv2 with
+            registers, and SigLIP 2 (which is bilinear).
         position_scale_offset (`float`, defaults to 0.0): 0.1 interpolates `"learned"` as DINOv2's first code did.
         rotary_base (`float`, defaults to 100.0): base of the frequencies of `"rotary"`; the slowest has a
             wavelength of about 2 pi times the base, in `rotary_coordinates`. DINOv3 has 100, EVA-02 10000, RoPE-Mixed 10.
@@ -131,6 +132,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     pooler_act: str = "tanh"
 
     position_encoding: str = "learned"
+    position_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     position_antialias: bool = False
     position_scale_offset: float | int = 0.0
     rotary_base: float | int = 100.0

@@ -24,7 +24,8 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
 from .image_loading import flatten_images, read_image, to_pixels
-from .patches import ImagePatches, flatten_channels_last
+from .image_resizing import size_for_patches, target_size
+from .patches import ImagePatches, flatten_channels_last, to_pair
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
 from .selection_base import keep_top, resolve_num_selected
 from .tokens import PatchTokens
@@ -46,6 +47,11 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
         How many patches of an image to keep, or which share of them in (0, 1]. `None` keeps all of them.
     random_selector_seed (`int`, *optional*, defaults to 0):
         Seed of `patch_selector="random"`. `None` draws afresh at every call.
+    max_num_patches (`int`, *optional*):
+        Resizes each image to at most so many whole patches at about its own aspect, instead of to `size`
+        (SigLIP 2's NaFlex). With `return_patches=True` and without a selector every batch is so many wide.
+    rescale_before_resize (`bool`, *optional*, defaults to `False`):
+        Whether images are resized as floats, after rescaling (DINOv3), rather than as bytes.
     """
 
     patch_size: int | list[int] | tuple[int, int] | None
@@ -53,6 +59,8 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     patch_selector: str | None
     num_selected_patches: int | float | None
     random_selector_seed: int | None
+    max_num_patches: int | None
+    rescale_before_resize: bool | None
 
 
 class ImagePreparation(BaseImageProcessor):
@@ -93,6 +101,8 @@ class ImagePreparation(BaseImageProcessor):
     patch_selector = None
     num_selected_patches = None
     random_selector_seed = 0
+    max_num_patches = None
+    rescale_before_resize = False
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Reads the paths and URLs among images, which may be nested in lists."""
@@ -111,11 +121,10 @@ class ImagePreparation(BaseImageProcessor):
     def resize(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
         """Resizes `(..., H, W)`; a longest edge alone is a cap."""
         if size.longest_edge and not size.shortest_edge:
-            height, width = image.shape[-2:]
-            scale = size.longest_edge / max(height, width)
-            if scale >= 1:
+            height, width = target_size(*image.shape[-2:], size)
+            if (height, width) == tuple(image.shape[-2:]):
                 return image
-            size = SizeDict(height=max(1, round(height * scale)), width=max(1, round(width * scale)))
+            size = SizeDict(height=height, width=width)
         return super().resize(image=image, size=size, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,15 +145,21 @@ class ImagePreparation(BaseImageProcessor):
         patch_size: int | list[int] | tuple[int, int] | None = None,
         patch_selector: str | None = None,
         num_selected_patches: int | float | None = None,
+        max_num_patches: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         # transformers calls this when options are first set as well as at every call: so errors come early.
         _check_patch_size(patch_size)
         _check_selection(patch_selector, num_selected_patches)
+        if max_num_patches is not None and (not isinstance(max_num_patches, int) or max_num_patches < 1):
+            raise ValueError(
+                f"max_num_patches={max_num_patches!r} must be a whole number of at least 1 patch, or None for size."
+            )
         return super()._standardize_kwargs(**kwargs) | {
             "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
             "patch_selector": patch_selector,
             "num_selected_patches": num_selected_patches,
+            "max_num_patches": max_num_patches,
         }
 
     def _prepare_image_like_inputs(
@@ -184,20 +199,23 @@ class ImagePreparation(BaseImageProcessor):
         patch_selector: str | None,
         num_selected_patches: int | float | None,
         random_selector_seed: int | None,
+        max_num_patches: int | None,
+        rescale_before_resize: bool | None,
         return_tensors: str | TensorType | None,
         **kwargs: Any,
     ) -> BatchFeature:
         if kwargs["do_normalize"]:
             _check_channels(images, kwargs["image_mean"], kwargs["image_std"])
+        to_fit = to_pair(patch_size) if max_num_patches is not None and kwargs["do_resize"] else None
         if not return_patches:
-            features = super()._preprocess(images, return_tensors=None, **kwargs)
+            features = self._to_pixels(images, to_fit, max_num_patches, rescale_before_resize, **kwargs)
             if return_tensors is not None:
                 _check_stackable(features["pixel_values"])
             return BatchFeature(features.data, tensor_type=return_tensors)
         tokens = []
         for index, image in enumerate(images):
             # One by one: of large images only one at a time is held in floats.
-            features = super()._preprocess([image], return_tensors=None, **kwargs)
+            features = self._to_pixels([image], to_fit, max_num_patches, rescale_before_resize, **kwargs)
             pixels = torch.as_tensor(features["pixel_values"][0])
             try:
                 tokens.append(
@@ -209,10 +227,43 @@ class ImagePreparation(BaseImageProcessor):
                 raise ValueError(f"Cannot cut image {index} of the batch: {error}") from error
         # A whole number fixes the width of every batch, so that batches made apart can be joined.
         fixed_width = num_selected_patches if isinstance(num_selected_patches, int) else 0
+        if to_fit and patch_selector is None:
+            fixed_width = max_num_patches
         patches = pad_patches(tokens, patch_size, fixed_width)
         if return_tensors is None:
             patches = {name: list(values) for name, values in patches.items()}
         return BatchFeature(patches, tensor_type=return_tensors)
+
+    def _to_pixels(
+        self,
+        images: list[Any],
+        to_fit: tuple[int, int] | None,
+        max_num_patches: int | None,
+        rescale_before_resize: bool | None,
+        **options: Any,
+    ) -> BatchFeature:
+        """The backend's own preparation, but for what it has not: other sizes and another order.
+
+        Args:
+            to_fit: height and width of the patches that `max_num_patches` counts; None to resize by `size`.
+        """
+        if rescale_before_resize and options["do_rescale"]:
+            images = [self.rescale(image, options["rescale_factor"]) for image in images]
+            options["do_rescale"] = False
+        if (to_fit or rescale_before_resize) and options["do_resize"]:
+            images = [self._resize_one(image, to_fit, max_num_patches, **options) for image in images]
+            options["do_resize"] = False
+        return super()._preprocess(images, return_tensors=None, **options)
+
+    def _resize_one(
+        self, image: Any, to_fit: tuple[int, int] | None, max_num_patches: int | None, **options: Any
+    ) -> Any:
+        if to_fit:
+            height, width = size_for_patches(*image.shape[-2:], to_fit, max_num_patches)
+        else:
+            height, width = target_size(*image.shape[-2:], options["size"])
+        size = SizeDict(height=height, width=width)
+        return self.resize(image=image, size=size, resample=options["resample"], in_floats=True)
 
 
 def select_patches(

@@ -63,12 +63,16 @@ class Sinusoidal2D(PositionEncoding):
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
 
 
+# Of `interpolation_weights`, by what torch calls the interpolation.
+KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
+
+
 class Learned(PositionEncoding):
-    """A learned vector for each patch of the native grid, as ViT; elsewhere its bicubic interpolation.
+    """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by default.
 
     At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: of ViT and DINOv2 as
-    it is, of DINOv2 with registers with `position_antialias`, and of DINOv2's first code with a
-    `position_scale_offset` of 0.1.
+    it is, of DINOv2 with registers with `position_antialias`, of SigLIP 2 with that and `position_interpolation`
+    "bilinear", and of DINOv2's first code with a `position_scale_offset` of 0.1.
     """
 
     def __init__(self, config):
@@ -76,7 +80,9 @@ class Learned(PositionEncoding):
         image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
         self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
         num_patches = self.native_grid[0] * self.native_grid[1]
-        self.kernel = "cubic_antialias" if config.position_antialias else "cubic"
+        self.kernel = KERNELS[config.position_interpolation]
+        if config.position_antialias:
+            self.kernel += "_antialias"
         self.scale_offset = config.position_scale_offset
         # The name in transformers' ViT, so that its checkpoints fit: CLS first, then patches in raster order.
         self.num_cls = int(config.use_cls_token)

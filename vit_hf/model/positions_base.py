@@ -60,7 +60,7 @@ def interpolation_weights(
         coordinates: `(B, N, 2)`, see `PatchTokens`.
         grid: `(B, 2)` rows and columns.
         source: rows and columns of what is interpolated.
-        kernel: "cubic" (A = -0.75, torch's bicubic), "cubic_antialias" (torch's with `antialias=True`) or "linear".
+        kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
         offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
     """
     scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, 2)
@@ -73,10 +73,13 @@ def interpolation_weights(
 def _axis_weights(position: torch.Tensor, length: int, kernel: str, scale: torch.Tensor) -> torch.Tensor:
     """Weights `(B, N, length)` of the cells along one axis; taps beyond the border count for the border cell."""
     cells = torch.arange(length, device=position.device)
-    if kernel == "cubic_antialias":
+    if kernel.endswith("_antialias"):
         # The kernel is as wide as a cell of the target, and cut off at the border.
         distance = (position.unsqueeze(-1) - cells).abs() / scale.clamp(min=1).unsqueeze(-1)
-        weights = torch.where(distance < 2, _cubic(distance, a=-0.5), 0)
+        if kernel == "linear_antialias":
+            weights = (1 - distance).clamp(min=0)
+        else:
+            weights = torch.where(distance < 2, _cubic(distance, a=-0.5), 0)
         return weights / weights.sum(dim=-1, keepdim=True)
     first = position.floor()
     offset = position - first
