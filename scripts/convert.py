@@ -2,23 +2,37 @@
 
     python scripts/convert.py facebook/dinov2-base --output runs/dinov2
     python scripts/convert.py my_deit/ --output runs/deit --fields '{"patch_selector": "saliency", "num_selected_patches": 196}'
+    python scripts/convert.py weights.pth --architecture vit_small_patch16_224 --output runs/small  # timm's name for it
+    python scripts/convert.py ViT-B_16.npz --to vit --output runs/stock  # transformers' own ViTForImageClassification
+    python scripts/convert.py runs/mine --to npz --output mine.npz       # google-research/vision_transformer
     python scripts/convert.py --verify-all
 
-Writes model, image processor and code to a folder that `from_pretrained` loads. --verify-all converts a small random
-model of every family and prints how far the outputs are apart.
+Writes model, image processor and code to a folder that `from_pretrained` loads; with `--to vit` a stock ViT and its
+image processor, with `--to npz` a file. --verify-all converts a small random model of every family and prints how far
+the outputs are apart.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from vit_hf import convert
-from vit_hf.checkpoints import FAMILIES
+from vit_hf import (
+    AdaptiveViTConfig,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
+    convert,
+)
+from vit_hf.checkpoints import FAMILIES, processor_to_transformers, save_npz, to_transformers
+from vit_hf.checkpoints.timm_files import SUFFIXES
 from vit_hf.checkpoints.verify import verify_all
 
 
@@ -27,9 +41,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source", nargs="?", help=f"checkpoint, local or on the Hub: {', '.join(sorted(FAMILIES))}"
+        "source",
+        nargs="?",
+        help="checkpoint, local or on the Hub, of timm, or of transformers, or a file of weights: "
+        f"adaptive_vit, {', '.join(sorted(FAMILIES))}, .npz, .safetensors, .bin, .pth",
     )
-    parser.add_argument("--output", type=Path, help="folder to write")
+    parser.add_argument("--output", type=Path, help="folder to write; with --to npz, file")
+    parser.add_argument("--to", choices=WRITERS, default="adaptive_vit", help="what to write")
+    parser.add_argument("--architecture", help="what timm calls the model, where the source is weights alone")
     parser.add_argument("--fields", type=json.loads, default={}, help="of AdaptiveViTConfig, as JSON")
     parser.add_argument("--verify-all", action="store_true", help="compare every family and print a table")
     arguments = parser.parse_args(argv)
@@ -38,10 +57,42 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def load(source: str, architecture: str | None, fields: dict) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The source as ours, whether it is that already or not."""
+    if architecture is None and Path(source).suffix not in FILES:
+        config, _ = PreTrainedConfig.get_config_dict(source)
+        if config.get("model_type") == AdaptiveViTConfig.model_type:
+            model = AdaptiveViTForImageClassification.from_pretrained(source, **fields)
+            return model.eval(), AdaptiveViTImageProcessor.from_pretrained(source)
+    return convert(source, architecture, **fields)
+
+
+def write_ours(model: PreTrainedModel, image_processor: BaseImageProcessor, output: Path) -> PreTrainedModel:
+    model.save_pretrained(output)
+    image_processor.save_pretrained(output)
+    return model
+
+
+def write_vit(model: PreTrainedModel, image_processor: BaseImageProcessor, output: Path) -> PreTrainedModel:
+    return write_ours(to_transformers(model), processor_to_transformers(image_processor), output)
+
+
+def write_npz(model: PreTrainedModel, image_processor: BaseImageProcessor, output: Path) -> PreTrainedModel:
+    save_npz(model, output)
+    return model
+
+
+FILES = (".npz", *SUFFIXES)
+WRITERS = {"adaptive_vit": write_ours, "vit": write_vit, "npz": write_npz}
+
+
 def print_table() -> None:
-    print(f"Small random models, fp32, torch {torch.__version__}, transformers {transformers.__version__}\n")
+    versions = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
+    if importlib.util.find_spec("timm"):
+        versions.append(f"timm {importlib.metadata.version('timm')}")
+    print(f"Small random models, fp32, {', '.join(versions)}\n")
     print(
-        "| checkpoint | class in transformers | native size, max difference | other sizes, max difference | selection |"
+        "| checkpoint | class there | native size, max difference | other sizes, max difference | selection |"
     )
     print("|---|---|---|---|---|")
     for verdict in verify_all():
@@ -59,11 +110,10 @@ def main(argv: list[str] | None = None) -> None:
         print_table()
         return
     try:
-        model, image_processor = convert(arguments.source, **arguments.fields)
-    except (OSError, ValueError) as error:
+        model, image_processor = load(arguments.source, arguments.architecture, arguments.fields)
+        model = WRITERS[arguments.to](model, image_processor, arguments.output)
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"convert.py: {error}")
-    model.save_pretrained(arguments.output)
-    image_processor.save_pretrained(arguments.output)
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {arguments.output}")
 
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from transformers import ViTForImageClassification
 
 from tests.conftest import tiny_config
 from vit_hf import AdaptiveViTForImageClassification, convert
-from vit_hf.checkpoints import CannotConvert, save_npz
+from vit_hf.checkpoints import CannotConvert, save_npz, to_transformers
+from vit_hf.checkpoints.verify import SIZES, original, ours, theirs
 
 
 HEADS, CHANNELS, HIDDEN, MLP, BLOCKS, LABELS, PATCH, SIDE = 4, 8, 32, 64, 3, 5, 8, 4
@@ -76,11 +78,29 @@ def plain_logits(image, p):
         h = gelu(h @ p[f"{block}/MlpBlock_3/Dense_0/kernel"] + p[f"{block}/MlpBlock_3/Dense_0/bias"])
         x = x + h @ p[f"{block}/MlpBlock_3/Dense_1/kernel"] + p[f"{block}/MlpBlock_3/Dense_1/bias"]
     x = normalise(x, p["Transformer/encoder_norm/scale"], p["Transformer/encoder_norm/bias"])
-    return x[0] @ p["head/kernel"] + p["head/bias"]
+    x = x[0]
+    if "pre_logits/kernel" in p:
+        x = np.tanh(x @ p["pre_logits/kernel"] + p["pre_logits/bias"])
+    return x @ p["head/kernel"] + p["head/bias"]
 
 
-def test_outputs_are_those_of_the_formulas(tmp_path):
-    arrays = random_file(tmp_path / "vit.npz")
+def pretraining_head(width=24):
+    """As files of ImageNet-21k have it."""
+    rng = np.random.default_rng(2)
+    shapes = {
+        "pre_logits/kernel": (HIDDEN, width),
+        "pre_logits/bias": (width,),
+        "head/kernel": (width, LABELS),
+    }
+    return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+every_head = pytest.mark.parametrize("head", [{}, pretraining_head()], ids=["head", "pre_logits"])
+
+
+@every_head
+def test_outputs_are_those_of_the_formulas(tmp_path, head):
+    arrays = random_file(tmp_path / "vit.npz", **head)
     model, processor = convert(tmp_path / "vit.npz")
     image = np.random.default_rng(1).normal(0, 1, (32, 32, 3)).astype(np.float32)
     with torch.no_grad():
@@ -110,13 +130,59 @@ def test_outputs_are_those_of_timm(tmp_path):
         torch.testing.assert_close(model(images).logits, theirs(images), atol=1e-5, rtol=1e-5)
 
 
-def test_there_and_back(tmp_path):
-    arrays = random_file(tmp_path / "vit.npz")
+@every_head
+def test_there_and_back(tmp_path, head):
+    arrays = random_file(tmp_path / "vit.npz", **head)
     model, _ = convert(tmp_path / "vit.npz")
     save_npz(model, tmp_path / "again")
     with np.load(tmp_path / "again") as again:
         assert set(again.files) == set(arrays)
         assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+
+
+@every_head
+def test_a_second_load_is_the_same_to_the_bit(tmp_path, head):
+    random_file(tmp_path / "vit.npz", **head)
+    model, _ = convert(tmp_path / "vit.npz")
+    model.save_pretrained(tmp_path / "ours")
+    again, report = AdaptiveViTForImageClassification.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(report.values())
+    images = torch.randn(2, 3, 48, 32)
+    assert torch.equal(again(images).logits, model(images).logits)
+
+
+class TestTransformers:
+    """Stock ViT to a file, and back."""
+
+    def test_there_and_back(self, tmp_path, caplog):
+        stock = original("vit")
+        save_npz(stock, tmp_path / "vit.npz")
+        assert "hidden_act='gelu'" in caplog.text  # which the file cannot say
+        fields = {"hidden_act": stock.config.hidden_act, "layer_norm_eps": stock.config.layer_norm_eps}
+        model, _ = convert(tmp_path / "vit.npz", **fields)
+        again = to_transformers(model)
+        assert type(again) is ViTForImageClassification
+        for size in SIZES:
+            images = torch.randn(2, 3, *size)
+            expected = theirs(stock, "vit", images)
+            torch.testing.assert_close(ours(model, images), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(theirs(again, "vit", images), expected, atol=1e-5, rtol=1e-5)
+        for name, value in stock.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value)
+
+    def test_flax_defaults_need_no_warning(self, tmp_path, caplog):
+        random_file(tmp_path / "vit.npz")
+        save_npz(to_transformers(convert(tmp_path / "vit.npz")[0]), tmp_path / "again.npz")
+        with np.load(tmp_path / "vit.npz") as before, np.load(tmp_path / "again.npz") as after:
+            assert set(before.files) == set(after.files)
+            assert all(np.array_equal(before[name], after[name]) for name in before.files)
+        assert not caplog.text
+
+    def test_what_has_no_classifier(self, tmp_path):
+        with pytest.raises(CannotConvert, match="holds an image classifier"):
+            save_npz(original("vit-encoder"), tmp_path / "vit.npz")
 
 
 def test_selection_at_once_and_without_a_head(tmp_path):
@@ -130,7 +196,6 @@ def test_selection_at_once_and_without_a_head(tmp_path):
     ("changes", "message"),
     [
         ({"cls": None}, r"no ViT .*cls"),
-        ({"pre_logits/kernel": np.zeros((2, 2))}, "pre_logits"),
         ({"conv_root/kernel": np.zeros((2, 2))}, "hybrid"),
         ({"Transformer/encoderblock_7/LayerNorm_0/scale": np.zeros(HIDDEN)}, "encoderblock_3"),
     ],

@@ -31,6 +31,8 @@ OPTIONS = {
     "clip": {"pre_layernorm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
     "no_bias": dict.fromkeys(("qkv_bias", "projection_bias", "mlp_bias", "patch_bias"), False),
     "no_key_bias": {"key_bias": False},
+    "pre_logits": {"classifier_hidden_size": 24},
+    "pre_logits_of_two": {"classifier_hidden_size": 24, "pooling": "cls+mean"},
     "inner_norms": {"mlp_norm": True, "attention_norm": True},
     "eva02": {
         "mlp_type": "gated",

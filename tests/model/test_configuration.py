@@ -39,6 +39,7 @@ def test_round_trip(tmp_path):
             {"position_encoding": "learned_rotary", "num_attention_heads": 16},
             ["learned_rotary", "multiple of 4"],
         ),
+        ({"classifier_hidden_size": 0}, ["classifier_hidden_size=0", "at least 1"]),
         ({"rotary_reference_grid": 0}, ["rotary_reference_grid=0", "pair"]),
         ({"rotary_reference_grid": [4, 4, 4]}, ["rotary_reference_grid=[4, 4, 4]", "pair"]),
         (

@@ -11,13 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
 from .families import CannotConvert
+from .plain import check_plain
 
 
+logger = logging.get_logger(__name__)
+
+# Flax' defaults.
+ACTIVATION, EPSILON = "gelu_pytorch_tanh", 1e-6
+# Fields that a file says something of, or that are of how a table is resized, which files leave to their readers.
+KEPT = ("classifier_hidden_size", "position_interpolation", "position_antialias", "position_scale_offset")
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
 # Parts of a block: theirs, ours.
@@ -76,10 +85,6 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         )
     if any(name.startswith("conv_root") for name in arrays):
         raise CannotConvert("This is a hybrid with a ResNet before the encoder, which is not supported yet.")
-    if any(name.startswith("pre_logits") for name in arrays):
-        raise CannotConvert(
-            "This has a layer before the classifier (pre_logits), which fine-tuned files leave out: use one of those."
-        )
     if blocks != set(range(len(blocks))):
         gap = min(set(range(len(blocks))) - blocks)
         raise CannotConvert(f"This is incomplete: there is no Transformer/encoderblock_{gap}.")
@@ -96,10 +101,11 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         "encoder_stride": height,
         "num_channels": channels,
         "num_labels": arrays["head/kernel"].shape[1] if "head/kernel" in arrays else 0,
-        # Flax' defaults.
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
+        "hidden_act": ACTIVATION,
+        "layer_norm_eps": EPSILON,
     }
+    if "pre_logits/kernel" in arrays:
+        fields["classifier_hidden_size"] = arrays["pre_logits/kernel"].shape[1]
     if side * side == patches:
         fields["image_size"] = [side * height, side * width] if height != width else side * height
     return fields
@@ -115,6 +121,9 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
         "vit.layernorm.weight": arrays["Transformer/encoder_norm/scale"],
         "vit.layernorm.bias": arrays["Transformer/encoder_norm/bias"],
     }
+    if "pre_logits/kernel" in arrays:
+        kernel, bias = arrays["pre_logits/kernel"], arrays["pre_logits/bias"]
+        ours |= {"pre_classifier.weight": kernel.T, "pre_classifier.bias": bias}
     if "head/kernel" in arrays:
         ours |= {"classifier.weight": arrays["head/kernel"].T, "classifier.bias": arrays["head/bias"]}
     for index in range(num_blocks):
@@ -137,39 +146,34 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
     }
 
 
-def save_npz(model: AdaptiveViTForImageClassification, path: str | PathLike) -> None:
+def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
     """Writes a plain ViT classifier as a file of google-research/vision_transformer.
+
+    The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and 1e-6. A model
+    with others is written with a warning; `load_npz(path, hidden_act=..., layer_norm_eps=...)` has its outputs again.
+
+    Args:
+        model: an `AdaptiveViTForImageClassification`, or what `convert` makes one of, such as transformers'
+            `ViTForImageClassification`.
 
     Raises:
         CannotConvert: for an architecture that they do not have.
     """
+    if not isinstance(model, AdaptiveViTPreTrainedModel):
+        from .convert import convert  # which imports this file
+
+        model, _ = convert(model)
+    if not isinstance(model, AdaptiveViTForImageClassification):
+        raise CannotConvert(f"A .npz of ViT holds an image classifier, and this is {type(model).__name__}.")
     config = model.config
-    plain = AdaptiveViTConfig(
-        **{
-            name: getattr(config, name)
-            for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-        }
-    )
-    for name in (
-        "position_encoding",
-        "pooling",
-        "norm_type",
-        "pre_layernorm",
-        "final_norm",
-        "mlp_type",
-        "layerscale_value",
-        "num_register_tokens",
-        "use_cls_token",
-        "qkv_bias",
-        "key_bias",
-        "projection_bias",
-        "mlp_bias",
-        "patch_bias",
-        "token_reducer",
-        "patch_selector",
-    ):
-        if getattr(config, name) != getattr(plain, name):
-            raise CannotConvert(f"{name}={getattr(config, name)!r} is nothing that a .npz of ViT can hold.")
+    check_plain(config, "a .npz of ViT", keeps=KEPT)
+    if not config.qkv_bias:
+        raise CannotConvert("qkv_bias=False is nothing that a .npz of ViT can hold.")
+    if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):
+        logger.warning(
+            f"{path} cannot say hidden_act={config.hidden_act!r} and layer_norm_eps={config.layer_norm_eps}: pass both to "
+            f"load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
+        )
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
     heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     arrays = {
@@ -182,6 +186,9 @@ def save_npz(model: AdaptiveViTForImageClassification, path: str | PathLike) -> 
         "Transformer/encoder_norm/scale": weights["vit.layernorm.weight"],
         "Transformer/encoder_norm/bias": weights["vit.layernorm.bias"],
     }
+    if config.classifier_hidden_size is not None:
+        kernel, bias = weights["pre_classifier.weight"].T, weights["pre_classifier.bias"]
+        arrays |= {"pre_logits/kernel": kernel, "pre_logits/bias": bias}
     if config.num_labels:
         arrays |= {"head/kernel": weights["classifier.weight"].T, "head/bias": weights["classifier.bias"]}
     for index in range(config.num_hidden_layers):

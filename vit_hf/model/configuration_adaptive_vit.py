@@ -74,6 +74,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
         pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
             reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
             (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
+        classifier_hidden_size (`int`, *optional*): width of a dense layer with tanh before the classifier, the
+            `pre_logits` of the first ViT's pretraining (Dosovitskiy et al., 2020, section 3.1); None for none.
         use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
@@ -169,6 +171,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
     gumbel_distillation_weight: float | int = 0.5
     gumbel_token_weight: float | int = 0.5
     pooling: Literal["cls", "mean", "cls+mean", "cls+register", "map"] = "cls"
+    classifier_hidden_size: int | None = None
     use_cls_token: bool = True
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
@@ -263,6 +266,10 @@ class AdaptiveViTConfig(PreTrainedConfig):
                         f"{field}={getattr(self, field)!r} needs the CLS token, which use_cls_token=False leaves out: "
                         "choose another."
                     )
+        if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
+            raise ValueError(
+                f"classifier_hidden_size={self.classifier_hidden_size} must be at least 1, or None for no layer."
+            )
         if self.final_norm == "pooled" and self.pooling in ("cls+mean", "cls+register"):
             raise ValueError(
                 f"final_norm='pooled' norms one vector, and pooling={self.pooling!r} gives two: use final_norm='tokens'."

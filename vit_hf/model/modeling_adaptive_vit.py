@@ -462,6 +462,10 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
         self.pooling = POOLINGS[config.pooling](config)
         size = config.hidden_size * self.pooling.num_vectors
+        self.pre_classifier = None
+        if config.classifier_hidden_size is not None:
+            self.pre_classifier = nn.Linear(size, config.classifier_hidden_size)
+            size = config.classifier_hidden_size
         self.classifier = nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
@@ -529,6 +533,8 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
     def _answer(self, pooled: torch.Tensor) -> torch.Tensor:
         if self.config.final_norm == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
+        if self.pre_classifier is not None:
+            pooled = self.pre_classifier(pooled).tanh()
         return self.classifier(pooled)
 
     def _selection_losses(

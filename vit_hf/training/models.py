@@ -114,6 +114,8 @@ def load_classifier(
         processor.do_resize, processor.do_center_crop = resolution != "native", False
         if resolution != "native":
             processor.size = type(processor.size)(height=resolution, width=resolution)
+            if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
+                processor.max_num_patches = None
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
     selection = {name: value for name, value in named.items() if value is not None}
     if not selection and not fields and resolution is None:

@@ -1,0 +1,119 @@
+"""An AdaptiveViT without anything of its own, as transformers' ViT."""
+
+from transformers import (
+    PreTrainedConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
+from transformers.activations import ACT2FN
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.modeling_adaptive_vit import (
+    AdaptiveViTForImageClassification,
+    AdaptiveViTModel,
+    AdaptiveViTPreTrainedModel,
+)
+from .families import CannotConvert
+
+
+# Fields without a part in what a model answers: those of training, ...
+TRAINING = ("initializer", "drop_path_rate", "auto_map", "architectures")
+# ... and those of encodings, selectors and reducers, none of which a plain model has.
+OPTIONS = (
+    "rotary_",
+    "relative_bias_",
+    "fourier_",
+    "random_selector_",
+    "scout_",
+    "scorer_",
+    "distilled_",
+    "policy_",
+    "perturbed_",
+    "reduction_",
+    "gumbel_",
+)
+# Of an image processor: what transformers' ViT has not.
+PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
+
+
+def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = ()) -> None:
+    """Refuses a field that transformers' `ViTConfig` has not, unless it has its default or means nothing.
+
+    Args:
+        what: where the configuration is to fit, for the message.
+        keeps: other fields that fit.
+
+    Raises:
+        CannotConvert: naming the field.
+    """
+    # What every configuration has, and what every ViT has.
+    fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *TRAINING, *keeps}
+    plain = AdaptiveViTConfig().to_dict()
+    for name, value in config.to_dict().items():
+        if name in fits or name.startswith(OPTIONS) or name not in plain:
+            continue
+        if value != plain[name]:
+            raise CannotConvert(f"{name}={value!r} is nothing that {what} can hold.")
+
+
+def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:
+    """A plain AdaptiveViT as transformers' ViT with the same outputs; the other way is `convert`.
+
+    Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square grid.
+
+    Args:
+        model: an `AdaptiveViTForImageClassification`, or an `AdaptiveViTModel`, which becomes a `ViTModel`.
+
+    Returns:
+        The model, in evaluation mode and of the same dtype.
+
+    Raises:
+        CannotConvert: for whatever transformers' ViT has not, such as a patch selector, naming it.
+    """
+    if not isinstance(model, AdaptiveViTForImageClassification | AdaptiveViTModel):
+        raise CannotConvert(
+            f"{type(model).__name__} has no counterpart: give an AdaptiveViTForImageClassification or an "
+            "AdaptiveViTModel."
+        )
+    config = model.config
+    check_plain(config, "transformers' ViT")
+    if config.hidden_act not in ACT2FN:
+        raise CannotConvert(f"hidden_act={config.hidden_act!r} is no activation of transformers.")
+    fields = {name: value for name, value in config.to_dict().items() if name in ViTConfig().to_dict()}
+    for name in ("model_type", "architectures", "transformers_version", "dtype"):
+        fields.pop(name, None)
+    stock = ViTConfig(**fields)
+    if isinstance(model, AdaptiveViTModel):
+        result = ViTModel(stock, add_pooling_layer=model.pooler is not None)
+    else:
+        result = ViTForImageClassification(stock)
+    result.load_state_dict(
+        {
+            name.replace("position_encoding.position_embeddings", "position_embeddings"): value
+            for name, value in model.state_dict().items()
+        }
+    )
+    return result.to(model.dtype).eval()
+
+
+def processor_to_transformers(processor: BaseImageProcessor) -> ViTImageProcessor:
+    """An image processor of ours as transformers' `ViTImageProcessor` that prepares alike.
+
+    Raises:
+        CannotConvert: for an option that it has not.
+    """
+    options = processor.to_dict()
+    for name in PREPARATION:
+        if options.get(name):
+            raise CannotConvert(
+                f"{name}={options[name]!r} is nothing that transformers' ViTImageProcessor does."
+            )
+    if options.get("do_resize") and set(options["size"]) == {"longest_edge"}:
+        raise CannotConvert(
+            f"size={options['size']} as a cap is nothing that transformers' ViTImageProcessor does."
+        )
+    names = set(ViTImageProcessor.valid_kwargs.__annotations__)
+    return ViTImageProcessor(**{name: value for name, value in options.items() if name in names})
