@@ -24,7 +24,7 @@ NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def is_weights_file(source: Any) -> bool:
-    return isinstance(source, str | PathLike) and str(source).endswith(SUFFIXES)
+    return isinstance(source, str | PathLike) and str(source).endswith(SUFFIXES) and not Path(source).is_dir()
 
 
 def read_weights(path: str | PathLike) -> Weights:
@@ -48,8 +48,8 @@ def read_weights(path: str | PathLike) -> Weights:
 def refusal(path: str | PathLike) -> str:
     """What to say of a pickle that `weights_only=True` does not load."""
     return (
-        f"{path} holds a pickle of more than tensors, which could run any code, and was not loaded. Ask for a "
-        ".safetensors file, or for one that has tensors alone."
+        f"{path} is no file of tensors alone. A pickle of anything else could run any code, so it was not loaded: ask "
+        "for a .safetensors file, or for one with nothing but tensors."
     )
 
 
@@ -135,7 +135,7 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
     if size is not None:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
-    dtype = next(iter(weights.values())).dtype
+    dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
     return model.to(dtype).eval()
 
 
