@@ -24,8 +24,17 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTPreTrainedModel,
 )
 from .model.positions import POSITION_ENCODINGS
+from .model.positions_base import PositionEncoding
 from .model.reduction import TOKEN_REDUCERS
+from .model.reduction_base import Reduction, TokenReducer
 from .model.selection import PATCH_SELECTORS
+from .model.selection_base import PatchSelector
+from .model.tokens import PatchTokens
+from .model.user_classes import (
+    register_patch_selector,
+    register_position_encoding,
+    register_token_reducer,
+)
 from .training.schedule import KeepRateSchedule
 from .version import __version__
 
@@ -52,7 +61,15 @@ __all__ = [
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
     "KeepRateSchedule",
+    "PatchSelector",
+    "PatchTokens",
+    "PositionEncoding",
+    "Reduction",
+    "TokenReducer",
     "__version__",
     "convert",
     "explain",
+    "register_patch_selector",
+    "register_position_encoding",
+    "register_token_reducer",
 ]

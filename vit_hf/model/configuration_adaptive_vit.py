@@ -8,9 +8,9 @@ from transformers import PreTrainedConfig
 
 from .blocks import ACTIVATIONS
 from .patches import to_pair
-from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
+from .user_classes import TABLES, is_known
 
 
 @strict
@@ -20,7 +20,8 @@ class AdaptiveViTConfig(PreTrainedConfig):
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
 
     Args:
-        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`.
+        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`, or as
+            `"my_positions.MyEncoding"` a class of your own; so are `patch_selector` and `token_reducer`.
         position_antialias (`bool`, defaults to False): whether `"learned"` is shrunk with antialiasing, as DINOv2 with
             registers.
         position_scale_offset (`float`, defaults to 0.0): 0.1 interpolates `"learned"` as DINOv2's first code did.
@@ -183,7 +184,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
-        _check_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        self._check_class("position_encoding")
         _check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
         for name in (
             "hidden_size",
@@ -253,6 +254,13 @@ class AdaptiveViTConfig(PreTrainedConfig):
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
 
+    def _check_class(self, field: str):
+        if not is_known(self, field):
+            raise ValueError(
+                f"{field}={getattr(self, field)!r} is unknown. Choose one of {sorted(TABLES[field])}, or name a class of "
+                'your own as "module.Class".'
+            )
+
     def _validate_sizes(self):
         for name in ("image_size", "patch_size", "scout_image_size", "scorer_image_size"):
             value = getattr(self, name)
@@ -277,7 +285,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                         f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
                     )
             return
-        _check_choice("patch_selector", self.patch_selector, PATCH_SELECTORS)
+        self._check_class("patch_selector")
         if number is None:
             raise ValueError(
                 f"patch_selector={self.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
@@ -350,7 +358,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"{sorted(TOKEN_REDUCERS)}."
                 )
             return
-        _check_choice("token_reducer", self.token_reducer, TOKEN_REDUCERS)
+        self._check_class("token_reducer")
         layers = list(self.reduction_layers)
         if (
             not layers

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches, PatchEmbeddings
-from .positions import POSITION_ENCODINGS
 from .tokens import PatchTokens
+from .user_classes import find_class
 
 
 class AdaptiveViTEmbeddings(nn.Module):
@@ -14,7 +14,7 @@ class AdaptiveViTEmbeddings(nn.Module):
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
         self.patch_embeddings = PatchEmbeddings(config)
-        self.position_encoding = POSITION_ENCODINGS[config.position_encoding](config)
+        self.position_encoding = find_class(config, "position_encoding")(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.register_tokens = (
             nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))

@@ -1,10 +1,11 @@
 """Adaptive Vision Transformer: patches, selection, positions, encoder, head. Shape legend: `tokens.py`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import (
     WeightRenaming,
@@ -38,17 +39,18 @@ from .outputs import (
     ScoutOutput,
 )
 from .patches import ImagePatches, cut_patches, to_pair
-from .positions import POSITION_ENCODINGS
-from .positions_base import PositionEncoding, interpolation_weights
-from .reduction import TOKEN_REDUCERS
+from .positions_base import interpolation_weights
 from .reduction_base import restore_tokens
-from .selection import PATCH_SELECTORS
 from .selection_base import Selection, count_selected
 from .selection_policy import reinforce_loss
 from .tokens import PatchTokens, put_tokens, raster_indices
+from .user_classes import derives_from, fetch_classes, find_class, references, save_classes, user_classes
 
 
 RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+
+# Of `save_pretrained`, what `push_to_hub` takes as well.
+UPLOAD_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
 
 # How the attention of several heads (B, heads, T) becomes one.
 HEAD_REDUCTIONS = {
@@ -85,7 +87,7 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
-        if POSITION_ENCODINGS[config.position_encoding].has_bias:
+        if find_class(config, "position_encoding").has_bias:
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
 
@@ -111,7 +113,7 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.scale_embedding)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
-        elif isinstance(module, PositionEncoding):
+        elif derives_from(type(module), "PositionEncoding"):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
@@ -141,14 +143,47 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 )
         super()._set_gradient_checkpointing(enable, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved."""
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint has such classes and is not trusted.
+        """
+        trust = bool(kwargs.pop("trust_remote_code", False))
+        source = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            values = config.__dict__
+        else:
+            values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
+        # Fields that the caller gives himself need no trust.
+        values = {name: value for name, value in values.items() if name not in kwargs}
+        fetch_classes(str(source), values, trust, **kwargs)
+        return super().from_pretrained(source, *args, config=config, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers; the configuration names every Auto class, whichever class was saved.
+
+        The files of a user's own encoding, selector or reducer are saved, too.
+        """
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
         # a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
+        classes = user_classes(self.config)
+        auto_map = getattr(self.config, "auto_map", None) or {}
         if type(self).__module__ == __name__:  # a user's subclass ships another file
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+            auto_map = {**auto_map, **AUTO_MAP}
+        if auto_map or classes:
+            self.config.auto_map = {**auto_map, **references(classes)}
+        if not classes:
+            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        # The folder must be complete before it is uploaded.
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_classes(self.config, classes, save_directory)
+            if push_to_hub:
+                upload = {name: kwargs[name] for name in UPLOAD_OPTIONS if name in kwargs}
+                self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **upload)
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -167,11 +202,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     ):
         super().__init__(config)
         self.embeddings = AdaptiveViTEmbeddings(config, use_mask_token=use_mask_token)
-        self.selector = PATCH_SELECTORS[config.patch_selector](config) if config.patch_selector else None
+        selector, reducer = find_class(config, "patch_selector"), find_class(config, "token_reducer")
+        self.selector = selector(config) if selector else None
         self.reducers = nn.ModuleDict()
-        if config.token_reducer:
+        if reducer:
             for index in config.reduction_layers:
-                self.reducers[str(index)] = TOKEN_REDUCERS[config.token_reducer](config, index)
+                self.reducers[str(index)] = reducer(config, index)
         self.layers = nn.ModuleList(
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
