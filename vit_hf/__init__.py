@@ -4,6 +4,7 @@ Importing this package registers the models with transformers' Auto classes.
 """
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
@@ -18,6 +19,7 @@ from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_vit import (
+    AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTModel,
@@ -40,6 +42,7 @@ from .version import __version__
 
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
+AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
@@ -53,6 +56,7 @@ __all__ = [
     "PATCH_SELECTORS",
     "POSITION_ENCODINGS",
     "TOKEN_REDUCERS",
+    "AdaptiveViTBackbone",
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 from .blocks import ACTIVATIONS
 from .patches import to_pair
@@ -14,7 +15,7 @@ from .user_classes import TABLES, is_known
 
 
 @strict
-class AdaptiveViTConfig(PreTrainedConfig):
+class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -90,6 +91,10 @@ class AdaptiveViTConfig(PreTrainedConfig):
         layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch (CaiT,
             Touvron et al., 2021); None for no scale.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
+        out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
+            `AdaptiveViTBackbone` returns, of "stem", "stage1", ...; default the last.
+        apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the last norm,
+            and have the shape of an image, as in DINOv2.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -176,11 +181,23 @@ class AdaptiveViTConfig(PreTrainedConfig):
     initializer: Literal["normal", "truncated_normal", "xavier_uniform"] = "normal"
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
 
     def __post_init__(self, **kwargs):
+        stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if any(value is not None for value in stages.values()):
+            self.set_output_features_output_indices(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         self.reduction_layers = list(self.reduction_layers)
         super().__post_init__(**kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of what a backbone can return: what enters the encoder, and what leaves each block."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
@@ -213,6 +230,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"position_encoding={self.position_encoding!r} needs {name} to be a multiple of {divisor}, "
                     f"got {size}."
                 )
+        self.verify_out_features_out_indices()
         self._validate_sizes()
         self._validate_selection()
         self._validate_reduction()
