@@ -4,9 +4,11 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from .blocks import ACTIVATIONS
+from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
@@ -89,6 +91,9 @@ class AdaptiveViTConfig(PreTrainedConfig):
         layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch (CaiT,
             Touvron et al., 2021); None for no scale.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
+        backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): of a CNN that
+            reads the images; cells of its last feature map are embedded instead of pixels. `patch_size` must be its
+            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -97,6 +102,9 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     model_type = "adaptive_vit"
     _auto_class = "AutoConfig"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
+    }
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [
         "selected_patches",
@@ -175,10 +183,13 @@ class AdaptiveViTConfig(PreTrainedConfig):
     initializer: Literal["normal", "truncated_normal", "xavier_uniform"] = "normal"
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         self.reduction_layers = list(self.reduction_layers)
+        if self.backbone_config is not None:
+            self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -213,6 +224,10 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"got {size}."
                 )
         self._validate_sizes()
+        if self.backbone_config is not None:
+            # A dictionary again if it was set after construction.
+            self.backbone_config = read_backbone_config(self.backbone_config)
+            check_backbone_config(self)
         self._validate_selection()
         self._validate_reduction()
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -382,15 +397,19 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads also the configuration of a stock transformers ViT, whose fields are all ours."""
+        """Reads also the configuration of a stock ViT, whose fields are all ours, or ViT-hybrid of transformers 4."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("backbone_config") is not None:  # transformers sets it as it is
+            kwargs["backbone_config"] = read_backbone_config(kwargs["backbone_config"])
         model_type = config_dict.get("model_type", cls.model_type)
-        if model_type not in (cls.model_type, "vit"):
+        if model_type not in (cls.model_type, "vit", "vit-hybrid"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r} "
-                "and 'vit' checkpoints."
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r}, "
+                "'vit' and 'vit-hybrid' checkpoints."
             )
-        if model_type == "vit":
+        if model_type == "vit-hybrid":
+            config_dict = read_stock_hybrid(config_dict)
+        if model_type != cls.model_type:
             config_dict = {key: value for key, value in config_dict.items() if key != "architectures"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs

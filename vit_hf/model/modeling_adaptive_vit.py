@@ -1,6 +1,7 @@
 """Adaptive Vision Transformer: patches, selection, positions, encoder, head. Shape legend: `tokens.py`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -140,6 +141,16 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                     "pass {'use_reentrant': False}, which is the default."
                 )
         super()._set_gradient_checkpointing(enable, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
+        backbone = self.config.backbone_config
+        if backbone is not None and isinstance(attn_implementation, str):
+            attn_implementation = {
+                "": attn_implementation,
+                "backbone_config": backbone._attn_implementation,
+            }
+        return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved."""
@@ -383,7 +394,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     @torch.no_grad()
     def _look(self, patches: ImagePatches, num_layers: int, reduction: str | None, **kwargs) -> ScoutOutput:
         """Runs the first blocks on `patches`, for `_ModelScout`."""
-        sequence, tokens, _ = self.embeddings(patches)
+        # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
+        sequence, tokens, _ = self.embeddings(replace(patches))
         tokens.mask = patches.mask
         if self.pre_layernorm is not None:
             sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
