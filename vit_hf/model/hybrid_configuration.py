@@ -61,8 +61,19 @@ def read_stock_hybrid(config_dict: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if its patches are of several cells, or its backbone is no BiT.
     """
-    config_dict = dict(config_dict)
-    config_dict.pop("backbone_featmap_shape", None)
+    if config_dict.get("backbone") is not None:
+        raise ValueError(
+            f"This hybrid takes its CNN from {config_dict['backbone']!r}; its config.json must describe it, as "
+            "backbone_config."
+        )
+    unused = (
+        "backbone",
+        "backbone_featmap_shape",
+        "backbone_kwargs",
+        "use_pretrained_backbone",
+        "use_timm_backbone",
+    )
+    config_dict = {key: value for key, value in config_dict.items() if key not in unused}
     cells = config_dict.get("patch_size", 1)
     if cells not in (1, [1, 1]):
         raise ValueError(
