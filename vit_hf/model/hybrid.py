@@ -50,6 +50,26 @@ class HybridPatchEmbeddings(nn.Module):
             tokens.full_grid = patches.full_grid
         return tokens
 
+    def reset_missing(self) -> None:
+        """Gives torch's initial values to what a file lacked of a backbone of timm; transformers leaves it as it is.
+
+        Raises:
+            ValueError: if a part has none.
+        """
+        if self.backbone.config.model_type != "timm_backbone":
+            return
+        for name, part in self.backbone.named_modules():
+            values = part.parameters(recurse=False)
+            if all(getattr(value, "_is_hf_initialized", False) for value in values):
+                continue
+            if not hasattr(part, "reset_parameters"):
+                raise ValueError(
+                    f"The file has no weights for {name} of the backbone {self.backbone.config.backbone!r} of timm, and "
+                    "there is no way to initialise it. Build the model from its configuration and load the file by "
+                    "load_state_dict(strict=False)."
+                )
+            part.reset_parameters()
+
     def _read(self, patches: ImagePatches) -> torch.Tensor:
         """The cell of each patch, `(B, N, F)`."""
         if patches.image is not None:

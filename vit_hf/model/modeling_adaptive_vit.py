@@ -31,6 +31,7 @@ from .heads import (
     reward_per_image,
     token_distillation_loss,
 )
+from .hybrid import HybridPatchEmbeddings
 from .outputs import (
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
@@ -116,6 +117,14 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
+
+    @torch.no_grad()
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        super()._initialize_missing_keys(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, HybridPatchEmbeddings):
+                with init.guard_torch_init_functions():
+                    module.reset_missing()
 
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
