@@ -234,7 +234,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
-            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite.
+            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
+                `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
         config = self.config
         patches = cut_patches(
