@@ -19,6 +19,7 @@ from ..model.modeling_adaptive_vit import (
 from ..training.models import is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
 from .npz import load_npz
+from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .timm_models import convert_timm, is_timm
 
 
@@ -48,7 +49,7 @@ def convert(
     Args:
         source: a model of transformers; one of timm (see `convert_timm`); the name of a checkpoint, local or on the
             Hub; or a `.npz` file of google-research/vision_transformer (see `load_npz`). The `model_type` must be one
-            of `FAMILIES`. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+            of `FAMILIES`, or the `"vit-hybrid"` of transformers 4. A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
             num_selected_patches=196`.
@@ -65,6 +66,8 @@ def convert(
         return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel) and str(source).endswith(".npz"):
         return load_npz(source, **fields)
+    if not isinstance(source, PreTrainedModel) and is_stock_hybrid(source):
+        return load_stock_hybrid(source, **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)

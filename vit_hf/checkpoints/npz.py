@@ -15,6 +15,7 @@ import torch
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from . import npz_hybrid
 from .families import CannotConvert
 
 
@@ -45,6 +46,9 @@ def load_npz(
     config = AdaptiveViTConfig(**read_config(arrays) | fields)
     model = AdaptiveViTForImageClassification(config)
     weights = to_ours(arrays, config.num_hidden_layers)
+    if npz_hybrid.is_hybrid(arrays):
+        cnn = npz_hybrid.to_ours(arrays, config.backbone_config)
+        weights |= {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in cnn.items()}
     report = model.load_state_dict(weights, strict=False)
     missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
     if missing or report.unexpected_keys:
@@ -65,7 +69,8 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Fields of `AdaptiveViTConfig` that shapes tell.
 
     Raises:
-        CannotConvert: for a hybrid, a mixer, or whatever else has not the arrays of a ViT.
+        CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the arrays of a
+            ViT.
     """
     needed = ("embedding/kernel", POSITIONS, "cls", "Transformer/encoder_norm/scale")
     missing = [name for name in needed if name not in arrays]
@@ -74,8 +79,6 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise CannotConvert(
             f"This is no ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
         )
-    if any(name.startswith("conv_root") for name in arrays):
-        raise CannotConvert("This is a hybrid with a ResNet before the encoder, which is not supported yet.")
     if any(name.startswith("pre_logits") for name in arrays):
         raise CannotConvert(
             "This has a layer before the classifier (pre_logits), which fine-tuned files leave out: use one of those."
@@ -102,6 +105,8 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
     if side * side == patches:
         fields["image_size"] = [side * height, side * width] if height != width else side * height
+    if npz_hybrid.is_hybrid(arrays):
+        fields |= npz_hybrid.hybrid_fields(arrays, fields)
     return fields
 
 
@@ -138,7 +143,7 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
 
 
 def save_npz(model: AdaptiveViTForImageClassification, path: str | PathLike) -> None:
-    """Writes a plain ViT classifier as a file of google-research/vision_transformer.
+    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of google-research/vision_transformer.
 
     Raises:
         CannotConvert: for an architecture that they do not have.
@@ -182,6 +187,8 @@ def save_npz(model: AdaptiveViTForImageClassification, path: str | PathLike) -> 
         "Transformer/encoder_norm/scale": weights["vit.layernorm.weight"],
         "Transformer/encoder_norm/bias": weights["vit.layernorm.bias"],
     }
+    if config.backbone_config is not None:
+        arrays |= npz_hybrid.to_theirs(weights, config.backbone_config)
     if config.num_labels:
         arrays |= {"head/kernel": weights["classifier.weight"].T, "head/bias": weights["classifier.bias"]}
     for index in range(config.num_hidden_layers):

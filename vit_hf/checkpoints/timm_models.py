@@ -9,6 +9,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .families import CannotConvert, Weights
+from .timm_hybrid import backbone_name, hybrid_fields, is_hybrid
 
 
 POOLINGS = {"token": "cls", "avg": "mean"}
@@ -77,7 +78,9 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
         "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
         "no position embedding": model.pos_embed is None,
-        "a norm after the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
+        "a norm after the patch embedding": not isinstance(
+            getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
+        ),
     }
     found = [what for what, is_there in unknown.items() if is_there]
     if found:
@@ -114,7 +117,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         "num_register_tokens": registers,
         "pooling": "cls+register" if distilled else POOLINGS[model.global_pool],
         "position_antialias": True,
-    }
+    } | (hybrid_fields(model.patch_embed) if is_hybrid(model) else {})
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
@@ -141,6 +144,9 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
         module, _, kind = name.rpartition(".")
         if name.startswith("patch_embed.proj."):
             ours[f"vit.embeddings.patch_embeddings.projection.{kind}"] = value
+        elif name.startswith("patch_embed.backbone."):
+            part = backbone_name(name.removeprefix("patch_embed.backbone."))
+            ours[f"vit.embeddings.patch_embeddings.backbone.{part}"] = value
         elif module in norms:
             ours[f"{norms[module]}.{kind}"] = value
         elif name.startswith("blocks."):

@@ -11,6 +11,7 @@ import transformers as t
 from torch import nn
 
 from .convert import convert
+from .verify_hybrid import verify_hybrid
 
 
 TINY = {
@@ -112,8 +113,8 @@ class Verdict:
     """What came of one original.
 
     Attributes:
-        name: key of `ORIGINALS`.
-        original: its class in transformers.
+        name: key of `ORIGINALS`, or "hybrid".
+        original: its class in transformers, or timm.
         native, other: largest difference of outputs, at the model's own image size and at others.
         selection: whether the same model then computes on fewer patches.
     """
@@ -142,3 +143,5 @@ def verify_all() -> Iterator[Verdict]:
         yield Verdict(
             name, type(model).__name__, differences[0], max(differences[1:]), selected.shape == (1, 6)
         )
+    for verdict in verify_hybrid():
+        yield Verdict(*verdict)

@@ -4,10 +4,12 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
 
 from .blocks import ACTIVATIONS
+from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 from .patches import to_pair
 from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
@@ -95,6 +97,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `AdaptiveViTBackbone` returns, of "stem", "stage1", ...; default the last.
         apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the last norm,
             and have the shape of an image, as in DINOv2.
+        backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): of a CNN that
+            reads the images; cells of its last feature map are embedded instead of pixels. `patch_size` must be its
+            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -103,6 +108,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "adaptive_vit"
     _auto_class = "AutoConfig"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
+    }
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [
         "selected_patches",
@@ -185,6 +193,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
@@ -192,6 +201,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self.set_output_features_output_indices(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         self.reduction_layers = list(self.reduction_layers)
+        if self.backbone_config is not None:
+            self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
 
     @property
@@ -232,6 +243,10 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         self.verify_out_features_out_indices()
         self._validate_sizes()
+        if self.backbone_config is not None:
+            # A dictionary again if it was set after construction.
+            self.backbone_config = read_backbone_config(self.backbone_config)
+            check_backbone_config(self)
         self._validate_selection()
         self._validate_reduction()
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -408,15 +423,19 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads also the configuration of a stock transformers ViT, whose fields are all ours."""
+        """Reads also the configuration of a stock ViT, whose fields are all ours, or ViT-hybrid of transformers 4."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("backbone_config") is not None:  # transformers sets it as it is
+            kwargs["backbone_config"] = read_backbone_config(kwargs["backbone_config"])
         model_type = config_dict.get("model_type", cls.model_type)
-        if model_type not in (cls.model_type, "vit"):
+        if model_type not in (cls.model_type, "vit", "vit-hybrid"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r} "
-                "and 'vit' checkpoints."
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r}, "
+                "'vit' and 'vit-hybrid' checkpoints."
             )
-        if model_type == "vit":
+        if model_type == "vit-hybrid":
+            config_dict = read_stock_hybrid(config_dict)
+        if model_type != cls.model_type:
             config_dict = {key: value for key, value in config_dict.items() if key != "architectures"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs

@@ -33,6 +33,7 @@ from .heads import (
     reward_per_image,
     token_distillation_loss,
 )
+from .hybrid import HybridPatchEmbeddings
 from .outputs import (
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
@@ -111,6 +112,14 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
 
+    @torch.no_grad()
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        super()._initialize_missing_keys(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, HybridPatchEmbeddings):
+                with init.guard_torch_init_functions():
+                    module.reset_missing()
+
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
 
@@ -135,6 +144,16 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                     "pass {'use_reentrant': False}, which is the default."
                 )
         super()._set_gradient_checkpointing(enable, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
+        backbone = self.config.backbone_config
+        if backbone is not None and isinstance(attn_implementation, str):
+            attn_implementation = {
+                "": attn_implementation,
+                "backbone_config": backbone._attn_implementation,
+            }
+        return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
@@ -243,7 +262,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
-            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite.
+            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
+                `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
         outputs, restored = self._compute(
             pixel_values,

@@ -1,5 +1,7 @@
 """The model's own first blocks, at the service of a selector. Shape legend: `tokens.py`."""
 
+from dataclasses import replace
+
 import torch
 
 from .blocks import normalise
@@ -38,7 +40,8 @@ def look(model, patches: ImagePatches, num_layers: int, reduction: str | None) -
     Without a `reduction` hidden states, else the CLS attention over patches: of the last of these blocks, its heads
     made one by `HEAD_REDUCTIONS`, or by "rollout" of them all.
     """
-    sequence, tokens, _ = model.embeddings(patches)
+    # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
+    sequence, tokens, _ = model.embeddings(replace(patches))
     tokens.mask = patches.mask
     if model.pre_layernorm is not None:
         sequence = normalise(model.pre_layernorm, sequence, tokens.mask)
