@@ -14,6 +14,7 @@ from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification, Adapti
 from vit_hf.explain import IMAGE_PICTURES, PICTURES, explain, unique_names
 from vit_hf.explanations import attention_maps
 from vit_hf.explanations.position_maps import position_similarity
+from vit_hf.model.tokens import PatchTokens, grid_coordinates
 
 
 NATIVE = {"do_resize": False}
@@ -257,6 +258,11 @@ class TestScores:
         assert np.isfinite(explanation.attention).all()
 
 
+def grid_tokens(rows: int, columns: int) -> PatchTokens:
+    grid = torch.tensor([[rows, columns]])
+    return PatchTokens(torch.zeros(1, rows * columns, 32), grid_coordinates(rows, columns)[None], grid)
+
+
 class TestPositions:
     @pytest.mark.parametrize("encoding", sorted(set(POSITION_ENCODINGS) - {"none"}))
     def test_similarity_is_symmetric_with_ones_on_the_diagonal(self, encoding):
@@ -264,11 +270,18 @@ class TestPositions:
         positions = position_similarity(model)
         assert positions.similarity.shape == (3, 5, 3, 5)
         matrix = positions.similarity.reshape(15, 15)
-        np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
-        if encoding.startswith(
-            "relative_bias"
-        ):  # what is right of a patch may count more than what is left of it
+        assert matrix.max() == pytest.approx(1, abs=1e-5)
+        if encoding.startswith("relative_bias"):
+            # What is right of a patch may count more than what is left of it, and more than itself.
+            np.testing.assert_allclose(matrix.max(axis=1), 1, atol=1e-5)
+            bias = model.vit.embeddings.position_encoding.bias(grid_tokens(3, 5), 0, num_prefix=0)[0].mean(
+                dim=0
+            )
+            np.testing.assert_allclose(
+                matrix[4] / matrix[4, 4], (bias[4] - bias[4, 4]).exp().detach(), rtol=1e-4
+            )
             return
+        np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-5)
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
         assert np.abs(matrix).max() <= 1 + 1e-5
         assert (matrix[np.triu_indices(15, 1)] < 0.999).all()

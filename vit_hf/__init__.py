@@ -4,6 +4,7 @@ Importing this package registers the models with transformers' Auto classes.
 """
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
@@ -18,19 +19,30 @@ from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_vit import (
+    AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
 from .model.positions import POSITION_ENCODINGS
+from .model.positions_base import PositionEncoding
 from .model.reduction import TOKEN_REDUCERS
+from .model.reduction_base import Reduction, TokenReducer
 from .model.selection import PATCH_SELECTORS
+from .model.selection_base import PatchSelector
+from .model.tokens import PatchTokens
+from .model.user_classes import (
+    register_patch_selector,
+    register_position_encoding,
+    register_token_reducer,
+)
 from .training.schedule import KeepRateSchedule
 from .version import __version__
 
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
+AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
@@ -44,6 +56,7 @@ __all__ = [
     "PATCH_SELECTORS",
     "POSITION_ENCODINGS",
     "TOKEN_REDUCERS",
+    "AdaptiveViTBackbone",
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
@@ -52,7 +65,15 @@ __all__ = [
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
     "KeepRateSchedule",
+    "PatchSelector",
+    "PatchTokens",
+    "PositionEncoding",
+    "Reduction",
+    "TokenReducer",
     "__version__",
     "convert",
     "explain",
+    "register_patch_selector",
+    "register_position_encoding",
+    "register_token_reducer",
 ]

@@ -201,10 +201,8 @@ def test_the_script_converts_and_verifies(tmp_path, capsys):
     capsys.readouterr()
     script.main(["--verify-all"])
     table = capsys.readouterr().out
-    assert (
-        all(f"| {name} |" in table for name in [*ORIGINALS, *(f"timm {name}" for name in TIMM)])
-        and "no" not in table.split()
-    )
+    names = [*ORIGINALS, *(f"timm {name}" for name in TIMM), "hybrid"]
+    assert all(f"| {name} |" in table for name in names) and "no" not in table.split()
     with pytest.raises(SystemExit, match="none of those that can be converted"):
         t.SwinModel(t.SwinConfig(embed_dim=24, depths=[1], num_heads=[2])).save_pretrained(tmp_path / "swin")
         script.main([str(tmp_path / "swin"), "--output", str(tmp_path / "no")])

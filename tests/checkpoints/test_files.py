@@ -11,6 +11,7 @@ import transformers as t
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.checkpoints.test_stock_hybrid import CONFIG as HYBRID
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints import CannotConvert
 from vit_hf.checkpoints.verify import original, ours, theirs
@@ -61,6 +62,13 @@ class TestPickles:
         assert not trace.exists()
         torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
         assert trace.exists()  # it would have
+
+    def test_a_hybrid_of_anything_else_does_not(self, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(HYBRID))
+        torch.save({"weights": Runs(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(CannotConvert, match="not loaded"):
+            convert(tmp_path)
+        assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt"])
     def test_a_file_of_anything_else_does_not(self, suffix, tmp_path):

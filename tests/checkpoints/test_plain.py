@@ -24,6 +24,7 @@ from vit_hf import (
 )
 from vit_hf.checkpoints import CannotConvert, processor_to_transformers, save_npz, to_transformers
 from vit_hf.checkpoints.verify import SIZES, original, ours, theirs
+from vit_hf.checkpoints.verify_hybrid import timm_hybrid
 
 
 OTHERS = {
@@ -134,6 +135,8 @@ class TestRefuses:
 
 
 def test_refuses_other_models_and_activations():
+    with pytest.raises(CannotConvert, match="backbone_config="):
+        to_transformers(convert(timm_hybrid())[0])
     with pytest.raises(CannotConvert, match="AdaptiveViTForMaskedImageModeling has no counterpart"):
         to_transformers(AdaptiveViTForMaskedImageModeling(tiny_config()))
     with pytest.raises(CannotConvert, match="hidden_act='elu'"):

@@ -12,6 +12,7 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 from tests.conftest import tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTModel
+from vit_hf.model.patches import ImagePatches
 from vit_hf.model.positions import KERNELS, sinusoid_1d, sinusoid_2d
 from vit_hf.model.positions_base import interpolation_weights
 from vit_hf.model.positions_rotary import rotate_half_pairs
@@ -168,6 +169,38 @@ def test_places_between_patches_are_between(name):
         )
         differences = [(moved[part] - values).abs().max().item() for part, values in told.items()]
         assert max(differences) < allowed and (max(differences) > 0 or name == "none")
+
+
+@every_encoding
+def test_thumbnail_in_any_order_and_beside_patches(name):
+    """At the fractional coordinates of a thumbnail each token is told the same, whoever is beside it."""
+    encoding, image = learned(name), ImagePatches.from_images(torch.randn(1, 3, 64, 48), 8)
+    thumbnail = image.thumbnail_patches((32, 32))
+    assert (thumbnail.coordinates % 1 != 0).any()
+    places = torch.cat((thumbnail.coordinates, image.coordinates[:, ::5]), dim=1)
+    order = torch.randperm(places.shape[1])
+    told, in_order = (
+        tell(encoding, PatchTokens(torch.zeros(1, len(order), 32), coordinates, image.grid), num_prefix=0)
+        for coordinates in (places, places[:, order])
+    )
+    for part, values in told.items():
+        for axis in AXES[part]:
+            values = values.index_select(axis, order)
+        torch.testing.assert_close(in_order[part], values, atol=1e-5, rtol=1e-5)
+
+
+@every_encoding
+def test_model_with_thumbnails_of_images_of_different_sizes(name):
+    """Together as alone; and the thumbnail is seen."""
+    fields = {"position_encoding": name, "patch_selector": "variance", "thumbnail_context": True}
+    model = AdaptiveViTModel(tiny_config(**fields)).eval()
+    images = [torch.randn(3, 64, 48), torch.randn(3, 24, 40)]
+    together = model(**cut(images)).last_hidden_state
+    for index, image in enumerate(images):
+        alone = model(image[None]).last_hidden_state
+        torch.testing.assert_close(together[index], alone[0], atol=1e-5, rtol=1e-5)
+    model.config.thumbnail_context = False
+    assert not torch.allclose(model(**cut(images)).last_hidden_state[:, 0], together[:, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in POSITION_ENCODINGS if name != "none"])

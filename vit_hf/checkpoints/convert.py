@@ -1,6 +1,5 @@
 """Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs."""
 
-import pickle
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -21,7 +20,8 @@ from ..model.modeling_adaptive_vit import (
 from ..training.models import is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
 from .npz import load_npz
-from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusal
+from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
+from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
 from .timm_models import convert_timm, is_timm
 
 
@@ -52,10 +52,11 @@ def convert(
     """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers, whose `model_type` must be one of `FAMILIES`; one of timm (see
-            `convert_timm`); the name of a checkpoint of either, local or on the Hub; a state dict of timm, or a file
-            with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of google-research/vision_transformer (see
-            `load_npz`). A model with a classifier becomes an `AdaptiveViTForImageClassification`, any other an
+        source: a model of transformers, whose `model_type` must be one of `FAMILIES` or the `"vit-hybrid"` of
+            transformers 4; one of timm (see `convert_timm`); the name of a checkpoint of either, local or on the Hub;
+            a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
+            google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
+            `AdaptiveViTForImageClassification`, any other an
             `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
         architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
@@ -81,6 +82,9 @@ def convert(
         hub_config = read_hub_config(source)
         if hub_config is not None:
             return convert_timm(load_timm_folder(source, hub_config), **fields)
+        if is_stock_hybrid(source):
+            with refusing_pickles(source):
+                return load_stock_hybrid(source, **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)
@@ -128,10 +132,8 @@ def load_source(path: str | PathLike) -> PreTrainedModel:
     check_family(getattr(config, "vision_config", config))
     name = (config.architectures or [None])[0]
     model_class = getattr(transformers, name, None) if name else None
-    try:
+    with refusing_pickles(path):
         return (model_class or AutoModel).from_pretrained(path)
-    except pickle.UnpicklingError as error:
-        raise CannotConvert(refusal(path)) from error
 
 
 def check_family(config: PretrainedConfig) -> Family:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
+from . import npz_hybrid
 from .families import CannotConvert
 from .plain import check_plain
 
@@ -26,7 +27,13 @@ logger = logging.get_logger(__name__)
 # Flax' defaults.
 ACTIVATION, EPSILON = "gelu_pytorch_tanh", 1e-6
 # Fields that a file says something of, or that are of how a table is resized, which files leave to their readers.
-KEPT = ("classifier_hidden_size", "position_interpolation", "position_antialias", "position_scale_offset")
+KEPT = (
+    "backbone_config",
+    "classifier_hidden_size",
+    "position_interpolation",
+    "position_antialias",
+    "position_scale_offset",
+)
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
 # Parts of a block: theirs, ours.
@@ -54,6 +61,9 @@ def load_npz(
     config = AdaptiveViTConfig(**read_config(arrays) | fields)
     model = AdaptiveViTForImageClassification(config)
     weights = to_ours(arrays, config.num_hidden_layers)
+    if npz_hybrid.is_hybrid(arrays):
+        cnn = npz_hybrid.to_ours(arrays, config.backbone_config)
+        weights |= {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in cnn.items()}
     report = model.load_state_dict(weights, strict=False)
     missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
     if missing or report.unexpected_keys:
@@ -74,7 +84,8 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Fields of `AdaptiveViTConfig` that shapes tell.
 
     Raises:
-        CannotConvert: for a hybrid, a mixer, or whatever else has not the arrays of a ViT.
+        CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the arrays of a
+            ViT.
     """
     needed = ("embedding/kernel", POSITIONS, "cls", "Transformer/encoder_norm/scale")
     missing = [name for name in needed if name not in arrays]
@@ -83,8 +94,6 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise CannotConvert(
             f"This is no ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
         )
-    if any(name.startswith("conv_root") for name in arrays):
-        raise CannotConvert("This is a hybrid with a ResNet before the encoder, which is not supported yet.")
     if blocks != set(range(len(blocks))):
         gap = min(set(range(len(blocks))) - blocks)
         raise CannotConvert(f"This is incomplete: there is no Transformer/encoderblock_{gap}.")
@@ -108,6 +117,8 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         fields["classifier_hidden_size"] = arrays["pre_logits/kernel"].shape[1]
     if side * side == patches:
         fields["image_size"] = [side * height, side * width] if height != width else side * height
+    if npz_hybrid.is_hybrid(arrays):
+        fields |= npz_hybrid.hybrid_fields(arrays, fields)
     return fields
 
 
@@ -147,7 +158,7 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
 
 
 def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
-    """Writes a plain ViT classifier as a file of google-research/vision_transformer.
+    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of google-research/vision_transformer.
 
     The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and 1e-6. A model
     with others is written with a warning; `load_npz(path, hidden_act=..., layer_norm_eps=...)` has its outputs again.
@@ -189,6 +200,8 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
     if config.classifier_hidden_size is not None:
         kernel, bias = weights["pre_classifier.weight"].T, weights["pre_classifier.bias"]
         arrays |= {"pre_logits/kernel": kernel, "pre_logits/bias": bias}
+    if config.backbone_config is not None:
+        arrays |= npz_hybrid.to_theirs(weights, config.backbone_config)
     if config.num_labels:
         arrays |= {"head/kernel": weights["classifier.weight"].T, "head/bias": weights["classifier.bias"]}
     for index in range(config.num_hidden_layers):

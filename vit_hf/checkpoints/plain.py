@@ -19,8 +19,16 @@ from ..model.modeling_adaptive_vit import (
 from .families import CannotConvert
 
 
-# Fields without a part in what a model answers: those of training, ...
-TRAINING = ("initializer", "drop_path_rate", "auto_map", "architectures")
+# Fields without a part in what a model answers: those of training and of backbones, ...
+ELSEWHERE = (
+    "initializer",
+    "drop_path_rate",
+    "auto_map",
+    "out_features",
+    "out_indices",
+    "apply_layernorm",
+    "reshape_hidden_states",
+)
 # ... and those of encodings, selectors and reducers, none of which a plain model has.
 OPTIONS = (
     "rotary_",
@@ -50,7 +58,7 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
         CannotConvert: naming the field.
     """
     # What every configuration has, and what every ViT has.
-    fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *TRAINING, *keeps}
+    fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *ELSEWHERE, *keeps}
     plain = AdaptiveViTConfig().to_dict()
     for name, value in config.to_dict().items():
         if name in fits or name.startswith(OPTIONS) or name not in plain:

@@ -3,7 +3,8 @@
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
@@ -36,21 +37,27 @@ def read_weights(path: str | PathLike) -> Weights:
     """
     if str(path).endswith(".safetensors"):
         return load_file(path)
-    try:
+    with refusing_pickles(path):
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CannotConvert(refusal(path)) from error
     if not isinstance(weights, dict):
         raise CannotConvert(f"{path} holds a {type(weights).__name__}, and must hold names and tensors.")
     return weights
 
 
-def refusal(path: str | PathLike) -> str:
-    """What to say of a pickle that `weights_only=True` does not load."""
-    return (
-        f"{path} is no file of tensors alone. A pickle of anything else could run any code, so it was not loaded: ask "
-        "for a .safetensors file, or for one with nothing but tensors."
-    )
+@contextmanager
+def refusing_pickles(path: str | PathLike) -> Iterator[None]:
+    """Says what is wrong with a pickle that `weights_only=True` did not load, here or in transformers.
+
+    Raises:
+        CannotConvert: for such a pickle.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise CannotConvert(
+            f"{path} is no file of tensors alone. A pickle of anything else could run any code, so it was not loaded: "
+            "ask for a .safetensors file, or for one with nothing but tensors."
+        ) from error
 
 
 def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
@@ -144,6 +151,8 @@ def infer_image_size(weights: Weights) -> int | None:
     table, patches = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
     if table is None or patches is None or table.ndim != 3 or patches.ndim != 4:
         return None
+    if any(name.startswith("patch_embed.backbone.") for name in weights):
+        return None  # what a hybrid's CNN leaves of a pixel, weights do not say
     prefix = sum(
         weights[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in weights
     )

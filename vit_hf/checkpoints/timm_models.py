@@ -10,6 +10,7 @@ from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from . import timm_eva
 from .families import CannotConvert, Weights
+from .timm_hybrid import hybrid_fields, is_hybrid
 from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
 
 
@@ -68,12 +69,16 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         },
     )
     gated = mlp != "Mlp"
-    return shared_options(model) | {
-        "intermediate_size": block.mlp.fc1.out_features // (2 if gated else 1),
-        "mlp_type": "gated" if gated else "mlp",
-        "qkv_bias": attention.qkv.bias is not None,
-        "layerscale_value": None if isinstance(block.ls1, nn.Identity) else 1.0,
-    }
+    return (
+        shared_options(model)
+        | {
+            "intermediate_size": block.mlp.fc1.out_features // (2 if gated else 1),
+            "mlp_type": "gated" if gated else "mlp",
+            "qkv_bias": attention.qkv.bias is not None,
+            "layerscale_value": None if isinstance(block.ls1, nn.Identity) else 1.0,
+        }
+        | (hybrid_fields(model.patch_embed) if is_hybrid(model) else {})
+    )
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .families import CannotConvert, Weights
+from .timm_hybrid import backbone_name
 
 
 POOLINGS = {"token": "cls", "avg": "mean", "map": "map"}
@@ -57,7 +58,9 @@ def foreign(model: nn.Module) -> dict[str, bool]:
         f"norms of type {type(norm).__name__}": not isinstance(norm, nn.LayerNorm),
         f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
         "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
-        "a norm after the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
+        "a norm after the patch embedding": not isinstance(
+            getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
+        ),
         **foreign_attention_pooling(model),
     }
 
@@ -142,6 +145,9 @@ def shared_weights(model: nn.Module, theirs: Weights) -> Weights:
         module, _, kind = name.rpartition(".")
         if name.startswith("patch_embed.proj."):
             ours[f"vit.embeddings.patch_embeddings.projection.{kind}"] = value
+        elif name.startswith("patch_embed.backbone."):
+            part = backbone_name(name.removeprefix("patch_embed.backbone."))
+            ours[f"vit.embeddings.patch_embeddings.backbone.{part}"] = value
         elif module in NORMS:
             ours[f"{NORMS[module]}.{kind}"] = value
     if "attn_pool.latent" in theirs:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..model.patches import ImagePatches, flatten_channels_last
 from .convert import convert
+from .verify_hybrid import verify_hybrid
 
 
 TINY = {
@@ -205,8 +206,8 @@ class Verdict:
     """What came of one original.
 
     Attributes:
-        name: key of `ORIGINALS`, or of `TIMM` after "timm ".
-        original: its class.
+        name: key of `ORIGINALS`, or of `TIMM` after "timm ", or "hybrid".
+        original: its class in transformers, or timm.
         native, other: largest difference of outputs, at the model's own image size and at others.
         selection: whether the same model then computes on fewer patches.
     """
@@ -223,6 +224,8 @@ def verify_all() -> Iterator[Verdict]:
     for name in ORIGINALS:
         torch.manual_seed(0)
         yield verdict(name, original(name), partial(theirs, name=name))
+    for found in verify_hybrid():
+        yield Verdict(*found)
     if importlib.util.find_spec("timm") is None:
         return
     for name in TIMM:

@@ -67,5 +67,5 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = sheet.colour_bar(image, cell)
-    bar.set_ylabel("Cosine similarity", color=INK)
+    bar.set_ylabel(positions.measure, color=INK)
     return sheet.figure

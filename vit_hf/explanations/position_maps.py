@@ -29,12 +29,14 @@ class PositionSimilarity:
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
         similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no positions
             apart.
+        measure: what that is, in words.
     """
 
     encoding: str
     rows: np.ndarray
     columns: np.ndarray
     similarity: np.ndarray | None
+    measure: str = "Cosine similarity"
 
     def figure(self) -> "Figure":
         """Draws the similarity as a mosaic with one tile for each sampled patch."""
@@ -50,8 +52,8 @@ def position_similarity(
     """Compares the encodings of patches with those of all patches on the native grid, `image_size / patch_size`.
 
     Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector rotated
-    to both places in the first block, i.e. the mean cosine of the differences of their angles. A bias: by what factor
-    attention in the first block prefers a patch to the one that looks.
+    to both places in the first block, i.e. the mean cosine of the differences of their angles. A bias, mean over heads:
+    the factor that attention in the first block gets from it, 1 for the place that it favours most.
 
     Args:
         model: any adaptive ViT.
@@ -72,7 +74,8 @@ def position_similarity(
     if similarity is not None:
         sampled = similarity.unflatten(0, grid)[rows][:, columns]  # (r, s, R * S)
         similarity = sampled.unflatten(-1, grid).cpu().numpy()
-    return PositionSimilarity(config.position_encoding, rows, columns, similarity)
+    measure = "Factor of attention" if encoding.has_bias else PositionSimilarity.measure
+    return PositionSimilarity(config.position_encoding, rows, columns, similarity, measure)
 
 
 def _similarity(
@@ -88,7 +91,7 @@ def _similarity(
     )
     if encoding.has_bias:
         bias = encoding.bias(tokens, 0, num_prefix=0)[0].float().mean(dim=0)
-        return (bias - bias.diagonal().unsqueeze(-1)).exp()
+        return (bias - bias.amax(dim=-1, keepdim=True)).exp()
     vectors = encoding.add(tokens).features[0].float()
     rotation = encoding.rotation(tokens, 0)
     if rotation is not None:  # cos a cos b + sin a sin b = cos(a - b)

@@ -4,23 +4,27 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
 
 from .blocks import ACTIVATIONS
+from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 from .patches import to_pair
-from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
+from .user_classes import TABLES, is_known
 
 
 @strict
-class AdaptiveViTConfig(PreTrainedConfig):
+class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
 
     Args:
-        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`.
+        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`, or as
+            `"my_positions.MyEncoding"` a class of your own; so are `patch_selector` and `token_reducer`.
         position_interpolation (`"bicubic"` or `"bilinear"`, defaults to `"bicubic"`): how `"learned"` is resized.
         position_antialias (`bool`, defaults to False): whether it is shrunk with antialiasing, as DINOv2 with
             registers, and SigLIP 2 (which is bilinear).
@@ -96,6 +100,13 @@ class AdaptiveViTConfig(PreTrainedConfig):
         layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch (CaiT,
             Touvron et al., 2021); None for no scale.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
+        out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
+            `AdaptiveViTBackbone` returns, of "stem", "stage1", ...; default the last.
+        apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the last norm,
+            and have the shape of an image, as in DINOv2.
+        backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): of a CNN that
+            reads the images; cells of its last feature map are embedded instead of pixels. `patch_size` must be its
+            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -104,6 +115,9 @@ class AdaptiveViTConfig(PreTrainedConfig):
 
     model_type = "adaptive_vit"
     _auto_class = "AutoConfig"
+    sub_configs_defaults = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
+    }
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [
         "selected_patches",
@@ -187,15 +201,30 @@ class AdaptiveViTConfig(PreTrainedConfig):
     initializer: Literal["normal", "truncated_normal", "xavier_uniform"] = "normal"
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
 
     def __post_init__(self, **kwargs):
+        stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if any(value is not None for value in stages.values()):
+            self.set_output_features_output_indices(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         self.reduction_layers = list(self.reduction_layers)
+        if self.backbone_config is not None:
+            self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of what a backbone can return: what enters the encoder, and what leaves each block."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
-        _check_choice("position_encoding", self.position_encoding, POSITION_ENCODINGS)
+        self._check_class("position_encoding")
         _check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
         for name in (
             "hidden_size",
@@ -224,7 +253,12 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"position_encoding={self.position_encoding!r} needs {name} to be a multiple of {divisor}, "
                     f"got {size}."
                 )
+        self.verify_out_features_out_indices()
         self._validate_sizes()
+        if self.backbone_config is not None:
+            # A dictionary again if it was set after construction.
+            self.backbone_config = read_backbone_config(self.backbone_config)
+            check_backbone_config(self)
         self._validate_selection()
         self._validate_reduction()
         for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -277,6 +311,13 @@ class AdaptiveViTConfig(PreTrainedConfig):
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
 
+    def _check_class(self, field: str):
+        if not is_known(self, field):
+            raise ValueError(
+                f"{field}={getattr(self, field)!r} is unknown. Choose one of {sorted(TABLES[field])}, or name a class of "
+                'your own as "module.Class".'
+            )
+
     def _validate_sizes(self):
         for name in ("image_size", "patch_size", "scout_image_size", "scorer_image_size"):
             value = getattr(self, name)
@@ -301,7 +342,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                         f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
                     )
             return
-        _check_choice("patch_selector", self.patch_selector, PATCH_SELECTORS)
+        self._check_class("patch_selector")
         if number is None:
             raise ValueError(
                 f"patch_selector={self.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
@@ -374,7 +415,7 @@ class AdaptiveViTConfig(PreTrainedConfig):
                     f"{sorted(TOKEN_REDUCERS)}."
                 )
             return
-        _check_choice("token_reducer", self.token_reducer, TOKEN_REDUCERS)
+        self._check_class("token_reducer")
         layers = list(self.reduction_layers)
         if (
             not layers
@@ -406,15 +447,19 @@ class AdaptiveViTConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads also the configuration of a stock transformers ViT, whose fields are all ours."""
+        """Reads also the configuration of a stock ViT, whose fields are all ours, or ViT-hybrid of transformers 4."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("backbone_config") is not None:  # transformers sets it as it is
+            kwargs["backbone_config"] = read_backbone_config(kwargs["backbone_config"])
         model_type = config_dict.get("model_type", cls.model_type)
-        if model_type not in (cls.model_type, "vit"):
+        if model_type not in (cls.model_type, "vit", "vit-hybrid"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r} "
-                "and 'vit' checkpoints."
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r}, "
+                "'vit' and 'vit-hybrid' checkpoints."
             )
-        if model_type == "vit":
+        if model_type == "vit-hybrid":
+            config_dict = read_stock_hybrid(config_dict)
+        if model_type != cls.model_type:
             config_dict = {key: value for key, value in config_dict.items() if key != "architectures"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs

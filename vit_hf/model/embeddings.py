@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from .hybrid import HybridPatchEmbeddings
 from .patches import ImagePatches, PatchEmbeddings
-from .positions import POSITION_ENCODINGS
 from .tokens import PatchTokens
+from .user_classes import find_class
 
 
 class AdaptiveViTEmbeddings(nn.Module):
@@ -13,8 +14,9 @@ class AdaptiveViTEmbeddings(nn.Module):
 
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
-        self.patch_embeddings = PatchEmbeddings(config)
-        self.position_encoding = POSITION_ENCODINGS[config.position_encoding](config)
+        stem = PatchEmbeddings if config.backbone_config is None else HybridPatchEmbeddings
+        self.patch_embeddings = stem(config)
+        self.position_encoding = find_class(config, "position_encoding")(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.register_tokens = (
             nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))

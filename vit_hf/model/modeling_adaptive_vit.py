@@ -1,16 +1,19 @@
 """Adaptive Vision Transformer: patches, selection, positions, encoder, head. Shape legend: `tokens.py`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
 from transformers.conversion_mapping import (
     WeightRenaming,
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -30,6 +33,7 @@ from .heads import (
     reward_per_image,
     token_distillation_loss,
 )
+from .hybrid import HybridPatchEmbeddings
 from .outputs import (
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
@@ -38,24 +42,16 @@ from .outputs import (
     ScoutOutput,
 )
 from .patches import ImagePatches, cut_patches, to_pair
-from .positions import POSITION_ENCODINGS
-from .positions_base import PositionEncoding, interpolation_weights
-from .reduction import TOKEN_REDUCERS
-from .reduction_base import restore_tokens
-from .selection import PATCH_SELECTORS
+from .restoring import Stage, fill_grid
+from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
 from .selection_policy import reinforce_loss
-from .tokens import PatchTokens, put_tokens, raster_indices
+from .tokens import PatchTokens
+from .user_classes import derives_from, fetch_classes, find_class, references, save_classes, user_classes
 
 
-RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
-
-# How the attention of several heads (B, heads, T) becomes one.
-HEAD_REDUCTIONS = {
-    "mean": lambda attention: attention.mean(dim=1),
-    "max": lambda attention: attention.amax(dim=1),
-    "min": lambda attention: attention.amin(dim=1),
-}
+# Of `save_pretrained`, what `push_to_hub` takes as well.
+UPLOAD_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
 
 
 class AdaptiveViTPreTrainedModel(PreTrainedModel):
@@ -85,7 +81,7 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
-        if POSITION_ENCODINGS[config.position_encoding].has_bias:
+        if find_class(config, "position_encoding").has_bias:
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
 
@@ -111,10 +107,18 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.scale_embedding)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
-        elif isinstance(module, PositionEncoding):
+        elif derives_from(type(module), "PositionEncoding"):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
             init.constant_(module.lambda1, self.config.layerscale_value)
+
+    @torch.no_grad()
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        super()._initialize_missing_keys(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, HybridPatchEmbeddings):
+                with init.guard_torch_init_functions():
+                    module.reset_missing()
 
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
@@ -141,14 +145,57 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 )
         super()._set_gradient_checkpointing(enable, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved."""
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
+        backbone = self.config.backbone_config
+        if backbone is not None and isinstance(attn_implementation, str):
+            attn_implementation = {
+                "": attn_implementation,
+                "backbone_config": backbone._attn_implementation,
+            }
+        return super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint has such classes and is not trusted.
+        """
+        trust = bool(kwargs.pop("trust_remote_code", False))
+        source = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            values = config.__dict__
+        else:
+            values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
+        # Fields that the caller gives himself need no trust.
+        values = {name: value for name, value in values.items() if name not in kwargs}
+        fetch_classes(str(source), values, trust, **kwargs)
+        return super().from_pretrained(source, *args, config=config, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers; the configuration names every Auto class, whichever class was saved.
+
+        The files of a user's own encoding, selector or reducer are saved, too.
+        """
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
         # a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
+        classes = user_classes(self.config)
+        auto_map = getattr(self.config, "auto_map", None) or {}
         if type(self).__module__ == __name__:  # a user's subclass ships another file
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **AUTO_MAP}
-        return super().save_pretrained(save_directory, *args, **kwargs)
+            auto_map = {**auto_map, **AUTO_MAP}
+        if auto_map or classes:
+            self.config.auto_map = {**auto_map, **references(classes)}
+        if not classes:
+            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        # The folder must be complete before it is uploaded.
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_classes(self.config, classes, save_directory)
+            if push_to_hub:
+                upload = {name: kwargs[name] for name in UPLOAD_OPTIONS if name in kwargs}
+                self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **upload)
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -167,11 +214,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     ):
         super().__init__(config)
         self.embeddings = AdaptiveViTEmbeddings(config, use_mask_token=use_mask_token)
-        self.selector = PATCH_SELECTORS[config.patch_selector](config) if config.patch_selector else None
+        selector, reducer = find_class(config, "patch_selector"), find_class(config, "token_reducer")
+        self.selector = selector(config) if selector else None
         self.reducers = nn.ModuleDict()
-        if config.token_reducer:
+        if reducer:
             for index in config.reduction_layers:
-                self.reducers[str(index)] = TOKEN_REDUCERS[config.token_reducer](config, index)
+                self.reducers[str(index)] = reducer(config, index)
         self.layers = nn.ModuleList(
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
@@ -214,8 +262,40 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
-            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite.
+            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
+                `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
+        outputs, restored = self._compute(
+            pixel_values,
+            bool_masked_pos,
+            interpolate_pos_encoding,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            selected_patches,
+            sample_selection,
+            stages=(len(self.layers),) if restore else (),
+            **kwargs,
+        )
+        if restore:
+            outputs.restored_hidden_state = restored[0][1]
+        return outputs
+
+    def _compute(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        patch_coordinates: torch.Tensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        selected_patches: torch.LongTensor | None = None,
+        sample_selection: bool | None = None,
+        stages: tuple[int, ...] = (),
+        normed: bool = True,
+        **kwargs,
+    ) -> tuple[AdaptiveViTModelOutput, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """What `forward` returns, and `_restore` after each number of blocks in `stages`."""
         config = self.config
         patches = cut_patches(
             config,
@@ -237,7 +317,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if self.pre_layernorm is not None:
             sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
         _check_finite(sequence, "pixel_values")
-        outputs = self._encode(sequence, tokens, context, restore=restore, return_dict=True, **kwargs)
+        outputs = self._encode(sequence, tokens, context, stages=stages, return_dict=True, **kwargs)
         losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
         dense = None
         if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
@@ -248,7 +328,11 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 config.gumbel_token_weight
                 * token_distillation_loss(outputs.last_hidden_state, dense, outputs.token_sizes)
             )
-        return AdaptiveViTModelOutput(
+        restored = [
+            self._restore(stage, entered, patches, selection, thumbnails, normed)
+            for stage, entered in outputs.stages or ()
+        ]
+        result = AdaptiveViTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
             hidden_states=outputs.hidden_states,
@@ -261,14 +345,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             token_coordinates=outputs.token_coordinates,
             token_sizes=outputs.token_sizes,
             token_assignments=outputs.token_assignments,
-            restored_hidden_state=(
-                self._restore(patches, selection, outputs, thumbnails) if restore else None
-            ),
             selection_loss=sum(losses) if losses else None,
             selection_log_prob=selection.log_prob,
             favourite_patches=selection.favourites and selection.favourites.raster_indices(patches),
             dense_hidden_state=dense,
         )
+        return result, restored
 
     def _select(
         self, patches: ImagePatches, selected_patches: torch.Tensor | None, sample: bool
@@ -283,7 +365,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if patches.image is None and num_selected >= patches.num_patches:
             # The data loader selected already.
             return Selection(None, patches.mask)
-        scout = _ModelScout(self)
+        scout = ModelScout(self)
         scores = self.selector.score(patches, num_selected if counts is None else counts, scout)
         _check_finite(scores, "pixel_values, or the weights of the patch selector,")
         if patches.mask is not None:
@@ -300,7 +382,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         tokens: PatchTokens,
         context: PatchTokens | None,
         reduce: bool = True,
-        restore: bool = False,
+        stages: tuple[int, ...] = (),
         output_attentions: bool | None = None,
         # Read by the decorator, and named here so that misspelt arguments are refused.
         output_hidden_states: bool | None = None,
@@ -310,11 +392,18 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             output_attentions = self.config.output_attentions
         relaxation = self.selection_relaxation if self.training else 0.0
         inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
-        assignments, befores, losses = [], [], []
+        reductions, losses, restored = [], [], {}
+
+        def remember(number: int) -> None:
+            if number in stages:
+                restored[number] = Stage(*split_prefix(sequence, tokens), len(reductions))
+
+        remember(0)
         for index, layer in enumerate(self.layers):
             reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
             if reducer is None or reducer.keeps_all(relaxation):
                 sequence = layer(sequence, inputs(index))
+                remember(index + 1)
                 continue
             if reducer.inside_block:
                 sequence, reduction, before = layer(sequence, inputs(index), reducer, tokens, relaxation)
@@ -324,17 +413,13 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 reduced = reduction.tokens.features
                 sequence = torch.cat((prefix.to(reduced.device), reduced), dim=1)
             tokens = reduction.tokens
-            assignments.append(reduction.assignment)
-            befores.append(before if restore else None)
+            reductions.append((reduction.assignment, before if stages else None))
             if reduction.loss is not None:
                 losses.append(reduction.loss)
             inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
             if not reducer.inside_block:
                 sequence = layer(sequence, inputs(index))
-        entered = None
-        if restore:
-            entered = split_prefix(sequence, tokens)[1]
-            entered = self._final(restore_tokens(entered, list(zip(assignments, befores, strict=True))))
+            remember(index + 1)
         sizes = tokens.sizes
         if tokens.mask is not None:
             sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
@@ -342,8 +427,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             last_hidden_state=self._final(sequence, tokens.mask),
             token_coordinates=tokens.coordinates,
             token_sizes=sizes,
-            token_assignments=tuple(assignments) or None,
-            entered_states=entered,
+            token_assignments=tuple(assignment for assignment, _ in reductions) or None,
+            stages=[(restored[number], restored[number].entered(reductions)) for number in stages],
             loss=sum(losses) if losses else None,
         )
 
@@ -380,75 +465,31 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
     # A recorder of its own keeps passes beside the main one out of what the caller records.
     @capture_outputs(tie_last_hidden_states=False)
-    @torch.no_grad()
     def _look(self, patches: ImagePatches, num_layers: int, reduction: str | None, **kwargs) -> ScoutOutput:
-        """Runs the first blocks on `patches`, for `_ModelScout`."""
-        sequence, tokens, _ = self.embeddings(patches)
-        tokens.mask = patches.mask
-        if self.pre_layernorm is not None:
-            sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
-        inputs = self._attention_inputs(sequence, tokens, None)
-        if reduction is None:
-            for index, layer in enumerate(self.layers[:num_layers]):
-                sequence = layer(sequence, inputs(index))
-            return ScoutOutput(features=split_prefix(sequence, tokens)[1])
-        looks = []
-        for index, layer in enumerate(self.layers[: num_layers - 1]):
-            if reduction == "rollout":
-                looks.append(layer(sequence, inputs(index), look="all"))
-            sequence = layer(sequence, inputs(index))
-        last = self.layers[num_layers - 1](sequence, inputs(num_layers - 1), look="cls")
-        last = last.cls_attention()  # (B, heads, T)
-        if reduction == "rollout":
-            # "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020), for the CLS row alone.
-            row = last.mean(dim=1)
-            cls = torch.arange(row.shape[1], device=row.device) == 0
-            row = (row + cls) / 2
-            for states in reversed(looks):
-                row = (states.pull_back(row) + row) / 2
-        else:
-            row = HEAD_REDUCTIONS[reduction](last)
-        return ScoutOutput(attention=row[:, -patches.num_patches :])
+        return look(self, patches, num_layers, reduction)
 
     def _restore(
         self,
+        stage: Stage,
+        entered: torch.Tensor,
         patches: ImagePatches,
         selection: Selection,
-        outputs: EncoderOutput,
         thumbnails: ImagePatches | None,
-    ) -> torch.Tensor:
-        """Hidden states `(B, R*S, D)` for the full grid; see `forward`. Patches that never arrived have zeros."""
-        states, mask = outputs.entered_states, patches.mask
-        if selection.indices is not None:
-            if thumbnails is None:
-                unseen = self.embeddings(patches)[1].features
-                if self.pre_layernorm is not None:
-                    unseen = normalise(self.pre_layernorm, unseen, patches.mask)
-                unseen = self._final(unseen, patches.mask)
-            else:
-                source = tuple(thumbnails.pixels.shape[1:3])
-                weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
-                stop = outputs.last_hidden_state.shape[1] - outputs.token_coordinates.shape[1]
-                context = outputs.last_hidden_state[:, stop - thumbnails.num_patches : stop]
-                unseen = weights.to(context.dtype) @ context
-            states = put_tokens(unseen, selection.indices, states, selection.mask)
-        if patches.image is not None:
-            return states
-        nothing = states.new_zeros(states.shape[0], int(patches.grid.prod(dim=1).max()), states.shape[2])
-        return put_tokens(nothing, raster_indices(patches.coordinates, patches.grid), states, mask)
+        normed: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the tokens without a place `(B, T, D)`, and for the full grid `(B, R*S, D)`."""
+        finish = self._final if normed else lambda states, mask=None: states
 
+        def embed() -> torch.Tensor:
+            unseen = self.embeddings(patches)[1].features
+            if self.pre_layernorm is not None:
+                unseen = normalise(self.pre_layernorm, unseen, patches.mask)
+            return finish(unseen, patches.mask)
 
-class _ModelScout:
-    """The model's blocks at the service of a selector; see `Scout`."""
-
-    def __init__(self, model: AdaptiveViTModel):
-        self.model = model
-
-    def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
-        return self.model._look(patches, num_layers, reduction, **RECORD_NOTHING).attention
-
-    def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
-        return self.model._look(patches, num_layers, None, **RECORD_NOTHING).features
+        prefix = finish(stage.prefix)
+        num_context = 0 if thumbnails is None else thumbnails.num_patches
+        own, context = prefix.split((prefix.shape[1] - num_context, num_context), dim=1)
+        return own, fill_grid(patches, selection, finish(entered), context, thumbnails, embed)
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
@@ -649,6 +690,60 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
         )
 
 
+class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
+    """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
+
+    The maps have the full grid whatever is selected or reduced; see `restore` of `AdaptiveViTModel.forward`.
+
+    Args:
+        config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the encoder, "stage<n>" (n)
+            what leaves block n; by default the last. `apply_layernorm` and `reshape_hidden_states` as in DINOv2.
+    """
+
+    _auto_class = "AutoBackbone"
+
+    def __init__(self, config: AdaptiveViTConfig):
+        config.set_output_features_output_indices(config.out_features, config.out_indices)
+        super().__init__(config, add_pooling_layer=False)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well.
+
+        Returns:
+            `feature_maps`, one for each of `out_features`: `(B, D, R, S)`; or, with `reshape_hidden_states=False`,
+            `(B, 1 + registers + R*S, D)`. Patches that never arrived have zeros.
+
+        Raises:
+            ValueError: if the images of the batch have different grids.
+        """
+        stages = tuple(self.config.stage_names.index(name) for name in self.out_features)
+        outputs, stages = self._compute(
+            pixel_values, stages=stages, normed=self.config.apply_layernorm, **kwargs
+        )
+        grid = outputs.spatial_shapes
+        if not torch.compiler.is_compiling() and (grid != grid[:1]).any():
+            raise ValueError(
+                f"Feature maps of one batch have one size, but the images have grids of {grid.tolist()} rows and "
+                "columns. Give images of one size, or one at a time."
+            )
+        if self.config.reshape_hidden_states:
+            if pixel_values.ndim == 4:
+                height, width = to_pair(self.config.patch_size)
+                rows, columns = pixel_values.shape[2] // height, pixel_values.shape[3] // width
+            else:
+                rows, columns = grid[0].tolist()
+            maps = [states.transpose(1, 2).unflatten(2, (rows, columns)) for _, states in stages]
+        else:
+            maps = [torch.cat(parts, dim=1) for parts in stages]
+        return BackboneOutput(
+            feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 def _check_finite(values: torch.Tensor, source: str) -> None:
     """Refuses NaN and infinity where they enter, rather than in the loss; traced graphs go without."""
     if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
@@ -664,23 +759,26 @@ AUTO_MAP = {
     "AutoModel": f"{_MODULE}.AdaptiveViTModel",
     "AutoModelForImageClassification": f"{_MODULE}.AdaptiveViTForImageClassification",
     "AutoModelForMaskedImageModeling": f"{_MODULE}.AdaptiveViTForMaskedImageModeling",
+    "AutoBackbone": f"{_MODULE}.AdaptiveViTBackbone",
 }
 
 # Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the
 # package, because this file travels with checkpoints and the package does not.
-register_checkpoint_conversion_mapping(
-    "AdaptiveViTModel",
-    [
-        *get_checkpoint_conversion_mapping("ViTModel"),
-        WeightRenaming(
-            r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"
-        ),
-    ],
-    overwrite=True,
-)
+for _name in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
+    register_checkpoint_conversion_mapping(
+        _name,
+        [
+            *get_checkpoint_conversion_mapping("ViTModel"),
+            WeightRenaming(
+                r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"
+            ),
+        ],
+        overwrite=True,
+    )
 
 
 __all__ = [
+    "AdaptiveViTBackbone",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTModel",

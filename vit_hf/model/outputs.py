@@ -21,8 +21,8 @@ class ScoutOutput(ModelOutput):
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """What came out of the blocks; see `AdaptiveViTModelOutput`. `entered_states` are the hidden states before the
-    final norm `(B, K, D)` of all patches that entered, if they were asked for."""
+    """What came out of the blocks; see `AdaptiveViTModelOutput`. `stages` are those that were
+    asked for, each a `Stage` with the states `(B, K, D)` of all patches that entered, before the final norm."""
 
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -30,7 +30,7 @@ class EncoderOutput(ModelOutput):
     token_coordinates: torch.FloatTensor | None = None
     token_sizes: torch.FloatTensor | None = None
     token_assignments: tuple[torch.LongTensor, ...] | None = None
-    entered_states: torch.FloatTensor | None = None
+    stages: list | None = None
     loss: torch.FloatTensor | None = None
 
 

@@ -28,6 +28,7 @@ class ImagePatches:
         mask: `(B, N)` bool, False for padding; None if all count.
         image: `(B, C, R*P, S*P)` the images without what is beyond whole patches, None for patches that arrived cut.
         is_thumbnail: whether these are patches of thumbnails, and `grid` is that of the images they were made of.
+        features: `(B, N, F)` what a CNN made of the patches, which is then taken instead of pixels; None if none did.
     """
 
     pixels: torch.Tensor
@@ -36,6 +37,7 @@ class ImagePatches:
     mask: torch.Tensor | None = None
     image: torch.Tensor | None = None
     is_thumbnail: bool = False
+    features: torch.Tensor | None = None
 
     @property
     def num_patches(self) -> int:
@@ -118,17 +120,20 @@ class ImagePatches:
         )
 
     def take(self, indices: torch.Tensor | None = None) -> PatchTokens:
-        """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K, C*P*P)`."""
+        """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K, C*P*P)`; or
+        their features `(B, K, F)`.
+        """
+        source = self.pixels if self.features is None else self.features
         if indices is None:
-            pixels = self.pixels.flatten(1, 2) if self.pixels.ndim == 6 else self.pixels
+            pixels = source.flatten(1, 2) if source.ndim == 6 else source
             coordinates, mask = self.coordinates, self.mask
         else:
             image = torch.arange(indices.shape[0], device=indices.device)[:, None]
-            if self.pixels.ndim == 6:
-                columns = self.pixels.shape[2]
-                pixels = self.pixels[image, indices // columns, indices % columns]
+            if source.ndim == 6:
+                columns = source.shape[2]
+                pixels = source[image, indices // columns, indices % columns]
             else:
-                pixels = self.pixels[image, indices]
+                pixels = source[image, indices]
             coordinates = self.coordinates[image, indices]
             mask = None if self.mask is None else self.mask[image, indices]
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
@@ -137,7 +142,9 @@ class ImagePatches:
         """Those of the first images of the batch."""
         values = (self.pixels, self.coordinates, self.grid, self.mask, self.image)
         return ImagePatches(
-            *(None if value is None else value[:number] for value in values), self.is_thumbnail
+            *(None if value is None else value[:number] for value in values),
+            self.is_thumbnail,
+            None if self.features is None else self.features[:number],
         )
 
     def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -171,12 +178,12 @@ class ImagePatches:
         return found.int().argmax(dim=-1), None if present.all() else present
 
     def mix(self, weights: torch.Tensor) -> PatchTokens:
-        """Weighted means of patches, `(B, K, C*P*P)`, at the means of their coordinates.
+        """Weighted means of patches, `(B, K, C*P*P)`, or of their features, at the means of their coordinates.
 
         Args:
             weights: `(B, K, N)` float, rows that add up to 1 (to 0 where there is no patch).
         """
-        pixels = (self.pixels.flatten(1, 2) if self.pixels.ndim == 6 else self.pixels).flatten(2)
+        pixels = self.take().features
         with torch.autocast(weights.device.type, enabled=False):  # half a patch is too coarse for a place
             coordinates = weights @ self.coordinates
         return PatchTokens(weights.to(pixels.dtype) @ pixels, coordinates, self.grid)

@@ -195,8 +195,8 @@ def make_image_processor(
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are the model's to draw: in training they are others in each epoch.
     is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
-    # A thumbnail needs every patch.
-    is_cheap = is_cheap and not config.thumbnail_context
+    # A thumbnail needs every patch, and so does the CNN of a hybrid.
+    is_cheap = is_cheap and not config.thumbnail_context and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches
     processor.patch_selector = config.patch_selector if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None

@@ -1,0 +1,301 @@
+"""A user's own encoding, selector and reducer: used, saved, and loaded elsewhere."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from tests.conftest import tiny_config
+from tests.model.test_remote_code import run_elsewhere
+from vit_hf import (
+    PATCH_SELECTORS,
+    POSITION_ENCODINGS,
+    TOKEN_REDUCERS,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTModel,
+    PositionEncoding,
+    register_patch_selector,
+    register_position_encoding,
+)
+
+
+POSITIONS = """
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from vit_hf import PatchTokens, PositionEncoding, register_position_encoding
+
+from .ring_distance import distance_to_centre
+
+
+@register_position_encoding("rings")
+class Rings(PositionEncoding):
+    '''Says how far from the centre of the image a patch is.'''
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.power = getattr(config, "rings_power", 1.0)
+
+    def add(self, tokens: PatchTokens) -> PatchTokens:
+        distance = distance_to_centre(tokens.coordinates, tokens.grid) ** self.power
+        return tokens.with_features(tokens.features + distance.unsqueeze(-1) * self.weight)
+
+    def reset_parameters(self, std: float) -> None:
+        init.constant_(self.weight, 0.5)
+"""
+DISTANCE = """
+def distance_to_centre(coordinates, grid):
+    return (coordinates - (grid.unsqueeze(1) - 1) / 2).norm(dim=-1)
+"""
+SELECTORS = """
+from vit_hf.model.selection_base import PatchSelector
+from vit_hf import (
+    Reduction as Result,
+    TokenReducer,
+)
+
+
+class Brightest(PatchSelector):
+    def score(self, patches, num_selected, scout):
+        return patches.pixels.float().mean(dim=(-3, -2, -1)).flatten(1)
+
+
+class EveryOther(TokenReducer):
+    inside_block = False
+
+    def forward(self, tokens, states, relaxation):
+        import torch
+
+        number = tokens.features.shape[1]
+        kept = torch.arange(0, number, 2, device=tokens.features.device).expand(len(tokens.features), -1)
+        assignment = torch.full((len(tokens.features), number), -1, device=kept.device)
+        assignment[:, ::2] = torch.arange(kept.shape[1], device=kept.device)
+        return Result(tokens.gather(kept), assignment)
+"""
+FIELDS = {
+    "patch_selector": "my_selectors.Brightest",
+    "num_selected_patches": 8,
+    "token_reducer": "my_selectors.EveryOther",
+    "keep_rate": 0.5,
+    "reduction_layers": [1],
+}
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """Files of a user in a package of his own, forgotten again afterwards."""
+    (tmp_path / "own").mkdir()
+    for name, text in {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}.items():
+        (tmp_path / "own" / f"{name}.py").write_text(text)
+    (tmp_path / "my_selectors.py").write_text(SELECTORS)
+    monkeypatch.syspath_prepend(tmp_path)
+    tables = [(table, dict(table)) for table in (POSITION_ENCODINGS, PATCH_SELECTORS, TOKEN_REDUCERS)]
+    yield tmp_path
+    forget()
+    for table, before in tables:
+        table.clear()
+        table.update(before)
+
+
+def forget():
+    """As in a fresh process."""
+    for table in (POSITION_ENCODINGS, PATCH_SELECTORS, TOKEN_REDUCERS):
+        for name in [name for name in table if "." in name or name == "rings"]:
+            del table[name]
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("own", "my_selectors")]:
+        del sys.modules[name]
+
+
+def save_with_expected(model, path):
+    model.save_pretrained(path)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.save({"images": images, "logits": model.eval()(images).logits}, path / "expected.pt")
+
+
+@pytest.fixture
+def saved(own_files):
+    """A checkpoint with an encoding registered by a decorator, a selector and a reducer named with a dot."""
+    import own.my_positions  # noqa: F401
+
+    model = AdaptiveViTForImageClassification(
+        tiny_config(position_encoding="rings", rings_power=2.0, **FIELDS)
+    )
+    save_with_expected(model, own_files / "saved")
+    forget()
+    return own_files / "saved"
+
+
+LOAD = """
+import torch
+from transformers import AutoModelForImageClassification
+
+path = {path!r}
+model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
+expected = torch.load(path + "/expected.pt")
+torch.testing.assert_close(model(expected["images"]).logits, expected["logits"], atol=0, rtol=0)
+assert type(model.vit.selector).__name__ == "Brightest"
+assert model(expected["images"]).token_coordinates.shape[1] == 4
+"""
+
+
+class TestUse:
+    def test_class_of_a_module(self, own_files):
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.my_positions.Rings"))
+        assert (model.embeddings.position_encoding.weight == 0.5).all()
+        model(torch.randn(2, 3, 32, 32)).last_hidden_state.sum().backward()
+        assert model.embeddings.position_encoding.weight.grad.abs().sum() > 0
+
+    def test_selector_chooses_what_it_says(self, own_files):
+        images = torch.zeros(1, 3, 32, 32)
+        images[:, :, 8:16, 24:32] = 1
+        config = tiny_config(patch_selector="my_selectors.Brightest", num_selected_patches=1)
+        assert AdaptiveViTModel(config)(images).selected_patches.tolist() == [[1 * 4 + 3]]
+
+    def test_stock_checkpoint_takes_one_without_trust(self, own_files):
+        from tests.model.test_modeling import stock
+
+        stock().save_pretrained(own_files / "stock")
+        model = AdaptiveViTForImageClassification.from_pretrained(
+            own_files / "stock", position_encoding="own.my_positions.Rings"
+        )
+        assert type(model.vit.embeddings.position_encoding).__name__ == "Rings"
+
+    def test_decorated_in_a_notebook_trains_and_saves_weights(self, own_files, caplog):
+        namespace = {"__name__": "__main__"}
+        exec(POSITIONS.replace("from .ring_distance", "from own.ring_distance"), namespace)
+        model = AdaptiveViTModel(tiny_config(position_encoding="rings"))
+        model.save_pretrained(own_files / "saved")
+        assert "Put it into a file of its own" in caplog.text
+        again = AdaptiveViTModel.from_pretrained(own_files / "saved")
+        assert type(again.embeddings.position_encoding) is namespace["Rings"]
+
+
+class TestTravel:
+    def test_files_go_along(self, saved):
+        assert {"my_positions.py", "ring_distance.py", "my_selectors.py"} <= {
+            path.name for path in saved.iterdir()
+        }
+        assert "vit_hf" not in (saved / "my_positions.py").read_text()
+        assert "from .positions_base import PositionEncoding" in (saved / "my_positions.py").read_text()
+        assert "from .reduction_base import Reduction as Result" in (saved / "my_selectors.py").read_text()
+
+    def test_loads_without_the_package(self, saved, tmp_path):
+        run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
+
+    def test_loads_beside_the_package(self, saved, tmp_path):
+        run_elsewhere("import vit_hf\n" + LOAD.format(path=str(saved)), tmp_path / "own", installed=True)
+
+    def test_saves_again_wherever_it_came_from(self, saved, tmp_path):
+        for installed in (True, False):
+            again = str(tmp_path / f"again_{installed}")
+            start = "import vit_hf\n" if installed else ""
+            save = f"model.save_pretrained({again!r})\n"
+            run_elsewhere(start + LOAD.format(path=str(saved)) + save, tmp_path / "own", installed)
+            shutil.copy(saved / "expected.pt", again)
+            run_elsewhere(LOAD.format(path=again), tmp_path / "own")
+
+    @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+    def test_uploaded_with_the_model(self, own_files, monkeypatch, way):
+        uploaded = []
+
+        class Hub:
+            def create_repo(self, repo_id, **kwargs):
+                return type("Url", (), {"repo_id": repo_id})()
+
+        def upload(self, working_dir, repo_id, *args, **kwargs):
+            uploaded.append(
+                (repo_id, kwargs["commit_message"], {path.name for path in Path(working_dir).iterdir()})
+            )
+
+        monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+        monkeypatch.setattr(AdaptiveViTModel, "_upload_modified_files", upload)
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.my_positions.Rings"))
+        if way == "push_to_hub":
+            model.push_to_hub("me/rings", commit_message="rings")
+        else:
+            folder = own_files / "rings"
+            model.save_pretrained(folder, push_to_hub=True, repo_id="me/rings", commit_message="rings")
+        [(repo_id, message, files)] = uploaded
+        assert (repo_id, message) == ("me/rings", "rings")
+        assert {"model.safetensors", "my_positions.py", "ring_distance.py", "shipped_classes.py"} <= files
+
+    def test_needs_trust(self, saved):
+        sys.path.pop(0)  # the files are no longer to be found
+        with pytest.raises(ValueError, match=r"position_encoding='rings'.*trust_remote_code=True"):
+            AdaptiveViTForImageClassification.from_pretrained(saved)
+
+    def test_does_not_import_what_a_checkpoint_names(self, saved):
+        """Though the module could be found, it was the checkpoint that named it."""
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            AdaptiveViTForImageClassification.from_pretrained(saved, position_encoding="none")
+        assert "my_selectors" not in sys.modules
+
+    def test_imported_before_it_needs_no_trust(self, saved):
+        import my_selectors
+        import own.my_positions
+
+        model = AdaptiveViTForImageClassification.from_pretrained(saved)
+        assert type(model.vit.embeddings.position_encoding) is own.my_positions.Rings
+        assert type(model.vit.selector) is my_selectors.Brightest
+        assert model.config.rings_power == 2.0
+        expected = torch.load(saved / "expected.pt")
+        assert torch.equal(model(expected["images"]).logits, expected["logits"])
+
+    def test_each_checkpoint_has_its_own(self, saved, tmp_path):
+        """Two that give different classes the same name."""
+        shutil.copytree(saved, tmp_path / "other")
+        file = tmp_path / "other" / "my_positions.py"
+        file.write_text(file.read_text().replace(") ** self.power", ") * 0"))
+        images = torch.load(saved / "expected.pt")["images"]
+        sys.path.pop(0)
+        load = AdaptiveViTForImageClassification.from_pretrained
+        answers = [
+            load(path, trust_remote_code=True)(images).logits for path in (saved, tmp_path / "other", saved)
+        ]
+        assert torch.equal(answers[0], answers[2]) and not torch.equal(answers[0], answers[1])
+
+
+class TestErrors:
+    def test_our_names_are_taken(self):
+        with pytest.raises(ValueError, match="'rotary' is the name of a position_encoding"):
+            register_position_encoding("rotary")
+
+    def test_no_dots_in_registered_names(self):
+        with pytest.raises(ValueError, match="without a dot"):
+            register_patch_selector("my.selector")
+
+    def test_wrong_kind(self):
+        with pytest.raises(ValueError, match=r"must be a class derived from vit_hf\.PatchSelector"):
+            register_patch_selector("mine")(PositionEncoding)
+
+    def test_unknown_name(self):
+        with pytest.raises(StrictDataclassError) as caught:
+            tiny_config(position_encoding="rigns")
+        assert "'rigns' is unknown" in str(caught.value.__cause__) and "rotary" in str(caught.value.__cause__)
+
+    @pytest.mark.parametrize(
+        "name, message",
+        [
+            ("absent_module.Rings", r"no module 'absent_module' on Python's path"),
+            ("own.absent.Rings", r"no module 'own\.absent' on Python's path"),
+            ("own.my_positions.Absent", r"has no Absent"),
+            (
+                "own.ring_distance.distance_to_centre",
+                r"must be a class derived from vit_hf\.PositionEncoding",
+            ),
+        ],
+    )
+    def test_class_that_is_not_there(self, own_files, name, message):
+        with pytest.raises(ValueError, match=message):
+            AdaptiveViTModel(tiny_config(position_encoding=name))
+
+    def test_file_that_has_the_name_of_ours(self, own_files):
+        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "tokens.py")
+        with pytest.raises(ValueError, match=r"rename tokens\.py"):
+            AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))

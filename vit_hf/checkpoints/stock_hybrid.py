@@ -1,0 +1,62 @@
+"""`ViTHybrid` checkpoints of transformers 4, such as google/vit-hybrid-base-bit-384, which version 5 does not know."""
+
+from os import PathLike
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_vit import (
+    AdaptiveViTForImageClassification,
+    AdaptiveViTModel,
+    AdaptiveViTPreTrainedModel,
+)
+from ..model.patches import to_pair
+from ..training.models import is_image_processor_saved
+from .families import CannotConvert
+
+
+def is_stock_hybrid(path: str | PathLike) -> bool:
+    """Raises: OSError if there is no configuration."""
+    return PreTrainedConfig.get_config_dict(path)[0].get("model_type") == "vit-hybrid"
+
+
+def load_stock_hybrid(
+    path: str | PathLike, **fields: Any
+) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
+    """The checkpoint as an AdaptiveViT of the same dtype, and its image processor, by default that of Google's.
+
+    Raises:
+        CannotConvert: if weights are missing or too many.
+        ValueError: for patches of several cells, or a CNN that is no BiT.
+    """
+    classes = PreTrainedConfig.get_config_dict(path)[0].get("architectures") or [""]
+    is_classifier = classes[0] == "ViTHybridForImageClassification"
+    model_class = AdaptiveViTForImageClassification if is_classifier else AdaptiveViTModel
+    model, report = model_class.from_pretrained(path, output_loading_info=True, **fields)
+    prefix = "vit." if is_classifier else ""
+    added = tuple(f"{prefix}{part}" for part in ("selector.", "reducers.", "embeddings.scale_embedding"))
+    missing = [name for name in report["missing_keys"] if not name.startswith(added)]
+    if missing or report["unexpected_keys"]:
+        raise CannotConvert(
+            f"{path} has weights that AdaptiveViT has no place for, {sorted(report['unexpected_keys'])[:5]}, or lacks "
+            f"some, {sorted(missing)[:5]}."
+        )
+    return model.eval(), _load_processor(path, model.config)
+
+
+def _load_processor(path: str | PathLike, config: AdaptiveViTConfig) -> BaseImageProcessor:
+    if is_image_processor_saved(str(path)):
+        return AdaptiveViTImageProcessor.from_pretrained(path, patch_size=config.patch_size)
+    height, width = to_pair(config.image_size)
+    return AdaptiveViTImageProcessor(
+        size={"shortest_edge": min(height, width)},
+        do_center_crop=True,
+        crop_size={"height": height, "width": width},
+        resample=3,
+        image_mean=[0.5] * config.num_channels,
+        image_std=[0.5] * config.num_channels,
+        patch_size=config.patch_size,
+    )
