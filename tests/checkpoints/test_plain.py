@@ -23,7 +23,7 @@ from vit_hf import (
     convert,
 )
 from vit_hf.checkpoints import CannotConvert, processor_to_transformers, save_npz, to_transformers
-from vit_hf.checkpoints.verify import SIZES, original, ours, theirs
+from vit_hf.checkpoints.verify import SIZES, original, ours, theirs, timm_original
 from vit_hf.checkpoints.verify_hybrid import timm_hybrid
 
 
@@ -136,7 +136,7 @@ class TestRefuses:
 
 def test_refuses_other_models_and_activations():
     with pytest.raises(CannotConvert, match="backbone_config="):
-        to_transformers(convert(timm_hybrid())[0])
+        to_transformers(convert(timm_hybrid(), position_antialias=False)[0])
     with pytest.raises(CannotConvert, match="AdaptiveViTForMaskedImageModeling has no counterpart"):
         to_transformers(AdaptiveViTForMaskedImageModeling(tiny_config()))
     with pytest.raises(CannotConvert, match="hidden_act='elu'"):
@@ -221,6 +221,15 @@ class TestScript:
             torch.testing.assert_close(ours(again, images), model(images), atol=1e-5, rtol=1e-5)
         with pytest.raises(SystemExit, match="pass architecture"):
             script.main([str(tmp_path / "weights.pth"), "--output", str(tmp_path / "no")])
+
+
+def test_a_model_of_timm_at_its_native_size():
+    model, images = timm_original("vit"), torch.randn(2, 3, 32, 32)
+    with pytest.raises(CannotConvert, match="position_antialias=True"):
+        to_transformers(convert(model)[0])
+    stock = to_transformers(convert(model, position_antialias=False)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(stock(images).logits, model(images), atol=1e-5, rtol=1e-5)
 
 
 def test_there_and_back_from_another_family():
