@@ -1,6 +1,5 @@
 """Configuration of the adaptive Vision Transformer."""
 
-import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,12 +7,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
-from .blocks import ACTIVATIONS
+from .configuration_checks import (
+    check_blocks,
+    check_positions,
+    check_reduction,
+    check_selection,
+    check_selection_options,
+    check_sizes,
+)
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
-from .patches import to_pair
-from .reduction import TOKEN_REDUCERS
-from .selection import PATCH_SELECTORS
-from .user_classes import TABLES, is_known
 
 
 @strict
@@ -224,224 +226,17 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks fields against each other. Runs at construction, and again when a model is built."""
-        self._check_class("position_encoding")
-        _check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
-            )
-        channels = {"sinusoidal": ("hidden_size", self.hidden_size, 2)}
-        channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", self.hidden_size, 4)
-        channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
-            "hidden_size / num_attention_heads",
-            self.hidden_size // self.num_attention_heads,
-            4,
-        )
-        if self.position_encoding in channels:
-            name, size, divisor = channels[self.position_encoding]
-            if size % divisor:
-                raise ValueError(
-                    f"position_encoding={self.position_encoding!r} needs {name} to be a multiple of {divisor}, "
-                    f"got {size}."
-                )
         self.verify_out_features_out_indices()
-        self._validate_sizes()
         if self.backbone_config is not None:
             # A dictionary again if it was set after construction.
             self.backbone_config = read_backbone_config(self.backbone_config)
             check_backbone_config(self)
-        self._validate_selection()
-        self._validate_reduction()
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-        if self.layerscale_value is not None and not math.isfinite(self.layerscale_value):
-            raise ValueError(f"layerscale_value={self.layerscale_value} must be a finite number, or None.")
-        if self.rotary_shift is not None and not 0 <= self.rotary_shift < math.inf:
-            raise ValueError(f"rotary_shift={self.rotary_shift} must be 0 or more, or None.")
-        for name in ("rotary_jitter", "rotary_rescale"):
-            if getattr(self, name) is not None and not 1 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is a factor and must be at least 1, or None.")
-        reference = self.rotary_reference_grid
-        if reference is not None and (
-            not (isinstance(reference, int) or len(reference) == 2) or min(to_pair(reference)) < 1
-        ):
-            raise ValueError(
-                f"rotary_reference_grid={reference} must be a number of at least 1 patch a side or a pair (rows, columns) "
-                "of them, or None for those of image_size."
-            )
-        if not 0 < self.fourier_scale < math.inf:
-            raise ValueError(f"fourier_scale={self.fourier_scale} must be above 0.")
-        if self.fourier_num_features < 2 or self.fourier_num_features % 2:
-            raise ValueError(f"fourier_num_features={self.fourier_num_features} must be even and at least 2.")
-        if not 0 <= self.position_scale_offset < 1:
-            raise ValueError(f"position_scale_offset={self.position_scale_offset} must lie in [0, 1).")
-        if not 0 < self.rotary_base < math.inf:
-            raise ValueError(f"rotary_base={self.rotary_base} must be above 0.")
-        if self.pooling == "cls+register" and self.num_register_tokens < 1:
-            raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
-        if not self.use_cls_token:
-            for field, values in (
-                ("pooling", ("cls", "cls+mean", "cls+register")),
-                ("patch_selector", ("attention", "distilled")),
-                ("token_reducer", ("attentive", "sample")),
-            ):
-                if getattr(self, field) in values:
-                    raise ValueError(
-                        f"{field}={getattr(self, field)!r} needs the CLS token, which use_cls_token=False leaves out: "
-                        "choose another."
-                    )
-        if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
-            raise ValueError(
-                f"classifier_hidden_size={self.classifier_hidden_size} must be at least 1, or None for no layer."
-            )
-        if self.final_norm == "pooled" and self.pooling in ("cls+mean", "cls+register"):
-            raise ValueError(
-                f"final_norm='pooled' norms one vector, and pooling={self.pooling!r} gives two: use final_norm='tokens'."
-            )
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens={self.num_register_tokens} must be 0 or more.")
-
-    def _check_class(self, field: str):
-        if not is_known(self, field):
-            raise ValueError(
-                f"{field}={getattr(self, field)!r} is unknown. Choose one of {sorted(TABLES[field])}, or name a class of "
-                'your own as "module.Class".'
-            )
-
-    def _validate_sizes(self):
-        for name in ("image_size", "patch_size", "scout_image_size", "scorer_image_size"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, int) and len(value) != 2:
-                raise ValueError(f"{name}={value} must be a number of pixels or a pair (height, width).")
-            if min(to_pair(value)) < 1:
-                raise ValueError(f"{name}={value} must be at least one pixel a side.")
-        patch_size = to_pair(self.patch_size)
-        for name in ("image_size", "scout_image_size"):
-            value = getattr(self, name) or self.image_size
-            if to_pair(value)[0] < patch_size[0] or to_pair(value)[1] < patch_size[1]:
-                raise ValueError(f"{name}={value} is smaller than one patch of patch_size={self.patch_size}.")
-
-    def _validate_selection(self):
-        number = self.num_selected_patches
-        if self.patch_selector is None:
-            for name, value in (("num_selected_patches", number), ("exploration", self.exploration or None)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
-                    )
-            return
-        self._check_class("patch_selector")
-        if number is None:
-            raise ValueError(
-                f"patch_selector={self.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
-                "share of them in (0, 1]."
-            )
-        if isinstance(number, float) and not 0 < number <= 1:
-            raise ValueError(
-                f"num_selected_patches={number} as a float is a share of the patches and must lie in (0, 1]. "
-                "For a number of patches give an int."
-            )
-        if isinstance(number, int) and number < 1:
-            raise ValueError(f"num_selected_patches={number} must be at least 1, or a share in (0, 1].")
-        if (
-            self.patch_selector in ("attention", "distilled")
-            and not 1 <= self.scout_num_layers <= self.num_hidden_layers
-        ):
-            raise ValueError(
-                f"scout_num_layers={self.scout_num_layers} must lie between 1 and "
-                f"num_hidden_layers={self.num_hidden_layers}."
-            )
-
-    def _validate_reduction(self):
-        if not 0 <= self.exploration <= 1:
-            raise ValueError(f"exploration={self.exploration} is a share and must lie in [0, 1].")
-        if self.exploration and self.patch_selector in ("policy", "perturbed"):
-            raise ValueError(
-                f"exploration={self.exploration} is not for patch_selector={self.patch_selector!r}, whose choice is "
-                "random while training as it is: set it to 0."
-            )
-        for name in (
-            "distilled_loss_weight",
-            "policy_loss_weight",
-            "policy_entropy_weight",
-            "gumbel_ratio_weight",
-            "gumbel_distillation_weight",
-            "gumbel_token_weight",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more.")
-        if (
-            self.patch_selector == "policy"
-            and self.policy_reward == "correctness"
-            and self.problem_type == "regression"
-        ):
-            raise ValueError(
-                "policy_reward='correctness' needs classes, and problem_type is 'regression': use 'cross_entropy'."
-            )
-        if self.patch_selector == "gradient" and min(to_pair(self.patch_size)) < 3:
-            raise ValueError(
-                f"patch_selector='gradient' looks at 3x3 pixels; patch_size={self.patch_size} is smaller."
-            )
-        if not 0 < self.distilled_share <= 1:
-            raise ValueError(f"distilled_share={self.distilled_share} must lie in (0, 1].")
-        if self.perturbed_num_samples < 1 or not 0 < self.perturbed_sigma < math.inf:
-            raise ValueError(
-                f"perturbed_num_samples={self.perturbed_num_samples} must be at least 1, and "
-                f"perturbed_sigma={self.perturbed_sigma} above 0."
-            )
-        if self.scorer_hidden_size < 1:
-            raise ValueError(f"scorer_hidden_size={self.scorer_hidden_size} must be at least 1.")
-        scorer_size = to_pair(self.scorer_image_size or self.image_size)
-        if self.patch_selector in ("policy", "perturbed") and min(scorer_size) < 4:
-            raise ValueError(f"scorer_image_size={scorer_size} must be at least 4 pixels a side.")
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"keep_rate={self.keep_rate} is a share of the tokens and must lie in (0, 1].")
-        if self.token_reducer is None:
-            if self.keep_rate != 1 or self.merge_r is not None:
-                raise ValueError(
-                    f"keep_rate={self.keep_rate} and merge_r={self.merge_r} need a token_reducer: choose one of "
-                    f"{sorted(TOKEN_REDUCERS)}."
-                )
-            return
-        self._check_class("token_reducer")
-        layers = list(self.reduction_layers)
-        if (
-            not layers
-            or len(set(layers)) < len(layers)
-            or not all(0 <= layer < self.num_hidden_layers for layer in layers)
-        ):
-            raise ValueError(
-                f"reduction_layers={layers} must be different blocks from 0 to {self.num_hidden_layers - 1}."
-            )
-        if self.token_reducer == "gumbel" and self.hidden_size % 2:
-            raise ValueError(f"token_reducer='gumbel' needs an even hidden_size, got {self.hidden_size}.")
-        if self.token_reducer == "merge" and self.keep_rate < 0.5:
-            raise ValueError(
-                f"keep_rate={self.keep_rate} is too low for token_reducer='merge', which merges pairs: at least 0.5. "
-                "Merge at more reduction_layers instead."
-            )
-        if self.merge_r is not None and self.keep_rate != 1:
-            raise ValueError(
-                f"merge_r={self.merge_r} and keep_rate={self.keep_rate} exclude each other: pass merge_r=None or "
-                "keep_rate=1.0."
-            )
-        if self.merge_r is not None and (self.token_reducer != "merge" or self.merge_r < 1):
-            raise ValueError(
-                f"merge_r={self.merge_r} must be at least 1, and is for token_reducer='merge', not "
-                f"{self.token_reducer!r}, which goes by keep_rate."
-            )
+        check_blocks(self)
+        check_sizes(self)
+        check_positions(self)
+        check_selection(self)
+        check_selection_options(self)
+        check_reduction(self)
 
     @classmethod
     def get_config_dict(
@@ -463,11 +258,6 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             config_dict = {key: value for key, value in config_dict.items() if key != "architectures"}
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
-
-
-def _check_choice(field: str, value: str, table: dict[str, Any]) -> None:
-    if value not in table:
-        raise ValueError(f"{field}={value!r} is unknown. Choose one of {sorted(table)}.")
 
 
 __all__ = ["AdaptiveViTConfig"]

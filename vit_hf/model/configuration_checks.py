@@ -1,0 +1,240 @@
+"""Whether the fields of a configuration fit together. Each function raises a ValueError that says what does not."""
+
+import math
+
+from .blocks import ACTIVATIONS
+from .patches import to_pair
+from .reduction import TOKEN_REDUCERS
+from .selection import PATCH_SELECTORS
+from .user_classes import TABLES, is_known
+
+
+def check_class(config, field: str) -> None:
+    """A class of a table, or of the user's own."""
+    if not is_known(config, field):
+        raise ValueError(
+            f"{field}={getattr(config, field)!r} is unknown. Choose one of {sorted(TABLES[field])}, or name a class of "
+            'your own as "module.Class".'
+        )
+
+
+def check_blocks(config) -> None:
+    """Blocks and head."""
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act={config.hidden_act!r} is unknown. Choose one of {sorted(ACTIVATIONS)}.")
+    for name in (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "num_channels",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}."
+        )
+    for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must lie in [0, 1).")
+    if config.layerscale_value is not None and not math.isfinite(config.layerscale_value):
+        raise ValueError(f"layerscale_value={config.layerscale_value} must be a finite number, or None.")
+    if config.pooling == "cls+register" and config.num_register_tokens < 1:
+        raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
+    if not config.use_cls_token:
+        for field, values in (
+            ("pooling", ("cls", "cls+mean", "cls+register")),
+            ("patch_selector", ("attention", "distilled")),
+            ("token_reducer", ("attentive", "sample")),
+        ):
+            if getattr(config, field) in values:
+                raise ValueError(
+                    f"{field}={getattr(config, field)!r} needs the CLS token, which use_cls_token=False leaves out: "
+                    "choose another."
+                )
+    if config.classifier_hidden_size is not None and config.classifier_hidden_size < 1:
+        raise ValueError(
+            f"classifier_hidden_size={config.classifier_hidden_size} must be at least 1, or None for no layer."
+        )
+    if config.final_norm == "pooled" and config.pooling in ("cls+mean", "cls+register"):
+        raise ValueError(
+            f"final_norm='pooled' norms one vector, and pooling={config.pooling!r} gives two: use final_norm='tokens'."
+        )
+    if config.num_register_tokens < 0:
+        raise ValueError(f"num_register_tokens={config.num_register_tokens} must be 0 or more.")
+
+
+def check_sizes(config) -> None:
+    """Images, patches and thumbnails."""
+    for name in ("image_size", "patch_size", "scout_image_size", "scorer_image_size"):
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if not isinstance(value, int) and len(value) != 2:
+            raise ValueError(f"{name}={value} must be a number of pixels or a pair (height, width).")
+        if min(to_pair(value)) < 1:
+            raise ValueError(f"{name}={value} must be at least one pixel a side.")
+    patch_size = to_pair(config.patch_size)
+    for name in ("image_size", "scout_image_size"):
+        value = getattr(config, name) or config.image_size
+        if to_pair(value)[0] < patch_size[0] or to_pair(value)[1] < patch_size[1]:
+            raise ValueError(f"{name}={value} is smaller than one patch of patch_size={config.patch_size}.")
+
+
+def check_positions(config) -> None:
+    """Position encodings."""
+    check_class(config, "position_encoding")
+    channels = {"sinusoidal": ("hidden_size", config.hidden_size, 2)}
+    channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", config.hidden_size, 4)
+    channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
+        "hidden_size / num_attention_heads",
+        config.hidden_size // config.num_attention_heads,
+        4,
+    )
+    if config.position_encoding in channels:
+        name, size, divisor = channels[config.position_encoding]
+        if size % divisor:
+            raise ValueError(
+                f"position_encoding={config.position_encoding!r} needs {name} to be a multiple of {divisor}, "
+                f"got {size}."
+            )
+    if config.rotary_shift is not None and not 0 <= config.rotary_shift < math.inf:
+        raise ValueError(f"rotary_shift={config.rotary_shift} must be 0 or more, or None.")
+    for name in ("rotary_jitter", "rotary_rescale"):
+        if getattr(config, name) is not None and not 1 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} is a factor and must be at least 1, or None.")
+    reference = config.rotary_reference_grid
+    if reference is not None and (
+        not (isinstance(reference, int) or len(reference) == 2) or min(to_pair(reference)) < 1
+    ):
+        raise ValueError(
+            f"rotary_reference_grid={reference} must be a number of at least 1 patch a side or a pair (rows, columns) "
+            "of them, or None for those of image_size."
+        )
+    if not 0 < config.fourier_scale < math.inf:
+        raise ValueError(f"fourier_scale={config.fourier_scale} must be above 0.")
+    if config.fourier_num_features < 2 or config.fourier_num_features % 2:
+        raise ValueError(f"fourier_num_features={config.fourier_num_features} must be even and at least 2.")
+    if not 0 <= config.position_scale_offset < 1:
+        raise ValueError(f"position_scale_offset={config.position_scale_offset} must lie in [0, 1).")
+    if not 0 < config.rotary_base < math.inf:
+        raise ValueError(f"rotary_base={config.rotary_base} must be above 0.")
+
+
+def check_selection(config) -> None:
+    """What goes before the encoder."""
+    number = config.num_selected_patches
+    if config.patch_selector is None:
+        for name, value in (("num_selected_patches", number), ("exploration", config.exploration or None)):
+            if value is not None:
+                raise ValueError(
+                    f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
+                )
+        return
+    check_class(config, "patch_selector")
+    if number is None:
+        raise ValueError(
+            f"patch_selector={config.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
+            "share of them in (0, 1]."
+        )
+    if isinstance(number, float) and not 0 < number <= 1:
+        raise ValueError(
+            f"num_selected_patches={number} as a float is a share of the patches and must lie in (0, 1]. "
+            "For a number of patches give an int."
+        )
+    if isinstance(number, int) and number < 1:
+        raise ValueError(f"num_selected_patches={number} must be at least 1, or a share in (0, 1].")
+    if (
+        config.patch_selector in ("attention", "distilled")
+        and not 1 <= config.scout_num_layers <= config.num_hidden_layers
+    ):
+        raise ValueError(
+            f"scout_num_layers={config.scout_num_layers} must lie between 1 and "
+            f"num_hidden_layers={config.num_hidden_layers}."
+        )
+
+
+def check_selection_options(config) -> None:
+    """Options of selectors, which may stand there while there is none."""
+    if not 0 <= config.exploration <= 1:
+        raise ValueError(f"exploration={config.exploration} is a share and must lie in [0, 1].")
+    if config.exploration and config.patch_selector in ("policy", "perturbed"):
+        raise ValueError(
+            f"exploration={config.exploration} is not for patch_selector={config.patch_selector!r}, whose choice is "
+            "random while training as it is: set it to 0."
+        )
+    for name in (
+        "distilled_loss_weight",
+        "policy_loss_weight",
+        "policy_entropy_weight",
+        "gumbel_ratio_weight",
+        "gumbel_distillation_weight",
+        "gumbel_token_weight",
+    ):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}={getattr(config, name)} must be 0 or more.")
+    if (
+        config.patch_selector == "policy"
+        and config.policy_reward == "correctness"
+        and config.problem_type == "regression"
+    ):
+        raise ValueError(
+            "policy_reward='correctness' needs classes, and problem_type is 'regression': use 'cross_entropy'."
+        )
+    if config.patch_selector == "gradient" and min(to_pair(config.patch_size)) < 3:
+        raise ValueError(
+            f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."
+        )
+    if not 0 < config.distilled_share <= 1:
+        raise ValueError(f"distilled_share={config.distilled_share} must lie in (0, 1].")
+    if config.perturbed_num_samples < 1 or not 0 < config.perturbed_sigma < math.inf:
+        raise ValueError(
+            f"perturbed_num_samples={config.perturbed_num_samples} must be at least 1, and "
+            f"perturbed_sigma={config.perturbed_sigma} above 0."
+        )
+    if config.scorer_hidden_size < 1:
+        raise ValueError(f"scorer_hidden_size={config.scorer_hidden_size} must be at least 1.")
+    scorer_size = to_pair(config.scorer_image_size or config.image_size)
+    if config.patch_selector in ("policy", "perturbed") and min(scorer_size) < 4:
+        raise ValueError(f"scorer_image_size={scorer_size} must be at least 4 pixels a side.")
+
+
+def check_reduction(config) -> None:
+    """What goes inside the encoder."""
+    if not 0 < config.keep_rate <= 1:
+        raise ValueError(f"keep_rate={config.keep_rate} is a share of the tokens and must lie in (0, 1].")
+    if config.token_reducer is None:
+        if config.keep_rate != 1 or config.merge_r is not None:
+            raise ValueError(
+                f"keep_rate={config.keep_rate} and merge_r={config.merge_r} need a token_reducer: choose one of "
+                f"{sorted(TOKEN_REDUCERS)}."
+            )
+        return
+    check_class(config, "token_reducer")
+    layers = list(config.reduction_layers)
+    if (
+        not layers
+        or len(set(layers)) < len(layers)
+        or not all(0 <= layer < config.num_hidden_layers for layer in layers)
+    ):
+        raise ValueError(
+            f"reduction_layers={layers} must be different blocks from 0 to {config.num_hidden_layers - 1}."
+        )
+    if config.token_reducer == "gumbel" and config.hidden_size % 2:
+        raise ValueError(f"token_reducer='gumbel' needs an even hidden_size, got {config.hidden_size}.")
+    if config.token_reducer == "merge" and config.keep_rate < 0.5:
+        raise ValueError(
+            f"keep_rate={config.keep_rate} is too low for token_reducer='merge', which merges pairs: at least 0.5. "
+            "Merge at more reduction_layers instead."
+        )
+    if config.merge_r is not None and config.keep_rate != 1:
+        raise ValueError(
+            f"merge_r={config.merge_r} and keep_rate={config.keep_rate} exclude each other: pass merge_r=None or "
+            "keep_rate=1.0."
+        )
+    if config.merge_r is not None and (config.token_reducer != "merge" or config.merge_r < 1):
+        raise ValueError(
+            f"merge_r={config.merge_r} must be at least 1, and is for token_reducer='merge', not "
+            f"{config.token_reducer!r}, which goes by keep_rate."
+        )

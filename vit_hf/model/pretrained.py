@@ -1,0 +1,194 @@
+"""What all models share: initialisation, loading and saving."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import (
+    WeightRenaming,
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+
+from .attention import AdaptiveViTAttention
+from .blocks import LayerScale
+from .configuration_adaptive_vit import AdaptiveViTConfig
+from .embeddings import AdaptiveViTEmbeddings
+from .encoder import AdaptiveViTLayer
+from .heads import AttentionPooling
+from .hybrid import HybridPatchEmbeddings
+from .user_classes import derives_from, fetch_classes, find_class, references, save_classes, user_classes
+
+
+MODULE = "modeling_adaptive_vit"
+AUTO_MAP = {
+    "AutoConfig": "configuration_adaptive_vit.AdaptiveViTConfig",
+    "AutoModel": f"{MODULE}.AdaptiveViTModel",
+    "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
+    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
+    "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
+}
+
+# Of `save_pretrained`, what `push_to_hub` takes as well.
+UPLOAD_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
+
+
+class AdaptiveViTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    config: AdaptiveViTConfig
+    config_class = AdaptiveViTConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AdaptiveViTEmbeddings", "AdaptiveViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": AdaptiveViTLayer,
+        "attentions": AdaptiveViTAttention,
+    }
+    _input_embed_layer = "patch_embeddings"
+    # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
+    # `num_items_in_batch` and does not scale for gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
+        # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
+        config.validate_architecture()
+        if find_class(config, "position_encoding").has_bias:
+            self._supports_flash_attn = False
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            if self.config.initializer == "xavier_uniform":
+                # A convolution with the stride of its kernel is a matrix.
+                bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
+                init.uniform_(module.weight, -bound, bound)
+            elif self.config.initializer == "truncated_normal":
+                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+        if isinstance(module, AdaptiveViTEmbeddings):
+            if module.cls_token is not None:
+                init.trunc_normal_(module.cls_token, mean=0.0, std=std)
+            if module.register_tokens is not None:
+                init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
+            if module.scale_embedding is not None:
+                init.zeros_(module.scale_embedding)
+        elif isinstance(module, AttentionPooling):
+            init.trunc_normal_(module.probe, mean=0.0, std=std)
+        elif derives_from(type(module), "PositionEncoding"):
+            module.reset_parameters(std)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.lambda1, self.config.layerscale_value)
+
+    @torch.no_grad()
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        super()._initialize_missing_keys(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, HybridPatchEmbeddings):
+                with init.guard_torch_init_functions():
+                    module.reset_missing()
+
+    def set_selection_relaxation(self, relaxation: float) -> None:
+        """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
+
+        In between the number of patches is K + relaxation * (N - K). Evaluation always measures the target.
+
+        Raises:
+            ValueError: if `relaxation` is outside [0, 1].
+        """
+        if not 0 <= relaxation <= 1:
+            raise ValueError(f"relaxation={relaxation} must lie in [0, 1].")
+        for module in self.modules():
+            if hasattr(module, "selection_relaxation"):
+                module.selection_relaxation = relaxation
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
+        """As in transformers, but the reentrant variant is refused where it would lose gradients."""
+        reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
+        for field, name in (("token_reducer", "gumbel"), ("patch_selector", "perturbed")):
+            if enable and reentrant and getattr(self.config, field) == name:
+                raise ValueError(
+                    f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
+                    "pass {'use_reentrant': False}, which is the default."
+                )
+        super()._set_gradient_checkpointing(enable, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
+        backbone = self.config.backbone_config
+        if backbone is not None and isinstance(attn_implementation, str):
+            attn_implementation = {
+                "": attn_implementation,
+                "backbone_config": backbone._attn_implementation,
+            }
+        return super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint has such classes and is not trusted.
+        """
+        trust = bool(kwargs.pop("trust_remote_code", False))
+        source = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            values = config.__dict__
+        else:
+            values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
+        # Fields that the caller gives himself need no trust.
+        values = {name: value for name, value in values.items() if name not in kwargs}
+        fetch_classes(str(source), values, trust, **kwargs)
+        return super().from_pretrained(source, *args, config=config, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """As in transformers; the configuration names every Auto class, whichever class was saved.
+
+        The files of a user's own encoding, selector or reducer are saved, too.
+        """
+        # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
+        # a plain load_state_dict, would find nothing.
+        kwargs.setdefault("save_original_format", False)
+        classes = user_classes(self.config)
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        if type(self).__module__ == f"{__package__}.{MODULE}":  # a user's subclass ships another file
+            auto_map = {**auto_map, **AUTO_MAP}
+        if auto_map or classes:
+            self.config.auto_map = {**auto_map, **references(classes)}
+        if not classes:
+            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        # The folder must be complete before it is uploaded.
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_classes(self.config, classes, save_directory)
+            if push_to_hub:
+                upload = {name: kwargs[name] for name in UPLOAD_OPTIONS if name in kwargs}
+                self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **upload)
+
+
+# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the
+# package, because this file travels with checkpoints and the package does not.
+for _name in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
+    register_checkpoint_conversion_mapping(
+        _name,
+        [
+            *get_checkpoint_conversion_mapping("ViTModel"),
+            WeightRenaming(
+                r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"
+            ),
+        ],
+        overwrite=True,
+    )
