@@ -23,6 +23,7 @@ from vit_hf.checkpoints.verify import (
     theirs,
     timm_original,
 )
+from vit_hf.training import load_classifier
 
 
 every_original = pytest.mark.parametrize("name", ORIGINALS)
@@ -120,6 +121,15 @@ class TestSiglip2:
         expected = expected.logits if "logits" in expected else expected.pooler_output
         got = ours(converted, **processor(images, return_tensors="pt"))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+    def test_another_resolution_goes_before_the_number_of_patches(self, tmp_path):
+        converted, processor = convert(original("siglip2_vision_model-classifier"))
+        converted.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        image = Image.effect_noise((90, 40), 80).convert("RGB")
+        for resolution, grid in ((None, [11, 23]), (48, [6, 6]), ("native", [5, 11])):
+            _, again = load_classifier(str(tmp_path), resolution=resolution)
+            assert again(image, return_tensors="pt")["spatial_shapes"].tolist() == [grid]
 
     def test_a_whole_model(self):
         fields = {**TWO_TOWERS, "vision_config": NAFLEX}
