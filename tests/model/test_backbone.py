@@ -10,6 +10,7 @@ from transformers import (
     Dinov2Config,
     DPTConfig,
     DPTForDepthEstimation,
+    ResNetConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
@@ -198,6 +199,21 @@ class TestHeads:
         )
         depth = DPTForDepthEstimation(config).eval()(torch.randn(1, 3, 32, 32)).predicted_depth
         assert depth.ndim == 3 and depth.isfinite().all()
+
+    def test_hybrid_under_upernet(self):
+        """A CNN under the encoder under a decoder; the maps have the grid of the CNN's."""
+        cnn = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+        fields = {"backbone_config": cnn, "out_features": ALL, "patch_selector": "variance"}
+        assert backbone(**fields)(torch.randn(1, 3, 64, 48)).feature_maps[-1].shape == (1, 32, 8, 6)
+        config = UperNetConfig(
+            backbone_config=tiny_config(**fields),
+            num_labels=3,
+            hidden_size=16,
+            pool_scales=[1, 2],
+            use_auxiliary_head=False,
+        )
+        model = UperNetForSemanticSegmentation(config).eval()
+        assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3, 64, 64)
 
     def test_exports(self):
         model = backbone(out_features=["stage1", "stage3"], patch_selector="variance")
