@@ -15,6 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .large_images import ImageSource, open_image, predict_streaming, select_streaming
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -64,6 +65,7 @@ __all__ = [
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
+    "ImageSource",
     "KeepRateSchedule",
     "PatchSelector",
     "PatchTokens",
@@ -73,7 +75,10 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "open_image",
+    "predict_streaming",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",
+    "select_streaming",
 ]

@@ -244,17 +244,19 @@ def _resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def cut_patches(
     config,
-    pixel_values: torch.Tensor,
+    pixel_values: torch.Tensor | ImagePatches,
     patch_coordinates: torch.Tensor | None,
     spatial_shapes: torch.Tensor | None,
     pixel_attention_mask: torch.Tensor | None,
     interpolate_pos_encoding: bool | None,
 ) -> ImagePatches:
-    """Patches of what a model was given; see `AdaptiveViTModel.forward`.
+    """Patches of what a model was given; see `AdaptiveViTModel.forward`. Whoever reads images himself gives patches.
 
     Raises:
         ValueError: if the input has the wrong shape, or is smaller than one patch.
     """
+    if isinstance(pixel_values, ImagePatches):
+        return pixel_values
     if pixel_values.ndim == 3:
         if patch_coordinates is None or spatial_shapes is None:
             raise ValueError(

@@ -120,23 +120,28 @@ def saliency_scores(
         ValueError: if some patches of an image are missing.
     """
     if patches.image is not None:
-        return _saliency(patches.image, *patches.pixels.shape[1:3])
+        return _saliency(_grey(patches.image, 1), *patches.pixels.shape[1:3])
+    if patches.pixels.ndim == 6:  # of an image that is never whole in memory
+        thumbnails = patches.thumbnails((SALIENCY_SIZE, SALIENCY_SIZE))
+        return _saliency(_grey(thumbnails, 1), *patches.pixels.shape[1:3])
     places = raster_indices(patches.coordinates, patches.grid)
     scores = torch.zeros(places.shape, device=places.device)
     for index, image in enumerate(patches.to_images()):
         present = slice(None) if patches.mask is None else patches.mask[index]
-        of_image = _saliency(image[None], *patches.grid[index].tolist())[0]
+        of_image = _saliency(_grey(image[None], 1), *patches.grid[index].tolist())[0]
         scores[index, present] = of_image[places[index, present]]
     return scores
 
 
-def _saliency(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Mean saliency of images `(B, C, H, W)` in each of `rows` times `columns` patches, `(B, R * S)`."""
+def _saliency(grey: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Mean saliency of grey images `(B, H, W)` in each of `rows` times `columns` patches, `(B, R * S)`."""
     # Half precision has no FFT on a CPU, and would blur the ranks; the data loader knows no autocast either.
-    with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(grey.device.type, enabled=False):
         size = (SALIENCY_SIZE, SALIENCY_SIZE)
-        grey = _grey(images, 1).unsqueeze(1)
-        grey = nn.functional.interpolate(grey, size, mode="bilinear", antialias=True).squeeze(1)
+        if grey.shape[1:] != size:
+            grey = nn.functional.interpolate(
+                grey.unsqueeze(1), size, mode="bilinear", antialias=True
+            ).squeeze(1)
         spectrum = torch.fft.fft2(grey, norm="ortho")
         amplitude = spectrum.abs()
         # What rounding leaves of a flat image is below this: as much as one pixel one grey level in 255 off makes.
@@ -148,7 +153,7 @@ def _saliency(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         saliency = torch.fft.ifft2(spectrum * torch.exp(-local_mean), norm="ortho").abs().square()
         # So that a flat image is exactly zero, and its patches tie.
         saliency = saliency - saliency.amin((1, 2), keepdim=True)
-        of_rows, of_columns = (_smooth_means(parts, images.device) for parts in (rows, columns))
+        of_rows, of_columns = (_smooth_means(parts, grey.device) for parts in (rows, columns))
         return (of_rows @ saliency @ of_columns.T).flatten(1)
 
 
@@ -217,6 +222,8 @@ PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None]
     "random": random_scores,
     "uniform": uniform_scores,
 }
+# Those that look at one patch at a time.
+LOCAL_SCORERS = ("variance", "gradient", "entropy")
 
 
 @torch.no_grad()

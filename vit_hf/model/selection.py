@@ -7,7 +7,7 @@ class and one line in `PATCH_SELECTORS`. The highest scores are kept.
 import torch
 
 from .patches import ImagePatches
-from .pixel_scorers import PIXEL_SCORERS, pixel_scores
+from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, pixel_scores
 from .selection_attention import AttentionSelector, DistilledSelector
 from .selection_base import PatchSelector, Scout, Selection
 from .selection_perturbed import PerturbedSelector
@@ -20,6 +20,7 @@ class PixelSelector(PatchSelector):
     def __init__(self, config):
         super().__init__(config)
         self.name = config.patch_selector
+        self.sees_one_patch = self.name in LOCAL_SCORERS
         self.seed = config.random_selector_seed
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:

@@ -136,6 +136,9 @@ class Scout(Protocol):
 class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
 
+    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart.
+    sees_one_patch = False
+
     def __init__(self, config):
         super().__init__()
         self.exploration = config.exploration
