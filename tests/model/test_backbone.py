@@ -85,6 +85,17 @@ class TestInterface:
             reference = AdaptiveViTForImageClassification.from_pretrained(tmp_path / name).vit
             assert torch.equal(model.layers[0].mlp.fc1.weight, reference.layers[0].mlp.fc1.weight)
 
+    def test_a_configuration_is_left_as_it_was(self):
+        config = tiny_config()
+        AdaptiveViTBackbone(config)
+        assert config.out_features is None
+
+    def test_learned_selection_is_for_a_classifier(self, caplog):
+        model = backbone(patch_selector="distilled").train()
+        assert "add selection_loss of this model's outputs yourself" in caplog.text
+        model(torch.randn(1, 3, 64, 64)).selection_loss.backward()
+        assert model.selector.output.weight.grad.abs().sum() > 0
+
     def test_mixed_grids_have_no_common_map(self):
         with pytest.raises(ValueError, match=r"\[\[8, 6\], \[2, 3\]\]"):
             backbone()(**cut([torch.randn(3, 64, 48), torch.randn(3, 16, 24)]))

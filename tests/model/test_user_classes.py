@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel
 
 from tests.conftest import tiny_config
 from tests.model.test_remote_code import run_elsewhere
@@ -20,6 +21,7 @@ from vit_hf import (
     register_patch_selector,
     register_position_encoding,
 )
+from vit_hf.model.shipping import CannotTravel, _rewrite
 
 
 POSITIONS = """
@@ -52,8 +54,10 @@ DISTANCE = """
 def distance_to_centre(coordinates, grid):
     return (coordinates - (grid.unsqueeze(1) - 1) / 2).norm(dim=-1)
 """
+
 SELECTORS = """
-from vit_hf.model.selection_base import PatchSelector
+from selector_parts import brightness
+from vit_hf.model.selection_base import PatchSelector; from math import pi
 from vit_hf import (
     Reduction as Result,
     TokenReducer,
@@ -62,7 +66,7 @@ from vit_hf import (
 
 class Brightest(PatchSelector):
     def score(self, patches, num_selected, scout):
-        return patches.pixels.float().mean(dim=(-3, -2, -1)).flatten(1)
+        return brightness(patches.pixels) * pi
 
 
 class EveryOther(TokenReducer):
@@ -76,6 +80,10 @@ class EveryOther(TokenReducer):
         assignment = torch.full((len(tokens.features), number), -1, device=kept.device)
         assignment[:, ::2] = torch.arange(kept.shape[1], device=kept.device)
         return Result(tokens.gather(kept), assignment)
+"""
+PARTS = """
+def brightness(pixels):
+    return pixels.float().mean(dim=(-3, -2, -1)).flatten(1)
 """
 FIELDS = {
     "patch_selector": "my_selectors.Brightest",
@@ -93,6 +101,7 @@ def own_files(tmp_path, monkeypatch):
     for name, text in {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     (tmp_path / "my_selectors.py").write_text(SELECTORS)
+    (tmp_path / "selector_parts.py").write_text(PARTS)
     monkeypatch.syspath_prepend(tmp_path)
     tables = [(table, dict(table)) for table in (POSITION_ENCODINGS, PATCH_SELECTORS, TOKEN_REDUCERS)]
     yield tmp_path
@@ -107,7 +116,9 @@ def forget():
     for table in (POSITION_ENCODINGS, PATCH_SELECTORS, TOKEN_REDUCERS):
         for name in [name for name in table if "." in name or name == "rings"]:
             del table[name]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("own", "my_selectors")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("own", "my_selectors", "selector_parts")
+    ]:
         del sys.modules[name]
 
 
@@ -178,9 +189,8 @@ class TestUse:
 
 class TestTravel:
     def test_files_go_along(self, saved):
-        assert {"my_positions.py", "ring_distance.py", "my_selectors.py"} <= {
-            path.name for path in saved.iterdir()
-        }
+        files = {"my_positions.py", "ring_distance.py", "my_selectors.py", "selector_parts.py"}
+        assert files <= {path.name for path in saved.iterdir()}
         assert "vit_hf" not in (saved / "my_positions.py").read_text()
         assert "from .positions_base import PositionEncoding" in (saved / "my_positions.py").read_text()
         assert "from .reduction_base import Reduction as Result" in (saved / "my_selectors.py").read_text()
@@ -213,7 +223,8 @@ class TestTravel:
                 (repo_id, kwargs["commit_message"], {path.name for path in Path(working_dir).iterdir()})
             )
 
-        monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+        for module in ("utils.hub", "modeling_utils"):
+            monkeypatch.setattr(f"transformers.{module}.hf_api", Hub)
         monkeypatch.setattr(AdaptiveViTModel, "_upload_modified_files", upload)
         model = AdaptiveViTModel(tiny_config(position_encoding="own.my_positions.Rings"))
         if way == "push_to_hub":
@@ -259,6 +270,18 @@ class TestTravel:
             load(path, trust_remote_code=True)(images).logits for path in (saved, tmp_path / "other", saved)
         ]
         assert torch.equal(answers[0], answers[2]) and not torch.equal(answers[0], answers[1])
+        first = load(saved, trust_remote_code=True)
+        load(tmp_path / "other", trust_remote_code=True)
+        first.save_pretrained(tmp_path / "again")
+        again = load(tmp_path / "again", trust_remote_code=True)
+        assert torch.equal(again(images).logits, answers[0])
+
+    def test_configuration_of_a_checkpoint_imports_nothing(self, saved):
+        """Not even where a model is built from it anew."""
+        config = AutoConfig.from_pretrained(saved)
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            AutoModel.from_config(config)
+        assert "my_selectors" not in sys.modules
 
 
 class TestErrors:
@@ -295,7 +318,65 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             AdaptiveViTModel(tiny_config(position_encoding=name))
 
-    def test_file_that_has_the_name_of_ours(self, own_files):
+
+class TestWhatCannotTravel:
+    """The model works and is saved; a warning before training and one with the checkpoint say what will be missing."""
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("from . import ring_distance", r"line 1: only `from .file import name`"),
+            ("from .sub.mod import x", r"line 1: only `from .file import name`"),
+            ("from ..base import x", r"line 1: only `from .file import name`"),
+            ("a = 1; from vit_hf import PatchTokens", r"line 1: put this import on a line of its own"),
+            ("import ring_distance", r"line 1: write `from ring_distance import ...`"),
+            ("'''Text\nfrom .nowhere import x\n'''", r"'from .nowhere import' *, which transformers takes"),
+        ],
+    )
+    def test_imports(self, own_files, text, message):
+        path = own_files / "own" / "my_positions.py"
+        path.write_text(text)
+        with pytest.raises(CannotTravel, match=message):
+            _rewrite(path)
+
+    def test_name_of_a_file_of_ours(self, own_files, caplog):
         shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "tokens.py")
-        with pytest.raises(ValueError, match=r"rename tokens\.py"):
-            AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
+        assert "tokens.py has the name of a file of vit_hf" in caplog.text
+        model.save_pretrained(own_files / "saved")
+        assert caplog.text.count("tokens.py has the name of a file of vit_hf") == 2
+        assert "class Rings" not in (own_files / "saved" / "tokens.py").read_text()
+        again = AdaptiveViTModel.from_pretrained(own_files / "saved")
+        assert torch.equal(
+            again.embeddings.position_encoding.weight, model.embeddings.position_encoding.weight
+        )
+
+    def test_two_files_of_one_name(self, own_files, caplog):
+        (own_files / "other").mkdir()
+        (own_files / "other" / "__init__.py").write_text("")
+        shutil.copy(own_files / "my_selectors.py", own_files / "other" / "my_positions.py")
+        fields = FIELDS | {
+            "patch_selector": "other.my_positions.Brightest",
+            "token_reducer": "other.my_positions.EveryOther",
+        }
+        AdaptiveViTModel(tiny_config(position_encoding="own.my_positions.Rings", **fields))
+        assert "have the same name. Rename one" in caplog.text
+
+
+def test_code_is_rewritten_where_it_stands(tmp_path):
+    """What shares a line with an import stays; names that no file of ours defines still come from the package."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "é = 1; b = 2\n"
+        "if é:\n    from vit_hf import PositionEncoding, POSITION_ENCODINGS; import math\n"
+        "from vit_hf.model.selection_base import keep_top as top  # a comment\n"
+        "from vit_hf import (\n    PatchTokens,\n)\n"
+    )
+    text, siblings = _rewrite(path)
+    assert text == (
+        "é = 1; b = 2\n"
+        "if é:\n    from .positions_base import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
+        "from .selection_base import keep_top as top  # a comment\n"
+        "from .tokens import PatchTokens\n"
+    )
+    assert not siblings

@@ -52,8 +52,9 @@ def position_similarity(
     """Compares the encodings of patches with those of all patches on the native grid, `image_size / patch_size`.
 
     Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector rotated
-    to both places in the first block, i.e. the mean cosine of the differences of their angles. A bias, mean over heads:
-    the factor that attention in the first block gets from it, 1 for the place that it favours most.
+    to both places in the first block, i.e. the mean cosine of the differences of their angles. Those that do both: the
+    mean of the two. A bias, mean over heads: the factor that attention in the first block gets from it, 1 for the
+    place that it favours most.
 
     Args:
         model: any adaptive ViT.
@@ -94,9 +95,9 @@ def _similarity(
         return (bias - bias.amax(dim=-1, keepdim=True)).exp()
     vectors = encoding.add(tokens).features[0].float()
     rotation = encoding.rotation(tokens, 0)
+    parts = [vectors] if vectors.any() else []
     if rotation is not None:  # cos a cos b + sin a sin b = cos(a - b)
-        vectors = torch.cat(rotation, dim=-1)[0].transpose(0, 1).flatten(1).float()
-    if not vectors.any():
-        return None
-    vectors = nn.functional.normalize(vectors, dim=-1)
-    return vectors @ vectors.T
+        parts.append(torch.cat(rotation, dim=-1)[0].transpose(0, 1).flatten(1).float())
+    # Of an encoding that both adds and rotates, the mean of both.
+    parts = [nn.functional.normalize(part, dim=-1) for part in parts]
+    return sum(part @ part.T for part in parts) / len(parts) if parts else None

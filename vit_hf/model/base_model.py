@@ -26,8 +26,9 @@ from .pretrained import AdaptiveViTPreTrainedModel
 from .restoring import Stage, fill_grid
 from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
+from .shipping import check_travel
 from .tokens import PatchTokens
-from .user_classes import find_class
+from .user_classes import classes_of, find_class
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -59,6 +60,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.layernorm = make_norm(config) if config.final_norm != "none" else None
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
         self.selection_relaxation = 0.0
+        check_travel(classes_of(self))
         self.post_init()
 
     @can_return_tuple

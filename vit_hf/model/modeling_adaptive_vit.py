@@ -1,9 +1,11 @@
 """Adaptive Vision Transformer: the models that users load, and their heads. Shape legend: `tokens.py`."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin
-from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .base_model import AdaptiveViTModel
@@ -17,6 +19,7 @@ from .heads import (
     reward_per_image,
 )
 from .outputs import (
+    AdaptiveViTBackboneOutput,
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
@@ -26,6 +29,8 @@ from .pretrained import AdaptiveViTPreTrainedModel
 from .scout import RECORD_NOTHING
 from .selection_policy import reinforce_loss
 
+
+logger = logging.get_logger(__name__)
 
 # transformers saves the file that a class names, with what that imports: this one has everything.
 AdaptiveViTModel.__module__ = __name__
@@ -237,20 +242,30 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
     Args:
         config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the encoder, "stage<n>" (n)
             what leaves block n; by default the last. `apply_layernorm` and `reshape_hidden_states` as in DINOv2.
+
+    What learns to select or reduce learns under a classifier; a decoder of transformers does not add `selection_loss`.
     """
 
     _auto_class = "AutoBackbone"
 
     def __init__(self, config: AdaptiveViTConfig):
-        config.set_output_features_output_indices(config.out_features, config.out_indices)
+        if config.out_features is None:
+            config = copy.deepcopy(config)  # others may build another model from it
+            config.set_output_features_output_indices(None, None)
         super().__init__(config, add_pooling_layer=False)
+        learning = {"policy", "distilled", "gumbel"} & {config.patch_selector, config.token_reducer}
+        if learning:
+            logger.warning_once(
+                f"{learning.pop()!r} learns from a loss that transformers' decoders do not add. Train it under "
+                "AdaptiveViTForImageClassification first, or add selection_loss of this model's outputs yourself."
+            )
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well.
+            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments, but `restore`, as well.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`; or, with `reshape_hidden_states=False`,
@@ -278,8 +293,12 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
             maps = [states.transpose(1, 2).unflatten(2, (rows, columns)) for _, states in stages]
         else:
             maps = [torch.cat(parts, dim=1) for parts in stages]
-        return BackboneOutput(
-            feature_maps=tuple(maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return AdaptiveViTBackboneOutput(
+            feature_maps=tuple(maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            selected_patches=outputs.selected_patches,
+            selection_loss=outputs.selection_loss,
         )
 
 

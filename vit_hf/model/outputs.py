@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers.modeling_outputs import (
+    BackboneOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
@@ -94,3 +95,11 @@ class AdaptiveViTMaskedImageModelingOutput(MaskedImageModelingOutput):
     """Reconstruction `(B, C, H, W)` in pixels, and the grid it was made on."""
 
     spatial_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class AdaptiveViTBackboneOutput(BackboneOutput):
+    """Feature maps, and of `AdaptiveViTModelOutput` what was selected."""
+
+    selected_patches: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None

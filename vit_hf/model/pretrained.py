@@ -1,6 +1,6 @@
 """What all models share: initialisation, loading and saving."""
 
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
-from .user_classes import derives_from, fetch_classes, find_class, references, save_classes, user_classes
+from .shipping import references, save_classes
+from .user_classes import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 
 
 MODULE = "modeling_adaptive_vit"
@@ -30,9 +31,6 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
     "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
 }
-
-# Of `save_pretrained`, what `push_to_hub` takes as well.
-UPLOAD_OPTIONS = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size", "tags")
 
 
 class AdaptiveViTPreTrainedModel(PreTrainedModel):
@@ -149,12 +147,15 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
             values = config.__dict__
         else:
             values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
-        # Fields that the caller gives himself need no trust.
+        for field, table in TABLES.items():
+            name = kwargs.get(field)  # which the caller names himself, and so trusts
+            if name is not None and name not in table and "." in name:
+                import_class(field, name)
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
         return super().from_pretrained(source, *args, config=config, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved.
 
         The files of a user's own encoding, selector or reducer are saved, too.
@@ -162,21 +163,25 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
         # a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
-        classes = user_classes(self.config)
         auto_map = getattr(self.config, "auto_map", None) or {}
         if type(self).__module__ == f"{__package__}.{MODULE}":  # a user's subclass ships another file
             auto_map = {**auto_map, **AUTO_MAP}
-        if auto_map or classes:
-            self.config.auto_map = {**auto_map, **references(classes)}
-        if not classes:
-            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
-        # The folder must be complete before it is uploaded.
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            save_classes(self.config, classes, save_directory)
-            if push_to_hub:
-                upload = {name: kwargs[name] for name in UPLOAD_OPTIONS if name in kwargs}
-                self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **upload)
+        auto_map |= references(classes_of(self.base_model))
+        if auto_map:
+            self.config.auto_map = auto_map
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            self._save_classes(save_directory)
+
+    def _save_classes(self, folder: str | PathLike) -> None:
+        classes = classes_of(self.base_model)
+        if classes:
+            save_classes(self.config, classes, folder)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
+        # save_pretrained(push_to_hub=True) uploads before it returns.
+        self._save_classes(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 # Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the

@@ -1,27 +1,21 @@
-"""Position encodings, patch selectors and token reducers of a user's own, and how their files travel.
+"""Position encodings, patch selectors and token reducers of a user's own.
 
 A field of the configuration may name a class of its table, one that a decorator registered, or one of a module,
-`"my_positions.MyEncoding"`. The file of such a class, and what it imports from its own folder, is saved with the
-model, imports from the package turned into imports of the files that travel beside it. A checkpoint with such a file
-loads with `trust_remote_code=True`, or where the class was imported already.
+`"my_positions.MyEncoding"`. Its file is saved with the model (`shipping.py`); a checkpoint with such a file loads with
+`trust_remote_code=True`, or where the class was imported already.
 """
 
-import ast
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers.dynamic_module_utils import get_class_from_dynamic_module, get_relative_import_files
-from transformers.utils import logging
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
 
-
-logger = logging.get_logger(__name__)
 
 TABLES: dict[str, dict[str, type]] = {
     "position_encoding": POSITION_ENCODINGS,
@@ -34,10 +28,8 @@ BASES = {
     "token_reducer": "TokenReducer",
 }
 BUILT_IN = {field: frozenset(table) for field, table in TABLES.items()}
-# What `save_pretrained` copies without being told, here or where a checkpoint was unpacked.
-OUR_FILES = frozenset(path.stem for path in Path(__file__).parent.glob("*.py"))
-# Names that a checkpoint's own file has given a class to, which the file of the next checkpoint may replace.
-FETCHED: set[tuple[str, str]] = set()
+# Classes that came with checkpoints, by field, name and checkpoint: two may give the same name to different ones.
+FETCHED: dict[tuple[str, str, str], type] = {}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision")
 
 AnyClass = TypeVar("AnyClass", bound=type)
@@ -84,16 +76,10 @@ def check_class(field: str, name: str, cls: Any) -> type:
     """The class.
 
     Raises:
-        ValueError: if it is no class for the field, or its file cannot travel beside ours.
+        ValueError: if it is no class for the field.
     """
     if not isinstance(cls, type) or not derives_from(cls, BASES[field]):
         raise ValueError(f"{field}={name!r} must be a class derived from vit_hf.{BASES[field]}, got {cls!r}.")
-    clashes = [path.name for path in files_of(cls) if path.stem in OUR_FILES]
-    if clashes and not cls.__module__.startswith("transformers_modules."):
-        raise ValueError(
-            f"{field}={name!r} is defined in files that could not be saved with the model, as vit_hf has files of the "
-            f"same name: rename {', '.join(clashes)}."
-        )
     return cls
 
 
@@ -111,11 +97,25 @@ def find_class(config, field: str) -> type | None:
         ValueError: if there is no such class.
     """
     name = getattr(config, field)
-    if name is None:
-        return None
-    if name not in TABLES[field]:
-        TABLES[field][name] = check_class(field, name, _shipped(name) or _import(field, name))
-    return TABLES[field][name]
+    if name is None or name in TABLES[field]:
+        return TABLES[field].get(name)
+    cls = FETCHED.get((field, name, str(config._name_or_path))) or _shipped(name)
+    if cls is None:
+        if config._name_or_path and not _is_loaded(name):
+            _distrust(config._name_or_path, field, name)
+        cls = import_class(field, name)
+    return check_class(field, name, cls)
+
+
+def _is_loaded(name: str) -> bool:
+    return name.rpartition(".")[0] in sys.modules
+
+
+def _distrust(source: str, field: str, name: str) -> None:
+    raise ValueError(
+        f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that defines it, or, having read "
+        "the code that came with the checkpoint, pass trust_remote_code=True to from_pretrained."
+    )
 
 
 def _shipped(name: str) -> type | None:
@@ -124,7 +124,8 @@ def _shipped(name: str) -> type | None:
     return CLASSES.get(name)
 
 
-def _import(field: str, name: str) -> Any:
+def import_class(field: str, name: str) -> Any:
+    """The class that the caller named himself, from its module."""
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(
@@ -158,86 +159,28 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
     """
     for field, table in TABLES.items():
         name = values.get(field)
-        known = name in table and (field, name) not in FETCHED
-        if name is None or known or _shipped(name) or name.rpartition(".")[0] in sys.modules:
+        if name is None or name in table or _shipped(name) or _is_loaded(name):
             continue
         if not trust:
-            raise ValueError(
-                f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that defines it, or, "
-                "having read the code that came with the checkpoint, pass trust_remote_code=True."
-            )
+            _distrust(source, field, name)
         reference = (values.get("auto_map") or {}).get(field)
-        if reference is not None:
-            options = {key: value for key, value in options.items() if key in HUB_OPTIONS}
-            cls = get_class_from_dynamic_module(reference, source, **options)
-            table[name] = check_class(field, name, cls)
-            FETCHED.add((field, name))
+        if reference is None:
+            cls = import_class(field, name)
+        else:
+            hub = {key: value for key, value in options.items() if key in HUB_OPTIONS}
+            cls = get_class_from_dynamic_module(reference, source, **hub)
+        FETCHED[field, name, source] = check_class(field, name, cls)
 
 
-def user_classes(config) -> dict[str, type]:
-    """The classes that are not ours, by field."""
-    return {
-        field: find_class(config, field)
-        for field in TABLES
-        if getattr(config, field) is not None and getattr(config, field) not in BUILT_IN[field]
+def classes_of(model) -> dict[str, type]:
+    """The classes of a model's parts that are not ours, by field."""
+    parts = {
+        "position_encoding": model.embeddings.position_encoding,
+        "patch_selector": model.selector,
+        "token_reducer": next(iter(model.reducers.values()), None),
     }
-
-
-def references(classes: Mapping[str, type]) -> dict[str, str]:
-    """What `auto_map` of the configuration says of them: in which file each is."""
     return {
-        field: f"{files_of(cls)[0].stem}.{cls.__name__}" for field, cls in classes.items() if files_of(cls)
+        field: type(part)
+        for field, part in parts.items()
+        if part is not None and getattr(model.config, field) not in BUILT_IN[field]
     }
-
-
-def save_classes(config, classes: Mapping[str, type], folder: str | Path) -> None:
-    """Writes the files of `classes` into a saved checkpoint, and the one that imports them."""
-    imports, entries = [], []
-    for field, cls in classes.items():
-        files = files_of(cls)
-        if not files:
-            logger.warning(
-                f"{cls.__name__} was not saved with the model, as it is defined in a notebook or the script that runs. "
-                "Put it into a file of its own and import it."
-            )
-            continue
-        for file in files:
-            if file.stem not in OUR_FILES:
-                text = _with_relative_imports(file.read_text(encoding="utf-8"))
-                (Path(folder) / file.name).write_text(text, encoding="utf-8")
-        imports.append(f"from .{files[0].stem} import {cls.__name__}")
-        entries.append(f"    {getattr(config, field)!r}: {cls.__name__},")
-    lines = ['"""Classes that travel with this checkpoint, by their names in the configuration."""', ""]
-    lines += [*dict.fromkeys(imports), "", "", "CLASSES = {", *dict.fromkeys(entries), "}", ""]
-    (Path(folder) / "shipped_classes.py").write_text("\n".join(lines), encoding="utf-8")
-
-
-def files_of(cls: type) -> list[Path]:
-    """The file that defines a class, and those that it imports from its own folder; none in a notebook."""
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if cls.__module__ == "__main__" or file is None or not Path(file).is_file():
-        return []
-    return [Path(file), *map(Path, sorted(get_relative_import_files(file)))]
-
-
-def _with_relative_imports(source: str) -> str:
-    """Code that imports from the files beside it what it imported from this package."""
-    package = __package__ or ""
-    lines = source.splitlines()
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    for node in sorted(imports, key=lambda node: node.lineno, reverse=True):
-        if node.level or not f"{node.module}.".startswith((f"{package}.", f"{package.partition('.')[0]}.")):
-            continue
-        module = importlib.import_module(node.module)
-        found = [
-            (alias, getattr(getattr(module, alias.name, None), "__module__", "")) for alias in node.names
-        ]
-        if not all(home.startswith(package + ".") for _, home in found):
-            continue
-        indent = lines[node.lineno - 1][: node.col_offset]
-        lines[node.lineno - 1 : node.end_lineno] = [
-            f"{indent}from .{home.removeprefix(package + '.')} import {alias.name}"
-            + (f" as {alias.asname}" if alias.asname else "")
-            for alias, home in found
-        ]
-    return "\n".join(lines) + "\n"
