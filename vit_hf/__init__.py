@@ -15,6 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .large_images import predict_tiled
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -73,6 +74,7 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "predict_tiled",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",

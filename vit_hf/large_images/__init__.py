@@ -1,6 +1,19 @@
 """Images larger than the model, and larger than memory."""
 
+from .aggregation import TILE_AGGREGATIONS, AggregationOptions, aggregate_tiles
 from .sources import ImageSource, open_image
+from .tile_grid import TileGrid
+from .tiles import TiledPrediction, feature_map_tiled, predict_tiled
 
 
-__all__ = ["ImageSource", "open_image"]
+__all__ = [
+    "TILE_AGGREGATIONS",
+    "AggregationOptions",
+    "ImageSource",
+    "TileGrid",
+    "TiledPrediction",
+    "aggregate_tiles",
+    "feature_map_tiled",
+    "open_image",
+    "predict_tiled",
+]
