@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ TILE_AGGREGATIONS = {
     "attention": TileAggregation(_attention, needs_classes=True),
     "vote": TileAggregation(_vote, needs_classes=True),
 }
+
+
+def problem_type_of(config: PreTrainedConfig) -> str:
+    """That of a model; where its configuration does not say, one label is a regression, as in transformers' losses."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
 def check_aggregation(aggregate: Any, problem_type: str) -> None:

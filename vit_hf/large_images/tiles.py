@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -21,6 +21,7 @@ from .aggregation import (
     aggregate_tiles,
     check_aggregation,
     probabilities_of,
+    problem_type_of,
     votes_of,
 )
 from .blending import BlendedFeatures, blend_values
@@ -29,6 +30,9 @@ from .sources import ImageSource, open_image
 from .tile_grid import TileGrid, check_overlap, check_tile
 from .whole_tiles import TilePreparation, find_image_processor
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 AnyImage = ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -95,6 +99,32 @@ class TiledPrediction:
         if self.problem_type != "regression":
             values = probabilities_of(values.double(), self._several)
         return blend_values(values[:, index], self.grid, self._map_size(resolution))
+
+    def figure(self, image: AnyImage, label: int | str | None = None, name: str = "image") -> "Figure":
+        """A picture of the heat map beside the image: `.savefig("map.png")`, or the last line of a notebook cell.
+
+        Args:
+            image: the one that this is of.
+            label: number or name; by default the best one.
+            name: what the image is called.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+            ValueError: if the image has another size, or there is no such label.
+        """
+        from .heat_map_drawing import PICTURE_SIZE, draw_heat_map
+
+        with _as_source(image) as source:
+            if (source.height, source.width) != self.grid.image_size:
+                raise ValueError(
+                    f"{source.name} has {source.height}x{source.width} pixels, and the image that was predicted has "
+                    f"{self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
+                )
+            shrunk = min(PICTURE_SIZE, max(self.grid.image_size))
+            picture = source.thumbnail(*self._map_size(shrunk))
+        index = self._label_index(label)
+        heat_map = self.heat_map(index).numpy()
+        return draw_heat_map(self, picture, heat_map, self.id2label.get(index, str(index)), name)
 
     @property
     def _several(self) -> bool:
@@ -170,9 +200,7 @@ def predict_tiled(
             processor that cannot be told not to crop.
         ValueError: for an image that cannot be read, or an argument outside what is said above.
     """
-    problem_type = model.config.problem_type or (
-        "regression" if model.config.num_labels == 1 else "single_label_classification"
-    )
+    problem_type = problem_type_of(model.config)
     check_aggregation(aggregate, problem_type)
     options = AggregationOptions(problem_type, num_top_tiles, attention_temperature)
     if feature_map_file is not None and not feature_maps:
