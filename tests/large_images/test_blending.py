@@ -12,12 +12,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     ViTForImageClassification,
-    ViTImageProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.conftest import SELECTIONS, tiny_config
-from tests.large_images.test_tiles import SIZE, convnext, ours, picture, resnet, swin, vit
+from tests.large_images.classifiers import PROCESSOR, convnext, ours, picture, resnet, swin, vit
 from vit_hf import (
     AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
@@ -30,7 +29,6 @@ from vit_hf.large_images.blending import BlendedAxis, BlendedFeatures, blend_val
 
 
 AS_IT_IS = AdaptiveViTImageProcessor(do_resize=False)
-PROCESSOR = ViTImageProcessor(size=SIZE)
 
 
 class TestAxis:

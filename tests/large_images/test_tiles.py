@@ -10,77 +10,28 @@ from transformers import (
     BitConfig,
     BitForImageClassification,
     BitImageProcessor,
-    ConvNextConfig,
-    ConvNextForImageClassification,
     ConvNextImageProcessor,
-    ResNetConfig,
-    ResNetForImageClassification,
-    SwinConfig,
-    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessor,
     ViTModel,
 )
 
-from tests.conftest import SELECTIONS, tiny_config
-from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, predict_tiled
-from vit_hf.large_images import TILE_AGGREGATIONS, ImageSource, TileGrid, aggregate_tiles
-from vit_hf.large_images.sources import ArraySource
+from tests.conftest import SELECTIONS
+from tests.large_images.classifiers import (
+    PROCESSOR,
+    SIZE,
+    TINY_VIT,
+    convnext,
+    ours,
+    picture,
+    resnet,
+    swin,
+    vit,
+)
+from vit_hf import AdaptiveViTImageProcessor, predict_tiled
+from vit_hf.large_images import TILE_AGGREGATIONS, ImageSource, TileGrid
 
 
-SIZE = {"height": 32, "width": 32}
-TINY_VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_labels": 3,
-    "initializer_range": 0.2,
-}
-
-
-def vit(**fields) -> ViTForImageClassification:
-    return ViTForImageClassification(ViTConfig(**{**TINY_VIT, **fields})).eval()
-
-
-def swin() -> SwinForImageClassification:
-    return SwinForImageClassification(
-        SwinConfig(
-            image_size=32,
-            patch_size=4,
-            embed_dim=8,
-            depths=[1, 1],
-            num_heads=[1, 2],
-            window_size=4,
-            num_labels=3,
-        )
-    ).eval()
-
-
-def resnet() -> ResNetForImageClassification:
-    return ResNetForImageClassification(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
-    ).eval()
-
-
-def convnext() -> ConvNextForImageClassification:
-    return ConvNextForImageClassification(
-        ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3)
-    ).eval()
-
-
-def ours(**fields) -> AdaptiveViTForImageClassification:
-    return AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-PROCESSOR = ViTImageProcessor(size=SIZE)
 MODELS = {
     "vit": (vit, PROCESSOR),
     "swin": (swin, PROCESSOR),
@@ -178,16 +129,20 @@ class TestLikeALoop:
         assert processor.do_center_crop and processor.size.shortest_edge == 64
 
 
-class RecordingSource(ArraySource):
+class RecordingSource(ImageSource):
     """Remembers what is read, and whether it was closed."""
 
     def __init__(self, image: np.ndarray):
-        super().__init__(image, "a recording")
+        self.image, self.name = image, "a recording"
+        self.height, self.width = image.shape[:2]
         self.regions, self.closed = [], False
 
-    def _read(self, *region: int) -> np.ndarray:
-        self.regions.append(region)
-        return super()._read(*region)
+    def _read(self, top, left, height, width):
+        self.regions.append((top, left, height, width))
+        return self.image[top : top + height, left : left + width]
+
+    def thumbnail(self, height, width):
+        raise NotImplementedError
 
     def close(self) -> None:
         self.closed = True
@@ -362,124 +317,6 @@ class TestProblems:
             )
             again = result.aggregate(name, num_top_tiles=2, attention_temperature=0.3)
             torch.testing.assert_close(again, expected.logits, rtol=0, atol=0)
-
-
-class TestHeatMap:
-    def test_finds_where_the_label_is(self):
-        class Bright(torch.nn.Module):
-            """Stands for a head that sees how bright a tile is."""
-
-            def forward(self, states):
-                return torch.stack((states.mean(dim=-1), -states.mean(dim=-1)), dim=-1)
-
-        image = np.zeros((200, 300, 3), np.uint8)
-        image[120:180, 20:80] = 255
-        model = resnet()
-        model.resnet.forward = lambda pixel_values, **kwargs: _Pooled(pixel_values)
-        model.classifier = Bright()
-        result = predict_tiled(
-            model, image, tile=40, overlap=0.5, image_processor=ViTImageProcessor(size=SIZE)
-        )
-        heat_map = result.heat_map(0, resolution=300)
-        assert heat_map.shape == (200, 300)
-        row, column = divmod(int(heat_map.argmax()), 300)
-        assert 120 <= row < 180 and 20 <= column < 80
-        inside = heat_map[120:180, 20:80].mean()
-        assert inside > 2 * heat_map[:80].mean() and inside > 2 * heat_map[:, 140:].mean()
-
-    def test_resolutions_and_labels(self):
-        result = predict_tiled(vit(), picture(40, 100), tile=32, image_processor=PROCESSOR)
-        assert result.heat_map().shape == (205, 512)
-        assert result.heat_map(resolution=10).shape == (4, 10)
-        assert result.heat_map(resolution=(7, 3)).shape == (7, 3)
-        torch.testing.assert_close(sum(result.heat_map(label) for label in range(3)), torch.ones(205, 512))
-        torch.testing.assert_close(result.heat_map("LABEL_1"), result.heat_map(1))
-        torch.testing.assert_close(result.heat_map(), result.heat_map(result.label))
-        for label in (3, -1, "cat", True, 1.0):
-            with pytest.raises(ValueError, match=rf"label={label!r} is no class.*0\.\.2.*'LABEL_0'"):
-                result.heat_map(label)
-        for resolution in (0, 2.5, (1, 2, 3), "high"):
-            with pytest.raises(ValueError, match="resolution="):
-                result.heat_map(resolution=resolution)
-
-    def test_drawn(self, tmp_path):
-        for size in [(40, 100), (300, 20), (60, 60)]:
-            image = picture(*size)
-            result = predict_tiled(vit(), image, tile=32, image_processor=PROCESSOR)
-            result.figure(image, name="a picture").savefig(tmp_path / "map.png")
-            drawn = np.asarray(PIL.Image.open(tmp_path / "map.png").convert("RGB"))
-            # Something is in the middle of the map, and nothing runs off the sheet.
-            assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 500
-            border = np.concatenate(
-                (drawn[:8].reshape(-1, 3), drawn[:, :8].reshape(-1, 3), drawn[:, -8:].reshape(-1, 3))
-            )
-            assert (border == 255).all()
-        with pytest.raises(ValueError, match=r"has 10x10 pixels, and the image that was predicted has 60x60"):
-            result.figure(picture(10, 10))
-
-
-class _Pooled:
-    def __init__(self, pixel_values: torch.Tensor):
-        self.pooler_output = pixel_values.flatten(1)
-        self.hidden_states = None
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.pooler_output
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"overlap": 1.0}, r"overlap=1\.0 must be .* in \[0, 1\)"),
-            ({"overlap": -0.1}, r"overlap=-0\.1"),
-            ({"overlap": float("nan")}, "overlap=nan"),
-            ({"overlap": "half"}, "overlap='half'"),
-            ({"tile": 0}, "tile=0 must be a whole number of at least 1 pixel"),
-            ({"tile": 32.0}, r"tile=32\.0"),
-            ({"tile": (32, 0)}, r"tile=\(32, 0\)"),
-            ({"tile": (32, 32, 3)}, r"tile=\(32, 32, 3\)"),
-            ({"aggregate": "median"}, "aggregate='median' is unknown. Choose from 'mean', 'max'"),
-            ({"batch_size": 0}, "batch_size=0"),
-            ({"num_top_tiles": 0}, "num_top_tiles=0"),
-            ({"attention_temperature": 0}, "attention_temperature=0"),
-            ({"feature_map_file": "map.npy"}, "feature_maps=True"),
-        ],
-    )
-    def test_arguments(self, arguments, message):
-        model = vit()
-        model.forward = None  # errors come before any tile
-        with pytest.raises(ValueError, match=message):
-            predict_tiled(model, picture(40, 40), image_processor=PROCESSOR, **arguments)
-
-    def test_channels(self):
-        with pytest.raises(ValueError, match="takes images of 1 channels"):
-            predict_tiled(vit(num_channels=1), picture(40, 40), image_processor=PROCESSOR)
-
-    def test_no_image_processor(self):
-        with pytest.raises(ValueError, match=r"no image processor beside the model.*give image_processor"):
-            predict_tiled(vit(), picture(40, 40))
-
-    def test_image_processor_that_may_crop(self):
-        class Transforms:
-            """Like that of timm's models in transformers."""
-
-        with pytest.raises(TypeError, match="Transforms, which cannot be told not to crop"):
-            predict_tiled(vit(), picture(40, 40), image_processor=Transforms())
-
-    def test_logits_of_something_else(self):
-        model = vit()
-        model.classifier = torch.nn.Unflatten(1, (4, 4))
-        with pytest.raises(TypeError, match=r"logits of shape \(1, 4, 4\)"):
-            predict_tiled(model, picture(30, 30), image_processor=PROCESSOR)
-
-    def test_no_image(self, tmp_path):
-        with pytest.raises(ValueError, match=r"nothing\.png"):
-            predict_tiled(vit(), tmp_path / "nothing.png", image_processor=PROCESSOR)
-
-    def test_unknown_aggregation_of_tiles(self):
-        with pytest.raises(ValueError, match="aggregate='sum' is unknown"):
-            aggregate_tiles(torch.zeros(2, 3), "sum")
 
 
 def test_result_is_a_dataclass():

@@ -45,6 +45,8 @@ class TilePreparation:
 
     def __call__(self, tiles: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """The model's inputs for tiles `(h, w, 3)` uint8."""
+        # Sources may give read-only memory, of which torch warns.
+        tiles = [np.require(tile, requirements=["C", "W"]) for tile in tiles]
         if self.resizes_first:
             tiles = [self._resize(tile) for tile in tiles]
         inputs = self.image_processor(
@@ -71,7 +73,7 @@ class TilePreparation:
         return None
 
     def _resize(self, tile: np.ndarray) -> np.ndarray:
-        image = PIL.Image.fromarray(np.ascontiguousarray(tile))
+        image = PIL.Image.fromarray(tile)
         return np.array(image.resize(self.size[::-1], self.image_processor.resample))
 
 

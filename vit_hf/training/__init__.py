@@ -30,8 +30,8 @@ _MODULES = {
     "models": ("load_classifier", "make_image_processor", "make_model"),
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
-    "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
+    "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
