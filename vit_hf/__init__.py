@@ -15,7 +15,13 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
-from .large_images import ImageSource, open_image, predict_streaming, select_streaming
+from .large_images import (
+    ImageSource,
+    open_image,
+    predict_streaming,
+    predict_tiled,
+    select_streaming,
+)
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -26,6 +32,7 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
+from .model.patches import ImagePatches
 from .model.positions import POSITION_ENCODINGS
 from .model.positions_base import PositionEncoding
 from .model.reduction import TOKEN_REDUCERS
@@ -65,6 +72,7 @@ __all__ = [
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
+    "ImagePatches",
     "ImageSource",
     "KeepRateSchedule",
     "PatchSelector",
@@ -77,6 +85,7 @@ __all__ = [
     "explain",
     "open_image",
     "predict_streaming",
+    "predict_tiled",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",

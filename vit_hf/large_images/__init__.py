@@ -1,7 +1,23 @@
 """Images larger than the model, and larger than memory."""
 
+from .aggregation import TILE_AGGREGATIONS, AggregationOptions, aggregate_tiles
 from .sources import ImageSource, open_image
-from .streaming import predict_streaming, select_streaming
+from .streaming import StreamedSelection, predict_streaming, select_streaming
+from .tile_grid import TileGrid
+from .tiles import TiledPrediction, feature_map_tiled, predict_tiled
 
 
-__all__ = ["ImageSource", "open_image", "predict_streaming", "select_streaming"]
+__all__ = [
+    "TILE_AGGREGATIONS",
+    "AggregationOptions",
+    "ImageSource",
+    "StreamedSelection",
+    "TileGrid",
+    "TiledPrediction",
+    "aggregate_tiles",
+    "feature_map_tiled",
+    "open_image",
+    "predict_streaming",
+    "predict_tiled",
+    "select_streaming",
+]

@@ -31,6 +31,7 @@ _MODULES = {
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
+    "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

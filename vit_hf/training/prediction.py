@@ -159,7 +159,7 @@ def _answer(
 
     answers = {}
     for index, file in enumerate(files):
-        answer = {"file": file} | _describe(outputs.logits[index].float().cpu(), model.config, top_k)
+        answer = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
         if with_patches:
             selected = outputs.selected_patches[index]
             answer["grid"] = outputs.spatial_shapes[index].tolist()
@@ -168,7 +168,7 @@ def _answer(
     return answers
 
 
-def _describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
+def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
     """Labels and scores of logits `(num_labels,)`, or the values of a regression."""
     if config.problem_type == "regression" or config.num_labels == 1:
         return {"value": logits.item() if len(logits) == 1 else logits.tolist()}
