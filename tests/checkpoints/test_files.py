@@ -39,9 +39,10 @@ def small(name=SMALL, **fields):
     return model
 
 
-def wide_vit(pretrained=False, **fields):
-    fields = {"img_size": (64, 144), "embed_dim": 32, "depth": 1, "num_heads": 2, **fields}
-    return timm.models.vision_transformer.VisionTransformer(**fields)
+def wide_vit(num_classes, **said_by_timm):
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=(64, 144), embed_dim=32, depth=1, num_heads=2, num_classes=num_classes
+    )
 
 
 def same(converted, model, size=64):
@@ -132,6 +133,7 @@ class TestStateDicts:
         with pytest.raises(CannotConvert, match=message):
             convert(small().state_dict(), architecture=architecture)
 
+    @pytest.mark.filterwarnings("ignore")
     def test_torchscript(self, tmp_path):
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "model.pth"))
         with pytest.raises(CannotConvert, match=r"TorchScript.*state_dict\(\)"):
@@ -142,6 +144,7 @@ class TestStateDicts:
         timm.models.register_model(wide_vit)
         model = timm.create_model("wide_vit", num_classes=5).eval()
         converted, _ = convert(model.state_dict(), architecture="wide_vit")
+        same(converted, model, (64, 144))
         assert converted.config.image_size == [64, 144]
 
     def test_a_file_that_is_not_there(self):

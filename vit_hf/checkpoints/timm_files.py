@@ -64,7 +64,7 @@ def read_weights(path: str | PathLike) -> Weights:
     except (RuntimeError, EOFError) as error:
         raise CannotConvert(
             f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut short: save the "
-            f"model's state_dict(). {error}"
+            "model's state_dict()."
         ) from error
     if not isinstance(weights, dict):
         raise CannotConvert(f"{path} holds a {type(weights).__name__}, and must hold names and tensors.")
