@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -38,8 +39,14 @@ def small(name=SMALL, **fields):
     return model
 
 
+def wide_vit(num_classes, **said_by_timm):
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=(64, 144), embed_dim=32, depth=1, num_heads=2, num_classes=num_classes
+    )
+
+
 def same(converted, model, size=64):
-    images = torch.randn(2, 3, size, size)
+    images = torch.randn(2, 3, *np.broadcast_to(size, 2))
     with torch.no_grad():
         torch.testing.assert_close(converted(images).logits, model(images), atol=1e-5, rtol=1e-5)
 
@@ -126,6 +133,20 @@ class TestStateDicts:
         with pytest.raises(CannotConvert, match=message):
             convert(small().state_dict(), architecture=architecture)
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_torchscript(self, tmp_path):
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "model.pth"))
+        with pytest.raises(CannotConvert, match=r"TorchScript.*state_dict\(\)"):
+            convert(tmp_path / "model.pth", architecture=SMALL)
+
+    def test_a_table_that_the_architecture_has_is_of_its_grid(self):
+        # 4 x 9 patches, as many as of a square of 6 x 6
+        timm.models.register_model(wide_vit)
+        model = timm.create_model("wide_vit", num_classes=5).eval()
+        converted, _ = convert(model.state_dict(), architecture="wide_vit")
+        same(converted, model, (64, 144))
+        assert converted.config.image_size == [64, 144]
+
     def test_a_file_that_is_not_there(self):
         with pytest.raises(OSError):
             convert("nowhere.pth", architecture=SMALL)
@@ -171,6 +192,38 @@ class TestHubFolders:
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
         same(convert(tmp_path)[0], model)
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [(SMALL, (64, 256)), (SMALL, (128, 160)), ("eva02_tiny_patch14_224", (56, 224)), (SMALL, (64, 64))],
+    )
+    def test_the_image_size_is_the_one_that_is_said(self, name, size, tmp_path):
+        model = small(name, img_size=size, depth=1)
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        converted, processor = convert(tmp_path)
+        assert np.array_equal(np.broadcast_to(converted.config.image_size, 2), size)
+        assert (processor.crop_size.height, processor.crop_size.width) == size
+        same(converted, model, size)
+
+    def test_nothing_but_the_architecture_is_read_of_model_args(self, tmp_path):
+        model = small(depth=1)
+        args = {"depth": 1, "pretrained": True, "checkpoint_path": "/x.pth", "cache_dir": "/x"}
+        args |= {"scriptable": True, "exportable": True, "pretrained_cfg": "none", "features_only": False}
+        self.save(model, tmp_path, model_args=args | {"pretrained_cfg_overlay": {"file": "/x.pth"}})
+        same(convert(tmp_path)[0], model)
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ({"opens": "/x.pth"}, r"model_args \['opens'\].*delete them"),
+            ({"model_name": "resnet18"}, "model_name"),
+            ({"embed_dim": "wide"}, "cannot build 'vit_tiny_patch16_224'"),
+        ],
+    )
+    def test_refuses_other_model_args(self, args, message, tmp_path):
+        self.save(small(depth=1), tmp_path, model_args={"depth": 1, **args})
+        with pytest.raises(CannotConvert, match=message):
+            convert(tmp_path)
 
     def test_without_weights(self, tmp_path):
         self.save(small(), tmp_path)

@@ -9,6 +9,7 @@ from transformers import ViTForImageClassification
 from tests.conftest import tiny_config
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints import CannotConvert, save_npz, to_transformers
+from vit_hf.checkpoints.npz import POSITIONS
 from vit_hf.checkpoints.verify import SIZES, original, ours, theirs
 
 
@@ -195,6 +196,18 @@ def test_selection_at_once_and_without_a_head(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"Transformer/encoderblock_0/ls1/gamma": np.ones(HIDDEN)},
+            r"none of a ViT .*encoderblock_0/ls1/gamma.*without them",
+        ),
+        ({"head/bias": None}, "incomplete: there is no head/bias"),
+        (
+            {"Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias": None},
+            "no .*encoderblock_1/MlpBlock_3/Dense_0",
+        ),
+        ({POSITIONS: np.zeros((1, 15, HIDDEN))}, r"14 patches is not square.*image_size=\[height, width\]"),
+        ({"cls": np.zeros((1, 1, HIDDEN), dtype=np.complex64)}, "cls is of complex64.*save it as float32"),
+        ({"Transformer/encoder_norm/scale": np.zeros(3)}, "other shapes"),
         ({"cls": None}, r"no ViT .*cls"),
         ({"conv_root/kernel": np.zeros((2, 2))}, "hybrid"),
         ({"Transformer/encoderblock_7/LayerNorm_0/scale": np.zeros(HIDDEN)}, "encoderblock_3"),
@@ -214,3 +227,21 @@ def test_refuses_what_a_file_cannot_hold_or_must_not(tmp_path):
     random_file(tmp_path / "evil.npz", cls=np.array([{"an": "object"}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         convert(tmp_path / "evil.npz")
+
+
+def test_what_training_left_is_ignored(tmp_path):
+    arrays = random_file(tmp_path / "vit.npz")
+    training = {f"opt/target/{name}": value for name, value in arrays.items()}
+    training |= {"opt/state/step": np.array(3), "extra/accum_train_time": np.array(1.0)}
+    np.savez(tmp_path / "training.npz", **training)
+    model, again = convert(tmp_path / "vit.npz")[0], convert(tmp_path / "training.npz")[0]
+    for value, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(value, other)
+
+
+def test_a_grid_that_is_said_to_be_wide(tmp_path):
+    random_file(tmp_path / "vit.npz", **{POSITIONS: np.zeros((1, 15, HIDDEN))})
+    model, _ = convert(tmp_path / "vit.npz", image_size=[16, 56])
+    assert model(torch.randn(1, 3, 16, 56)).logits.shape == (1, LABELS)
+    with pytest.raises(CannotConvert, match="image_size"):
+        convert(tmp_path / "vit.npz", image_size=64)

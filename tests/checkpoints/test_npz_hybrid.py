@@ -111,3 +111,16 @@ def test_refuses_a_root_alone(tmp_path):
 def test_refuses_to_write_other_cnns(backbone, message, tmp_path):
     with pytest.raises(CannotConvert, match=message):
         save_npz(hybrid(backbone), tmp_path / "hybrid.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block1/unit1/se/kernel": np.ones(3)}, "none of a ViT .*block1/unit1/se/kernel"),
+        ({"gn_root/bias": None}, "there is no gn_root/bias"),
+    ],
+)
+def test_refuses_arrays_too_many_or_too_few(changes, message, tmp_path):
+    random_file(tmp_path / "hybrid.npz", **(resnet_arrays() | changes))
+    with pytest.raises(CannotConvert, match=message):
+        convert(tmp_path / "hybrid.npz")

@@ -242,3 +242,9 @@ def test_there_and_back_from_another_family():
         )
     with pytest.raises(CannotConvert):
         to_transformers(convert(original("dinov2"))[0])
+
+
+def test_a_mask_token_goes_along():
+    model = AdaptiveViTModel(tiny_config(), use_mask_token=True).eval()
+    stock = to_transformers(model)
+    assert torch.equal(stock.embeddings.mask_token, model.embeddings.mask_token)

@@ -101,6 +101,7 @@ def test_named_models_and_their_preparation(name, tmp_path):
             {"global_pool": "map", "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},
             "attention pooling with another feed",
         ),
+        ({"dynamic_img_pad": True}, r"padding to whole patches .*dynamic_img_pad = False"),
         ({"block_fn": timm.models.vision_transformer.ParallelScalingBlock}, "ParallelScalingBlock"),
     ],
 )
@@ -127,3 +128,76 @@ def test_refuses_attention_pooling_of_another_kind():
 def test_refuses_other_architectures():
     with pytest.raises(CannotConvert, match="not ResNet"):
         convert(timm.create_model("resnet18", pretrained=False))
+
+
+def test_a_head_without_bias_has_zeros():
+    model = original()
+    model.head = nn.Linear(32, 5, bias=False)
+    converted, _ = convert(model)
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(images).logits, model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_image_size_is_that_of_the_table():
+    with pytest.raises(CannotConvert, match=r"image_size is the native size .*takes images of any size"):
+        convert(original(), image_size=64)
+
+
+class TestPreparation:
+    """Beside timm's `create_transform`, of what a `pretrained_cfg` says."""
+
+    @staticmethod
+    def prepare(cfg, **fields):
+        model = original(**fields)
+        model.pretrained_cfg = {"input_size": (3, 32, 32), "interpolation": "bilinear", **cfg}
+        _, processor = convert(model)
+        transform = timm.data.create_transform(
+            **timm.data.resolve_model_data_config(model), is_training=False
+        )
+        image = Image.effect_noise((30, 20), 80).convert("RGB").resize((240, 160), Image.Resampling.BICUBIC)
+        return processor, processor(image, return_tensors="pt")["pixel_values"], transform(image)[None]
+
+    @pytest.mark.parametrize(
+        "cfg",
+        [
+            {"crop_mode": "squash", "crop_pct": 0.8},
+            {"crop_mode": "squash", "crop_pct": 1.0},
+            {"crop_mode": None, "crop_pct": None, "interpolation": None},
+            {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)},
+        ],
+        ids=str,
+    )
+    def test_is_that_of_timm(self, cfg, caplog):
+        _, got, expected = self.prepare(cfg)
+        torch.testing.assert_close(got, expected, atol=0.05, rtol=0)
+        assert not caplog.text
+
+    def test_squash_of_another_shape(self, caplog):
+        cfg = {"crop_mode": "squash", "crop_pct": 0.8, "input_size": (3, 16, 32)}
+        _, got, expected = self.prepare(cfg, img_size=(16, 32))
+        torch.testing.assert_close(got, expected, atol=0.05, rtol=0)
+        assert not caplog.text
+
+    @pytest.mark.parametrize(
+        ("mode", "size"), [("border", (32, 32)), ("border", (16, 32)), ("center", (16, 32))]
+    )
+    def test_what_ours_has_not_is_said(self, mode, size, caplog):
+        _, got, expected = self.prepare({"crop_mode": mode, "input_size": (3, *size)}, img_size=size)
+        assert got.shape == expected.shape
+        assert f"crop_mode='{mode}'" in caplog.text and "timm.data.create_transform" in caplog.text
+
+    def test_is_of_the_size_that_a_strict_model_takes(self):
+        model = original(img_size=(16, 32), dynamic_img_size=False)
+        model.pretrained_cfg = {"input_size": (3, 224, 224), "crop_mode": "squash"}
+        _, processor = convert(model)
+        assert (processor.crop_size.height, processor.crop_size.width) == (16, 32)
+
+    @pytest.mark.parametrize("cfg", [{}, {"mean": (0.3,), "std": (0.2,)}], ids=str)
+    def test_of_one_channel(self, cfg):
+        model = original(in_chans=1)
+        model.pretrained_cfg = {"input_size": (1, 32, 32), **cfg}
+        converted, processor = convert(model)
+        pixels = processor(Image.new("L", (50, 40), 128), return_tensors="pt")["pixel_values"]
+        assert pixels.shape == (1, 1, 32, 32) and converted(pixels).logits.shape == (1, 5)
+        torch.testing.assert_close(processor.image_mean[0], 0.3 if cfg else (0.485 + 0.456 + 0.406) / 3)

@@ -135,3 +135,8 @@ def test_refuses_gated_attention():
     model.blocks[0].attn.gate = torch.nn.Linear(32, 32)
     with pytest.raises(CannotConvert, match="gated attention"):
         convert(model)
+
+
+def test_refuses_two_final_norms():
+    with pytest.raises(CannotConvert, match="a final norm of all tokens and another"):
+        convert(original(use_post_transformer_norm=True, use_fc_norm=True))

@@ -18,7 +18,7 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTPreTrainedModel,
 )
 from ..training.models import is_image_processor_saved
-from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family
+from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
 from .npz import load_npz
 from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
@@ -199,7 +199,7 @@ def load_weights(
     Raises:
         CannotConvert: naming those that do not.
     """
-    report = model.load_state_dict(weights, strict=False)
+    report = load_state(model, weights)
     prefix = model.base_model_prefix + "."
     missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
     if missing or report.unexpected_keys:

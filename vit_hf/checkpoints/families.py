@@ -35,6 +35,21 @@ class CannotConvert(ValueError):
 Weights = dict[str, torch.Tensor]
 
 
+def load_state(model: nn.Module, weights: Weights) -> Any:
+    """Copies weights, and reports those without a place and places without one.
+
+    Raises:
+        CannotConvert: if one has another shape than its place.
+    """
+    try:
+        return model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CannotConvert(
+            "Weights have other shapes than their places. Leave out fields that change shapes; image_size is the native "
+            f"size of a table of positions, and a converted model takes images of any size all the same. {error}"
+        ) from error
+
+
 def linear_head(model: nn.Module) -> Weights | None:
     head = getattr(model, "classifier", None)
     return head.state_dict() if isinstance(head, nn.Linear) else None

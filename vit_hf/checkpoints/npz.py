@@ -18,7 +18,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
 from . import npz_hybrid
-from .families import CannotConvert
+from .families import CannotConvert, load_state
 from .plain import check_plain
 
 
@@ -40,7 +40,33 @@ BLOCK = r"Transformer/encoderblock_(\d+)/"
 NORMS = {"LayerNorm_0": "layernorm_before", "LayerNorm_2": "layernorm_after"}
 ATTENTION = "MultiHeadDotProductAttention_1"
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
+# What training leaves in a file beside the weights.
+LEFTOVERS = ("opt/state/", "extra/")
 DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
+
+
+class Arrays(dict[str, np.ndarray]):
+    """Arrays of a file by name, and which of them were read.
+
+    Raises:
+        CannotConvert: at the reading of one that is not there, or is not of real numbers.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        super().__init__(arrays)
+        self.read: set[str] = set()
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise CannotConvert(f"This is incomplete: there is no {name}.")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        value = super().__getitem__(name)
+        if value.dtype.kind not in "fiu":
+            raise CannotConvert(
+                f"{name} is of {value.dtype}, and must be of real numbers: save it as float32."
+            )
+        self.read.add(name)
+        return value
 
 
 def load_npz(
@@ -57,14 +83,28 @@ def load_npz(
         ValueError: from numpy, for a file that holds anything but numbers.
     """
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name.removeprefix("opt/target/"): file[name] for name in file.files}
-    config = AdaptiveViTConfig(**read_config(arrays) | fields)
+        names = [name for name in file.files if not name.startswith(LEFTOVERS)]
+        arrays = Arrays({name.removeprefix("opt/target/"): file[name] for name in names})
+    options = read_config(arrays) | fields
+    if "image_size" not in options:
+        patches = arrays[POSITIONS].shape[1] - 1
+        raise CannotConvert(
+            f"The grid of {patches} patches is not square, and {path} does not say what it is: pass "
+            "image_size=[height, width] in pixels."
+        )
+    config = AdaptiveViTConfig(**options)
     model = AdaptiveViTForImageClassification(config)
     weights = to_ours(arrays, config.num_hidden_layers)
     if npz_hybrid.is_hybrid(arrays):
         cnn = npz_hybrid.to_ours(arrays, config.backbone_config)
         weights |= {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in cnn.items()}
-    report = model.load_state_dict(weights, strict=False)
+    unread = sorted(arrays.keys() - arrays.read)
+    if unread:
+        raise CannotConvert(
+            f"{path} has arrays that are none of a ViT of google-research/vision_transformer: {unread[:5]}. If they mean "
+            "nothing to the model's outputs, save the file without them."
+        )
+    report = load_state(model, weights)
     missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
     if missing or report.unexpected_keys:
         raise CannotConvert(f"{path} lacks {missing[:5]} or has too much: {report.unexpected_keys[:5]}.")
@@ -75,6 +115,7 @@ def load_npz(
         size={"height": height, "width": width},
         image_mean=half,
         image_std=half,
+        do_convert_rgb=config.num_channels == 3,
         patch_size=config.patch_size,
     )
     return model.eval(), processor

@@ -97,7 +97,8 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
         fields.pop(name, None)
     stock = ViTConfig(**fields)
     if isinstance(model, AdaptiveViTModel):
-        result = ViTModel(stock, add_pooling_layer=model.pooler is not None)
+        masks = model.embeddings.mask_token is not None
+        result = ViTModel(stock, add_pooling_layer=model.pooler is not None, use_mask_token=masks)
     else:
         result = ViTForImageClassification(stock)
     result.load_state_dict(

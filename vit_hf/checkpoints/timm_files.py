@@ -1,5 +1,6 @@
 """Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub has them."""
 
+import inspect
 import json
 import math
 import pickle
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import cached_file
 
+from ..model.patches import to_pair
 from .families import CannotConvert, Weights
 
 
@@ -22,6 +24,25 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Under which a training script may have put the weights.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+# Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the architecture.
+NOT_ARCHITECTURE = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_custom_load",
+    "pretrained_filter_fn",
+    "pretrained_model_args",
+    "pretrained_strict",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "device",
+    "dtype",
+    "weight_init",
+    "fix_init",
+)
 
 
 def is_weights_file(source: Any) -> bool:
@@ -32,13 +53,19 @@ def read_weights(path: str | PathLike) -> Weights:
     """Tensors of a file; nothing in it is executed.
 
     Raises:
-        CannotConvert: if it holds more than tensors.
+        CannotConvert: if it holds more than tensors, or is TorchScript.
         OSError: if there is no such file.
     """
     if str(path).endswith(".safetensors"):
         return load_file(path)
-    with refusing_pickles(path):
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with refusing_pickles(path):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise CannotConvert(
+            f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut short: save the "
+            "model's state_dict()."
+        ) from error
     if not isinstance(weights, dict):
         raise CannotConvert(f"{path} holds a {type(weights).__name__}, and must hold names and tensors.")
     return weights
@@ -81,7 +108,8 @@ def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture:
     Args:
         source: a state dict, or a file with one.
         architecture: the name by which `timm.create_model` knows it, such as "vit_small_patch16_224". The number of
-            classes and the image size are those of the weights.
+            classes and the image size are those of the weights; where their table of positions is not as long as that of
+            the architecture, it is taken for that of a square.
 
     Raises:
         CannotConvert: for an architecture that is not named, that timm does not know, or that has other weights.
@@ -127,37 +155,74 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
     weights = next((weights[name] for name in NESTED if isinstance(weights.get(name), dict)), weights)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     head = weights.get("head.weight")
-    options = {"num_classes": 0 if head is None else len(head)} | model_args
-    size = infer_image_size(weights)
+    options = {"num_classes": 0 if head is None else len(head)} | architecture_args(model_args)
+    model = create(architecture, options)
+    size = None if "img_size" in options else infer_image_size(weights, model)
     if size is not None:
-        options["img_size"] = size
-    model = timm.create_model(architecture, pretrained=False, **options)
+        model = create(architecture, options | {"img_size": size})
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotConvert(
-            f"These are no weights of {architecture!r}. If they are of a variant of it, build that with "
-            f"timm.create_model, load them, and convert the module. {error}"
+            f"These are no weights of {architecture!r}. If they are of a variant of it, or of images that are not "
+            f"square, build that with timm.create_model, load them, and convert the module. {error}"
         ) from error
-    if size is not None:
+    if size is not None or "img_size" in options:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
-        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, size, size)}
+        native = to_pair(size or options["img_size"])
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, *native)}
     dtype = next(value.dtype for value in weights.values() if value.is_floating_point())
     return model.to(dtype).eval()
 
 
-def infer_image_size(weights: Weights) -> int | None:
-    """Pixels a side, if the table of positions is that of a square; None if it does not say."""
-    table, patches = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
-    if table is None or patches is None or table.ndim != 3 or patches.ndim != 4:
+def create(architecture: str, options: dict[str, Any]) -> nn.Module:
+    """Raises: CannotConvert if timm cannot build it so."""
+    import timm
+
+    try:
+        return timm.create_model(architecture, pretrained=False, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise CannotConvert(
+            f"timm cannot build {architecture!r} with the model_args {options} of config.json: {error}"
+        ) from error
+
+
+def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
+    """What of `model_args` describes an architecture. A file must not make timm open another one.
+
+    Raises:
+        CannotConvert: for an argument that is none of timm's Vision Transformers.
+    """
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    known = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
+    said = {
+        name: value
+        for name, value in model_args.items()
+        if name not in NOT_ARCHITECTURE and value not in (None, False)
+    }
+    unknown = sorted(said.keys() - known)
+    if unknown:
+        raise CannotConvert(
+            f"config.json has model_args {unknown}, which are no arguments of timm's VisionTransformer or Eva. If the "
+            "architecture does not depend on them, delete them there."
+        )
+    return {name: model_args[name] for name in model_args if name in known and name not in NOT_ARCHITECTURE}
+
+
+def infer_image_size(weights: Weights, model: nn.Module) -> int | None:
+    """Pixels a side, if the table of positions is that of a square; None if it is of the model's own grid or none."""
+    table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
+    patches = weights.get("patch_embed.proj.weight")
+    if table is None or own is None or patches is None or table.ndim != 3 or patches.ndim != 4:
         return None
     if any(name.startswith("patch_embed.backbone.") for name in weights):
         return None  # what a hybrid's CNN leaves of a pixel, weights do not say
-    prefix = sum(
-        weights[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in weights
-    )
-    for length in (table.shape[1] - prefix, table.shape[1]):
-        side = math.isqrt(max(length, 0))
-        if side and side * side == length and patches.shape[2] == patches.shape[3]:
-            return side * patches.shape[2]
+    if table.shape[1] == own.shape[1]:
+        return None
+    length = table.shape[1] - (0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens)
+    side = math.isqrt(max(length, 0))
+    if side and side * side == length and patches.shape[2] == patches.shape[3]:
+        return side * patches.shape[2]
     return None

@@ -1,18 +1,23 @@
 """timm's `VisionTransformer` (and `VisionTransformerDistilled`) and `Eva`, given as a module."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from . import timm_eva
-from .families import CannotConvert, Weights
+from .families import CannotConvert, Weights, load_state
 from .timm_hybrid import hybrid_fields, is_hybrid
 from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
 
+
+logger = logging.get_logger(__name__)
 
 INTERPOLATIONS = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
 
@@ -39,7 +44,7 @@ def convert_timm(
     options = read(model) | fields
     weights = rename(model, options)
     result = AdaptiveViTForImageClassification(AdaptiveViTConfig(**options))
-    report = result.load_state_dict(weights, strict=False)
+    report = load_state(result, weights)
     added = ("vit.selector.", "vit.reducers.", "vit.embeddings.scale_embedding")
     missing = [name for name in report.missing_keys if not name.startswith(added)]
     if missing or report.unexpected_keys:
@@ -110,23 +115,41 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 
 
 def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImageProcessor:
-    """Resizes, crops and normalises as the model's `pretrained_cfg` says."""
+    """Resizes, crops and normalises as timm's `create_transform` does by the model's `pretrained_cfg`.
+
+    Of its `crop_mode`s ours has "squash", and "center" for square images; with a warning, others become "squash".
+    """
     said = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = said.get("input_size", (0, *model.patch_embed.img_size))
-    cropped = height == width and said.get("crop_mode", "center") == "center"
+    native, channels = model.patch_embed.img_size, options["num_channels"]
+    if getattr(model, "dynamic_img_size", False) or native is None:
+        native = (said.get("input_size") or (0, *(native or (224, 224))))[1:]
+    height, width = native
+    resized = [math.floor(side / (said.get("crop_pct") or 0.875)) for side in native]
+    mode = said.get("crop_mode") or "center"
+    size = {"height": resized[0], "width": resized[1]}
+    if mode not in ("squash", "border") and resized[0] == resized[1]:
+        size = {"shortest_edge": resized[0]}
+    elif mode != "squash":
+        logger.warning(
+            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which keeps their aspect. The "
+            f"image processor has no such option, and resizes them to {resized[0]}x{resized[1]} whatever their aspect: "
+            "for outputs as timm's, prepare images with timm.data.create_transform."
+        )
     return AdaptiveViTImageProcessor(
-        size=(
-            {"shortest_edge": int(height / said.get("crop_pct", 0.875))}
-            if cropped
-            else {"height": height, "width": width}
-        ),
-        do_center_crop=cropped,
+        size=size,
+        do_center_crop="shortest_edge" in size or resized != [height, width],
         crop_size={"height": height, "width": width},
-        resample=INTERPOLATIONS.get(said.get("interpolation", "bicubic"), 3),
-        image_mean=list(said.get("mean", (0.5, 0.5, 0.5))),
-        image_std=list(said.get("std", (0.5, 0.5, 0.5))),
+        resample=INTERPOLATIONS.get(said.get("interpolation") or "bicubic", 3),
+        image_mean=for_channels(said.get("mean") or IMAGENET_DEFAULT_MEAN, channels),
+        image_std=for_channels(said.get("std") or IMAGENET_DEFAULT_STD, channels),
+        do_convert_rgb=channels == 3,
         patch_size=options["patch_size"],
     )
+
+
+def for_channels(values: Sequence[float], channels: int) -> list[float]:
+    """A value a channel: where they are not so many, their mean, as timm has it."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
 CLASSES: dict[

@@ -57,6 +57,12 @@ def foreign(model: nn.Module) -> dict[str, bool]:
         f"the activation {activation}": activation not in ACTIVATIONS,
         f"norms of type {type(norm).__name__}": not isinstance(norm, nn.LayerNorm),
         f"global_pool={model.global_pool!r}": model.global_pool not in POOLINGS,
+        "a final norm of all tokens and another of what is pooled": not any(
+            isinstance(final, nn.Identity) for final in (model.norm, model.fc_norm)
+        ),
+        "padding to whole patches (for images of whole patches set model.patch_embed.dynamic_img_pad = False)": (
+            getattr(model.patch_embed, "dynamic_img_pad", False)
+        ),
         "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
         "a norm after the patch embedding": not isinstance(
             getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
@@ -155,10 +161,16 @@ def shared_weights(model: nn.Module, theirs: Weights) -> Weights:
     if model.num_classes and "dist_token" in theirs:
         heads = ("head", "head_dist")
         ours["classifier.weight"] = torch.cat([theirs[f"{head}.weight"] for head in heads], dim=1) / 2
-        ours["classifier.bias"] = sum(theirs[f"{head}.bias"] for head in heads) / 2
+        ours["classifier.bias"] = sum(head_bias(theirs, head) for head in heads) / 2
     elif model.num_classes:
-        ours |= {f"classifier.{kind}": theirs[f"head.{kind}"] for kind in ("weight", "bias")}
+        ours |= {"classifier.weight": theirs["head.weight"], "classifier.bias": head_bias(theirs, "head")}
     return ours
+
+
+def head_bias(theirs: Weights, head: str) -> torch.Tensor:
+    """Zeros for a head without one; ours always has one."""
+    weight = theirs[f"{head}.weight"]
+    return theirs.get(f"{head}.bias", weight.new_zeros(len(weight)))
 
 
 def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:

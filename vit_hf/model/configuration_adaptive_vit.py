@@ -108,7 +108,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             and have the shape of an image, as in DINOv2.
         backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): of a CNN that
             reads the images; cells of its last feature map are embedded instead of pixels. `patch_size` must be its
-            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
+            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020). Of a model built from a
+            configuration its weights are random, whatever `use_pretrained_backbone` says there; `from_pretrained` reads
+            them from the checkpoint.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
