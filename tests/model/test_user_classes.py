@@ -8,6 +8,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel
+from transformers.utils import PushToHubMixin
 
 from tests.conftest import tiny_config
 from tests.model.test_remote_code import run_elsewhere
@@ -225,7 +226,7 @@ class TestTravel:
 
         for module in ("utils.hub", "modeling_utils"):
             monkeypatch.setattr(f"transformers.{module}.hf_api", Hub)
-        monkeypatch.setattr(AdaptiveViTModel, "_upload_modified_files", upload)
+        monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
         model = AdaptiveViTModel(tiny_config(position_encoding="own.my_positions.Rings"))
         if way == "push_to_hub":
             model.push_to_hub("me/rings", commit_message="rings")
