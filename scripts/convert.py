@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -109,9 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         set_verbosity_error()
         print_table()
         return
+    if arguments.to == "npz" and arguments.output.suffix != ".npz":
+        sys.exit(f"convert.py: --to npz writes a file, whose name must end in .npz, not {arguments.output}")
     try:
         model, image_processor = load(arguments.source, arguments.architecture, arguments.fields)
         model = WRITERS[arguments.to](model, image_processor, arguments.output)
+    except StrictDataclassError as error:
+        sys.exit(f"convert.py: {error.__cause__ or error}")
     except (OSError, ValueError, ImportError) as error:
         sys.exit(f"convert.py: {error}")
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters written to {arguments.output}")

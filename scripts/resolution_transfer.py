@@ -4,9 +4,9 @@
     python scripts/resolution_transfer.py --encodings rotary learned --seeds 0
 
 A small model learns MNIST digits of 56 pixels (7x7 patches) and reads them at 28, 112 and 224 pixels without having seen
-such sizes. Variants of an encoding count as rows of their own. Writes a Markdown table, results.json, a plot
+such sizes. Variants of an encoding count as rows of their own. Writes a Markdown table (table.md), a plot
 (transfer.png), and the similarity of positions that each encoding has learned (similarity_<encoding>.png). Finished
-runs are skipped.
+runs of the same settings are skipped.
 """
 
 import argparse
@@ -102,7 +102,13 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
     model = train(VARIANTS[name], seed, args)
     if seed == args.seeds[0] and name in POSITION_ENCODINGS and name != "none":
         position_similarity(model).figure().savefig(args.output / f"similarity_{name}.png", dpi=80)
-    return {"encoding": name, "seed": seed, **{str(scale): accuracy(model, scale) for scale in SCALES}}
+    results = {str(scale): accuracy(model, scale) for scale in SCALES}
+    return {"encoding": name, "seed": seed, "settings": settings(args), **results}
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """What results must have in common to stand in one table."""
+    return {"steps": args.steps, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
 
 
 def summary(results: list[dict], name: str, scale: float) -> tuple[float, float]:
@@ -114,8 +120,10 @@ def format_table(results: list[dict]) -> str:
     sizes = [f"{scale:g}x ({round(NATIVE * scale)} px)" for scale in SCALES]
     lines = [f"| encoding | seeds | {' | '.join(sizes)} |", "|---|---|" + "---|" * len(SCALES)]
     for name in dict.fromkeys(result["encoding"] for result in results):
-        cells = ["{:.1f} ± {:.1f}".format(*summary(results, name, scale)) for scale in SCALES]
         seeds = sum(result["encoding"] == name for result in results)
+        cells = ["{:.1f} ± {:.1f}".format(*summary(results, name, scale)) for scale in SCALES]
+        if seeds == 1:
+            cells = [cell.partition(" ")[0] for cell in cells]
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -176,32 +184,42 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--encodings", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--encodings",
+        nargs="*",
+        choices=VARIANTS,
+        metavar="NAME",
+        default=list(VARIANTS),
+        help="variants in quotes",
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of initialisation and order")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--output", type=Path, default=Path("runs/resolution_transfer"))
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
+    parser.add_argument("--batch-size", type=int, default=64, help="images a step")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of AdamW, at its highest")
+    output = Path("runs/resolution_transfer")
+    parser.add_argument("--output", type=Path, default=output, help="folder of table, plot and pictures")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
     args.output.mkdir(parents=True, exist_ok=True)
+    results = []
     for seed in args.seeds:
         for name in args.encodings:
             file = args.output / f"{name.replace(', ', '_')}_{seed}.json"
-            if not file.is_file():
-                result = run(name, seed, args)
-                file.write_text(json.dumps(result))
-                print(json.dumps(result), flush=True)
-    results = [json.loads(file.read_text()) for file in args.output.glob("*_*.json")]
+            if not file.is_file() or json.loads(file.read_text())["settings"] != settings(args):
+                file.write_text(json.dumps(run(name, seed, args)))
+                print(file.read_text(), flush=True)
+            results.append(json.loads(file.read_text()))
     results.sort(key=lambda result: (list(VARIANTS).index(result["encoding"]), result["seed"]))
     draw(results, args.output / "transfer.png")
-    print(
-        f"\nTrained at {NATIVE} px ({args.steps} steps of {args.batch_size}), accuracy in %, mean ± sd; "
-        f"{platform.machine()}, torch {torch.__version__}\n\n{format_table(results)}"
+    text = (
+        f"Trained at {NATIVE} px ({args.steps} steps of {args.batch_size}), accuracy in %, mean ± sd; "
+        f"{platform.machine()}, torch {torch.__version__}\n\n{format_table(results)}\n"
     )
+    (args.output / "table.md").write_text(text)
+    print(f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from os import PathLike
 from typing import Any
 
@@ -9,6 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
@@ -17,13 +19,16 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
-from ..training.models import is_image_processor_saved
+from ..model.patches import to_pair
+from ..training.models import check_path, is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
 from .npz import load_npz
 from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
 from .timm_models import convert_timm, is_timm
 
+
+logger = logging.get_logger(__name__)
 
 # What a selector or a reducer adds starts at random.
 ADDED = ("selector.", "reducers.", "embeddings.scale_embedding")
@@ -72,8 +77,26 @@ def convert(
         OSError: if there is no such checkpoint.
         ImportError: for a checkpoint of timm where timm is not installed.
     """
+    known = AdaptiveViTConfig().to_dict().keys() | {"num_labels", "attn_implementation"}
+    unknown = fields.keys() - known
+    if unknown:
+        raise ValueError(
+            f"AdaptiveViTConfig has no {', '.join(sorted(unknown))}. Did you mean "
+            f"{' or '.join(get_close_matches(min(unknown), known, 2, 0)) or 'something else'}?"
+        )
     if is_timm(source):
         return convert_timm(source, **fields)
+    if not isinstance(source, PreTrainedModel | Mapping | str | PathLike):
+        raise ValueError(
+            f"convert takes a model of transformers or timm, a state dict, or the name of a checkpoint, not a "
+            f"{type(source).__name__}."
+        )
+    if (
+        isinstance(source, str | PathLike)
+        and not is_weights_file(source)
+        and not str(source).endswith(".npz")
+    ):
+        check_path(str(source))
     if architecture is not None or isinstance(source, Mapping) or is_weights_file(source):
         return convert_timm(load_timm(source, architecture), **fields)
     if not isinstance(source, PreTrainedModel):
@@ -212,15 +235,25 @@ def load_weights(
 def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTrainedModel) -> BaseImageProcessor:
     """An image processor of ours that prepares images as that of the source.
 
-    Of a model without a path it is the default of its family.
+    Of a model without one it is the default of its family, at the model's size.
     """
     path = model.name_or_path if isinstance(source, PreTrainedModel) else str(source)
     config = getattr(model.config, "vision_config", model.config)
-    if path and (not isinstance(source, PreTrainedModel) or is_image_processor_saved(path)):
+    saved = path and is_image_processor_saved(path)
+    if saved:
         theirs = AutoImageProcessor.from_pretrained(path)
     else:
         theirs = getattr(transformers, FAMILIES[config.model_type].processor)()
     options = {name: getattr(theirs, name) for name in PREPARATION if getattr(theirs, name, None) is not None}
+    if not saved and "max_num_patches" not in options:
+        if path:
+            logger.warning(
+                f"There is no image processor beside {path}: ours prepares as {type(theirs).__name__} does by default, at "
+                f"{config.image_size} pixels. Check mean, std and size against the training of the model."
+            )
+        height, width = to_pair(config.image_size)
+        options |= {"size": {"height": height, "width": width}, "do_center_crop": False}
+        options.pop("crop_size", None)
     if type(theirs).__name__ == "DINOv3ViTImageProcessor":
         options["rescale_before_resize"] = True
     if "max_num_patches" in options:

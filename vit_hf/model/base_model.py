@@ -201,6 +201,11 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             return Selection(None, patches.mask)
         scout = ModelScout(self)
         scores = self.selector.score(patches, num_selected if counts is None else counts, scout)
+        if scores.shape != patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
+                f"each patch, {tuple(patches.coordinates.shape[:2])}."
+            )
         _check_finite(scores, "pixel_values, or the weights of the patch selector,")
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)

@@ -52,7 +52,7 @@ class AdaptiveViTEmbeddings(nn.Module):
             tokens = self._mask(
                 tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
             )
-        tokens = self.position_encoding.add(tokens)
+        tokens = self._add_positions(tokens)
         parts = []
         if self.cls_token is not None:
             parts.append(self.position_encoding.add_to_cls(self.cls_token))
@@ -61,10 +61,21 @@ class AdaptiveViTEmbeddings(nn.Module):
         parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
         context = None
         if thumbnails is not None:
-            context = self.position_encoding.add(self.patch_embeddings(thumbnails))
+            context = self._add_positions(self.patch_embeddings(thumbnails))
             parts.append(context.features + self.scale_embedding)
         parts.append(tokens.features)
         return self.dropout(torch.cat(parts, dim=1)), tokens, context
+
+    def _add_positions(self, tokens: PatchTokens) -> PatchTokens:
+        placed = self.position_encoding.add(tokens)
+        shape = getattr(getattr(placed, "features", None), "shape", None)
+        if shape != tokens.features.shape:
+            raise ValueError(
+                f"{type(self.position_encoding).__name__}.add must return the tokens with features of the shape "
+                f"{tuple(tokens.features.shape)}, by tokens.with_features(...), got "
+                f"{type(placed).__name__ if shape is None else tuple(shape)}."
+            )
+        return placed
 
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
         if masked.shape != tokens.features.shape[:2]:

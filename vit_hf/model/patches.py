@@ -97,7 +97,8 @@ class ImagePatches:
         if pixel_values.shape[-1] != expected:
             raise ValueError(
                 f"Cut patches must have {expected} values each (patch_size {patch_height}x{patch_width} times "
-                f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}."
+                f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}. Give the image "
+                f"processor patch_size={patch_size}."
             )
         batch_size, num_patches = pixel_values.shape[:2]
         shapes = {

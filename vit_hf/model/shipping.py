@@ -78,6 +78,10 @@ def _rewrite(path: Path) -> tuple[str, list[Path]]:
         place = f"{path}, line {node.lineno}"
         if isinstance(node, ast.Import):
             for alias in node.names:
+                if alias.name.partition(".")[0] == __package__.partition(".")[0]:
+                    raise CannotTravel(
+                        f"{place}: write `from {alias.name} import ...`, so that it loads without the package."
+                    )
                 if _beside(path, alias.name):
                     raise CannotTravel(
                         f"{place}: write `from {alias.name} import ...` for the file beside it."

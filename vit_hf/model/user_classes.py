@@ -55,6 +55,8 @@ def register_token_reducer(name: str) -> Callable[[AnyClass], AnyClass]:
 
 
 def _register(field: str, name: str) -> Callable[[AnyClass], AnyClass]:
+    if not isinstance(name, str):
+        raise ValueError(f'Give it a name: @register_{field}("my_name").')
     if name in BUILT_IN[field]:
         raise ValueError(f"{name!r} is the name of a {field} of vit_hf: choose another.")
     if "." in name or not name:
