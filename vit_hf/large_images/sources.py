@@ -27,7 +27,7 @@ from .sources_file import MAX_PIXELS, FileSource, import_extra
 from .sources_npy import NpySource
 from .sources_photo import PhotoSource
 from .sources_pillow import PillowPhotoSource, PillowSource
-from .sources_slide import SlideSource, is_slide
+from .sources_slide import TIFF_SIGNATURES, SlideSource, is_slide
 from .sources_tiff import TiffSource
 from .sources_zarr import ZarrSource
 
@@ -37,10 +37,7 @@ __all__ = ["ArraySource", "ImageSource", "open_image"]
 # How a file begins -> what reads it.
 SIGNATURES: dict[bytes, type[FileSource]] = {
     b"\x93NUMPY": NpySource,
-    b"II*\0": TiffSource,
-    b"MM\0*": TiffSource,
-    b"II+\0": TiffSource,
-    b"MM\0+": TiffSource,
+    **dict.fromkeys(TIFF_SIGNATURES, TiffSource),
     b"\xff\xd8\xff": PhotoSource,
     b"\x89PNG\r\n\x1a\n": PhotoSource,
 }

@@ -4,6 +4,10 @@ import numpy as np
 
 from .rgb_values import from_mode
 from .sources_file import FileSource, import_extra
+from .sources_tiled import TileGrid
+
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class SlideSource(FileSource):
@@ -14,8 +18,25 @@ class SlideSource(FileSource):
         openslide = import_extra(
             "openslide", "openslide-python and openslide-bin", f"Reading the slide {self.name}"
         )
+        self._check_tiles()
         self._slide = openslide.OpenSlide(self.path)
         return [(height, width) for width, height in self._slide.level_dimensions]
+
+    def _check_tiles(self) -> None:
+        """OpenSlide ends the process where there is no memory for a tile, so it is not asked for absurd ones."""
+        with open(self.path, "rb") as file:
+            if file.read(4) not in TIFF_SIGNATURES:
+                return
+        tifffile = import_extra("tifffile", "tifffile", f"Reading the slide {self.name}")
+        with tifffile.TiffFile(self.path) as file:
+            for page in file.pages:
+                largest = max(page.databytecounts, default=0)
+                if largest > file.filehandle.size:
+                    raise ValueError(
+                        f"a tile of it has {largest} bytes, more than the file, which has {file.filehandle.size}"
+                    )
+                if page.is_tiled:
+                    TileGrid(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
 
     def _close(self) -> None:
         if self._slide is not None:

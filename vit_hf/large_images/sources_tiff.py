@@ -1,20 +1,27 @@
 """TIFF files in tiles or strips, read by tifffile a tile at a time."""
 
+import struct
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import PIL.Image
+from PIL import Jpeg2KImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from .sources_file import import_extra
 from .sources_tiled import TiledSource, TileGrid
 from .tiff_colours import tiff_to_rgb
 
 
-# Compressions of TIFF whose data are an image of its own, which says how large it is, and may lie.
+# Compressions whose data are an image of its own, which says how large it is, and may lie.
 JPEG = 7
-IMAGE_COMPRESSIONS = {6, JPEG, 33003, 33004, 33005, 33007, 34712, 34892, 34933, 50001}
 JPEG_COMPRESSIONS = {6, JPEG, 33007, 34892}
+IMAGE_READERS = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), Jpeg2KImagePlugin.Jpeg2KImageFile),
+    34933: PngImagePlugin.PngImageFile,
+    50001: WebPImagePlugin.WebPImageFile,
+}
+# Markers among those of JPEG's frames that begin none.
+NO_FRAME = (0xC4, 0xC8, 0xCC)
 # Of one uncompressed piece, what is converted at once, in pixels.
 MAPPED_TILE = (256, 1024)
 # Pages that are looked through for smaller copies of the first one.
@@ -112,7 +119,7 @@ class TiffSource(TiledSource):
         options = {}
         if page.compression in JPEG_COMPRESSIONS:
             options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-        if page.compression in IMAGE_COMPRESSIONS and page.jpegheader is None:
+        if page.compression in {*JPEG_COMPRESSIONS, *IMAGE_READERS} and page.jpegheader is None:
             _check_content(page, content)
         try:
             values, _, _ = page.decode(content, index, **options)
@@ -169,11 +176,24 @@ def _check_content(page: Any, content: bytes) -> None:
     # Some writers pad; 0xFFD9 ends an image.
     if page.compression == JPEG and not content.rstrip(b"\0\xff").endswith(b"\xd9"):
         raise ValueError("its JPEG data are truncated")
-    try:
-        with PIL.Image.open(BytesIO(content)) as image:
+    if page.compression in JPEG_COMPRESSIONS:
+        height, width = _jpeg_size(content)
+    else:
+        # The classes themselves know no limit of pixels that would interfere.
+        with IMAGE_READERS[page.compression](BytesIO(content)) as image:
             width, height = image.size
-    except PIL.UnidentifiedImageError:
-        return
     most = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if height > most[0] or width > most[1]:
         raise ValueError(f"its data are an image of {height}x{width} where a tile has {most[0]}x{most[1]}")
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int]:
+    """Height and width as a JPEG declares them (ITU-T T.81, B.2.2)."""
+    place = 2
+    while place + 9 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
+            return struct.unpack_from(">HH", content, place + 5)
+        # 0xFF may be repeated before a marker.
+        place += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, place + 2)[0]
+    raise ValueError("its JPEG data have no header")
