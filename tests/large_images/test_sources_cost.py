@@ -1,7 +1,4 @@
-"""What regions and thumbnails decode, and the memory they take."""
-
-import subprocess
-import sys
+"""What regions and thumbnails decode."""
 
 import numpy as np
 import PIL.Image
@@ -14,7 +11,7 @@ from vit_hf.large_images.sources_slide import SlideSource
 from vit_hf.large_images.sources_tiff import TiffSource
 from vit_hf.large_images.sources_zarr import ZarrSource
 
-from .files import FILES, RGB, picture
+from .files import FILES, RGB
 
 
 WRITERS = {file.name: file.write for file in FILES}
@@ -99,7 +96,7 @@ def test_labels_and_masks_are_no_smaller_copies(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(RGB, photometric="rgb", **options)
         file.write(RGB[:60, :300], photometric="rgb", subfiletype=1, **options)
-        file.write(RGB[:194, :258], photometric="rgb", **options)
+        file.write(RGB[:190, :200], photometric="rgb", **options)
     with open_image(tmp_path / "a.tif") as image:
         assert image.levels == [(389, 517)]
 
@@ -140,68 +137,3 @@ def test_no_room_on_disk(write, monkeypatch):
         pytest.raises(ValueError, match=r"turned_6\.jpg'.*orientation is 6.*603339 bytes.*has 9.*TMPDIR"),
     ):
         image.read(0, 0, 5, 5)
-
-
-SIDE = 8192
-READ_ALL = """
-import sys
-from vit_hf.large_images import open_image
-
-def peak():
-    # In kB; reset by writing 5 to clear_refs (man 5 proc).
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-
-small, large = sys.argv[1:]
-
-def read_all(path):
-    with open_image(path) as image:
-        for top in range(0, image.height, 512):
-            for left in range(0, image.width, 512):
-                assert image.read(top, left, 512, 512).any()
-        image.thumbnail(256, 256)
-
-read_all(small)
-open("/proc/self/clear_refs", "w").write("5")
-before = peak()
-read_all(large)
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the memory")
-@pytest.mark.parametrize(
-    "name", ["a.npy", "tiles.tif", "jpeg.tif", "strips.tif", "a.jpg", "a.png", "turned.jpg", "a.zarr"]
-)
-def test_memory(name, tmp_path):
-    """An image of 192 MiB takes 100 MiB, most of it the 64 MiB of kept tiles or rows."""
-
-    def write(path, side):
-        data = np.tile(picture(512, 512), (side // 512, side // 512, 1))
-        if name == "a.npy":
-            np.save(path, data)
-        elif name == "a.zarr":
-            import zarr
-
-            zarr.create_array(path, shape=data.shape, chunks=(512, 512, 3), dtype="u1")[...] = data
-        elif name.endswith("tif"):
-            compression = {"tiles.tif": "zlib", "jpeg.tif": "jpeg", "strips.tif": "packbits"}[name]
-            layout = {"rowsperstrip": 16} if name == "strips.tif" else {"tile": (512, 512)}
-            tifffile.imwrite(path, data, photometric="rgb", compression=compression, **layout)
-        else:
-            exif = PIL.Image.Exif()
-            exif[274] = 6 if name == "turned.jpg" else 1
-            options = {"compress_level": 1} if name == "a.png" else {"quality": 80}
-            PIL.Image.fromarray(data).save(path, exif=exif, **options)
-
-    write(tmp_path / f"small_{name}", 512)
-    write(tmp_path / name, SIDE)
-    run = subprocess.run(
-        [sys.executable, "-c", READ_ALL, tmp_path / f"small_{name}", tmp_path / name],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    print(name, int(run.stdout) // 1024, "MiB")
-    # Pages of a mapped file count while they are there; the system takes them back at need.
-    mapped = SIDE * SIDE * 3 if name in ("a.npy", "turned.jpg") else 0
-    assert int(run.stdout) * 1024 <= mapped + 100 * 2**20

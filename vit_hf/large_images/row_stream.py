@@ -39,8 +39,9 @@ class RowStream:
             while self._next < top + height:
                 self._keep(next(self._decoding), top)
         except StopIteration:
+            rows = self._next
             self.close()
-            raise ValueError(f"it ends after row {self._next}") from None
+            raise ValueError(f"it ends after row {rows}") from None
         except Exception:
             self.close()
             raise

@@ -1,5 +1,6 @@
 """Files that can only be decoded whole."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import PIL.Image
 
-from ..model.image_loading import read_image, to_pixels
+from ..model.image_loading import ORIENTATION_TAG, read_image, to_pixels
 from .sources_file import FileSource
 
 
 _limit_lock = threading.Lock()
+# Another thread of the parent may hold it at the fork.
+os.register_at_fork(after_in_child=lambda: globals().update(_limit_lock=threading.Lock()))
 
 
 class PillowSource(FileSource):
@@ -24,6 +27,9 @@ class PillowSource(FileSource):
         self._pixels = None
         with no_bomb_limit(), PIL.Image.open(self.path) as image:
             width, height = image.size
+            # `to_pixels` turns it upright.
+            if image.getexif().get(ORIENTATION_TAG, 1) >= 5:
+                width, height = height, width
         self._check_whole(height, width, "as its format is", self.remedy)
         return [(height, width)]
 
