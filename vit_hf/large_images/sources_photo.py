@@ -13,7 +13,8 @@ from .row_stream import CACHE_BYTES, RowStream
 from .sources_file import FileSource, import_extra
 
 
-STRIP_ROWS = 128
+# libvips keeps several strips of its own, so they are low.
+STRIP_ROWS = 32
 # libjpeg decodes to these fractions of the size for less than the whole costs.
 JPEG_SHRINKS = (2, 4, 8)
 # Orientations in which upright rows are stored rows, from top to bottom.
