@@ -1,82 +1,99 @@
-"""Large images, read a region at a time."""
+"""Large images, read a region at a time.
+
+| what | read by | a region costs | a thumbnail costs |
+|---|---|---|---|
+| array, tensor, Pillow image, URL | memory | nothing | the image |
+| `.npy` | numpy's memory map | its bytes | one pass |
+| TIFF, BigTIFF, OME-TIFF | tifffile, imagecodecs | the tiles it touches | a smaller copy in the file, or one pass |
+| whole slides (`.svs`, `.ndpi`, `.mrxs`, ...) | OpenSlide; tifffile where it can | the tiles | a smaller copy |
+| zarr, OME-Zarr | zarr | the chunks | a smaller copy, or one pass |
+| JPEG, PNG | libvips (pyvips) | the rows since the last region; all above it after a step back up | one pass, of JPEG at up to 1/8 |
+| every other format; JPEG, PNG without pyvips | Pillow | the whole image, once | nothing more |
+
+All but the last take memory that does not depend on the image's height, and only that of rows and strips on its
+width. `pip install vit_hf[large]` brings every package named here.
+"""
 
 import os
-from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
-from ..model.image_loading import read_image, to_pixels
+from ..model.image_loading import read_image
+from .sources_array import ArraySource
+from .sources_base import ImageSource
+from .sources_file import MAX_PIXELS, FileSource, import_extra
+from .sources_npy import NpySource
+from .sources_photo import PhotoSource
+from .sources_pillow import PillowPhotoSource, PillowSource
+from .sources_slide import TIFF_SIGNATURES, SlideSource, is_slide
+from .sources_tiff import TiffSource
+from .sources_zarr import ZarrSource
 
 
-class ImageSource(AbstractContextManager, ABC):
-    """An image that gives regions of itself, as uint8 RGB `(height, width, 3)`.
+__all__ = ["ArraySource", "ImageSource", "open_image"]
 
-    Attributes:
-        name: what errors call it: its file, or what it was made of.
-        height, width: in pixels at full resolution.
-    """
-
-    name: str
-    height: int
-    width: int
-
-    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The region `(height, width, 3)` uint8 at full resolution.
-
-        Raises:
-            ValueError: if it reaches beyond the image, or the file is damaged there; names file and place.
-        """
-        if not (0 <= top < top + height <= self.height and 0 <= left < left + width <= self.width):
-            raise ValueError(
-                f"The region of {height}x{width} pixels at row {top}, column {left} reaches beyond {self.name}, which has "
-                f"{self.height}x{self.width}."
-            )
-        return self._read(top, left, height, width)
-
-    @abstractmethod
-    def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray: ...
-
-    @abstractmethod
-    def thumbnail(self, height: int, width: int) -> np.ndarray:
-        """The whole image at another size, `(height, width, 3)` uint8."""
-
-    def close(self) -> None:
-        """Gives the file back."""
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
-
-
-class ArraySource(ImageSource):
-    """An image in memory."""
-
-    def __init__(self, image: PIL.Image.Image | np.ndarray | torch.Tensor, name: str):
-        self.pixels = to_pixels(image, do_convert_rgb=True).permute(1, 2, 0).numpy()
-        self.name = name
-        self.height, self.width = self.pixels.shape[:2]
-
-    def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        return self.pixels[top : top + height, left : left + width]
-
-    def thumbnail(self, height: int, width: int) -> np.ndarray:
-        image = PIL.Image.fromarray(np.ascontiguousarray(self.pixels))
-        return np.asarray(image.resize((width, height), PIL.Image.Resampling.BILINEAR, reducing_gap=3))
+# How a file begins -> what reads it.
+SIGNATURES: dict[bytes, type[FileSource]] = {
+    b"\x93NUMPY": NpySource,
+    **dict.fromkeys(TIFF_SIGNATURES, TiffSource),
+    b"\xff\xd8\xff": PhotoSource,
+    b"\x89PNG\r\n\x1a\n": PhotoSource,
+}
+# Slides that do not begin like any other image.
+SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
+ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
 
 
 def open_image(
     source: ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> ImageSource:
     """An image that can be read a region at a time; use it in a `with` statement.
 
+    Sources of files may be pickled, and used after a fork: each process opens the file for itself.
+
+    Args:
+        source: a file or folder (the format is found by content), a URL or base64 text, an image in memory as
+            `to_pixels` takes it (floats in 0..1), or an `ImageSource`, which is returned.
+        max_pixels: the most pixels that a file may declare to have; None for no limit, neither on images that must
+            be decoded whole. For URLs and base64 text, Pillow's limit holds.
+
     Raises:
-        ValueError: if it is no image, or a damaged one.
+        ValueError: if it is no image, a damaged one, or one larger than `max_pixels`; names the file.
+        ImportError: if the package is missing that reads it; says which.
     """
     if isinstance(source, ImageSource):
         return source
-    if isinstance(source, str | os.PathLike):
-        return ArraySource(read_image(source), str(source))
-    return ArraySource(source, f"a {type(source).__name__}")
+    if not isinstance(source, str | os.PathLike):
+        return ArraySource(source, f"a {type(source).__name__}")
+    if not os.path.exists(source):
+        name = str(source)
+        return ArraySource(read_image(source), repr(name if len(name) <= 200 else f"{name[:200]}..."))
+    return _format(os.fspath(source))(source, max_pixels)
+
+
+def _format(path: str) -> type[FileSource]:
+    if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, name)) for name in ZARR_FILES):
+            return ZarrSource
+        raise ValueError(f"Cannot open the image {path!r}: it is a directory, and no zarr array or group.")
+    with open(path, "rb") as file:
+        start = file.read(8)
+    reader = next(
+        (reader for signature, reader in SIGNATURES.items() if start.startswith(signature)), PillowSource
+    )
+    if reader is PhotoSource and not _pyvips_is_there():
+        return PillowPhotoSource
+    if reader is TiffSource and is_slide(path):
+        return SlideSource
+    return SlideSource if path.lower().endswith(SLIDE_SUFFIXES) else reader
+
+
+def _pyvips_is_there() -> bool:
+    try:
+        import_extra("pyvips", "pyvips[binary]", "")
+    except ImportError:
+        return False
+    return True
