@@ -106,7 +106,7 @@ class Regions(torch.utils.data.Dataset):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_of_a_data_loader(method, written):
     names = ["rgb.npy", "jpeg.tif", "rgb.png", "turned_6.jpg", "ome_5.zarr", "slide.svs", "rgb.bmp"]
     images = [open_image(written[name][0]) for name in names]
