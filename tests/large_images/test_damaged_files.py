@@ -134,7 +134,7 @@ def test_damaged_tiles_are_named_and_the_others_read(tmp_path):
         ("turned.tif", "Orientation", lambda _: 9, "orientation is 9"),
         ("palette.tif", "BitsPerSample", lambda _: 16, "a.tif"),
     ],
-    ids=str,
+    ids=lambda value: "change" if callable(value) else str(value),
 )
 def test_lying_tiff(name, tag, change, message, tmp_path):
     with_tag(name, tag, change)(tmp_path / "a.tif")
