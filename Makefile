@@ -11,8 +11,8 @@ export OMP_WAIT_POLICY ?= passive
 quickstart: install  ## Fine-tune on megapixel digits, show the result, reload it.
 	$(BIN)/python scripts/quickstart.py
 
-test: install  ## Every test but the slow ones.
-	$(BIN)/python -m pytest -m "not slow"
+test: install  ## Every test but the slow ones, a process for each core.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: install  ## The slow tests only.
 	$(BIN)/python -m pytest -m slow
