@@ -99,17 +99,17 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
                 `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
-        outputs, restored = self._compute(
+        patches = cut_patches(
+            self.config,
             pixel_values,
-            bool_masked_pos,
-            interpolate_pos_encoding,
             patch_coordinates,
             spatial_shapes,
             pixel_attention_mask,
-            selected_patches,
-            sample_selection,
-            stages=(len(self.layers),) if restore else (),
-            **kwargs,
+            interpolate_pos_encoding,
+        )
+        stages = (len(self.layers),) if restore else ()
+        outputs, restored = self._compute(
+            patches, bool_masked_pos, selected_patches, sample_selection, stages, **kwargs
         )
         if restore:
             outputs.restored_hidden_state = restored[0][1]
@@ -117,12 +117,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
     def _compute(
         self,
-        pixel_values: torch.Tensor,
+        patches: ImagePatches,
         bool_masked_pos: torch.BoolTensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        patch_coordinates: torch.Tensor | None = None,
-        spatial_shapes: torch.LongTensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
         selected_patches: torch.LongTensor | None = None,
         sample_selection: bool | None = None,
         stages: tuple[int, ...] = (),
@@ -131,14 +127,6 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     ) -> tuple[AdaptiveViTModelOutput, list[tuple[torch.Tensor, torch.Tensor]]]:
         """What `forward` returns, and `_restore` after each number of blocks in `stages`."""
         config = self.config
-        patches = cut_patches(
-            config,
-            pixel_values,
-            patch_coordinates,
-            spatial_shapes,
-            pixel_attention_mask,
-            interpolate_pos_encoding,
-        )
         sample = self.training if sample_selection is None else sample_selection
         selection = self._select(patches, selected_patches, sample)
         thumbnails = None

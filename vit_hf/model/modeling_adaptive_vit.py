@@ -24,7 +24,7 @@ from .outputs import (
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
 )
-from .patches import to_pair
+from .patches import cut_patches
 from .pretrained import AdaptiveViTPreTrainedModel
 from .scout import RECORD_NOTHING
 from .selection_policy import reinforce_loss
@@ -262,10 +262,18 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> AdaptiveViTBackboneOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        patch_coordinates: torch.Tensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments, but `restore`, as well.
+            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask: see `AdaptiveViTModel.forward`, which
+                takes `selected_patches` and `sample_selection` as well.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`; or, with `reshape_hidden_states=False`,
@@ -275,9 +283,10 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
             ValueError: if the images of the batch have different grids.
         """
         stages = tuple(self.config.stage_names.index(name) for name in self.out_features)
-        outputs, stages = self._compute(
-            pixel_values, stages=stages, normed=self.config.apply_layernorm, **kwargs
+        patches = cut_patches(
+            self.config, pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, None
         )
+        outputs, stages = self._compute(patches, stages=stages, normed=self.config.apply_layernorm, **kwargs)
         grid = outputs.spatial_shapes
         if not torch.compiler.is_compiling() and (grid != grid[:1]).any():
             raise ValueError(
@@ -285,11 +294,7 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
                 "columns. Give images of one size, or one at a time."
             )
         if self.config.reshape_hidden_states:
-            if pixel_values.ndim == 4:
-                height, width = to_pair(self.config.patch_size)
-                rows, columns = pixel_values.shape[2] // height, pixel_values.shape[3] // width
-            else:
-                rows, columns = grid[0].tolist()
+            rows, columns = patches.full_grid or grid[0].tolist()
             maps = [states.transpose(1, 2).unflatten(2, (rows, columns)) for _, states in stages]
         else:
             maps = [torch.cat(parts, dim=1) for parts in stages]
