@@ -67,9 +67,8 @@ def files_to_save(classes: Mapping[str, type]) -> dict[str, str]:
 
 def _rewrite(path: Path) -> tuple[str, list[Path]]:
     """A file's text with imports of the form above, and the files beside it that it imports."""
-    lines = (
-        path.read_text(encoding="utf-8").encode().splitlines(keepends=True)
-    )  # columns of `ast` count bytes
+    # Columns of `ast` count bytes.
+    lines = path.read_text(encoding="utf-8").encode().splitlines(keepends=True)
     siblings = []
     nodes = [
         node for node in ast.walk(ast.parse(b"".join(lines))) if isinstance(node, ast.Import | ast.ImportFrom)
@@ -144,7 +143,7 @@ def check_travel(classes: Mapping[str, type]) -> None:
     """Warns, before anything is trained, if saved checkpoints would lack one of `classes`."""
     try:
         files_to_save(classes)
-    except CannotTravel as error:
+    except (CannotTravel, OSError, SyntaxError) as error:
         logger.warning_once(f"Saved checkpoints will lack the code of your classes: {error}")
 
 
