@@ -131,6 +131,25 @@ def test_files_and_images(tmp_path):
         assert torch.equal(predict_streaming(model, source, image_processor=PROCESSOR).logits, expected)
 
 
+def test_what_it_opened_it_closes(monkeypatch):
+    """And nothing that the caller opened, who may read on."""
+    closed = []
+    monkeypatch.setattr(ArraySource, "close", lambda self: closed.append(self))
+    model, image = classifier("saliency", thumbnail_context=True), picture(64, 64)
+    predict_streaming(model, image, image_processor=PROCESSOR)
+    select_streaming(model, image, image_processor=PROCESSOR)
+    assert len(closed) == 2
+    predict_streaming(model, ArraySource(image, "mine"), image_processor=PROCESSOR)
+    assert len(closed) == 2
+
+
+def test_chance_plays_no_part_in_predicting():
+    """Dropout of the scout neither, though the model is being trained."""
+    model, image = classifier("attention", hidden_dropout_prob=0.5).train(), picture(150, 203)
+    outputs = [predict_streaming(model, image, image_processor=PROCESSOR) for _ in range(2)]
+    assert torch.equal(outputs[0].selected_patches, outputs[1].selected_patches) and model.training
+
+
 def test_processor_of_the_checkpoint(tmp_path):
     model, image = classifier("variance"), picture(64, 64)
     mean = AdaptiveViTImageProcessor(

@@ -5,6 +5,7 @@ Shape legend: `vit_hf/model/tokens.py`; h, w rows and columns of pixels of a thu
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,9 +53,7 @@ class KeptPatches(ImagePatches):
     """The patches of one image that were kept; thumbnails still show all of it."""
 
     def __init__(self, selection: "StreamedSelection"):
-        pixels = selection.pixels
-        grid = torch.tensor([selection.image.grid], device=pixels.device)
-        super().__init__(pixels=pixels, coordinates=selection.coordinates, grid=grid)
+        super().__init__(selection.pixels, selection.coordinates, selection.grid)
         self.source = selection.image
 
     def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
@@ -190,16 +189,19 @@ class StreamedSelection:
         return {
             "pixel_values": flatten_channels_last(self.pixels.flatten(2), self.image.patch_size),
             "patch_coordinates": self.coordinates,
-            "spatial_shapes": torch.tensor([self.image.grid]),
+            "spatial_shapes": self.grid,
             "selected_patches": self.raster_indices,
         }
 
     @property
+    def grid(self) -> torch.Tensor:
+        """`(1, 2)` int64, rows and columns of the full grid."""
+        return torch.tensor([self.image.grid], device=self.coordinates.device)
+
+    @property
     def raster_indices(self) -> torch.Tensor:
         """`(1, K)` int64, which patches of the full grid these are."""
-        return raster_indices(
-            self.coordinates, torch.tensor([self.image.grid], device=self.coordinates.device)
-        )
+        return raster_indices(self.coordinates, self.grid)
 
 
 @torch.no_grad()
@@ -241,17 +243,18 @@ def select_streaming(
         raise ValueError(
             "The CNN of a hybrid (backbone_config) reads whole images, which do not fit into memory here."
         )
-    source = open_image(source)
-    image = StreamedImage(
-        source, to_pair(config.patch_size), image_processor or default_processor(model), thumbnails, progress
-    )
-    wanted = config.num_selected_patches if num_patches is None else num_patches
-    num_selected = resolve_num_selected(wanted, image.grid[0] * image.grid[1])
-    if selector.sees_one_patch:
-        kept = _keep_from_bands(model, image, num_selected)
-    else:
-        kept = _keep_by_thumbnail(model, image, num_selected)
-    return StreamedSelection(*kept, image)
+    processor = image_processor or default_processor(model)
+    with _opened(source) as opened:
+        image = StreamedImage(opened, to_pair(config.patch_size), processor, thumbnails, progress)
+        wanted = config.num_selected_patches if num_patches is None else num_patches
+        num_selected = resolve_num_selected(wanted, image.grid[0] * image.grid[1])
+        keep = _keep_from_bands if selector.sees_one_patch else _keep_by_thumbnail
+        return StreamedSelection(*keep(model, image, num_selected), image)
+
+
+def _opened(source: Any) -> AbstractContextManager[ImageSource]:
+    """A source that is closed afterwards, unless the caller opened it."""
+    return nullcontext(source) if isinstance(source, ImageSource) else open_image(source)
 
 
 def _keep_from_bands(
@@ -307,10 +310,12 @@ def predict_streaming(
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the patches
         that were kept.
     """
-    selection = select_streaming(model, source, num_patches, image_processor, thumbnails, progress)
     training = model.training
     try:
-        outputs = model.eval()(KeptPatches(selection), selected_patches=selection.raster_indices, **kwargs)
+        model.eval()
+        with _opened(source) as opened:
+            selection = select_streaming(model, opened, num_patches, image_processor, thumbnails, progress)
+            outputs = model(KeptPatches(selection), selected_patches=selection.raster_indices, **kwargs)
     finally:
         model.train(training)
     outputs["patch_scores"] = selection.scores
