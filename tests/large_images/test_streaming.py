@@ -177,8 +177,9 @@ def test_training_on_what_was_kept():
 
 def test_base_model_and_training_flag():
     model = AdaptiveViTModel(tiny_config(patch_selector="gradient")).train()
+    model.layers[0].eval()  # frozen, say
     assert predict_streaming(model, picture(64, 64)).last_hidden_state.shape == (1, 7, 32)
-    assert model.training
+    assert model.training and model.layers[1].training and not model.layers[0].training
 
 
 class TestErrors:

@@ -168,7 +168,7 @@ class TestReading:
         PIL.Image.fromarray(image).save(path)
         opened = []
         monkeypatch.setattr(
-            "vit_hf.large_images.tiles.open_image",
+            "vit_hf.large_images.contexts.open_image",
             lambda source: opened.append(RecordingSource(np.asarray(PIL.Image.open(source)))) or opened[-1],
         )
         predict_tiled(vit(), path, tile=32, image_processor=PROCESSOR)

@@ -3,9 +3,7 @@
 Shape legend: `vit_hf/model/tokens.py`; h, w rows and columns of pixels of a thumbnail.
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +23,8 @@ from ..model.scout import ModelScout
 from ..model.selection_base import keep_top, resolve_num_selected
 from ..model.tokens import gather_tokens, grid_coordinates, raster_indices
 from ..training.models import is_image_processor_saved
-from .sources import ImageSource, open_image
+from .contexts import AnyImage, as_source, evaluating
+from .sources import ImageSource
 
 
 # Pixels of a band that are in memory at once, about 50 MB as floats.
@@ -207,7 +206,7 @@ class StreamedSelection:
 @torch.no_grad()
 def select_streaming(
     model: AdaptiveViTPreTrainedModel,
-    source: ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor,
+    source: AnyImage,
     num_patches: int | float | None = None,
     image_processor: BaseImageProcessor | None = None,
     thumbnails: Literal["exact", "source"] = "exact",
@@ -244,17 +243,12 @@ def select_streaming(
             "The CNN of a hybrid (backbone_config) reads whole images, which do not fit into memory here."
         )
     processor = image_processor or default_processor(model)
-    with _opened(source) as opened:
+    with as_source(source) as opened:
         image = StreamedImage(opened, to_pair(config.patch_size), processor, thumbnails, progress)
         wanted = config.num_selected_patches if num_patches is None else num_patches
         num_selected = resolve_num_selected(wanted, image.grid[0] * image.grid[1])
         keep = _keep_from_bands if selector.sees_one_patch else _keep_by_thumbnail
         return StreamedSelection(*keep(model, image, num_selected), image)
-
-
-def _opened(source: Any) -> AbstractContextManager[ImageSource]:
-    """A source that is closed afterwards, unless the caller opened it."""
-    return nullcontext(source) if isinstance(source, ImageSource) else open_image(source)
 
 
 def _keep_from_bands(
@@ -297,7 +291,7 @@ def _keep_by_thumbnail(
 @torch.inference_mode()
 def predict_streaming(
     model: AdaptiveViTPreTrainedModel,
-    source: ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor,
+    source: AnyImage,
     num_patches: int | float | None = None,
     image_processor: BaseImageProcessor | None = None,
     thumbnails: Literal["exact", "source"] = "exact",
@@ -310,14 +304,9 @@ def predict_streaming(
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the patches
         that were kept.
     """
-    training = model.training
-    try:
-        model.eval()
-        with _opened(source) as opened:
-            selection = select_streaming(model, opened, num_patches, image_processor, thumbnails, progress)
-            outputs = model(KeptPatches(selection), selected_patches=selection.raster_indices, **kwargs)
-    finally:
-        model.train(training)
+    with as_source(source) as opened, evaluating(model):
+        selection = select_streaming(model, opened, num_patches, image_processor, thumbnails, progress)
+        outputs = model(KeptPatches(selection), selected_patches=selection.raster_indices, **kwargs)
     outputs["patch_scores"] = selection.scores
     return outputs
 

@@ -5,12 +5,9 @@ Shapes: H, W pixels of the image; T tiles; L labels; R, S rows and columns of a 
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import PIL.Image
 import torch
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -25,16 +22,15 @@ from .aggregation import (
     votes_of,
 )
 from .blending import BlendedFeatures, blend_values
+from .contexts import AnyImage, as_source, evaluating
 from .patch_states import run_with_patch_states
-from .sources import ImageSource, open_image
+from .sources import ImageSource
 from .tile_grid import TileGrid, check_overlap, check_tile
 from .whole_tiles import TilePreparation, find_image_processor
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-AnyImage = ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass
@@ -114,7 +110,7 @@ class TiledPrediction:
         """
         from .heat_map_drawing import PICTURE_SIZE, draw_heat_map
 
-        with _as_source(image) as source:
+        with as_source(image) as source:
             if (source.height, source.width) != self.grid.image_size:
                 raise ValueError(
                     f"{source.name} has {source.height}x{source.width} pixels, and the image that was predicted has "
@@ -207,7 +203,7 @@ def predict_tiled(
         raise ValueError(f"feature_map_file={str(feature_map_file)!r} goes with feature_maps=True.")
     run = _TiledRun(model, tile, overlap, batch_size, image_processor, progress)
     tile_logits, blended = [], None
-    with _as_source(image) as source, _evaluating(model):
+    with as_source(image) as source, evaluating(model):
         grid = run.cover(source)
         for first, outputs, states in run.batches(source, grid, feature_maps):
             tile_logits.append(_logits(model, outputs).float().cpu())
@@ -252,7 +248,7 @@ def feature_map_tiled(
     """
     run = _TiledRun(model, tile, overlap, batch_size, image_processor, progress)
     blended = None
-    with _as_source(image) as source, _evaluating(model):
+    with as_source(image) as source, evaluating(model):
         grid = run.cover(source)
         for first, _, states in run.batches(source, grid, feature_maps=True):
             blended = _blend(blended, grid, first, states, file)
@@ -306,23 +302,6 @@ class _TiledRun:
                         outputs, states = model(**inputs), None
                 yield first, outputs, states
                 bar.update(len(tiles))
-
-
-def _as_source(image: AnyImage) -> AbstractContextManager[ImageSource]:
-    """An open image, closed afterwards if it was not open before."""
-    return nullcontext(image) if isinstance(image, ImageSource) else open_image(image)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Each part as in evaluation, and as it was afterwards."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in trained:
-            module.training = True
 
 
 def _logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
