@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         comparison = compare(arguments, data_arguments, say)
     except (OSError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ncompare.py: interrupted. Started again with the same arguments, it goes on where it was")
     output = Path(arguments.output)
     print(f"\n{write_report(comparison, output)}\n\nLook at {output / 'report.html'}")
     if arguments.card is not None:

@@ -51,8 +51,10 @@ DEMONSTRATION = {
     "tokens": [24, 48],
     "selectors": ["random", "variance", "saliency", "attention"],
     "keep_rates": [0.7],
-    "adapt": 100,
-    "adapt_learning_rate": 1e-3,
+    "limit": 400,
+    "adapt": 32,
+    "adapt_batch_size": 16,
+    "adapt_learning_rate": 5e-4,
 }
 
 
@@ -131,12 +133,10 @@ def demonstration(
     if "hybrid" not in given:
         overrides = ARCHITECTURE | {"backbone_config": STEM}
         values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, say)
-    adapt = values.get("adapt", arguments.adapt)
-    if "dataset_options" not in given and "dataset" not in given:
-        stage = Stage(512, 8, 0)
-        number = max(1, adapt * arguments.adapt_batch_size)
-        values["dataset_options"] = canvases(stage, arguments.limit or 1000) | {"num_train": number}
-    data_names = ComparedDataArguments.__dataclass_fields__.keys()
-    ours = {name: value for name, value in values.items() if name not in data_names}
-    theirs = {name: value for name, value in values.items() if name in data_names}
-    return replace(arguments, **ours), replace(data_arguments, **theirs)
+    theirs = {name: values.pop(name) for name in list(values) if hasattr(data_arguments, name)}
+    arguments = replace(arguments, **values)
+    if not given & {"dataset", "dataset_options"}:
+        number = max(1, arguments.adapt * arguments.adapt_batch_size)
+        options = canvases(Stage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
+        theirs["dataset_options"] = options
+    return arguments, replace(data_arguments, **theirs)

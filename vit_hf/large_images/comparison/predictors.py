@@ -14,6 +14,7 @@ from ...explanations.seen_images import load_upright, shrink, to_picture
 from ...explanations.shading import colour_groups, dim_dropped
 from ...explanations.token_stages import record_reductions, to_stages
 from ...model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ...model.patches import to_pair
 from ...model.pixel_scorers import PIXEL_SCORERS
 from ...training.images import prepare_images
 from ..aggregation import AggregationOptions, aggregate_tiles, problem_type_of
@@ -75,7 +76,7 @@ class WholeImages(Predictor):
         with record_reductions(self.model.vit) as records:
             outputs = self.model(**inputs)
         grid = tuple(outputs.spatial_shapes[0].tolist())
-        patch = self.model.vit.embeddings.patch_embeddings.patch_size
+        patch = to_pair(self.model.config.patch_size)
         span = (upright.height / patch[0], upright.width / patch[1])
         kept = outputs.selected_patches[0].cpu().numpy()
         kept = kept[kept >= 0]
@@ -109,17 +110,16 @@ class WholeImages(Predictor):
 
     def _inputs(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         inputs = prepare_images(self.image_processor, images)
-        if not self.cuts and self._too_small(inputs["pixel_values"]):
-            # Patches with a mask may be fewer than are to be selected.
-            inputs = dict(self.image_processor(images, return_patches=True, return_tensors="pt"))
-        return {name: values.to(self.model.device) for name, values in inputs.items()}
-
-    def _too_small(self, pixels: torch.Tensor) -> bool:
         wanted = getattr(self.model.config, "num_selected_patches", None)
-        if not isinstance(wanted, int) or self.model.config.backbone_config is not None:
-            return False
-        patch = self.model.vit.embeddings.patch_embeddings.patch_size
-        return (pixels.shape[-2] // patch[0]) * (pixels.shape[-1] // patch[1]) < wanted
+        if not self.cuts and isinstance(wanted, int):
+            height, width = to_pair(self.model.config.patch_size)
+            number = (inputs["pixel_values"].shape[-2] // height) * (
+                inputs["pixel_values"].shape[-1] // width
+            )
+            if number < wanted:
+                # Fewer than are to be selected: all of them.
+                inputs["selected_patches"] = torch.arange(number).expand(len(images), -1)
+        return {name: values.to(self.model.device) for name, values in inputs.items()}
 
 
 class _Cropped:

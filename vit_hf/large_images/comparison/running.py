@@ -311,11 +311,11 @@ def load_data(
     try:
         data = data_arguments.load(label2id=config.label2id)
     except ValueError as error:
+        data, new_head = data_arguments.load(), True  # fails, too, if classes are not what is wrong
         if not adapt:
             raise ValueError(
                 f"{error} To fine-tune it for the classes of these data, give --adapt STEPS."
             ) from error
-        data, new_head = data_arguments.load(), True
     if data.problem_type == "regression":
         raise ValueError("the data are a regression, and strategies are compared by accuracy")
     return data, new_head or data.num_labels != config.num_labels
