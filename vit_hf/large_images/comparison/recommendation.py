@@ -32,7 +32,7 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
         )
     else:
         pick = _pick(known, best)
-        sentences += [_why(pick, best, known), *_otherwise(pick, known)]
+        sentences += [_why(pick, best, known), *_otherwise(pick, known, chance)]
     sentences += _baselines(pick, known)
     if not adapt:
         sentences.append(
@@ -71,7 +71,7 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     return "Use it: every other strategy is less accurate by more than chance explains."
 
 
-def _otherwise(pick: Row, known: Sequence[Row]) -> list[str]:
+def _otherwise(pick: Row, known: Sequence[Row], chance: float) -> list[str]:
     """What to take without a second checkpoint, and where the first choice is too slow."""
     sentences, told = [], pick
     first = [row for row in known if row.strategy != "hybrid"]
@@ -81,7 +81,8 @@ def _otherwise(pick: Row, known: Sequence[Row]) -> list[str]:
             "That is the second checkpoint, which was trained by itself. Of the first the best is "
             f"{title(told)}, {told.accuracy:.1%} at {cost(told)}."
         )
-    quicker = [row for row in known if row.latency_ms <= MUCH_FASTER * told.latency_ms]
+    able = [row for row in known if row.accuracy_low > chance]
+    quicker = [row for row in able if row.latency_ms <= MUCH_FASTER * told.latency_ms]
     if quicker:
         row = best_of(quicker)
         sentences.append(
