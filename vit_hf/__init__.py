@@ -45,6 +45,7 @@ from .model.user_classes import (
     register_position_encoding,
     register_token_reducer,
 )
+from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule
 from .version import __version__
 
@@ -75,6 +76,7 @@ __all__ = [
     "ImagePatches",
     "ImageSource",
     "KeepRateSchedule",
+    "PatchCollator",
     "PatchSelector",
     "PatchTokens",
     "PositionEncoding",

@@ -29,6 +29,7 @@ _MODULES = {
     "metrics": ("F1", "Accuracy", "MeanSquaredError", "TopKAccuracy", "compute_metrics_for"),
     "models": ("load_classifier", "make_image_processor", "make_model"),
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
+    "patch_collation": ("PatchCollator",),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
     "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
