@@ -43,7 +43,7 @@ def count_selected(
         wanted: a number, or a share of each image's patches.
         relaxation: 0 for what is wanted, 1 for all patches, linear between.
     """
-    if patches.image is not None:
+    if patches.is_whole:
         target = resolve_num_selected(wanted, patches.num_patches)
         return target + round(relaxation * (patches.num_patches - target)), None
     # Where there may be fewer than K patches, the image processor says so by a mask.
