@@ -21,6 +21,7 @@ from vit_hf import (
     stream_images,
 )
 from vit_hf.large_images.sources import ArraySource
+from vit_hf.measure import peak_memory
 
 from .test_streaming import PROCESSOR, classifier, narrow_bands, picture  # noqa: F401  (for every test)
 
@@ -69,9 +70,12 @@ def test_equals_the_whole_images(name, sizes):
     ("name", "fields"),
     [
         ("variance", {"exploration": 0.5}),
+        ("cross_attention", {"exploration": 0.5}),
         ("policy", {"thumbnail_context": True}),
         ("perturbed", {"num_selected_patches": 0.3}),
+        ("cross_attention", {"num_selected_patches": 0.3, "thumbnail_context": True}),
         ("entropy", {"token_reducer": "gumbel", "keep_rate": 0.6, "reduction_layers": [1]}),
+        ("cross_attention", {"token_reducer": "merge", "keep_rate": 0.6, "reduction_layers": [1]}),
         ("attention", {"hidden_dropout_prob": 0.3}),
         ("distilled", {"distilled_share": 0.5}),
     ],
@@ -108,7 +112,7 @@ class Generated(ImageSource):
 
 
 # What a forward pass in training reads beside a pass through the image; a policy also answers for its favourites.
-CHOSEN = {"variance": 0, "random": 6, "attention": 6, "policy": 12, "perturbed": 6 * 20}
+CHOSEN = {"variance": 0, "cross_attention": 0, "random": 6, "attention": 6, "policy": 12, "perturbed": 6 * 20}
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -119,6 +123,27 @@ def test_reads_bands_and_what_was_chosen(name):
     passes = 0 if name == "random" else side * side
     assert passes <= source.read_in_all <= passes + CHOSEN[name] * 64
     assert source.most_alive <= 2 * max(8 * side, CHOSEN[name] * 64)
+
+
+def training_step(name: str, side: int):
+    torch.set_num_threads(1)
+    model = classifier(name, patch_size=16, image_size=64).train()
+
+    def run():
+        batch = stream_images(model, [Generated(side, side)], AdaptiveViTImageProcessor(patch_size=16))
+        model(batch, labels=LABELS[:1]).loss.backward()
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["variance", "cross_attention", "policy"])
+def test_memory_of_a_training_step(name):
+    """Of an image that is 768 MiB as floats, beside one of a quarter of that, which is several bands as well."""
+    small, large = (peak_memory(training_step, name, side) for side in (4096, 8192))
+    print(f"{name}: {small:.0f} MiB, {large:.0f} MiB")
+    assert large < 1.1 * small + 8
 
 
 def test_a_policys_favourites_are_read_once():
@@ -177,10 +202,10 @@ def rows_of_files(folder, number=8):
     return rows
 
 
-@pytest.mark.parametrize("name", ["policy", "perturbed"])
+@pytest.mark.parametrize("name", ["policy", "cross_attention"])
 def test_trainer(name, tmp_path):
     rows = rows_of_files(tmp_path)
-    fields = {"patch_selector": name, "num_labels": 2, "exploration": 0.0}
+    fields = {"patch_selector": name, "num_labels": 2, "exploration": 0.0 if name == "policy" else 0.2}
     model = AdaptiveViTForImageClassification(tiny_config(**fields))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     arguments = TrainingArguments(

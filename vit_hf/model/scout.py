@@ -32,6 +32,10 @@ class ModelScout:
     def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
         return self.model._look(patches, num_layers, None, **RECORD_NOTHING).features
 
+    @torch.no_grad()
+    def embed(self, patches: ImagePatches) -> torch.Tensor:
+        return self.model.embeddings(copy(patches), alone=True)[1].features
+
 
 @torch.no_grad()
 def look(model, patches: ImagePatches, num_layers: int, reduction: str | None) -> ScoutOutput:
