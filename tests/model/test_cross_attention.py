@@ -1,10 +1,12 @@
 """Selection by a learned query's attention to patch embeddings."""
 
+import pytest
 import torch
 from torch import nn
 
 from tests.conftest import tiny_config
 from tests.model.test_learned_selection import batch, learn
+from tests.model.test_modeling import cut
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
 from vit_hf.model.selection_base import PatchSelector
@@ -23,30 +25,40 @@ def test_scores_by_hand():
     torch.testing.assert_close(scores.softmax(-1), attention / attention.sum(-1, keepdim=True))
 
 
-def test_gradients_are_those_of_biases_of_the_encoders_attention(monkeypatch):
-    """Had by differences: of the loss by how much every block attends to a kept patch."""
-    fields = {"patch_selector": "cross_attention", "pooling": "cls"}
+def test_weights_are_the_attention_over_what_was_kept():
+    model = AdaptiveViTModel(tiny_config(patch_selector="cross_attention")).eval()
+    nn.init.normal_(model.selector.key.weight, std=2.0)  # attends to little
+    inputs = cut([torch.randn(3, 48, 48), torch.randn(3, 8, 32)])  # 36 and 4 patches
+    outputs = model(**inputs)
+    assert outputs.patch_mask.sum(1).tolist() == [6, 4]
+    for image, number in enumerate((6, 4)):
+        scores = outputs.patch_scores[image, outputs.selected_patches[image, :number]]
+        weights = outputs.token_sizes[image]
+        torch.testing.assert_close(weights[:number], number * scores.softmax(-1))
+        assert weights.max() > 1.2 and (weights[number:] == 0).all()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "map"])
+def test_gradients_of_the_scores(pooling):
+    """Had by differences, of the loss by the scores of what was kept."""
+    fields = {"patch_selector": "cross_attention", "pooling": pooling}
     model = AdaptiveViTForImageClassification(tiny_config(**fields)).double().train()
     images, labels = torch.randn(2, 3, 48, 48, dtype=torch.double), torch.tensor([1, 2])
-    with monkeypatch.context() as without:
-        without.setattr(CrossAttentionSelector, "weigh", PatchSelector.weigh)
-        plain = model(images, labels=labels).loss
-    attend, scores = CrossAttentionSelector._attend, []
+    kept = model(images).selected_patches
+    scores = torch.randn(2, 6, dtype=torch.double, requires_grad=True)
+    model.vit.selector._attend = lambda embeddings: scores
 
-    def remembered(selector, embeddings):
-        scores.append(attend(selector, embeddings).double())
-        return scores[-1]
+    def loss() -> torch.Tensor:
+        return model(images, labels=labels, selected_patches=kept).loss
 
-    monkeypatch.setattr(CrossAttentionSelector, "_attend", remembered)
-    loss = model(images, labels=labels).loss
-    torch.testing.assert_close(loss, plain)
-    (gradient,) = torch.autograd.grad(loss, scores[-1])
-    direction, step, losses = torch.randn_like(gradient), 1e-5, []
-    for sign in (1, -1):
-        weights = (sign * step * direction).exp()
-        monkeypatch.setattr(CrossAttentionSelector, "weigh", lambda selector, tokens, w=weights: w)
-        losses.append(model(images, labels=labels).loss)
-    slope = (losses[0] - losses[1]) / (2 * step)
+    (gradient,) = torch.autograd.grad(loss(), scores)
+    direction, step = torch.randn_like(gradient), 1e-5
+    with torch.no_grad():
+        scores += step * direction
+        above = loss()
+        scores -= 2 * step * direction
+        slope = (above - loss()) / (2 * step)
+    assert (gradient.abs() > 1e-6).all()
     torch.testing.assert_close((gradient * direction).sum(), slope, atol=1e-7, rtol=1e-3)
 
 

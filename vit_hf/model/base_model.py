@@ -136,7 +136,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
         )
         tokens.mask = selection.mask
-        if self.training and self.selector is not None:
+        if self.selector is not None:
             tokens.sizes = self.selector.weigh(tokens)
         if self.pre_layernorm is not None:
             sequence = normalise(self.pre_layernorm, sequence, tokens.mask)

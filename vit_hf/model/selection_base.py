@@ -172,12 +172,10 @@ class PatchSelector(nn.Module, ABC):
         return Selection(indices, mask, scores)
 
     def weigh(self, tokens: PatchTokens) -> torch.Tensor | None:
-        """Weights `(B, K)` above 0, with gradient, of the kept patches in the encoder's attention while training.
+        """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for 1 each.
 
         Args:
-            tokens: embeddings `(B, K, D)` of what was kept, with positions.
-
-        None for no such weights. With weights of 1 the encoder computes what it would compute without.
+            tokens: embeddings `(B, K, D)` of what was kept, with positions and a gradient.
         """
         return None
 

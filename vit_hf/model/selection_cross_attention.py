@@ -14,12 +14,11 @@ class CrossAttentionSelector(PatchSelector):
     """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
 
     Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the image is
-    streamed; those that are kept are scored again with gradient, and these scores weigh them, so that the loss of
-    the task tells the query which of them it should have attended to. There the query's own attention pools what
-    the patches' encoder makes of them. Here patches are embedded linearly, and an encoder whose every block attends
-    to them follows: keys come from a small network on the embeddings, positions included, and the scores are added to
-    the logits of the encoder's attention as a zero that has their gradient. So a patch's score rises where the loss
-    would fall if every block looked at it more, and the answer is that of the plain encoder, in training as well.
+    streamed; those that are kept are scored again with gradient, and weighed by the query's attention, so that the
+    loss of the task reaches it. There it pools what an encoder made of each patch alone. Here an encoder follows
+    whose blocks relate the patches: each of its blocks attends to a patch so many times as much as the query's softmax
+    over the kept ones says, in training and afterwards, and so does pooling by mean or by attention. At first
+    these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
     """
 
     sees_one_patch = True
@@ -40,7 +39,10 @@ class CrossAttentionSelector(PatchSelector):
 
     def weigh(self, tokens: PatchTokens) -> torch.Tensor:
         scores = self._attend(tokens.features)
-        return (scores - scores.detach()).exp()
+        if tokens.mask is None:
+            return scores.softmax(dim=-1) * scores.shape[1]
+        scores = scores.masked_fill(~tokens.mask, -torch.inf)
+        return scores.softmax(dim=-1) * tokens.mask.sum(dim=-1, keepdim=True)
 
     def _attend(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.
