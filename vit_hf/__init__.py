@@ -17,10 +17,12 @@ from .checkpoints import convert
 from .explain import explain
 from .large_images import (
     ImageSource,
+    StreamingCollator,
     open_image,
     predict_streaming,
     predict_tiled,
     select_streaming,
+    stream_images,
 )
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
@@ -81,6 +83,7 @@ __all__ = [
     "PatchTokens",
     "PositionEncoding",
     "Reduction",
+    "StreamingCollator",
     "TokenReducer",
     "__version__",
     "convert",
@@ -92,4 +95,5 @@ __all__ = [
     "register_position_encoding",
     "register_token_reducer",
     "select_streaming",
+    "stream_images",
 ]

@@ -69,6 +69,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         policy_entropy_weight (`float`, defaults to 0.01): of the bonus for an undecided policy.
         perturbed_num_samples (`int`, defaults to 500): of the noise of `"perturbed"`.
         perturbed_sigma (`float`, defaults to 0.05): standard deviation of that noise; scores lie in [0, 1].
+        cross_attention_hidden_size (`int`, defaults to 256): width of the network that makes keys of patch embeddings for
+            the learned query of `"cross_attention"`, which goes over every patch.
+        cross_attention_num_heads (`int`, defaults to 8): heads of that query, a divisor of the width.
         token_reducer (`str`, *optional*): a key of `TOKEN_REDUCERS`, which thins tokens inside the encoder.
         keep_rate (`float`, defaults to 1.0): share in (0, 1] of the tokens that go on at each of `reduction_layers`.
         reduction_layers (list of `int`, defaults to [3, 6, 9]): blocks, from 0, at which the reducer works.
@@ -181,6 +184,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     policy_entropy_weight: float | int = 0.01
     perturbed_num_samples: int = 500
     perturbed_sigma: float | int = 0.05
+    cross_attention_hidden_size: int = 256
+    cross_attention_num_heads: int = 8
     token_reducer: str | None = None
     keep_rate: float | int = 1.0
     reduction_layers: list[int] | tuple[int, ...] = (3, 6, 9)

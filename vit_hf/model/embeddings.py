@@ -37,7 +37,8 @@ class AdaptiveViTEmbeddings(nn.Module):
         bool_masked_pos: torch.BoolTensor | None = None,
         weights: torch.Tensor | None = None,
         thumbnails: ImagePatches | None = None,
-    ) -> tuple[torch.Tensor, PatchTokens, PatchTokens | None]:
+        alone: bool = False,
+    ) -> tuple[torch.Tensor | None, PatchTokens, PatchTokens | None]:
         """The sequence `(B, 1 + registers + thumbnail + K, D)`, its patch tokens, and those of the thumbnail.
 
         Args:
@@ -46,6 +47,7 @@ class AdaptiveViTEmbeddings(nn.Module):
             bool_masked_pos: `(B, N)` True for patches that the mask token replaces.
             weights: `(B, K, N)`, to embed means of patches instead.
             thumbnails: patches of the images made small, which go along as context.
+            alone: whether the patch tokens are all that is wanted.
         """
         tokens = self.patch_embeddings(patches, indices, weights)
         if bool_masked_pos is not None:
@@ -53,6 +55,8 @@ class AdaptiveViTEmbeddings(nn.Module):
                 tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
             )
         tokens = self._add_positions(tokens)
+        if alone:
+            return None, tokens, None
         parts = []
         if self.cls_token is not None:
             parts.append(self.position_encoding.add_to_cls(self.cls_token))

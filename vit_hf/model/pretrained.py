@@ -19,6 +19,7 @@ from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
+from .selection_cross_attention import CrossAttentionSelector
 from .shipping import references, save_classes
 from .user_classes import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 
@@ -86,6 +87,8 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.scale_embedding)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
+        elif isinstance(module, CrossAttentionSelector):
+            init.normal_(module.query)
         elif derives_from(type(module), "PositionEncoding"):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
@@ -116,7 +119,11 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
         """As in transformers, but the reentrant variant is refused where it would lose gradients."""
         reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
-        for field, name in (("token_reducer", "gumbel"), ("patch_selector", "perturbed")):
+        for field, name in (
+            ("token_reducer", "gumbel"),
+            ("patch_selector", "perturbed"),
+            ("patch_selector", "cross_attention"),
+        ):
             if enable and reentrant and getattr(self.config, field) == name:
                 raise ValueError(
                     f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
