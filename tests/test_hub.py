@@ -1,41 +1,160 @@
-from huggingface_hub import EvalResult, ModelCard
+"""Pushing and loading over HTTP, with the real client, against a Hub on this machine."""
 
-from tests.conftest import tiny_config
-from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.hub import make_model_card
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests import hub_client
+from tests.hub_server import Repo, running_hub
 
 
-def test_card_tells_what_the_model_is(tmp_path):
-    config = tiny_config(patch_selector="variance", num_selected_patches=0.25, num_labels=2)
-    config.id2label = {0: "cat", 1: "dog"}
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type="imagefolder",
-        dataset_name="My photographs",
-        metric_type="accuracy",
-        metric_value=0.9,
+TOKEN = "hf_aSecretThatNobodyMaySee0123456789"
+READER = "hf_readOnly0123456789"
+
+
+def same(result):
+    """Logits as equal as sums in another order are."""
+    return pytest.approx(result["logits"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with running_hub() as hub:
+        hub.tokens |= {TOKEN: "write", READER: "read"}
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """Calls functions of `hub_client` in a process for which this Hub is the only one."""
+    home = tmp_path_factory.mktemp("home")
+    environment = hub_client.environment(hub.url, home) | {"HF_TOKEN": TOKEN}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        pool.submit(os.getpid).result()  # starts the process, with this environment
+    with pool:
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+
+
+def test_what_is_pushed(hub, client):
+    hub.repos["google/base"] = Repo()
+    hub.repos["google/base"].files["README.md"] = b"---\nlicense: mit\n---\n"
+    pushed = client(
+        hub_client.push,
+        "me/complete",
+        examples=2,
+        fields={"patch_selector": "variance", "num_selected_patches": 6},
+        base_model="google/base",
+        dataset="someone/birds",
+        metrics={"eval_accuracy": 0.75, "eval_loss": 0.5, "eval_runtime": 3.0, "test_accuracy": 0.7},
+        training_arguments={"learning_rate": 3e-4, "seed": 7, "hub_token": TOKEN, "output_dir": "/home/x"},
+        limitations="Only birds.",
     )
-    card = make_model_card(
-        AdaptiveViTForImageClassification(config),
-        model_name="my-model",
-        summary="Tells cats from dogs.",
-        results="| accuracy |\n|---|\n| 90 % |",
-        training="One epoch.",
-        limitations="No birds.",
-        eval_results=[result],
+    repo = hub.repos["me/complete"]
+    files = repo.files
+    assert pushed["oid"] == repo.refs["main"] and not repo.private
+    config = json.loads(files["config.json"])
+    backends = {
+        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
+        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+    }
+    assert config["auto_map"]["AutoImageProcessor"] == backends
+    names = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling")
+    for name in (*names, "AutoBackbone"):
+        assert f"{config['auto_map'][name].partition('.')[0]}.py" in files
+    for reference in backends.values():
+        assert f"{reference.partition('.')[0]}.py" in files
+    assert json.loads(files["preprocessor_config.json"])["auto_map"]["AutoImageProcessor"] == backends
+    assert "model.safetensors" in files and not [name for name in files if name.endswith(".bin")]
+
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.license, card.data.base_model, card.data.datasets) == (
+        "mit",
+        "google/base",
+        ["someone/birds"],
     )
-    card.save(tmp_path / "README.md")
-    read = ModelCard.load(tmp_path / "README.md")
-    assert read.data.eval_results[0].metric_value == 0.9
-    assert read.data.eval_results[0].dataset_name == "My photographs"
-    assert read.data.model_name == "my-model" and read.data.pipeline_tag == "image-classification"
-    for words in (
-        "`variance` keeps 25.0% patches",
-        "cat, dog",
-        "8x8 pixels",
-        "Tells cats",
-        "| 90 % |",
-        "No birds.",
-    ):
-        assert words in read.text
-    assert "{{" not in read.text and "![" not in read.text
+    measured = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert measured == {("validation", "accuracy"): 0.75, ("test", "accuracy"): 0.7}
+    for words in ("`variance` keeps 6 patches, by the model", "| `learning_rate` | 0.0003 |", "Only birds."):
+        assert words in card.text
+    assert TOKEN not in str(card) and "/home/x" not in str(card)
+    pictures = [name for name in files if name.startswith("examples/")]
+    assert len(pictures) == 2 and all(f"]({name})" in card.text for name in pictures)
+    assert "POST /api/validate-yaml" in hub.requests
+
+
+def test_private_repository(hub, client):
+    client(hub_client.push, "me/private", private=True)
+    assert hub.repos["me/private"].private
+    loaded = client(hub_client.load, "me/private")
+    assert client(hub_client.load, "me/private", token=READER)["logits"] == same(loaded)
+    stranger = client(hub_client.load, "me/private", token=False)
+    assert "me/private" in stranger["error"] and "token" in stranger["error"]
+
+
+def test_pushing_again_makes_a_commit_and_the_old_one_stays(hub, client):
+    first = client(hub_client.push, "me/again", seed=1)
+    before = len(hub.stored)
+    second = client(hub_client.push, "me/again", seed=2)
+    assert len(hub.repos["me/again"].commits) == 3 and len(hub.stored) == before + 1
+    now = client(hub_client.load, "me/again")
+    assert now["logits"] == same(second) and now["logits"] != same(first)
+    assert client(hub_client.load, "me/again", revision=first["oid"])["logits"] == same(first)
+
+
+@pytest.mark.parametrize("sizes", [("5GB", "100KB"), ("100KB", "5GB")])
+def test_shards_do_not_mix_with_those_of_an_earlier_push(hub, client, sizes):
+    name = f"me/shards-{sizes[0]}"
+    for seed, size in enumerate(sizes):
+        pushed = client(hub_client.push, name, seed=seed, max_shard_size=size)
+    weights = [file for file in hub.repos[name].files if file.endswith(".safetensors")]
+    assert (len(weights) > 1) == (size == "100KB")
+    assert ("model.safetensors.index.json" in hub.repos[name].files) == (size == "100KB")
+    assert client(hub_client.load, name)["logits"] == same(pushed)
+
+
+def test_branch(hub, client):
+    client(hub_client.push, "me/branches", seed=1)
+    draft = client(hub_client.push, "me/branches", seed=2, revision="draft")
+    assert client(hub_client.load, "me/branches", revision="draft")["logits"] == same(draft)
+    assert client(hub_client.load, "me/branches")["logits"] != same(draft)
+
+
+@pytest.mark.parametrize("request_line", ["PUT /stored/", "objects/batch", "/preupload/"])
+def test_interrupted_upload_is_tried_again(hub, client, request_line):
+    hub.failures[request_line] = 1
+    name = f"me/interrupted-{len(hub.repos)}"
+    pushed = client(hub_client.push, name, seed=len(hub.repos))
+    assert hub.failures[request_line] == 0
+    assert client(hub_client.load, name)["logits"] == same(pushed)
+
+
+def test_what_failed_is_kept_and_can_be_pushed_with_the_command_it_names(hub, client):
+    pushed = client(hub_client.push, "me/kept", token="hf_wrong", seed=3)
+    assert pushed["type"] == "HfHubHTTPError" and "401" in pushed["error"]
+    assert "hf auth login" in pushed["notes"] and "Nothing is lost" in pushed["notes"]
+    assert "me/kept" not in hub.repos
+    reader = client(hub_client.push, "me/kept", token=READER, seed=3)
+    assert "403" in reader["error"] and "may not write to me/kept" in reader["notes"]
+    command = pushed["notes"].rpartition("push it again: ")[2]
+    client(hub_client.run_command, command)
+    assert client(hub_client.load, "me/kept")["logits"] == same(
+        {"logits": client(hub_client.logits_of, seed=3)}
+    )
+
+
+def test_card_that_the_hub_refuses(hub, client):
+    pushed = client(hub_client.push, "me/refused", license="no such licence")
+    assert pushed["type"] == "ValueError" and '"license" must be one of' in pushed["error"]
+    assert hub.repos["me/refused"].files == {}
+
+
+def test_repository_that_is_not_there(client):
+    loaded = client(hub_client.load, "me/absent")
+    assert "me/absent" in loaded["error"]

@@ -15,6 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .hub import push_to_hub
 from .large_images import (
     ImageSource,
     open_image,
@@ -86,6 +87,7 @@ __all__ = [
     "open_image",
     "predict_streaming",
     "predict_tiled",
+    "push_to_hub",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",

@@ -30,6 +30,10 @@ AUTO_MAP = {
     "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
     "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
     "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
+        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+    },
 }
 
 

@@ -104,6 +104,29 @@ def set_aside(output_dir: str | Path) -> Path | None:
     return folder.rename(target)
 
 
+def read_run(output_dir: str | Path) -> dict[str, Any]:
+    """What the run in a folder tells the model card: arguments of `vit_hf.model_card.make_model_card`."""
+    card: dict[str, Any] = {"metrics": {}}
+    for split in ("eval", "test"):
+        path = Path(output_dir, f"{split}_results.json")
+        if path.is_file():
+            card["metrics"] |= json.loads(path.read_text())
+    path = Path(output_dir, RUN_ARGUMENTS_NAME)
+    if path.is_file():
+        arguments = json.loads(path.read_text())
+        card |= describe_run(arguments)
+    return card
+
+
+def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same of the arguments that a run began with."""
+    return {
+        "training_arguments": arguments,
+        "base_model": arguments["model_name_or_path"],
+        "dataset": arguments["dataset"],
+    }
+
+
 def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     """Refuse to go on with another model than the run began with.
 
