@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> None:
         )
     except FloatingPointError as error:
         sys.exit(f"\nfinetune.py: {error}")
+    except OSError as error:
+        if not getattr(error, "__notes__", None):  # which a failed push has
+            raise
+        sys.exit("\n".join([f"\nfinetune.py: {error}", *error.__notes__]))
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
 

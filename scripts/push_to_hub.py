@@ -33,7 +33,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--summary", help="first words of the card; default: what is known")
     parser.add_argument("--limitations", help="what it cannot do; default: a general warning")
     parser.add_argument(
-        "--examples", nargs="+", default=[], metavar="IMAGE", help="images to show on the card, PUBLISHED with it"
+        "--examples",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="images to show on the card, PUBLISHED with it",
     )
     parser.add_argument("--private", action="store_true", help="make a new repository for you alone")
     parser.add_argument("--revision", help="branch to commit to (default: main)")
@@ -52,7 +56,9 @@ def load(folder: Path, trust_remote_code: bool):
     [name] = json.loads((folder / "config.json").read_text()).get("architectures") or [None]
     model_class = getattr(vit_hf, str(name), None)
     if not name or model_class is None:
-        raise ValueError(f"{folder} holds a {name}, which is no model of vit_hf: make it one with scripts/convert.py")
+        raise ValueError(
+            f"{folder} holds a {name}, which is no model of vit_hf: make it one with scripts/convert.py"
+        )
     model = model_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return model, AutoImageProcessor.from_pretrained(folder)
 

@@ -253,7 +253,17 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(name)
         oid = repo.find(revision or "main")
         files = [{"rfilename": path} for path in repo.commits[oid]]
-        self.send({"id": name, "sha": oid, "private": repo.private, "siblings": files, "tags": []})
+        card = metadata(repo.commits[oid].get("README.md", b"").decode())
+        self.send(
+            {
+                "id": name,
+                "sha": oid,
+                "private": repo.private,
+                "siblings": files,
+                "tags": [],
+                "cardData": card,
+            }
+        )
 
     def tree(self, name: str, revision: str) -> None:
         repo = self.repo(name)
@@ -285,7 +295,7 @@ ROUTES = [
     ("POST", f"/api/models/{NAME}/commit/(.+)", Handler.commit),
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", "/stored/(.+)", Handler.store),
-    ("GET", f"/api/models/{NAME}", Handler.info),
+    ("GET", f"/api/(?:models|datasets)/{NAME}", Handler.info),
     ("GET", f"/api/models/{NAME}/revision/(.+)", Handler.info),
     ("GET", f"/api/models/{NAME}/tree/([^/]+).*", Handler.tree),
     ("GET HEAD", f"/{NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
@@ -303,12 +313,17 @@ def object_id(path: str, data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def metadata(content: str) -> dict | None:
+    """The YAML that a card begins with."""
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    return yaml.safe_load(match[1]) if match else None
+
+
 def card_errors(content: str) -> list[str]:
     """What the Hub would refuse in the metadata of a card."""
-    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
-    if not match:
+    data = metadata(content)
+    if data is None:
         return ["empty or missing yaml metadata in repo card"]
-    data = yaml.safe_load(match[1])
     errors = []
     if data.get("license", "other") not in LICENSES:
         errors.append(f'"license" must be one of {sorted(LICENSES)}')

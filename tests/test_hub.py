@@ -43,7 +43,7 @@ def client(hub, tmp_path_factory):
 
 
 def test_what_is_pushed(hub, client):
-    hub.repos["google/base"] = Repo()
+    hub.repos |= {"google/base": Repo(), "someone/birds": Repo()}
     hub.repos["google/base"].files["README.md"] = b"---\nlicense: mit\n---\n"
     pushed = client(
         hub_client.push,
@@ -126,13 +126,11 @@ def test_branch(hub, client):
     assert client(hub_client.load, "me/branches")["logits"] != same(draft)
 
 
-@pytest.mark.parametrize("request_line", ["PUT /stored/", "objects/batch", "/preupload/"])
-def test_interrupted_upload_is_tried_again(hub, client, request_line):
-    hub.failures[request_line] = 1
-    name = f"me/interrupted-{len(hub.repos)}"
-    pushed = client(hub_client.push, name, seed=len(hub.repos))
-    assert hub.failures[request_line] == 0
-    assert client(hub_client.load, name)["logits"] == same(pushed)
+def test_interrupted_upload_is_tried_again(hub, client):
+    hub.failures |= {"PUT /stored/": 1, "objects/batch": 1}
+    pushed = client(hub_client.push, "me/interrupted", seed=11)
+    assert set(hub.failures.values()) == {0}
+    assert client(hub_client.load, "me/interrupted")["logits"] == same(pushed)
 
 
 def test_what_failed_is_kept_and_can_be_pushed_with_the_command_it_names(hub, client):
@@ -158,3 +156,56 @@ def test_card_that_the_hub_refuses(hub, client):
 def test_repository_that_is_not_there(client):
     loaded = client(hub_client.load, "me/absent")
     assert "me/absent" in loaded["error"]
+
+
+class TestTrainer:
+    @pytest.fixture(scope="class")
+    def run(self, hub, client, tmp_path_factory):
+        """The folder of a run that pushed at each step and in the end, and the logits of its model."""
+        folder = tmp_path_factory.mktemp("run")
+        return folder, client(hub_client.train, "me/trained", folder, TOKEN, examples=1, save_steps=1)
+
+    def test_pushes_the_same_repository(self, hub, client, run):
+        assert client(hub_client.load, "me/trained")["logits"] == same(run[1])
+        client(
+            hub_client.push,
+            "me/by-hand",
+            examples=1,
+            fields={"position_encoding": "rotary", "problem_type": "single_label_classification"},
+            license="mit",
+            dataset="birds",
+            metrics={"eval_accuracy": 0.5},
+        )
+        trained, by_hand = hub.repos["me/trained"].files, hub.repos["me/by-hand"].files
+        assert trained.keys() - by_hand.keys() == {"training_args.bin"} and by_hand.keys() <= trained.keys()
+        for name in by_hand:
+            if name.endswith(".py"):
+                assert trained[name] == by_hand[name], name
+            elif name.endswith(".json"):
+                assert json.loads(trained[name]) == json.loads(by_hand[name]), name
+        cards = [ModelCard(files["README.md"].decode()) for files in (trained, by_hand)]
+        for card in cards:
+            [result] = card.data.eval_results
+            assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.5, "birds")
+            assert card.data.license == "mit" and "](examples/image_0_overview.png)" in card.text
+        assert "| `max_steps` | 2 |" in cards[0].text
+
+    def test_every_push_loads(self, hub, run):
+        """Those of checkpoints, too, with the code."""
+        pushes = [files for files in hub.repos["me/trained"].commits.values() if "model.safetensors" in files]
+        assert len(pushes) > 1
+        assert all("modeling_adaptive_vit.py" in files for files in pushes)
+
+    def test_token_is_nowhere(self, hub, run):
+        written = {path.name: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}
+        assert "training_args.bin" in written and "trainer_state.json" in written
+        for content in [*hub.repos["me/trained"].files.values(), *written.values()]:
+            assert TOKEN.encode() not in content
+
+    def test_what_failed_can_be_pushed_with_the_command_it_names(self, hub, client, tmp_path):
+        hub.failures["commit/main"] = 100
+        failed = client(hub_client.train, "me/lost", tmp_path / "run", TOKEN, save_strategy="no")
+        hub.failures["commit/main"] = 0
+        assert "connection to the Hub broke" in failed["error"] and "Nothing is lost" in failed["notes"]
+        client(hub_client.run_command, failed["notes"].rpartition("push it again: ")[2])
+        assert "logits" in client(hub_client.load, "me/lost")

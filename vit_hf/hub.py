@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitInfo, DatasetInfo, HfApi, ModelCard, ModelInfo
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import httpx
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
@@ -67,8 +68,9 @@ def push_to_hub(
     Raises:
         CannotTravel: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
         ValueError: if the Hub refuses the metadata of the card.
-        huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token. A note of this
-            and any other error tells where the files are and how to push them again.
+        huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
+        ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
+            and how to push them again.
     """
     files_to_save(classes_of(model.base_model))
     folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
@@ -103,10 +105,14 @@ def write_card(
     **card: Any,
 ) -> ModelCard:
     """Writes `README.md`, and pictures of `examples`, beside a saved model. Arguments: `push_to_hub`."""
+    base = repo_info(card.get("base_model"), "model", token)
+    card["base_model"] = base.id if base else None
+    if card.get("license") is None and base and base.card_data:
+        card["license"] = base.card_data.license
     if card.get("license") is None:
-        card["license"] = license_of(card.get("base_model"), token)
-    if card["license"] is None:
         logger.warning("The model card states no licence: give one, such as license='apache-2.0'.")
+    if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
+        card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
     if len(examples):
         explanations = explain(model, image_processor, list(examples), folder / "examples", ["overview"])
@@ -119,13 +125,15 @@ def write_card(
     return result
 
 
-def license_of(base_model: str | None, token: str | bool | None = None) -> str | None:
-    """The licence that a repository states, which its descendants inherit unless they say otherwise."""
-    if base_model is None or Path(base_model).exists():
+def repo_info(
+    name: str | None, repo_type: str, token: str | bool | None = None
+) -> ModelInfo | DatasetInfo | None:
+    """What the Hub knows of a model or data set; None if it is a local one, or cannot be asked for."""
+    if name is None or Path(name).exists():
         return None
     try:
-        return ModelCard.load(base_model, token=token).data.license
-    except (OSError, ValueError):  # not there, not reachable, or not a name
+        return HfApi(token=token).repo_info(name, repo_type=repo_type)
+    except (HfHubHTTPError, HFValidationError):
         return None
 
 
@@ -135,8 +143,11 @@ def keeping(folder: Path, repo_id: str, revision: str | None = None, *options: s
     try:
         yield
     except BaseException as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
-            error.add_note(
+        raised = error
+        if isinstance(error, httpx.HTTPError) and not isinstance(error, HfHubHTTPError):
+            raised = ConnectionError(f"The connection to the Hub broke: {error}")
+        elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
+            raised.add_note(
                 f"The token may not write to {repo_id}. Make one that may, https://huggingface.co/settings/tokens, and "
                 "log in with it: hf auth login"
             )
@@ -144,7 +155,9 @@ def keeping(folder: Path, repo_id: str, revision: str | None = None, *options: s
             command = ["hf", "upload", repo_id, str(folder), *options]
             command += ["--revision", revision] if revision else []
             command += [word for pattern in REPLACED for word in ("--delete", pattern)]
-            error.add_note(
+            raised.add_note(
                 f"Nothing is lost: the model is in {folder}. To push it again: {shlex.join(command)}"
             )
-        raise
+        if raised is error:
+            raise
+        raise raised from error

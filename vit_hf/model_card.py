@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -91,8 +89,8 @@ def make_model_card(
         repo_id: how to name the model in the example of use; default `model_name`.
         summary, results, training, limitations: Markdown; by default what the other arguments tell.
         license: identifier of the Hub, such as "apache-2.0"; None states none.
-        base_model: the checkpoint that training began with. A local path is not mentioned.
-        dataset: what it was trained on, by its name on the Hub or a path, of which the last part is mentioned.
+        base_model: the checkpoint that training began with, by its name on the Hub.
+        dataset: what it was trained on, as "owner/name" on the Hub, or any name.
         metrics: as `Trainer.evaluate` returns them: `eval_` measured on the validation split, `test_` on the test
             split, others on one that is not named. Runtimes are left out.
         eval_results: more for the `model-index`, which the Hub shows and compares.
@@ -105,13 +103,12 @@ def make_model_card(
     """
     config = model.config
     auto_class, pipeline_tag = next(USES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in USES)
-    base_model = base_model if _is_hub_name(base_model) else None
     split_metrics = group_metrics(metrics or {})
     data = ModelCardData(
         model_name=model_name,
         license=license,
         base_model=base_model,
-        datasets=[dataset] if _is_hub_name(dataset) and "/" in dataset else None,
+        datasets=[dataset] if dataset and "/" in dataset else None,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=["vision", "vit_hf", config.model_type, *tags],
@@ -146,12 +143,11 @@ def group_metrics(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _eval_results(groups: dict[str, dict[str, float]], dataset: str | None, task: str) -> list[EvalResult]:
-    name = _dataset_name(dataset)
     return [
         EvalResult(
             task_type=task,
-            dataset_type=dataset if _is_hub_name(dataset) else "imagefolder",
-            dataset_name=name or "not named",
+            dataset_type=dataset if dataset and "/" in dataset else "imagefolder",
+            dataset_name=dataset or "not named",
             dataset_split=split or None,
             metric_type=metric,
             metric_value=round(value, 4),
@@ -191,7 +187,7 @@ def _summary(
     if base_model:
         text += f" Fine-tuned from [{base_model}](https://huggingface.co/{base_model})."
     if dataset:
-        text += f" Data: {_dataset_name(dataset)}."
+        text += f" Data: {dataset}."
     return text
 
 
@@ -291,21 +287,6 @@ def _classes(names: Iterable[str]) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _dataset_name(dataset: str | None) -> str | None:
-    return dataset if dataset is None or _is_hub_name(dataset) else Path(dataset).absolute().name
-
-
-def _is_hub_name(name: str | None) -> bool:
-    """Whether something is the name of a repository, and not a path."""
-    if name is None or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def find_template() -> Path:
