@@ -46,8 +46,8 @@ from .model.user_classes import (
     register_position_encoding,
     register_token_reducer,
 )
+from .model.version import __version__
 from .training.schedule import KeepRateSchedule
-from .version import __version__
 
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)

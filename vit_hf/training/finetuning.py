@@ -1,5 +1,6 @@
 """A fine-tuning run from its arguments to a saved model."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.shipping import NoFile, files_to_save
+from ..model.user_classes import classes_of
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
     AugmentationArguments,
@@ -158,6 +161,8 @@ def prepare_run(
 
     set_seed(training.seed)
     model = make_model(model_arguments, data)
+    with contextlib.suppress(NoFile):  # of which there was a warning
+        files_to_save(classes_of(model.base_model))
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, method)
     if checkpoint is not None:

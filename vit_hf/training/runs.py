@@ -23,6 +23,7 @@ INCIDENTAL_FIELDS = {
     "dtype",
     "transformers_version",
     "use_cache",
+    "vit_hf_version",
 }
 
 # What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked for.
