@@ -52,11 +52,14 @@ def push(
     seed: int = 0,
     examples: int = 0,
     fields: dict | None = None,
+    path: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """What came of pushing a model, and its logits."""
+    """What came of pushing a model, and its logits; `path` has classes of its own."""
     import vit_hf
 
+    if path is not None:
+        sys.path.insert(0, str(path))
     model, image_processor = make(seed, **fields or {})
     pictures = [picture(seed) for seed in range(examples)]
     try:
@@ -124,3 +127,20 @@ def train(repo_id: str, folder: Path, token: str, examples: int = 0, **options: 
     except OSError as error:
         return {"error": str(error), "notes": "\n".join(error.__notes__)}
     return {"logits": answer(model.eval(), image_processor)}
+
+
+def run_script(folder: Path, *words: str, token: str | None = None) -> dict[str, Any]:
+    """What scripts/push_to_hub.py printed, and how it ended."""
+    environment = os.environ | ({"HF_TOKEN": token} if token else {})
+    script = str(Path(__file__).parents[1] / "scripts" / "push_to_hub.py")
+    result = subprocess.run(
+        [sys.executable, script, str(folder), *words], capture_output=True, text=True, env=environment
+    )
+    return {"out": result.stdout + result.stderr, "code": result.returncode}
+
+
+def save(folder: Path, seed: int = 0) -> dict[str, Any]:
+    model, image_processor = make(seed, patch_selector="attention")
+    model.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+    return {"logits": answer(model, image_processor)}

@@ -3,8 +3,13 @@
 import json
 import multiprocessing
 import os
+import re
+import site
+import subprocess
+import venv
 from concurrent.futures import ProcessPoolExecutor
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -160,7 +165,8 @@ def test_repository_that_is_not_there(client):
 
 class TestTrainer:
     @pytest.fixture(scope="class")
-    def run(self, hub, client, tmp_path_factory):
+    @classmethod
+    def run(cls, hub, client, tmp_path_factory):
         """The folder of a run that pushed at each step and in the end, and the logits of its model."""
         folder = tmp_path_factory.mktemp("run")
         return folder, client(hub_client.train, "me/trained", folder, TOKEN, examples=1, save_steps=1)
@@ -215,3 +221,134 @@ class TestTrainer:
         assert "connection to the Hub broke" in failed["error"] and "Nothing is lost" in failed["notes"]
         client(hub_client.run_command, failed["notes"].rpartition("push it again: ")[2])
         assert "logits" in client(hub_client.load, "me/lost")
+
+
+CLEAN = """
+import sys
+from PIL import Image
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling, pipeline,
+)
+
+try:
+    import vit_hf
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit(f"this environment has {vit_hf.__file__}")
+
+name, first = sys.argv[1:]
+image = Image.open("image.png")
+trusted = {"trust_remote_code": True}
+inputs = AutoImageProcessor.from_pretrained(name, **trusted)(image, return_tensors="pt")
+for backend in ("torchvision", "pil"):
+    image_processor = AutoImageProcessor.from_pretrained(name, backend=backend, **trusted)
+    assert image_processor.backend == backend, image_processor
+model = AutoModelForImageClassification.from_pretrained(name, **trusted)
+assert type(model).__module__.startswith("transformers_modules.")
+assert AutoConfig.from_pretrained(name, **trusted).patch_selector == "my_selectors.Brightest"
+AutoModel.from_pretrained(name, **trusted)(**inputs)
+AutoBackbone.from_pretrained(name, **trusted)(**inputs)
+dense = {"patch_selector": None, "num_selected_patches": None}
+AutoModelForMaskedImageModeling.from_pretrained(name, **dense, **trusted)(**inputs)
+[best, *_] = pipeline("image-classification", model=name, **trusted)(image)
+pinned = AutoModelForImageClassification.from_pretrained(name, revision=first, **trusted)
+print("answers", model(**inputs).logits[0].tolist(), pinned(**inputs).logits[0].tolist(), best["label"])
+"""
+
+SELECTOR = """
+from vit_hf import PatchSelector
+
+
+class Brightest(PatchSelector):
+    def score(self, patches, num_selected, scout):
+        return patches.pixels.mean(dim=(-3, -2, -1)).flatten(1)
+"""
+
+
+@pytest.mark.slow
+class TestWhereThePackageIsNotInstalled:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def python(cls, tmp_path_factory):
+        """An interpreter of a virtual environment with all packages of this one but vit_hf."""
+        folder = tmp_path_factory.mktemp("clean")
+        venv.create(folder, with_pip=False)
+        [packages] = folder.glob("lib/*/site-packages")
+        # Folders in a .pth file are searched, and their own .pth files, such as of editable installs, are not.
+        (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+        return folder / "bin" / "python"
+
+    @pytest.fixture
+    def run(self, hub, python, tmp_path):
+        def run(*words):
+            environment = os.environ | hub_client.environment(hub.url, tmp_path / "home")
+            environment = {**environment, "HF_TOKEN": READER, "PYTHONPATH": ""}
+            hub_client.picture().save(tmp_path / "image.png")
+            result = subprocess.run(
+                [python, *words], capture_output=True, text=True, cwd=tmp_path, env=environment
+            )
+            assert result.returncode == 0, result.stderr
+            return result.stdout
+
+        return run
+
+    def test_everything_loads_with_a_class_of_the_user(self, client, run, tmp_path):
+        (tmp_path / "my_selectors.py").write_text(SELECTOR)
+        fields = {"patch_selector": "my_selectors.Brightest"}
+        pushes = [
+            client(
+                hub_client.push, "me/clean", seed=seed, fields=fields, path=tmp_path, max_shard_size="100KB"
+            )
+            for seed in (1, 2)
+        ]
+        (tmp_path / "my_selectors.py").unlink()
+        out = run("-c", CLEAN, "me/clean", pushes[0]["oid"]).rpartition("answers ")[2]
+        now, before, label = re.fullmatch(r"(\[.*\]) (\[.*\]) (\w+)\s*", out).groups()
+        assert json.loads(now) == same(pushes[1]) and json.loads(before) == same(pushes[0])
+        assert label == f"LABEL_{np.argmax(pushes[1]['logits'])}"
+
+    def test_the_example_of_the_card_runs(self, hub, client, run):
+        pushed = client(hub_client.push, "me/example", fields={"patch_selector": "attention"})
+        card = ModelCard(hub.repos["me/example"].files["README.md"].decode())
+        [example] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+        out = run("-c", example)
+        assert f"LABEL_{np.argmax(pushed['logits'])}" in out and "tensor(" in out
+
+
+class TestScript:
+    @pytest.fixture
+    def folder(self, client, tmp_path):
+        """As finetune.py leaves it."""
+        client(hub_client.save, tmp_path)
+        arguments = {
+            "model_name_or_path": "google/base",
+            "dataset": "/home/somebody/photos",
+            "learning_rate": 0.001,
+            "hub_token": TOKEN,
+        }
+        (tmp_path / "run_arguments.json").write_text(json.dumps(arguments))
+        (tmp_path / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.9, "epoch": 1.0}))
+        return tmp_path
+
+    def test_card_tells_of_the_run(self, hub, client, folder):
+        hub.repos.setdefault("google/base", Repo())
+        result = client(hub_client.run_script, folder, "me/script", "--license", "mit", "--private")
+        assert result["code"] == 0 and f"Pushed: {hub.url}/me/script/commit/" in result["out"]
+        repo = hub.repos["me/script"]
+        card = ModelCard(repo.files["README.md"].decode())
+        assert repo.private and "run_arguments.json" not in repo.files
+        assert (card.data.base_model, card.data.eval_results[0].metric_value) == ("google/base", 0.9)
+        assert (
+            card.data.eval_results[0].dataset_name == "photos" and "| `learning_rate` | 0.001 |" in card.text
+        )
+        for text in (result["out"], *(content.decode("latin-1") for content in repo.files.values())):
+            assert TOKEN not in text and "/home/somebody" not in text
+
+    def test_wrong_token(self, hub, client, folder):
+        result = client(hub_client.run_script, folder, "me/unwritten", token="hf_wrong")
+        assert result["code"] == 1 and "Traceback" not in result["out"] and "hf_wrong" not in result["out"]
+        for words in ("401 Client Error", "hf auth login", "Nothing is lost", "hf upload me/unwritten"):
+            assert words in result["out"]
+        assert "me/unwritten" not in hub.repos
