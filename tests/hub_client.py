@@ -144,3 +144,14 @@ def save(folder: Path, seed: int = 0) -> dict[str, Any]:
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     return {"logits": answer(model, image_processor)}
+
+
+def run_readme(code: list[str], folder: Path) -> str:
+    """Runs pieces of the README one after the other; the last answer."""
+    os.chdir(folder)
+    picture().save("large.jpg")
+    model, image_processor = make()
+    names = {"model": model, "processor": image_processor, "name": "google/base"}
+    for piece in code:
+        exec(piece, names)
+    return names["classify"]("large.jpg")[0]["label"]

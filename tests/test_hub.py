@@ -8,6 +8,7 @@ import site
 import subprocess
 import venv
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_interrupted_upload_is_tried_again(hub, client):
 
 
 def test_what_failed_is_kept_and_can_be_pushed_with_the_command_it_names(hub, client):
-    pushed = client(hub_client.push, "me/kept", token="hf_wrong", seed=3)
+    pushed = client(hub_client.push, "me/kept", token="hf_wrong", seed=3, private=True)
     assert pushed["type"] == "HfHubHTTPError" and "401" in pushed["error"]
     assert "hf auth login" in pushed["notes"] and "Nothing is lost" in pushed["notes"]
     assert "me/kept" not in hub.repos
@@ -147,6 +148,7 @@ def test_what_failed_is_kept_and_can_be_pushed_with_the_command_it_names(hub, cl
     assert "403" in reader["error"] and "may not write to me/kept" in reader["notes"]
     command = pushed["notes"].rpartition("push it again: ")[2]
     client(hub_client.run_command, command)
+    assert hub.repos["me/kept"].private
     assert client(hub_client.load, "me/kept")["logits"] == same(
         {"logits": client(hub_client.logits_of, seed=3)}
     )
@@ -161,6 +163,16 @@ def test_card_that_the_hub_refuses(hub, client):
 def test_repository_that_is_not_there(client):
     loaded = client(hub_client.load, "me/absent")
     assert "me/absent" in loaded["error"]
+
+
+def test_readme(hub, client, tmp_path):
+    hub.repos.setdefault("google/base", Repo())
+    section = Path(__file__).parents[1].joinpath("README.md").read_text().partition("## Share it")[2]
+    code = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    assert len(code) == 2
+    assert client(hub_client.run_readme, code, tmp_path).startswith("LABEL_")
+    card = ModelCard(hub.repos["me/photos"].files["README.md"].decode())
+    assert card.data.base_model == "google/base" and "](examples/large_overview.png)" in card.text
 
 
 class TestTrainer:

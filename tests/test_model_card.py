@@ -20,8 +20,13 @@ def test_card_tells_what_the_model_is(tmp_path):
         model_name="my-model",
         summary="Tells cats from dogs.",
         results="| accuracy |\n|---|\n| 90 % |",
-        training="One epoch.",
         limitations="No birds.",
+        training_arguments={
+            "learning_rate": 0.01,
+            "layer_decay": 1.0,
+            "fp16": False,
+            "hub_token": "hf_secret",
+        },
         eval_results=[result],
     )
     card.save(tmp_path / "README.md")
@@ -38,4 +43,7 @@ def test_card_tells_what_the_model_is(tmp_path):
         "No birds.",
     ):
         assert words in read.text
+    assert "| `learning_rate` | 0.01 |" in read.text
+    for words in ("layer_decay", "fp16", "hf_secret"):
+        assert words not in read.text
     assert "{{" not in read.text and "![" not in read.text

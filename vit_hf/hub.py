@@ -74,7 +74,7 @@ def push_to_hub(
     """
     files_to_save(classes_of(model.base_model))
     folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
-    with keeping(folder, repo_id, revision):
+    with keeping(folder, repo_id, private, revision):
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         image_processor.save_pretrained(folder)
         write_card(model, image_processor, folder, examples, repo_id=repo_id, token=token, **card)
@@ -138,7 +138,9 @@ def repo_info(
 
 
 @contextmanager
-def keeping(folder: Path, repo_id: str, revision: str | None = None, *options: str) -> Iterator[None]:
+def keeping(
+    folder: Path, repo_id: str, private: bool | None, revision: str | None, *options: str
+) -> Iterator[None]:
     """Adds to any error where the files are and how to push them again."""
     try:
         yield
@@ -153,6 +155,7 @@ def keeping(folder: Path, repo_id: str, revision: str | None = None, *options: s
             )
         if (folder / "config.json").is_file():
             command = ["hf", "upload", repo_id, str(folder), *options]
+            command += ["--private"] if private else []
             command += ["--revision", revision] if revision else []
             command += [word for pattern in REPLACED for word in ("--delete", pattern)]
             raised.add_note(

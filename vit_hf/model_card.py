@@ -44,8 +44,9 @@ HYPERPARAMETERS = (
     "mixup_alpha",
     "cutmix_alpha",
 )
-# Values that say that something is not used.
+# Values that say that something is not used, and names of factors, of which 1 does.
 UNUSED = (None, False, 0, -1, "none")
+FACTORS = ("gradient_accumulation_steps", "layer_decay", "backbone_lr_factor")
 
 # How a model is loaded elsewhere, and where the Hub lists it.
 USES = {
@@ -169,7 +170,8 @@ def _metrics_table(groups: dict[str, dict[str, float]]) -> str:
 
 def _training(arguments: TrainingArguments | Mapping[str, Any] | None) -> str:
     values = arguments.to_dict() if isinstance(arguments, TrainingArguments) else arguments or {}
-    rows = [(name, values[name]) for name in HYPERPARAMETERS if values.get(name) not in UNUSED]
+    used = {name: values[name] for name in HYPERPARAMETERS if values.get(name) not in UNUSED}
+    rows = [(name, value) for name, value in used.items() if not (name in FACTORS and value == 1)]
     if not rows:
         return "Not stated."
     return _table(["", ""], [[f"`{name}`", str(getattr(value, "value", value))] for name, value in rows])

@@ -67,7 +67,8 @@ class HubTrainer(Trainer):
         """As in transformers; a note of any error tells how to push the output folder again."""
         folder = Path(self.args.output_dir)
         checkpoints = ("--exclude", f"{PREFIX_CHECKPOINT_DIR}-*", "--exclude", "_*")
-        with keeping(folder, self.hub_model_id or folder.name, self.args.hub_revision, *checkpoints):
+        repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
+        with keeping(folder, repo_id, self.args.hub_private_repo, self.args.hub_revision, *checkpoints):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
