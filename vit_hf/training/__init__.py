@@ -23,6 +23,7 @@ _MODULES = {
     "evaluation": ("EvaluationArguments", "evaluate_model"),
     "finetuning": ("FinetuningRun", "make_trainer", "prepare_run"),
     "freezing": ("FreezeBackbone",),
+    "hub_trainer": ("HubTrainer",),
     "images": ("find_images",),
     "layer_decay": ("layerwise_parameter_groups",),
     "loading": ("ImageDataset", "LabelledImages", "load_image_dataset"),

@@ -23,6 +23,7 @@ INCIDENTAL_FIELDS = {
     "dtype",
     "transformers_version",
     "use_cache",
+    "vit_hf_version",
 }
 
 # What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked for.
@@ -102,6 +103,29 @@ def set_aside(output_dir: str | Path) -> Path | None:
     while (target := folder.with_name(f"{folder.name}-previous-{number}")).exists():
         number += 1
     return folder.rename(target)
+
+
+def read_run(output_dir: str | Path) -> dict[str, Any]:
+    """What the run in a folder tells the model card: arguments of `vit_hf.model_card.make_model_card`."""
+    card: dict[str, Any] = {"metrics": {}}
+    for split in ("eval", "test"):
+        path = Path(output_dir, f"{split}_results.json")
+        if path.is_file():
+            card["metrics"] |= json.loads(path.read_text())
+    path = Path(output_dir, RUN_ARGUMENTS_NAME)
+    if path.is_file():
+        arguments = json.loads(path.read_text())
+        card |= describe_run(arguments)
+    return card
+
+
+def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same of the arguments that a run began with."""
+    return {
+        "training_arguments": arguments,
+        "base_model": arguments["model_name_or_path"],
+        "dataset": arguments["dataset"],
+    }
 
 
 def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
