@@ -69,7 +69,7 @@ def draw_kept(explanation: Explanation) -> np.ndarray:
     """`(h, w, 3)` uint8: the image, pale where patches were dropped, and an outline around those that were kept."""
     height, width = explanation.picture_size
     scale = LONGER_SIDE / max(height, width)
-    cell = Cell(0, 0, max(width * scale, 0.1), max(height * scale, 0.1))
+    cell = Cell(0, 0, max(width * scale, 1 / DPI), max(height * scale, 1 / DPI))
     sheet = Sheet(cell.width, cell.height)
     axes = panel_axes(explanation, sheet, cell, "", kept_picture(explanation))
     axes.set_axis_off()
