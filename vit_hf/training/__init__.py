@@ -23,6 +23,7 @@ _MODULES = {
     "evaluation": ("EvaluationArguments", "evaluate_model"),
     "finetuning": ("FinetuningRun", "make_trainer", "prepare_run"),
     "freezing": ("FreezeBackbone",),
+    "image_collections": ("CollectionArguments",),
     "images": ("find_images",),
     "layer_decay": ("layerwise_parameter_groups",),
     "loading": ("ImageDataset", "LabelledImages", "load_image_dataset"),
@@ -30,6 +31,7 @@ _MODULES = {
     "models": ("load_classifier", "make_image_processor", "make_model"),
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
+    "ray_prediction": ("CollectionRun", "prepare_collection"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
     "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }
