@@ -24,6 +24,7 @@ _MODULES = {
     "finetuning": ("FinetuningRun", "make_trainer", "prepare_run"),
     "freezing": ("FreezeBackbone",),
     "hub_trainer": ("HubTrainer",),
+    "image_collections": ("CollectionArguments",),
     "images": ("find_images",),
     "layer_decay": ("layerwise_parameter_groups",),
     "loading": ("ImageDataset", "LabelledImages", "load_image_dataset"),
@@ -32,6 +33,7 @@ _MODULES = {
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
     "patch_collation": ("PatchCollator",),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
+    "ray_prediction": ("CollectionRun", "prepare_collection"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
     "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }

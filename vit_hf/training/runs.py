@@ -31,7 +31,9 @@ SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_fact
 
 # What Trainer needs to resume. Its state is written after the others, so that a folder without it is a checkpoint
 # that was being written when the run was killed.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# One of them: of whole models, of FSDP, and of FSDP that saves in pieces.
+OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 
 
 def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Path | None:
@@ -68,6 +70,8 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 def _is_complete(folder: Path) -> bool:
     if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    if not any((folder / name).exists() for name in OPTIMIZER_NAMES):
         return False
     try:
         json.loads((folder / "trainer_state.json").read_text())
