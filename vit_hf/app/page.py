@@ -65,14 +65,14 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
                 image = gr.Image(
                     label="Image",
                     show_label=False,
+                    # The file as it was dropped, so that 16 bits stay 16, and damage is told in our words.
+                    type="filepath",
+                    image_mode=None,
                     sources=["upload", "clipboard"],
                     placeholder="# Drop an image\nor click to choose one",
                     height=300,
                     elem_id="image",
                 )
-                # The file as it was dropped, so that 16 bits stay 16, and one that cannot be read is told in words. Not a
-                # subclass, beside whose file Gradio would write another.
-                image.preprocess = lambda payload: None if payload is None else payload.path
                 if examples:
                     gr.Examples(
                         [[str(path)] for path in examples], image, cache_examples=False, label="Examples"
@@ -205,6 +205,7 @@ def launch(
         theme=make_theme(),
         css=CSS,
         footer_links=[],
+        show_error=True,  # what Gradio finds wrong before we are asked, such as a file that is no image at all
         ssr_mode=False,
         max_file_size="200mb",
     )
