@@ -27,8 +27,8 @@ from .contexts import AnyImage, as_source, evaluating
 from .sources import ImageSource
 
 
-# Pixels of a band that are in memory at once, about 50 MB as floats.
-BAND_PIXELS = 2**22
+# Pixels of a band that are in memory at once, about 3 MB as floats, which stay in the processor's cache.
+BAND_PIXELS = 2**18
 
 
 class StreamedPatches(ImagePatches):
