@@ -1,10 +1,12 @@
+import os
+import signal
 import time
 from functools import partial
 
 import pytest
 import torch
 
-from vit_hf.measure import alternate, peak_memory
+from vit_hf.measure import alternate, in_fresh_process, peak_memory, resident_growth, return_free_memory
 
 
 def allocate(mebibytes: int):
@@ -27,3 +29,26 @@ def test_calls_take_turns_and_medians_leave_the_warm_up_out():
 def test_peak_memory_of_a_fresh_process():
     small, large = peak_memory(allocate, 64), peak_memory(allocate, 256)
     assert small == pytest.approx(64, abs=16) and large == pytest.approx(256, abs=16)
+
+
+def grow_twice(mebibytes: int) -> list[float]:
+    """Growth by a first call, and by a second one after what the first took was given back."""
+    call = partial(torch.ones, mebibytes * 2**18)
+    first = resident_growth(call)
+    return_free_memory()
+    return [first, resident_growth(call)]
+
+
+@pytest.mark.slow
+def test_growth_in_a_fresh_process():
+    assert in_fresh_process(grow_twice, 64) == pytest.approx([64, 64], abs=16)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_fresh_process():
+    with pytest.raises(ZeroDivisionError):
+        in_fresh_process(divmod, 1, 0)
+    # As the system does when memory runs out.
+    with pytest.raises(MemoryError, match="killed, most likely because memory ran out"):
+        in_fresh_process(signal.raise_signal, signal.SIGKILL)
+    assert in_fresh_process(os.getpid) != os.getpid()

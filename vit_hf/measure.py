@@ -1,12 +1,19 @@
 """Time and memory, measured so that they can be compared."""
 
+import ctypes
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+
+Result = TypeVar("Result")
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[float]:
@@ -50,8 +57,41 @@ def peak_memory(
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def in_fresh_process(function: Callable[..., Result], *args: object, preload: Sequence[str] = ()) -> Result:
+    """What `function(*args)` returns in a process of its own, whose memory nobody has used yet.
+
+    Args:
+        function, args: what can be pickled.
+        preload: modules that it needs. Where the system can fork they are imported once, for all such processes.
+
+    Raises:
+        MemoryError: if the process was killed, which is what the system does when memory runs out.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(list(preload))
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise MemoryError("the process was killed, most likely because memory ran out") from error
+
+
 def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> float | None:
-    call = make(*args)
+    return resident_growth(make(*args))
+
+
+def return_free_memory() -> None:
+    """Gives what was freed back to the system, where the C library can (glibc), so that it counts when it is used again."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+def resident_growth(call: Callable[[], object]) -> float | None:
+    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none tells."""
     before = _status("VmRSS")
     _reset_peak()
     call()
