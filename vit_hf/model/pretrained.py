@@ -15,6 +15,7 @@ from transformers.conversion_mapping import (
 from .attention import AdaptiveViTAttention
 from .blocks import LayerScale
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .convolutional import PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
@@ -68,7 +69,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, PatchConvolution):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             if self.config.initializer == "xavier_uniform":
                 # A convolution with the stride of its kernel is a matrix.
                 bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
