@@ -17,10 +17,24 @@ CHUNK = 512
 
 
 class PatchConvolution(nn.Conv2d):
-    """A convolution without bias, as a norm follows; a stride s leaves the s-th part of the cells, rounded up."""
+    """A convolution with standardised filters, and without bias, as a norm follows.
+
+    A filter of mean zero does not answer to a plain background, which would make up most of what a group norm divides
+    by: on digits in black patches the CNN learns without this far slower, and with it as fast as with batch norms
+    ("Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", Qiao et al., 2019).
+
+    A stride s leaves the s-th part of the cells, rounded up.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(cells, self.standardised(), None)
+
+    def standardised(self) -> torch.Tensor:
+        """The weight, each filter of it with mean 0 and variance 1."""
+        return nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
 
 
 class ResidualBlock(GradientCheckpointingLayer):
@@ -46,9 +60,9 @@ class ResidualBlock(GradientCheckpointingLayer):
 class ConvolutionalPatchEmbeddings(nn.Module):
     """A residual CNN reads each patch that is embedded, and the mean of its last feature map is projected.
 
-    By default the stem and first two stages of ResNet-18, as in IPS, but with group norms ("Group Normalization", Wu and
-    He, 2018) where that has batch norms: what becomes of a patch must not depend on which others were selected, on
-    padding, or on how many bands an image was read in. The cost follows the number of patches embedded.
+    By default the stem and first two stages of ResNet-18, as in IPS, but with standardised filters and group norms ("Group
+    Normalization", Wu and He, 2018) where that has batch norms: what becomes of a patch must not depend on which others
+    were selected, on padding, or on whether a scout looked first. The cost follows the number of patches embedded.
     """
 
     def __init__(self, config):

@@ -15,7 +15,7 @@ from transformers.conversion_mapping import (
 from .attention import AdaptiveViTAttention
 from .blocks import LayerScale
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .convolutional import PatchConvolution
+from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
@@ -87,6 +87,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.scale_embedding is not None:
                 init.zeros_(module.scale_embedding)
+        elif isinstance(module, ConvolutionalPatchEmbeddings):
+            # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
+            init.normal_(module.projection.weight, std=module.projection.in_channels**-0.5)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
         elif derives_from(type(module), "PositionEncoding"):
