@@ -3,10 +3,17 @@
 import torch
 from torch import nn
 
+from .convolutional import ConvolutionalPatchEmbeddings
 from .hybrid import HybridPatchEmbeddings
 from .patches import ImagePatches, PatchEmbeddings
 from .tokens import PatchTokens
 from .user_classes import find_class
+
+
+PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
+    "linear": PatchEmbeddings,
+    "convolutional": ConvolutionalPatchEmbeddings,
+}
 
 
 class AdaptiveViTEmbeddings(nn.Module):
@@ -14,7 +21,9 @@ class AdaptiveViTEmbeddings(nn.Module):
 
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
-        stem = PatchEmbeddings if config.backbone_config is None else HybridPatchEmbeddings
+        stem = PATCH_EMBEDDINGS[config.patch_embedding]
+        if config.backbone_config is not None:
+            stem = HybridPatchEmbeddings
         self.patch_embeddings = stem(config)
         self.position_encoding = find_class(config, "position_encoding")(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None

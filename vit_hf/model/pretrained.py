@@ -17,6 +17,7 @@ from .attention import AdaptiveViTAttention
 from .blocks import LayerScale
 from .code_version import report_code, stamp
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
@@ -77,7 +78,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, PatchConvolution):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             if self.config.initializer == "xavier_uniform":
                 # A convolution with the stride of its kernel is a matrix.
                 bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
@@ -93,6 +96,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.scale_embedding is not None:
                 init.zeros_(module.scale_embedding)
+        elif isinstance(module, ConvolutionalPatchEmbeddings):
+            # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
+            init.normal_(module.projection.weight, std=module.projection.in_channels**-0.5)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
         elif isinstance(module, CrossAttentionSelector):
