@@ -75,6 +75,7 @@ SELECTING = [
         "distilled",
         "policy",
         "perturbed",
+        "cross_attention",
     )
 ]
 VARIANCE = SELECTING[0]
