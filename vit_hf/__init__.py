@@ -15,6 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .hub import push_to_hub
 from .large_images import (
     ImageSource,
     StreamingCollator,
@@ -47,8 +48,9 @@ from .model.user_classes import (
     register_position_encoding,
     register_token_reducer,
 )
+from .model.version import __version__
+from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule
-from .version import __version__
 
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
@@ -77,6 +79,7 @@ __all__ = [
     "ImagePatches",
     "ImageSource",
     "KeepRateSchedule",
+    "PatchCollator",
     "PatchSelector",
     "PatchTokens",
     "PositionEncoding",
@@ -89,6 +92,7 @@ __all__ = [
     "open_image",
     "predict_streaming",
     "predict_tiled",
+    "push_to_hub",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",

@@ -24,6 +24,7 @@ ELSEWHERE = (
     "initializer",
     "drop_path_rate",
     "auto_map",
+    "vit_hf_version",
     "out_features",
     "out_indices",
     "apply_layernorm",
