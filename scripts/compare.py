@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         __doc__,
         usage="%(prog)s [CONFIG.yaml] --model MODEL --data DATASET [flag ...]",
     )
-    parser.add_argument(
-        "--demo", action="store_true", help="on the embedded data; about ten minutes on two cores"
-    )
+    parser.add_argument("--demo", action="store_true", help="on the embedded data; some minutes on two cores")
     arguments, data_arguments, namespace = parse_arguments(parser, argv)
     disable_progress_bar()
     say = lambda text: print(text, flush=True)  # noqa: E731

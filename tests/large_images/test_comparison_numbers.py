@@ -12,7 +12,7 @@ from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification
 from vit_hf.large_images.comparison import Row, pareto_front, read_rows, recommend, write_rows
 from vit_hf.large_images.comparison.flops import count_flops, tallying
 from vit_hf.large_images.comparison.intervals import mcnemar, paired_difference, wilson_interval
-from vit_hf.large_images.comparison.rows import mark
+from vit_hf.large_images.comparison.rows import digits, mark
 
 
 class TestIntervals:
@@ -128,15 +128,23 @@ def make_row(name, accuracy, latency, number=200, strategy="resize", seed=0, **f
     return Row(name, strategy, latency_ms=latency, right=right, **{**defaults, **fields})
 
 
-def advice(*rows, num_classes=10, adapt=100):
+def advice(*rows, chance=0.1, adapt=100):
     rows = list(rows)
     mark(rows)
-    return recommend(rows, num_classes, adapt)
+    return recommend(rows, chance, adapt)
 
 
 def chosen(name, accuracy, latency, budget=24, **fields):
     selector = name.split(", ")[1]
     return make_row(name, accuracy, latency, strategy="select", selector=selector, budget=budget, **fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.02908, "0.0291"), (3.694, "3.69"), (999.4, "999"), (999.6, "1,000"), (3228.93, "3,229")],
+)
+def test_digits(value, text):
+    assert digits(value) == text
 
 
 class TestRecommendation:
@@ -174,6 +182,20 @@ class TestRecommendation:
         assert "Use it: every other strategy is less accurate by more than chance explains." in text
         assert "30.0% with “24 patches, variance”" in text
         assert "choosing patches loses to “resize to 80x80”" in text
+
+    def test_a_second_checkpoint_and_equal_times(self):
+        text = advice(
+            make_row("hybrid stem, all cells", 0.905, 17.2, strategy="hybrid"),
+            make_row("hybrid stem, 24 cells", 0.90, 17.0, strategy="hybrid"),
+            chosen("24 patches, variance", 0.70, 4.5), self.random, self.resize,
+        )  # fmt: skip
+        assert "“hybrid stem, all cells”, 90.5%" in text
+        assert (
+            "Use it: “hybrid stem, 24 cells” cannot be told from it by these images, and is not faster."
+            in text
+        )
+        assert "Of the first the best is “24 patches, variance”, 70.0% at 4.5 ms" in text
+        assert "If 4.5 ms is too long" in text
 
     def test_nothing_works(self):
         rows = (chosen("24 patches, variance", 0.12, 4.5, seed=3), self.random, self.resize)

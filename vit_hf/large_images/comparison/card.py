@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from .recommendation import recommend
-from .report import headline, note
-from .rows import Row, measured
+from .report import chance_of, describe_options, headline, note
+from .rows import Row, digits, measured
 from .running import Comparison
 
 
@@ -22,13 +22,13 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
     failed = [f"- {row.name}: {row.reason}" for row in rows if row.reason is not None]
     text = [
         f"# {headline(facts)}",
-        f"{note(facts)} Made by `{command}`, which also writes a page with pictures of what each strategy sees.",
+        f"{note(facts)} Options of the data: {describe_options(facts)}. Made by `{command}`, which also writes a page with pictures of what each strategy sees.",
         "![Accuracy beside latency and beside GFLOPs](pareto.png)",
-        recommend(rows, facts["num_classes"], facts["adapt"]),
+        recommend(rows, chance_of(facts), facts["adapt"]),
         "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
-        "Latency is the median of one image from decoded pixels to logits, memory what a process grows by for its first "
-        "image. GFLOPs count 2 for a multiply-add; the formula is that of embedding, blocks and head, so what chooses "
+        "Latency is the median of one image from decoded pixels to logits, memory what a process grows "
+        "by for it. GFLOPs count 2 for a multiply-add; the formula is that of embedding, blocks and head, so what chooses "
         "patches and a convolutional stem are in the counted ones alone. Front: nothing is as accurate for less time (t) "
         "or fewer counted operations (f). The winner of so many strategies flatters itself a little, as it was chosen "
         "by the images it is measured on.",
@@ -45,11 +45,11 @@ def _line(row: Row) -> str:
     cells = [
         row.name,
         f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.0f} to {100 * row.accuracy_high:.0f})",
-        f"{row.latency_ms:.3g}",
-        f"{row.images_per_s:.3g}",
+        digits(row.latency_ms),
+        digits(row.images_per_s),
         "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
-        f"{row.gflops_counted:.3g}",
-        "-" if row.gflops_formula is None else f"{row.gflops_formula:.3g}",
+        digits(row.gflops_counted),
+        "-" if row.gflops_formula is None else digits(row.gflops_formula),
         tokens,
         " ".join(["t"] * row.on_front_of_latency + ["f"] * row.on_front_of_gflops),
     ]

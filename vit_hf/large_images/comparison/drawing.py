@@ -31,6 +31,8 @@ COSTS = {
 }
 # Inches.
 WIDTH, HEIGHT, LEFT, RIGHT, LEGEND, GAP = 4.7, 3.6, 0.85, 0.6, 0.66, 1.2
+# Of a plot alone, which may be shown on a narrow screen.
+NARROW, TALL_LEGEND = 3.7, 0.95
 
 
 def family_of(row: Row) -> str:
@@ -54,9 +56,9 @@ def draw_panel(rows: Sequence[Row], cost: str, chance: float) -> Figure:
         chance: accuracy of guessing.
     """
     with house_style():
-        sheet = Sheet(LEFT + WIDTH + RIGHT, MARGIN + HEIGHT + 0.55 + LEGEND)
-        _panel(sheet.axes(Cell(LEFT, MARGIN, WIDTH, HEIGHT)), rows, cost, chance)
-        _legend(sheet, sheet.figure.axes[0], LEFT + WIDTH / 2, rows)
+        sheet = Sheet(LEFT + NARROW + RIGHT, 0.15 + HEIGHT + 0.55 + TALL_LEGEND)
+        _panel(sheet.axes(Cell(LEFT, 0.15, NARROW, HEIGHT)), rows, cost, chance)
+        _legend(sheet, sheet.figure.axes[0], sheet.width / 2, rows)
         return sheet.figure
 
 
@@ -114,7 +116,7 @@ def _panel(axes: Axes, rows: Sequence[Row], cost: str, chance: float) -> None:
     lowest, highest = (
         (bound(getattr(row, cost) for row in shown) for bound in (min, max)) if shown else (1, 10)
     )
-    axes.set_xlim(lowest / 1.35, highest * 1.35)
+    axes.set_xlim(lowest / 1.6, highest * 1.35)
     axes.set_ylim(0, 1)
     _number(axes, front, cost, front_numbers(rows))
     axes.text(
@@ -161,5 +163,5 @@ def _legend(sheet: Sheet, axes: Axes, x: float, rows: Sequence[Row]) -> None:
     bottom = axes.get_position().y0 - 0.5 / sheet.height
     sheet.figure.legend(
         handles=[*handles, line], loc="upper center", bbox_to_anchor=(x / sheet.width, bottom),
-        ncols=3 if sheet.width < 8 else 4, frameon=False, fontsize=8.5, handletextpad=0.4, columnspacing=1.2,
+        ncols=2 if sheet.width < 8 else 4, frameon=False, fontsize=8.5, handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip

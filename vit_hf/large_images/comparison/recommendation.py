@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-from .rows import SIGNIFICANT, Row, best_of, measured
+from .rows import SIGNIFICANT, Row, best_of, digits, measured
 
 
-# A strategy is worth a word of its own if it takes at most this share of the time.
-MUCH_FASTER = 0.6
+# Shares of the time at which a strategy counts as faster, and is worth a word of its own.
+FASTER, MUCH_FASTER = 0.9, 0.6
 BASELINES = ("random", "uniform")
 
 
-def recommend(rows: Sequence[Row], num_classes: int, adapt: int = 0) -> str:
+def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
     """One paragraph: which strategy under what budget, what the images cannot tell apart, and what random patches and
     resizing do with as many tokens as the patches that were chosen.
 
     Args:
         rows: with accuracy and latency, or a reason.
-        num_classes: of which one is right.
+        chance: accuracy of guessing.
         adapt: steps of fine-tuning that strategies got.
     """
     known, failed = measured(rows), [row for row in rows if row.reason is not None]
@@ -25,14 +25,14 @@ def recommend(rows: Sequence[Row], num_classes: int, adapt: int = 0) -> str:
     best = best_of(known)
     sentences = [_best(best)]
     pick = best
-    if best.accuracy_low <= 1 / num_classes:
+    if best.accuracy_low <= chance:
         sentences.append(
-            f"That is not clearly above chance ({1 / num_classes:.0%}), so nothing can be recommended"
+            f"That is not clearly above chance ({chance:.0%}), so nothing can be recommended"
             + ("." if adapt else ": fine-tune first, or give --adapt STEPS.")
         )
     else:
         pick = _pick(known, best)
-        sentences += [_why(pick, best, known), *_faster(pick, known)]
+        sentences += [_why(pick, best, known), *_otherwise(pick, known)]
     sentences += _baselines(pick, known)
     if not adapt:
         sentences.append(
@@ -53,8 +53,9 @@ def _best(best: Row) -> str:
 
 
 def _pick(known: Sequence[Row], best: Row) -> Row:
-    """The fastest of those that cannot be told from the best."""
-    return min((row for row in known if row.as_good_as(best)), key=lambda row: row.latency_ms)
+    """The fastest of those that cannot be told from the best, if that is faster at all."""
+    fastest = min((row for row in known if row.as_good_as(best)), key=lambda row: row.latency_ms)
+    return fastest if fastest.latency_ms <= FASTER * best.latency_ms else best
 
 
 def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
@@ -66,19 +67,27 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     others = [row for row in known if row is not best and row.as_good_as(best)]
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
-        return f"Use it: {names} cannot be told from it by these images, and {'is' if len(others) == 1 else 'are'} slower."
+        return f"Use it: {names} cannot be told from it by these images, and {'is' if len(others) == 1 else 'are'} not faster."
     return "Use it: every other strategy is less accurate by more than chance explains."
 
 
-def _faster(pick: Row, known: Sequence[Row]) -> list[str]:
-    """What to take where that is too slow."""
-    quicker = [row for row in known if row.latency_ms <= MUCH_FASTER * pick.latency_ms]
-    if not quicker:
-        return []
-    next_best = best_of(quicker)
-    return [
-        f"If {pick.latency_ms:.3g} ms is too long: {title(next_best)}, {next_best.accuracy:.1%} at {cost(next_best)}."
-    ]
+def _otherwise(pick: Row, known: Sequence[Row]) -> list[str]:
+    """What to take without a second checkpoint, and where the first choice is too slow."""
+    sentences, told = [], pick
+    first = [row for row in known if row.strategy != "hybrid"]
+    if pick.strategy == "hybrid" and first:
+        told = best_of(first)
+        sentences.append(
+            "That is the second checkpoint, which was trained by itself. Of the first the best is "
+            f"{title(told)}, {told.accuracy:.1%} at {cost(told)}."
+        )
+    quicker = [row for row in known if row.latency_ms <= MUCH_FASTER * told.latency_ms]
+    if quicker:
+        row = best_of(quicker)
+        sentences.append(
+            f"If {digits(told.latency_ms)} ms is too long: {title(row)}, {row.accuracy:.1%} at {cost(row)}."
+        )
+    return sentences
 
 
 def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
@@ -120,4 +129,4 @@ def title(row: Row) -> str:
 
 def cost(row: Row) -> str:
     """Of an image."""
-    return f"{row.latency_ms:.3g} ms an image"
+    return f"{digits(row.latency_ms)} ms an image"

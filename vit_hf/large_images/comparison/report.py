@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .drawing import COSTS, STYLES, draw_panel, draw_pareto, family_of, front_numbers
 from .predictors import PICTURE_SIZE
 from .recommendation import recommend
-from .rows import Row, measured
+from .rows import Row, digits, measured
 from .running import Comparison
 from .strategies import STRATEGIES
 
@@ -39,14 +39,16 @@ def write_report(comparison: Comparison, output: Path) -> str:
     """Writes `pareto.png` and `report.html`, and returns the recommendation."""
     facts, rows = comparison.facts, comparison.rows
     chance = chance_of(facts)
-    advice = recommend(rows, facts["num_classes"], facts["adapt"])
+    advice = recommend(rows, chance, facts["adapt"])
     output.mkdir(parents=True, exist_ok=True)
     draw_pareto(rows, chance, headline(facts), note(facts)).savefig(output / "pareto.png")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["digits"] = digits
     page = environment.from_string(TEMPLATE.read_text()).render(
         facts=facts,
         headline=headline(facts),
         note=note(facts),
+        data_options=describe_options(facts),
         advice=advice,
         panels=[(figure_uri(draw_panel(rows, cost, chance)), cost) for cost in COSTS],
         rows=sorted(measured(rows), key=lambda row: -row.accuracy),
@@ -84,11 +86,17 @@ def note(facts: dict[str, Any]) -> str:
     )
 
 
+def describe_options(facts: dict[str, Any]) -> str:
+    """How the data were loaded."""
+    options = facts["data_options"] or {}
+    return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"
+
+
 def find_sights(rows: Sequence[Row], examples: Sequence[tuple[PIL.Image.Image, str]]) -> list[Sight]:
     """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the fewest tokens."""
     sights: dict[str, Sight] = {}
     for row in sorted(
-        measured(rows), key=lambda row: (list(STRATEGIES).index(row.strategy), row.budget or 0)
+        measured(rows), key=lambda row: (list(STRATEGIES).index(row.strategy), row.tokens or 0)
     ):
         kind = {"select": f"select {row.selector}", "hybrid": f"hybrid {row.selector}"}.get(
             row.strategy, row.variant

@@ -120,5 +120,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value

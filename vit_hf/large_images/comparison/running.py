@@ -268,6 +268,7 @@ class _Run:
             "model": self.arguments.model_name_or_path,
             "hybrid": self.arguments.hybrid,
             "data": self.shared["data"]["dataset"],
+            "data_options": self.shared["data"]["dataset_options"],
             "num_images": len(self.images),
             "num_classes": self.data.num_labels,
             "is_multi_label": self.data.problem_type == "multi_label_classification",
