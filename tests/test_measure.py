@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 
-from vit_hf.measure import alternate, peak_memory
+from vit_hf.measure import SavedForBackward, alternate, peak_memory
 
 
 def allocate(mebibytes: int):
@@ -27,3 +27,17 @@ def test_calls_take_turns_and_medians_leave_the_warm_up_out():
 def test_peak_memory_of_a_fresh_process():
     small, large = peak_memory(allocate, 64), peak_memory(allocate, 256)
     assert small == pytest.approx(64, abs=16) and large == pytest.approx(256, abs=16)
+
+
+def test_what_is_saved_for_backward_counts_once_and_without_parameters():
+    """x @ W keeps x and W, sigmoid its result, and the square what the sigmoid gave, which counts already."""
+    layer, inputs = torch.nn.Linear(100, 30, bias=False), torch.randn(8, 100)
+    with SavedForBackward(layer) as saved:
+        layer(inputs).sigmoid().square().sum()
+    assert saved.num_bytes == 4 * (8 * 100 + 8 * 30)
+    with SavedForBackward(layer, [inputs]) as saved:
+        layer(inputs).sigmoid().square().sum()
+    assert saved.num_bytes == 4 * 8 * 30
+    with SavedForBackward(layer) as saved, torch.no_grad():
+        layer(inputs).sigmoid()
+    assert saved.num_bytes == 0
