@@ -252,7 +252,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", help="a checkpoint; none: ViT-S/16 with random weights")
     parser.add_argument("--num-selected-patches", type=int, default=196, help="that are kept of an image")
-    parser.add_argument("--memory-limit", type=float, default=8.0, help="GiB for images in memory")
+    parser.add_argument("--memory-limit", type=float, default=12.0, help="GiB for images in memory")
     folder = Path("runs/large_image_cost")
     parser.add_argument("--output", type=Path, default=folder, help="folder of pictures, table and plot")
     parser.add_argument("--card", action="store_true", help=f"write table and plot to {CARD.name} as well")
