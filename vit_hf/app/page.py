@@ -133,11 +133,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
         inputs = [file, selector, number, size]
         outputs = [summary, measure, kept, map_caption, heat_map, classes]
         # Of several moves of a slider while the first is computed, the last is what is wanted.
-        common = {
-            "inputs": inputs,
-            "trigger_mode": "always_last",
-            "show_progress_on": [summary, kept, heat_map],
-        }
+        common = {"inputs": inputs, "trigger_mode": "always_last", "show_progress_on": summary}
         dropped = image.change(None, image, file, js="image => image")
         for listen in (dropped.then, size.input):
             listen(respond_and_fit, outputs=[*outputs, number], **common)
