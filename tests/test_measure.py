@@ -6,7 +6,14 @@ from functools import partial
 import pytest
 import torch
 
-from vit_hf.measure import alternate, in_fresh_process, peak_memory, resident_growth, return_free_memory
+from vit_hf.measure import (
+    SavedForBackward,
+    alternate,
+    in_fresh_process,
+    peak_memory,
+    resident_growth,
+    return_free_memory,
+)
 
 
 def allocate(mebibytes: int):
@@ -52,3 +59,17 @@ def test_what_goes_wrong_in_a_fresh_process():
     with pytest.raises(MemoryError, match="killed, most likely because memory ran out"):
         in_fresh_process(signal.raise_signal, signal.SIGKILL)
     assert in_fresh_process(os.getpid) != os.getpid()
+
+
+def test_what_is_saved_for_backward_counts_once_and_without_parameters():
+    """x @ W keeps x and W, sigmoid its result, and the square what the sigmoid gave, which counts already."""
+    layer, inputs = torch.nn.Linear(100, 30, bias=False), torch.randn(8, 100)
+    with SavedForBackward(layer) as saved:
+        layer(inputs).sigmoid().square().sum()
+    assert saved.num_bytes == 4 * (8 * 100 + 8 * 30)
+    with SavedForBackward(layer, [inputs]) as saved:
+        layer(inputs).sigmoid().square().sum()
+    assert saved.num_bytes == 4 * 8 * 30
+    with SavedForBackward(layer) as saved, torch.no_grad():
+        layer(inputs).sigmoid()
+    assert saved.num_bytes == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, DatasetInfo, HfApi, ModelCard, ModelInfo
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
@@ -128,13 +128,15 @@ def write_card(
 def repo_info(
     name: str | None, repo_type: str, token: str | bool | None = None
 ) -> ModelInfo | DatasetInfo | None:
-    """What the Hub knows of a model or data set; None if it is a local one, or cannot be asked for."""
+    """What the Hub knows of a model or data set, its name alone if the Hub does not answer; None if it is not there."""
     if name is None or Path(name).exists():
         return None
     try:
         return HfApi(token=token).repo_info(name, repo_type=repo_type)
-    except (HfHubHTTPError, HFValidationError):
+    except (RepositoryNotFoundError, HFValidationError):
         return None
+    except (httpx.HTTPError, OSError):
+        return ModelInfo(id=name) if repo_type == "model" else DatasetInfo(id=name)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,13 +43,7 @@ def peak_memory(
     set is read; None where the system does not tell. On a GPU it is what torch allocated.
     """
     if device == "cpu":
-        pool = multiprocessing.get_context("spawn").Pool(1)
-        try:
-            return pool.apply(_resident_growth, (make, args))
-        finally:
-            # Not terminated, as a `with` would do: libraries clean up behind themselves at a normal end.
-            pool.close()
-            pool.join()
+        return in_fresh_process(_resident_growth, make, args)
     call = make(*args)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -76,6 +70,51 @@ def in_fresh_process(function: Callable[..., Result], *args: object, preload: Se
             return pool.submit(function, *args).result()
         except BrokenProcessPool as error:
             raise MemoryError("the process was killed, most likely because memory ran out") from error
+
+
+def peak_resident() -> float | None:
+    """MiB that this process had resident at most since it began; None where the system does not tell."""
+    peak = _status("VmHWM")
+    return None if peak is None else peak / 1024
+
+
+class SavedForBackward:
+    """Counts the memory that autograd keeps for the backward pass of what runs in its `with` statement.
+
+    Each storage counts once, however many operations keep it or a view of it; parameters do not count, for they are
+    there anyway, and neither does a model's input.
+
+    Args:
+        model: whose parameters and buffers are left out.
+        inputs: tensors that are left out as well.
+
+    Attributes:
+        num_bytes: of what was kept.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor] = ()):
+        known = (*model.parameters(), *model.buffers(), *inputs)
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        # By address, kept alive so that no address is used twice.
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._storages[storage.data_ptr()] = storage
+        return tensor
+
+    def __enter__(self) -> "SavedForBackward":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
 
 
 def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> float | None:

@@ -140,8 +140,8 @@ def training_step(name: str, side: int):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["variance", "cross_attention", "policy"])
 def test_memory_of_a_training_step(name):
-    """Of an image that is 768 MiB as floats, beside one of a quarter of that, which is several bands as well."""
-    small, large = (peak_memory(training_step, name, side) for side in (4096, 8192))
+    """Of an image that is 432 MiB as floats, beside one of a quarter of that, which is several bands as well."""
+    small, large = (peak_memory(training_step, name, side) for side in (3072, 6144))
     print(f"{name}: {small:.0f} MiB, {large:.0f} MiB")
     assert large < 1.1 * small + 8
 

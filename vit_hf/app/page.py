@@ -65,14 +65,13 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
                 image = gr.Image(
                     label="Image",
                     show_label=False,
-                    # The file as it was dropped, so that 16 bits stay 16, and damage is told in our words.
-                    type="filepath",
-                    image_mode=None,
                     sources=["upload", "clipboard"],
                     placeholder="# Drop an image\nor click to choose one",
                     height=300,
                     elem_id="image",
                 )
+                # The same as a file: Gradio would open an image itself, and say what is wrong with it in its own way.
+                file = gr.File(visible="hidden")
                 if examples:
                     gr.Examples(
                         [[str(path)] for path in examples], image, cache_examples=False, label="Examples"
@@ -131,15 +130,13 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
         def respond_measured(path, selector, number, size):
             return respond(path, selector, number, size, measure=True)
 
-        inputs = [image, selector, number, size]
+        inputs = [file, selector, number, size]
         outputs = [summary, measure, kept, map_caption, heat_map, classes]
         # Of several moves of a slider while the first is computed, the last is what is wanted.
-        common = {
-            "inputs": inputs,
-            "trigger_mode": "always_last",
-            "show_progress_on": [summary, kept, heat_map],
-        }
-        gr.on([image.change, size.input], respond_and_fit, outputs=[*outputs, number], **common)
+        common = {"inputs": inputs, "trigger_mode": "always_last", "show_progress_on": summary}
+        dropped = image.change(None, image, file, js="image => image")
+        for listen in (dropped.then, size.input):
+            listen(respond_and_fit, outputs=[*outputs, number], **common)
         selector.input(choose, outputs=[*outputs, selector, number], **common)
         number.release(respond, outputs=outputs, **common)
         measure.click(respond_measured, outputs=outputs, **common)
@@ -205,7 +202,6 @@ def launch(
         theme=make_theme(),
         css=CSS,
         footer_links=[],
-        show_error=True,  # what Gradio finds wrong before we are asked, such as a file that is no image at all
         ssr_mode=False,
         max_file_size="200mb",
     )

@@ -1,9 +1,11 @@
 """Labels for collections larger than a machine, on Ray Data."""
 
+import contextlib
 import json
 import logging
 import math
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -276,11 +278,26 @@ def _start_ray() -> None:
     # Without an address, Ray would look for a cluster that was started here at some time.
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with _no_stderr():
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     # Whatever it may be: of no type in particular where a machine is too busy.
     except Exception as error:
         ray.shutdown()
         raise RuntimeError(f"Ray does not start: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Of the process, not of Python: Ray's core says there that it was told to say nothing."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _read(batch: dict[str, ImageSource], stores: Stores, name: str) -> PIL.Image.Image:
