@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 
 from ...measure import in_fresh_process
-from ...version import __version__
+from ...model.version import __version__
 from .adaptation import adapt, adapted_folder
 from .arguments import ComparedDataArguments, ComparisonArguments
 from .checkpoints import open_checkpoint
