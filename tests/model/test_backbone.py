@@ -152,7 +152,7 @@ class TestFeatureMaps:
         maps = [values.flatten(2).transpose(1, 2)[0] for values in outputs.feature_maps]
         for before in (0, 1):  # nothing is gone yet
             torch.testing.assert_close(maps[before], outputs.hidden_states[before][0, 1:])
-        gone = AdaptiveViTModel.forward(model, images).token_assignments[0][0] < 0
+        gone = AdaptiveViTModel.forward(model, images).token_assignments[0, 0] < 0
         assert 0 < gone.sum() < 64
         assert torch.equal(maps[2][gone], maps[3][gone])
         assert not torch.isclose(maps[2][~gone], maps[3][~gone]).all(1).any()

@@ -195,13 +195,14 @@ def last_states(model, inputs):
     inside = [entered + attention for entered, attention in zip(before, attended, strict=True)]
     stages = left if model.config.token_reducer == "gumbel" else inside
     states = torch.zeros(*output.selected_patches.shape, 32)
+    places = output.token_assignments
+    places = [] if places is None else places.unbind(1)
     for image, patch in torch.cartesian_prod(*map(torch.arange, states.shape[:2])).tolist():
         token, dropped = patch, None
-        for layer, assignment in zip(
-            model.config.reduction_layers, output.token_assignments or (), strict=False
-        ):
-            dropped = stages[layer][image, -assignment.shape[1] :][token]
-            token = assignment[image, token].item()
+        for layer, place in zip(model.config.reduction_layers, places, strict=False):
+            num_prefix = left[-1].shape[1] - output.token_coordinates.shape[1]
+            dropped = stages[layer][image, num_prefix:][token]
+            token = place[image, patch].item()
             if token < 0:
                 break
         last = left[-1][image, -output.token_coordinates.shape[1] :]
@@ -224,7 +225,7 @@ class TestRestore:
         )
         inputs = {"pixel_values": torch.randn(2, 3, 48, 40)}
         output, states = last_states(model, inputs)
-        dropped = torch.stack([(assignment < 0).any() for assignment in output.token_assignments])
+        dropped = (output.token_assignments < 0).any(dim=(0, 2))
         assert dropped.all() == (reducer != "merge")
         restored = model(**inputs, restore=True).restored_hidden_state
         assert restored.shape == (2, 30, 32)

@@ -25,7 +25,7 @@ class Images(torch.utils.data.Dataset):
         return {"pixel_values": image, "labels": column}
 
 
-def train(tmp_path, model=None, callbacks=(), **arguments) -> Trainer:
+def train(tmp_path, model=None, callbacks=(), resume=None, **arguments) -> Trainer:
     torch.manual_seed(0)
     if model is None:
         config = tiny_config(patch_selector="variance", num_selected_patches=4, initializer_range=0.02)
@@ -36,12 +36,13 @@ def train(tmp_path, model=None, callbacks=(), **arguments) -> Trainer:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "save_strategy": "no",
     }
     args = TrainingArguments(
-        output_dir=str(tmp_path), save_strategy="no", dataloader_pin_memory=False, **{**defaults, **arguments}
+        output_dir=str(tmp_path), dataloader_pin_memory=False, **{**defaults, **arguments}
     )
     trainer = Trainer(model, args, train_dataset=Images(), eval_dataset=Images(), callbacks=list(callbacks))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 

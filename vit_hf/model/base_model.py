@@ -23,6 +23,7 @@ from .outputs import (
 )
 from .patches import ImagePatches, cut_patches, to_pair
 from .pretrained import AdaptiveViTPreTrainedModel
+from .reduction_base import trace_tokens
 from .restoring import Stage, fill_grid
 from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
@@ -266,7 +267,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             last_hidden_state=self._final(sequence, tokens.mask),
             token_coordinates=tokens.coordinates,
             token_sizes=sizes,
-            token_assignments=tuple(assignment for assignment, _ in reductions) or None,
+            token_assignments=trace_tokens([assignment for assignment, _ in reductions]),
             stages=[(restored[number], restored[number].entered(reductions)) for number in stages],
             loss=sum(losses) if losses else None,
         )
@@ -294,8 +295,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         encoding = self.embeddings.position_encoding
 
         def of_block(index: int) -> AttentionInputs:
-            rotation = encoding.rotation(placed, index)
-            return inputs.with_positions(self.config, rotation, encoding.bias(placed, index, num_prefix))
+            rotation = encoding("rotation", placed, index)
+            return inputs.with_positions(self.config, rotation, encoding("bias", placed, index, num_prefix))
 
         if encoding.per_layer:
             return of_block

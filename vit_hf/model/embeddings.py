@@ -68,7 +68,7 @@ class AdaptiveViTEmbeddings(nn.Module):
             return None, tokens, None
         parts = []
         if self.cls_token is not None:
-            parts.append(self.position_encoding.add_to_cls(self.cls_token))
+            parts.append(self.position_encoding("add_to_cls", self.cls_token))
         if self.register_tokens is not None:
             parts.append(self.register_tokens)
         parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
@@ -80,7 +80,7 @@ class AdaptiveViTEmbeddings(nn.Module):
         return self.dropout(torch.cat(parts, dim=1)), tokens, context
 
     def _add_positions(self, tokens: PatchTokens) -> PatchTokens:
-        placed = self.position_encoding.add(tokens)
+        placed = self.position_encoding("add", tokens)
         shape = getattr(getattr(placed, "features", None), "shape", None)
         if shape != tokens.features.shape:
             raise ValueError(

@@ -30,7 +30,7 @@ class EncoderOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     token_coordinates: torch.FloatTensor | None = None
     token_sizes: torch.FloatTensor | None = None
-    token_assignments: tuple[torch.LongTensor, ...] | None = None
+    token_assignments: torch.LongTensor | None = None
     stages: list | None = None
     loss: torch.FloatTensor | None = None
 
@@ -52,8 +52,8 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
         token_coordinates: `(B, M, 2)` float, where the last tokens are; of a merged one, the mean.
         token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
             `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
-        token_assignments: for each of `reduction_layers` at which there was something to do, `(B, M before)` int64:
-            which token stands for each of those before; -1 for dropped ones.
+        token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token
+            stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was reduced.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
         selection_loss: what training a selector or reducer adds to the loss, if anything.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
@@ -69,7 +69,7 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
     patch_mask: torch.BoolTensor | None = None
     token_coordinates: torch.FloatTensor | None = None
     token_sizes: torch.FloatTensor | None = None
-    token_assignments: tuple[torch.LongTensor, ...] | None = None
+    token_assignments: torch.LongTensor | None = None
     restored_hidden_state: torch.FloatTensor | None = None
     selection_loss: torch.FloatTensor | None = None
     selection_log_prob: torch.FloatTensor | None = None
@@ -87,7 +87,7 @@ class AdaptiveViTImageClassifierOutput(ImageClassifierOutput):
     spatial_shapes: torch.LongTensor | None = None
     token_coordinates: torch.FloatTensor | None = None
     token_sizes: torch.FloatTensor | None = None
-    token_assignments: tuple[torch.LongTensor, ...] | None = None
+    token_assignments: torch.LongTensor | None = None
     selection_loss: torch.FloatTensor | None = None
 
 

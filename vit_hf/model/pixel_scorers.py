@@ -147,7 +147,7 @@ def _saliency(grey: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         amplitude = spectrum.abs()
         # What rounding leaves of a flat image is below this: as much as one pixel one grey level in 255 off makes.
         least = 1e-6 * SALIENCY_SIZE * grey.abs().mean((1, 2), keepdim=True) + 1e-20
-        spectrum = spectrum.masked_fill(amplitude <= least, 0)
+        spectrum = spectrum * (amplitude > least)
         log_amplitude = nn.functional.pad(amplitude.maximum(least).log(), (1, 1, 1, 1), mode="circular")
         local_mean = nn.functional.avg_pool2d(log_amplitude, 3, stride=1)
         # exp(log amplitude - local mean + i phase), without taking amplitude and phase apart.

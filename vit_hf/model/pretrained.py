@@ -52,7 +52,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AdaptiveViTEmbeddings", "AdaptiveViTLayer"]
+    # Not the embeddings: they hold what blocks ask of the position encoding, and Accelerate's FSDP2 shards the patch
+    # embeddings by themselves.
+    _no_split_modules = ["AdaptiveViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

@@ -68,7 +68,14 @@ def counts_kept(mask: torch.Tensor | None, keep_rate: float) -> torch.Tensor | N
     """`num_kept` for each image `(B,)` of a mask `(B, M)`, 0 for one without tokens; None without a mask."""
     if mask is None:
         return None
-    return (mask.sum(dim=1).double() * keep_rate - 1e-9).ceil().long()
+    return ceil_share(mask.sum(dim=1), keep_rate)
+
+
+def ceil_share(numbers: torch.Tensor, share: float) -> torch.Tensor:
+    """ceil(share * numbers) int64, without what floating point adds to a whole number."""
+    # A tensor, because the export to ONNX rounds a Python number to float32.
+    share = torch.tensor(share, dtype=torch.float64, device=numbers.device)
+    return (numbers.double() * share - 1e-9).ceil().long()
 
 
 def new_places(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
@@ -79,6 +86,21 @@ def new_places(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int
         indices = indices.masked_fill(~mask, num_tokens)  # a column that is cut off
     places = indices.new_full((batch_size, num_tokens + 1), -1)
     return places.scatter(1, indices, place)[:, :num_tokens]
+
+
+def trace_tokens(assignments: list[torch.Tensor]) -> torch.Tensor | None:
+    """Which token stands for each of those that entered the encoder after each reduction; see `token_assignments`.
+
+    Args:
+        assignments: of each reduction, first to last, `(B, M)`; the tokens of the first are those that entered.
+    """
+    if not assignments:
+        return None
+    places = [assignments[0]]
+    for assignment in assignments[1:]:
+        place = places[-1].to(assignment.device)
+        places.append(torch.where(place < 0, -1, assignment.gather(1, place.clamp(min=0))))
+    return torch.stack([place.to(places[-1].device) for place in places], dim=1)
 
 
 def restore_tokens(states: torch.Tensor, reductions: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -63,7 +63,9 @@ class SamplingReducer(TokenReducer):
         counts = counts_kept(tokens.mask, keep_rate)
         if tokens.mask is not None:
             significance = significance.masked_fill(~tokens.mask, 0)
-        ascending, order = significance.sort(dim=-1, stable=True)
+        # The only sort of ONNX is stable, and its exporters refuse to be asked for it.
+        stable = {} if torch.compiler.is_exporting() else {"stable": True}
+        ascending, order = significance.sort(dim=-1, **stable)
         cumulated = ascending.double().cumsum(dim=-1)
         cumulated = cumulated / cumulated[:, -1:]
         wanted = (

@@ -3,7 +3,7 @@
 import torch
 
 from .attention import AttentionStates
-from .reduction_base import Reduction, TokenReducer, num_kept
+from .reduction_base import Reduction, TokenReducer, ceil_share, num_kept
 from .selection_base import keep_top
 from .tokens import PatchTokens, gather_tokens, scatter_tokens
 
@@ -61,15 +61,16 @@ class MergeReducer(TokenReducer):
             raster = mask.int().argsort(dim=1, descending=True, stable=True)
             metric, mask = gather_tokens(metric, raster), mask.gather(1, raster)
         similarity, partner = best_partners(metric, mask)
-        order = similarity.argsort(dim=-1, descending=True, stable=True)[:, :num_merged]  # (B, r) among A
-        source, target = 2 * order, 2 * partner.gather(1, order) + 1  # (B, r) among all
-        merged, counts = None, None
+        wanted, counts = None, None
         if tokens.mask is not None:
-            source, target = raster.gather(1, source), raster.gather(1, target)
             present = tokens.mask.sum(dim=1)  # (B,)
             wanted = self._counts_merged(present, relaxation)
-            merged = torch.arange(num_merged, device=order.device) < wanted[:, None]  # (B, r)
             counts = present - wanted
+        order, merged = keep_top(similarity, num_merged, wanted)  # (B, r) among A, and which of them count
+        source, target = 2 * order, 2 * partner.gather(1, order) + 1  # (B, r) among all
+        if raster is not None:
+            source = source + ~merged  # what does not count is the first of B, which stays
+            source, target = raster.gather(1, source), raster.gather(1, target)
         stays = torch.ones_like(tokens.features[..., 0], dtype=torch.float32)
         stays = stays.scatter(1, source, 0.0 if merged is None else (~merged).float())
         if tokens.mask is not None:
@@ -107,8 +108,7 @@ class MergeReducer(TokenReducer):
         if self.config.merge_r:
             wanted = torch.full_like(present, self._merge_r(relaxation))
         else:
-            kept = (present.double() * self.keep_rate(relaxation) - 1e-9).ceil().long()
-            wanted = present - kept
+            wanted = present - ceil_share(present, self.keep_rate(relaxation))
         return wanted.minimum(present // 2)
 
     @staticmethod

@@ -71,12 +71,20 @@ def keep_top(
         counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at the
             end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is no mask.
     """
-    order = scores.argsort(dim=-1, descending=True, stable=True)[:, :num_selected]
+    # By the lowest score that is kept: ONNX has no stable sort, and this is faster.
+    best = scores.topk(num_selected, dim=-1).values  # (B, K)
+    lowest, wanted = best[:, -1:], num_selected
+    if counts is not None:
+        wanted = counts[:, None]
+        lowest = best.gather(1, (wanted - 1).clamp(min=0))
+    better, tied = ~(scores <= lowest), scores == lowest  # NaN is better than anything, as in sorting
+    kept = better | (tied & (tied.cumsum(dim=-1) <= wanted - better.sum(dim=-1, keepdim=True)))
+    place = (kept.cumsum(dim=-1) - 1).masked_fill(~kept, num_selected).clamp(max=num_selected)
+    index = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    indices = index.new_zeros(scores.shape[0], num_selected + 1).scatter(1, place, index)[:, :num_selected]
     if counts is None:
-        return order.sort(dim=-1).values, None
-    mask = torch.arange(num_selected, device=scores.device) < counts[:, None]
-    order = order.masked_fill(~mask, scores.shape[1]).sort(dim=-1).values  # padding sorts last
-    return order.masked_fill(~mask, 0), mask
+        return indices, None
+    return indices, torch.arange(num_selected, device=scores.device) < wanted
 
 
 def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.Tensor:

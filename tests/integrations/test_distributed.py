@@ -1,0 +1,86 @@
+"""Two processes on CPUs: DDP and FSDP2 compute what one process computes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import SELECTIONS
+from tests.integrations.distributed_worker import draws, train
+
+
+def launch(function: str, *arguments, processes: int = 2) -> None:
+    """Runs a function of `distributed_worker.py` in each of `processes`, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(processes):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "tests.integrations.distributed_worker", function]
+        running.append(
+            subprocess.Popen(
+                [*command, *map(str, arguments)],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=280)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+
+
+def test_ddp_has_the_gradients_of_one_process(tmp_path):
+    launch("compare_gradients", tmp_path)
+    results = json.loads((tmp_path / "gradients.json").read_text())
+    assert results.keys() == SELECTIONS.keys()
+    for name, result in results.items():
+        assert result["between processes"] == 0, name
+        if not draws(SELECTIONS[name]):
+            assert result["apart"] < 1e-5, name
+
+
+@pytest.mark.slow
+def test_fsdp2_takes_the_step_of_one_process(tmp_path):
+    launch("compare_sharded", tmp_path)
+    results = json.loads((tmp_path / "sharded.json").read_text())
+    assert len(results) > 40
+    for name, result in results.items():
+        assert result["apart"] < 1e-5, name
+        assert result["share held"] < 0.55, name
+        assert result["blocks sharded"] == 3, name
+
+
+@pytest.mark.slow
+def test_resumes_with_another_number_of_processes(tmp_path):
+    """One process with batches of four, or two with batches of two: the same weights, changed over on the way or not."""
+    train(tmp_path / "one", "4")
+    launch("train", tmp_path / "two", "2")
+    train(tmp_path / "two then one", "4", str(tmp_path / "two" / "checkpoint-3"))
+    launch("train", tmp_path / "one then two", "2", tmp_path / "one" / "checkpoint-3")
+    expected = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    early = load_file(tmp_path / "one" / "checkpoint-3" / "model.safetensors")
+    assert max((expected[name] - early[name]).abs().max() for name in expected) > 1e-2
+    for name in ("two", "two then one", "one then two"):
+        found = load_file(tmp_path / name / "model" / "model.safetensors")
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
