@@ -33,6 +33,7 @@ ELSEWHERE = (
 # ... and those of encodings, selectors and reducers, none of which a plain model has.
 OPTIONS = (
     "convolutional_",
+    "cross_attention_",
     "rotary_",
     "relative_bias_",
     "fourier_",

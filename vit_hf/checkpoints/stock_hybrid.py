@@ -35,6 +35,8 @@ def load_stock_hybrid(
     classes = PreTrainedConfig.get_config_dict(path)[0].get("architectures") or [""]
     is_classifier = classes[0] == "ViTHybridForImageClassification"
     model_class = AdaptiveViTForImageClassification if is_classifier else AdaptiveViTModel
+    # A pickle will do: tensors alone are read of it.
+    fields = {"use_safetensors": None, **fields}
     model, report = model_class.from_pretrained(path, output_loading_info=True, **fields)
     prefix = "vit." if is_classifier else ""
     added = tuple(f"{prefix}{part}" for part in ("selector.", "reducers.", "embeddings.scale_embedding"))
