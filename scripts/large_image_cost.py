@@ -280,6 +280,7 @@ def main() -> None:
     )
     folders = [args.output, *([CARD] if args.card else [])]
     for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "cost.json").write_text(
             json.dumps({"rows": rows, "command": sys.argv[1:]}, indent=1) + "\n"
         )

@@ -66,6 +66,30 @@ def test_equals_the_whole_images(name, sizes):
     assert all((gradients[key] != 0).any() for key in learned)
 
 
+@every_selector
+@pytest.mark.parametrize("number", [1, 2])
+def test_images_of_fewer_patches_than_are_kept(name, number):
+    model = classifier(name, num_selected_patches=30)
+    small, large = picture(32, 40, 0), picture(66, 75, 1)
+    model.train()
+    labels = torch.zeros(number, dtype=torch.long)
+    assert torch.isfinite(model(stream_images(model, [small] * number, PROCESSOR), labels=labels).loss)
+    model.eval()
+    alone = model(stream_images(model, [small] * number, PROCESSOR)).logits
+    beside = model(stream_images(model, [small, large], PROCESSOR)).logits
+    torch.testing.assert_close(alone[0], beside[0], atol=1e-5, rtol=1e-4)
+
+
+def test_choices_from_outside_among_images_of_many_sizes():
+    model = classifier("variance")
+    images = [picture(48, 75, 0), picture(66, 32, 1)]
+    patches = stream_images(model, images, PROCESSOR)
+    chosen = model(patches).selected_patches
+    torch.testing.assert_close(model(patches, selected_patches=chosen).logits, model(patches).logits)
+    with pytest.raises(ValueError, match="selected_patches has 1000"):
+        model(patches, selected_patches=torch.tensor([[1, 2], [3, 1000]]))
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

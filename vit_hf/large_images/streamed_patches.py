@@ -25,12 +25,20 @@ class StreamedPatches(ImagePatches):
     Args:
         images: of the batch, of any sizes.
         device: of coordinates, and of pixels that are taken.
+        num_selected: what the model will keep.
     """
 
-    def __init__(self, images: list[StreamedImage], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        images: list[StreamedImage],
+        device: torch.device | str = "cpu",
+        num_selected: int | float | None = None,
+    ):
         grids = [image.grid for image in images]
         numbers = torch.tensor([rows * columns for rows, columns in grids])
-        same = len(set(grids)) == 1
+        # An image of fewer than K patches keeps all it has, and a mask says so, whatever else is in the batch.
+        is_short = isinstance(num_selected, int) and num_selected > int(numbers.min())
+        same = len(set(grids)) == 1 and not is_short
         shape = grids[0] if same else (int(numbers.max()),)
         coordinates = torch.nn.utils.rnn.pad_sequence(
             [grid_coordinates(*grid) for grid in grids], batch_first=True
@@ -121,6 +129,17 @@ class StreamedPatches(ImagePatches):
             mixed.append(of_image[:, used].to(pixels.dtype) @ pixels)
         return PatchTokens(torch.stack(mixed), coordinates, self.grid)
 
+    def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # All patches are here in raster order; what is compared elsewhere would be K x N.
+        wrong = selected >= self.grid.prod(dim=1, keepdim=True)
+        if wrong.any():
+            raise ValueError(
+                f"selected_patches has {selected[wrong][0].item()}, which is no patch of its image (grids of "
+                f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
+            )
+        present = selected >= 0
+        return selected.clamp(min=0), None if present.all() else present
+
     def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
         return torch.cat([image.thumbnail(size) for image in self.images]).to(self.coordinates.device)
 
@@ -130,5 +149,5 @@ class StreamedPatches(ImagePatches):
 
 def _best(number: int, scores: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Of scores `(1, n)` and values `(1, n, ...)` those with the highest scores."""
-    keep, _ = keep_top(scores, number)
+    keep, _ = keep_top(scores, min(number, scores.shape[1]))
     return tuple(gather_tokens(value, keep) for value in (scores, *values))

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import flatten_channels_last, to_pair
+from ..model.selection_base import resolve_num_selected
 from ..model.tokens import raster_indices
 from ..training.models import is_image_processor_saved
 from .contexts import AnyImage, as_source, evaluating
@@ -79,7 +80,8 @@ def stream_images(
 
     Args:
         model: with a `patch_selector`.
-        sources: whatever `open_image` takes, of any sizes; computed on at their own resolution.
+        sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer than
+            `num_selected_patches` patches keeps all it has.
         image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of the
             checkpoint, or our own defaults if there is none.
         thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller versions
@@ -100,7 +102,7 @@ def stream_images(
         )
         if opened is not source:
             weakref.finalize(images[-1], opened.close)
-    return StreamedPatches(images, model.device)
+    return StreamedPatches(images, model.device, model.config.num_selected_patches)
 
 
 def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
@@ -150,6 +152,8 @@ def select_streaming(
 def _select(
     model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
 ) -> StreamedSelection:
+    wanted = model.config.num_selected_patches if num_patches is None else num_patches
+    resolve_num_selected(wanted, patches.num_patches)
     selection = model.base_model._select(patches, None, sample=False, wanted=num_patches)
     tokens = patches.take(selection.indices)
     (image,) = patches.images
