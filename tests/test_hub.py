@@ -353,6 +353,7 @@ class TestScript:
         (tmp_path / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.9, "epoch": 1.0}))
         return tmp_path
 
+    @pytest.mark.slow
     def test_card_tells_of_the_run(self, hub, client, folder):
         hub.repos.setdefault("google/base", Repo())
         result = client(hub_client.run_script, folder, "me/script", "--license", "mit", "--private")

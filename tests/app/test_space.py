@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import yaml
 
 from tests.app.helpers import load_script, photo, save_checkpoint
 from vit_hf.app.space import write_space
+
+
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="pip install vit_hf[app]")
 
 
 @pytest.fixture

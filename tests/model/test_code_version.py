@@ -58,6 +58,7 @@ def test_on_the_hub_the_configuration_tells(caplog):
     assert "me/older came with the code of vit_hf 0.0.9+00000000" in record.message
 
 
+@pytest.mark.slow
 def test_code_of_the_checkpoint_is_used_and_named_where_the_package_is_not_imported(saved, tmp_path):
     script = f"""
         import sys

@@ -368,7 +368,7 @@ def test_layers_for_training_and_for_devices():
     lowest = min(rates.values())
     assert lowest == 0.5**4
     assert {rates[id(value)] for value in stem_of(model).parameters()} == {lowest}
-    assert {"AdaptiveViTEmbeddings", "AdaptiveViTLayer"} <= set(model._no_split_modules)
+    assert "AdaptiveViTLayer" in model._no_split_modules
     assert model.num_parameters() == sum(value.numel() for value in model.parameters())
     assert model.get_input_embeddings() is stem_of(model)
 

@@ -204,6 +204,7 @@ class TestTravel:
     def test_loads_beside_the_package(self, saved, tmp_path):
         run_elsewhere("import vit_hf\n" + LOAD.format(path=str(saved)), tmp_path / "own", installed=True)
 
+    @pytest.mark.slow
     def test_saves_again_wherever_it_came_from(self, saved, tmp_path):
         for installed in (True, False):
             again = str(tmp_path / f"again_{installed}")

@@ -43,6 +43,7 @@ def test_configuration(task, tmp_path):
     assert ink > 0.9 * (np.asarray(example["image"]) / 255).sum()
 
 
+@pytest.mark.slow
 def test_refuses_a_size_whose_ninth_is_no_square():
     result = subprocess.run([sys.executable, PROTOCOL, "--size", "500"], capture_output=True, text=True)
     assert result.returncode == 2 and "--size is 500" in result.stderr and "multiples of 150" in result.stderr

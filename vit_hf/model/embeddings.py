@@ -68,7 +68,8 @@ class AdaptiveViTEmbeddings(nn.Module):
             return None, tokens, None
         parts = []
         if self.cls_token is not None:
-            parts.append(self.position_encoding("add_to_cls", self.cls_token))
+            # By name, as torch cannot count the FLOPs of a module that is given a parameter by place.
+            parts.append(self.position_encoding("add_to_cls", cls_token=self.cls_token))
         if self.register_tokens is not None:
             parts.append(self.register_tokens)
         parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
