@@ -79,8 +79,8 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
         whom = "any" if len(others) == len(known) - 1 else "every"
         return (
-            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy from it, or to show that a faster one "
-            f"loses no more than {100 * TOLERABLE_LOSS:.0f} points."
+            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy from it, or to show that a "
+            f"faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
         )
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
