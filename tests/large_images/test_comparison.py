@@ -173,6 +173,30 @@ def test_a_failing_strategy_is_a_row(run, monkeypatch, tmp_path):
     assert [("as before" in line) for line in said[:-1]] == [False, True, True, True, True]
 
 
+def test_a_strategy_that_cannot_be_timed_is_a_row(run, monkeypatch, tmp_path):
+    load, loads = Dense.load, []
+
+    def load_once(self, path, device):
+        loads.append(path)
+        if len(loads) == 2:
+            # What was measured so far is in the file.
+            rows = {row["name"]: row for row in read_rows(tmp_path / "out" / "results.csv")}
+            assert rows["all patches"]["accuracy"] and not rows["all patches"]["latency_ms"]
+            raise RuntimeError("out of memory")
+        return load(self, path, device)
+
+    monkeypatch.setattr(Dense, "load", load_once)
+    rows, _ = run(strategies=["dense", "resize"])
+    assert rows["all patches"].reason == "out of memory" and next(iter(rows)) == "all patches"
+    assert all(row.latency_ms > 0 for name, row in rows.items() if name != "all patches")
+    # A file that was cut off counts as none.
+    (tmp_path / "out" / "speeds.json").write_text('{"settings"')
+    (tmp_path / "out" / "strategies" / "resize_to_32x32" / "result.json").write_text("")
+    rows, said = run(strategies=["dense", "resize"])
+    assert rows["all patches"].latency_ms > 0
+    assert sum("as before" in line for line in said) == len(rows) - 1
+
+
 def test_a_model_that_is_no_vit(run):
     rows, _ = run("resnet", aggregations=["mean"], selectors=["random", "variance"])
     assert rows["tiles of 32x32, mean"].accuracy is not None and rows["all patches"].accuracy is not None

@@ -1,6 +1,7 @@
 """Intervals, fronts, FLOPs, rows and advice of a comparison, on numbers that are known."""
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -8,10 +9,11 @@ from hypothesis import strategies as st
 from transformers import ViTConfig, ViTForImageClassification
 
 from tests.conftest import tiny_config
-from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification
+from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.large_images.comparison import Row, pareto_front, read_rows, recommend, write_rows
 from vit_hf.large_images.comparison.flops import count_flops, tallying
 from vit_hf.large_images.comparison.intervals import mcnemar, paired_difference, wilson_interval
+from vit_hf.large_images.comparison.predictors import WholeImages
 from vit_hf.large_images.comparison.rows import digits, mark
 
 
@@ -48,6 +50,16 @@ class TestIntervals:
             assert difference == pytest.approx(one.mean() - other.mean())
             covered += low <= 0.2 <= high
         assert 0.92 < covered / 400 < 0.98
+
+
+def test_a_thumbnail_needs_every_patch():
+    config = tiny_config(thumbnail_context=True, patch_selector="variance", num_selected_patches=4)
+    model = AdaptiveViTForImageClassification(config).eval()
+    processor = AdaptiveViTImageProcessor(do_resize=False, patch_size=8)
+    images = [PIL.Image.effect_noise(size, 60).convert("RGB") for size in ((64, 48), (48, 48))]
+    predictor = WholeImages(model, processor)
+    assert predictor(images)[""].shape == (2, model.config.num_labels)
+    assert predictor.picture(images[0]).shape == (48, 64, 3)
 
 
 numbers = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5])
@@ -119,6 +131,18 @@ class TestFlops:
         counted, tally = results[2]
         assert 0 < counted - tally.formula < 0.01 * tally.formula < 0.01 * results[0][1].formula
 
+    @pytest.mark.parametrize("selector", ["attention", "cross_attention"])
+    def test_what_selects_is_not_in_the_formula(self, selector):
+        tallies = []
+        for name in ("random", selector):
+            config = tiny_config(patch_selector=name, num_selected_patches=6)
+            model = AdaptiveViTForImageClassification(config).eval()
+            with tallying(model) as tally, torch.no_grad():
+                model(torch.randn(1, 3, 64, 64))
+            assert "_select" not in vars(model.vit)
+            tallies.append((tally.formula, tally.tokens))
+        assert tallies[0] == tallies[1]
+
 
 def make_row(name, accuracy, latency, number=200, strategy="resize", seed=0, **fields):
     """A row that is right about the first so many of a shuffled list, the same for one seed."""
@@ -167,6 +191,20 @@ class TestRecommendation:
         )
         assert "If 4.5 ms is too long: “resize to 112x112”, 30.0% at 2 ms an image." in text
         assert "--adapt" not in text
+
+    def test_few_images_show_nothing_to_be_as_good(self):
+        def answers(*places):
+            return [place in places for place in range(20)]
+
+        dense = Row("all patches", "dense", latency_ms=90.0, right=answers(*range(8)))
+        resize = Row("resize to 80x80", "resize", latency_ms=2.0, right=answers(0, 1, 9))
+        assert resize.as_good_as(dense)
+        text = advice(dense, resize)
+        assert "Use it for now: 20 images are too few to tell any other strategy from it" in text
+        assert "Use “resize" not in text
+        # Above chance, but it may lose more than 5 points.
+        close = Row("resize to 96x96", "resize", latency_ms=4.0, right=answers(*range(1, 8)))
+        assert "Use it for now" in advice(dense, close)
 
     def test_choosing_is_not_shown_to_be_worth_it(self):
         text = advice(

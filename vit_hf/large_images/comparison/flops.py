@@ -5,13 +5,15 @@ Both count 2 for a multiply-add, and neither what is no matrix product: norms, s
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ...model.selection_base import Selection
 
 
 @dataclass
@@ -28,23 +30,36 @@ class Tally:
     formula: int = 0
     tokens: int = 0
     tokens_out: int = 0
-    handles: list = field(default_factory=list, repr=False)
 
 
 @contextmanager
 def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
     """Sums up over all calls of a model."""
     tally, vit, hidden = Tally(), model.vit, model.config.hidden_size
+    select, is_selecting = vit._select, False
+
+    def select_uncounted(*args: Any, **kwargs: Any) -> Selection:
+        nonlocal is_selecting
+        is_selecting = True
+        try:
+            return select(*args, **kwargs)
+        finally:
+            is_selecting = False
+
+    def add(multiply_adds: int) -> None:
+        # Selectors look through the same layers, and embed patches for themselves.
+        if not is_selecting:
+            tally.formula += 2 * multiply_adds
 
     def attention(module: nn.Module, args: tuple) -> None:
         batch, length, _ = args[0].shape
-        tally.formula += 2 * batch * (length * weights_of(module) + 2 * length**2 * hidden)
+        add(batch * (length * weights_of(module) + 2 * length**2 * hidden))
 
     def linear(module: nn.Module, args: tuple) -> None:
-        tally.formula += 2 * args[0].shape[:-1].numel() * weights_of(module)
+        add(args[0].shape[:-1].numel() * weights_of(module))
 
     def embedding(module: nn.Module, args: tuple, output: object) -> None:
-        tally.formula += 2 * output.features.shape[:2].numel() * module.projection.weight.numel()
+        add(output.features.shape[:2].numel() * module.projection.weight.numel())
 
     def result(module: nn.Module, args: tuple, output: object) -> None:
         tally.tokens += output.patch_coordinates.shape[:2].numel()
@@ -55,9 +70,11 @@ def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
     for layer in vit.layers:
         handles.append(layer.attention.register_forward_pre_hook(attention))
         handles.append(layer.mlp.register_forward_pre_hook(linear))
+    vit._select = select_uncounted
     try:
         yield tally
     finally:
+        del vit._select
         for handle in handles:
             handle.remove()
 

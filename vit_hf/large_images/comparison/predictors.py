@@ -92,7 +92,9 @@ class WholeImages(Predictor):
         if not hasattr(processor, "return_patches"):
             return False
         selector = getattr(config, "patch_selector", None)
-        cuts = selector in PIXEL_SCORERS and getattr(config, "backbone_config", None) is None
+        # A thumbnail needs every patch, and so does the CNN of a hybrid.
+        needs_all = getattr(config, "thumbnail_context", False) or getattr(config, "backbone_config", None)
+        cuts = selector in PIXEL_SCORERS and not needs_all
         processor.return_patches = cuts
         processor.patch_selector = selector if cuts else None
         processor.num_selected_patches = config.num_selected_patches if cuts else None

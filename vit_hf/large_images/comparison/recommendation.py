@@ -7,6 +7,8 @@ from .rows import SIGNIFICANT, Row, best_of, digits, measured
 
 # Shares of the time at which a strategy counts as faster, and is worth a word of its own.
 FASTER, MUCH_FASTER = 0.9, 0.6
+# Share of images that a faster strategy may lose, by the interval of what it loses, and still be recommended.
+TOLERABLE_LOSS = 0.05
 BASELINES = ("random", "uniform")
 
 
@@ -31,7 +33,7 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
             + ("." if adapt else ": fine-tune first, or give --adapt STEPS.")
         )
     else:
-        pick = _pick(known, best)
+        pick = _pick(known, best, chance)
         sentences += [_why(pick, best, known), *_otherwise(pick, known, chance)]
     sentences += _baselines(pick, known)
     if not adapt:
@@ -52,9 +54,17 @@ def _best(best: Row) -> str:
     )
 
 
-def _pick(known: Sequence[Row], best: Row) -> Row:
-    """The fastest of those that cannot be told from the best, if that is faster at all."""
-    fastest = min((row for row in known if row.as_good_as(best)), key=lambda row: row.latency_ms)
+def _pick(known: Sequence[Row], best: Row, chance: float) -> Row:
+    """The fastest of those that are shown to lose little to the best, if that is faster at all.
+
+    That a test does not tell two apart is not enough: of few images it tells nothing apart.
+    """
+    able = [
+        row
+        for row in known
+        if row.accuracy_low > chance and row.behind_best_high <= TOLERABLE_LOSS and row.as_good_as(best)
+    ]
+    fastest = min([best, *able], key=lambda row: row.latency_ms)
     return fastest if fastest.latency_ms <= FASTER * best.latency_ms else best
 
 
@@ -62,9 +72,16 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if pick is not best:
         return (
             f"Use {title(pick)}: with {pick.accuracy:.1%} it cannot be told from that by these images (p = "
-            f"{pick.p_value:.2f}), and takes {cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
+            f"{pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the 95 % interval), and takes "
+            f"{cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
         )
     others = [row for row in known if row is not best and row.as_good_as(best)]
+    if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
+        whom = "any" if len(others) == len(known) - 1 else "every"
+        return (
+            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy from it, or to show that a "
+            f"faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
+        )
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
         return f"Use it: {names} cannot be told from it by these images, and {'is' if len(others) == 1 else 'are'} not faster."

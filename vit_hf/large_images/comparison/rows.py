@@ -25,7 +25,8 @@ class Row:
         budget: number of patches it is to be compared at; None for no particular one.
         adapt_steps: of fine-tuning before it was measured.
         num_images, accuracy, accuracy_low, accuracy_high: with its 95 % interval (Wilson).
-        behind_best, p_value: accuracy less than that of the best row, and of McNemar's test beside it.
+        behind_best, behind_best_high, p_value: accuracy less than that of the best row, how much less it may be by
+            the 95 % interval of the paired difference, and of McNemar's test beside it.
         latency_ms: of one image, from decoded pixels to logits, median.
         images_per_s: at `batch_size`.
         peak_memory_mib: of one image, by how much memory grows.
@@ -49,6 +50,7 @@ class Row:
     accuracy_low: float | None = None
     accuracy_high: float | None = None
     behind_best: float | None = None
+    behind_best_high: float | None = None
     p_value: float | None = None
     latency_ms: float | None = None
     images_per_s: float | None = None
@@ -97,7 +99,7 @@ def mark(rows: list[Row]) -> None:
         return
     best = best_of(known)
     for row in known:
-        row.behind_best = paired_difference(best.right, row.right)[0]
+        row.behind_best, _, row.behind_best_high = paired_difference(best.right, row.right)
         row.p_value = mcnemar(best.right, row.right)
     for flag, cost in (("on_front_of_latency", "latency_ms"), ("on_front_of_gflops", "gflops_counted")):
         priced = [row for row in known if getattr(row, cost) is not None]

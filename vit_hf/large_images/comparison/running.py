@@ -50,7 +50,7 @@ def compare(
 ) -> Comparison:
     """Measures every strategy, and writes `results.csv` to the output folder.
 
-    A strategy that fails becomes a row with the reason. What was measured with the same settings before is not run
+    A strategy that fails becomes a row with the reason. The file is there before speeds are, which come last. What was measured with the same settings before is not run
     again; speed is measured again whenever anything is new, for all by turns.
 
     Args:
@@ -77,7 +77,14 @@ def compare(
         rows += added
         how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
         say(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
-    speeds = run.speeds(strategies, measured)
+    mark(rows)
+    write_rows(rows, run.output / "results.csv")
+    speeds, failures = run.speeds(strategies, measured)
+    for name, reason in failures.items():
+        first = next(place for place, row in enumerate(rows) if row.variant == name)
+        rows = [row for row in rows if row.variant != name]
+        rows.insert(first, _failed(strategies[name], reason))
+        say(f"{name}: not timed: {reason}")
     for row in rows:
         if row.variant in speeds:
             row.latency_ms, row.images_per_s = speeds[row.variant]
@@ -189,10 +196,10 @@ class _Run:
         settings = json.loads(json.dumps(asdict(strategy) | self.shared | {"adapt": is_trained and options}))
         folder = self.output / "strategies" / slug(strategy.name)
         file = folder / "result.json"
-        if file.is_file():
-            saved = json.loads(file.read_text())
-            if saved["settings"] == settings:
-                return Measurement(**saved["measurement"]), False
+        saved = read_json(file)
+        # Speed needs the weights once more.
+        if saved and saved["settings"] == settings and (not is_trained or Path(saved["path"]).is_dir()):
+            return Measurement(**saved["measurement"]), False
         try:
             if strategy.needs_ours and strategy.checkpoint.obstacle:
                 return strategy.checkpoint.obstacle, True
@@ -209,7 +216,7 @@ class _Run:
         # Whatever goes wrong with one strategy, of memory above all, says nothing about the others.
         except Exception as error:
             return reason_of(error), True
-        file.write_text(json.dumps({"settings": settings, "path": path, "measurement": asdict(result)}))
+        write_json(file, {"settings": settings, "path": path, "measurement": asdict(result)})
         return result, True
 
     def _call(self, function: Callable, *args: Any) -> Any:
@@ -224,36 +231,47 @@ class _Run:
 
     def speeds(
         self, strategies: dict[str, Strategy], measured: dict[str, Measurement]
-    ) -> dict[str, tuple[float, float]]:
-        """Milliseconds and images/s by name of the strategy; those of before if all of these were timed together."""
+    ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+        """Milliseconds and images/s by name of the strategy, those of before if all of these were timed together; and
+        why others have none."""
         file = self.output / "speeds.json"
         settings = {
             name: (self.output / "strategies" / slug(name) / "result.json").stat().st_mtime_ns
             for name in strategies
         } | {"repeats": self.arguments.repeats, "threads": torch.get_num_threads()}
-        if file.is_file():
-            saved = json.loads(file.read_text())
-            if settings.items() <= saved["settings"].items():
-                return {name: tuple(saved["speeds"][name]) for name in strategies}
+        saved = read_json(file)
+        if saved and settings.items() <= saved["settings"].items():
+            return {name: tuple(saved["speeds"][name]) for name in strategies}, {}
         if not strategies:
-            return {}
+            return {}, {}
         self.say(f"Speed of {len(strategies)} strategies, by turns")
-        predictors, first = [], {}
+        sizes = {name: measured[name].figures["batch_size"] for name in strategies}
+        images = [self.images.read(place) for place in range(min(max(sizes.values()), len(self.images)))]
+        predictors, first, failures = {}, {}, {}
         for name, strategy in strategies.items():
-            path = json.loads((self.output / "strategies" / slug(name) / "result.json").read_text())["path"]
-            predictor = strategy.load(path, self.device)
-            base = first.setdefault(strategy.checkpoint.path, predictor.model)
-            if base is not predictor.model:
-                share_weights(predictor.model, base)
-            predictors.append(predictor)
-        sizes = [measured[name].figures["batch_size"] for name in strategies]
-        images = [self.images.read(place) for place in range(min(max(sizes), len(self.images)))]
+            path = read_json(self.output / "strategies" / slug(name) / "result.json")["path"]
+            try:
+                predictor = strategy.load(path, self.device)
+                base = first.setdefault(strategy.checkpoint.path, predictor.model)
+                if base is not predictor.model:
+                    share_weights(predictor.model, base)
+                # Beside all the others it may not fit into memory.
+                predictor(images[: sizes[name]])
+            except Exception as error:
+                failures[name] = reason_of(error)
+                del settings[name]
+            else:
+                predictors[name] = predictor
         speeds = measure_speed(
-            predictors, sizes, self.images.read(self.typical), images, self.arguments.repeats
+            list(predictors.values()),
+            [sizes[name] for name in predictors],
+            self.images.read(self.typical),
+            images,
+            self.arguments.repeats,
         )
-        result = dict(zip(strategies, speeds, strict=True))
-        file.write_text(json.dumps({"settings": settings, "speeds": result}))
-        return result
+        result = dict(zip(predictors, speeds, strict=True))
+        write_json(file, {"settings": settings, "speeds": result})
+        return result, failures
 
     def label(self, place: int) -> str:
         """The names of the classes of an image."""
@@ -288,6 +306,21 @@ class _Run:
             "version": __version__,
             "machine": describe_machine(self.device),
         }
+
+
+def read_json(file: Path) -> Any:
+    """What is in a file; None if there is none, or nothing that can be read."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """At once, so that a run that is interrupted leaves nothing half done."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(file)
 
 
 def slug(name: str) -> str:

@@ -97,7 +97,9 @@ class Strategy(ABC):
         if self.needs_ours and self.checkpoint.obstacle:
             raise ValueError(self.checkpoint.obstacle)
         model, processor = self.checkpoint.load(path, **self.changes)
-        return self.predictor(model.to(device).eval(), processor, **self.options)
+        # Torch's counter of FLOPs fails on parameters with a gradient in inference mode.
+        model = model.to(device).eval().requires_grad_(False)
+        return self.predictor(model, processor, **self.options)
 
 
 class Resize(Strategy):
