@@ -177,16 +177,18 @@ def measure_speed(
         predictors: which end with their answers on the CPU, so that nothing is still running then.
         batch_sizes: how many of `images` each gets at once.
         image: the typical one.
-        images: for batches.
+        images: for batches, the same for all.
         repeats: turns.
     """
     alone = alternate([partial(predictor, [image]) for predictor in predictors], repeats, warmup=2)
-    sizes = [min(size, len(images)) for size in batch_sizes]
-    batches = [
-        partial(predictor, list(images[:size])) for predictor, size in zip(predictors, sizes, strict=True)
-    ]
-    together = alternate(batches, max(2, repeats // 2))
-    return [(1000 * one, size / many) for one, many, size in zip(alone, together, sizes, strict=True)]
+
+    def in_batches(predictor: Predictor, size: int) -> None:
+        for first in range(0, len(images), size):
+            predictor(images[first : first + size])
+
+    calls = [partial(in_batches, *pair) for pair in zip(predictors, batch_sizes, strict=True)]
+    together = alternate(calls, max(2, repeats // 2))
+    return [(1000 * one, len(images) / many) for one, many in zip(alone, together, strict=True)]
 
 
 def share_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
