@@ -45,6 +45,7 @@ def measure_strategy(
     images: LabelledImages,
     examples: Sequence[int],
     typical: int,
+    largest: int,
     folder: Path,
     batch_size: int,
     seed: int,
@@ -59,6 +60,7 @@ def measure_strategy(
         images: to be right about.
         examples: places among them to draw.
         typical: place of the image that memory and FLOPs are counted for.
+        largest: place of the one that batches have to fit.
         folder: of the pictures.
         batch_size: images at a time.
         seed: of random patches.
@@ -71,7 +73,10 @@ def measure_strategy(
     image = images.read(typical)
     call = partial(predictor, [image])
     figures = {"peak_memory_mib": growth(call, device) if fresh else None}
-    figures["batch_size"] = fitting_batch(figures["peak_memory_mib"], batch_size, device)
+    needed = figures["peak_memory_mib"]
+    if fresh and largest != typical:
+        needed = growth(partial(predictor, [images.read(largest)]), device)
+    figures["batch_size"] = fitting_batch(needed, batch_size, device)
     figures |= count(predictor, call)
     right: dict[str, list[bool]] = {}
     predicted: dict[str, list[str]] = {}

@@ -56,7 +56,7 @@ def write_report(comparison: Comparison, output: Path) -> str:
         numbers=front_numbers(rows),
         colours={row.name: STYLES[family_of(row)][0] for row in rows},
         originals=[(picture_uri(image), label) for image, label in comparison.examples],
-        sights=find_sights(rows, comparison.examples),
+        sights=find_sights(rows),
         strategies={name: strategy.__doc__.partition("\n")[0] for name, strategy in STRATEGIES.items()},
     )
     (output / "report.html").write_text(page)
@@ -92,7 +92,7 @@ def describe_options(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"
 
 
-def find_sights(rows: Sequence[Row], examples: Sequence[tuple[PIL.Image.Image, str]]) -> list[Sight]:
+def find_sights(rows: Sequence[Row]) -> list[Sight]:
     """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the fewest tokens."""
     sights: dict[str, Sight] = {}
     for row in sorted(

@@ -162,6 +162,7 @@ class _Run:
         sizes = [self.images.read(place).size for place in range(min(len(self.images), 32))]
         areas = [width * height for width, height in sizes]
         self.typical = int(np.argsort(areas, kind="stable")[len(areas) // 2])
+        self.largest = int(np.argmax(areas))
         self.sizes = sizes
         self.examples = list(range(min(NUM_EXAMPLES, len(self.images))))
         self.setting = make_setting(arguments, checkpoint, hybrid, areas[self.typical], new_head)
@@ -214,7 +215,7 @@ class _Run:
                     self._call(adapt, strategy, self.data, trained, *options.values(), self.device == "cpu")
                 path = str(trained)
             common = (arguments.batch_size, arguments.seed, self.device, arguments.isolate)
-            place = (self.examples, self.typical, folder)
+            place = (self.examples, self.typical, self.largest, folder)
             result = self._call(measure_strategy, strategy, path, self.images, *place, *common)
         # Whatever goes wrong with one strategy, of memory above all, says nothing about the others.
         except Exception as error:
