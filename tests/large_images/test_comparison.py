@@ -157,6 +157,10 @@ def test_what_is_finished_is_not_run_again(run, checkpoints):
     assert len(said) == 1 and fewer["all patches"].latency_ms == more["all patches"].latency_ms
     _, said = run(strategies=["dense"], seed=1)
     assert "as before" not in said[0]
+    config = checkpoints / "ours" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    _, said = run(strategies=["dense"], seed=1)
+    assert "as before" not in said[0]
 
 
 def test_a_failing_strategy_is_a_row(run, monkeypatch, tmp_path):

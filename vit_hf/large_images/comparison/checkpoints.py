@@ -24,7 +24,7 @@ class Checkpoint:
         patch_size: pixels a side of its patches; of a model that is none of ours 16, to count by.
         num_layers: of the encoder.
         selector: that the checkpoint was trained with, or None.
-        fingerprint: of the weights, to tell whether they are still the same.
+        fingerprint: of its files, to tell whether they are still the same.
     """
 
     path: str
@@ -109,7 +109,13 @@ def own_side(processor: BaseImageProcessor, config: object) -> int:
 
 
 def fingerprint_of(path: str) -> str:
-    """Size and time of the weights of a local checkpoint; of one on the Hub its name."""
+    """Names, sizes and times of all files of a local checkpoint; of one on the Hub its name and commit."""
     folder = Path(path).expanduser()
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder] if folder.is_file() else []
-    return " ".join([path, *(f"{file.stat().st_size}@{file.stat().st_mtime_ns}" for file in files)])
+    if not folder.exists():
+        try:
+            return f"{path} {AutoConfig.from_pretrained(path)._commit_hash}"
+        except (OSError, ValueError):
+            return path  # what convert alone can read
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else [folder]
+    stats = [(file.name, file.stat()) for file in files]
+    return " ".join([path, *(f"{name}:{stat.st_size}@{stat.st_mtime_ns}" for name, stat in stats)])

@@ -45,6 +45,7 @@ def measure_strategy(
     images: LabelledImages,
     examples: Sequence[int],
     typical: int,
+    largest: int,
     folder: Path,
     batch_size: int,
     seed: int,
@@ -59,6 +60,7 @@ def measure_strategy(
         images: to be right about.
         examples: places among them to draw.
         typical: place of the image that memory and FLOPs are counted for.
+        largest: place of the one that batches have to fit.
         folder: of the pictures.
         batch_size: images at a time.
         seed: of random patches.
@@ -71,7 +73,10 @@ def measure_strategy(
     image = images.read(typical)
     call = partial(predictor, [image])
     figures = {"peak_memory_mib": growth(call, device) if fresh else None}
-    figures["batch_size"] = fitting_batch(figures["peak_memory_mib"], batch_size, device)
+    needed = figures["peak_memory_mib"]
+    if fresh and largest != typical:
+        needed = growth(partial(predictor, [images.read(largest)]), device)
+    figures["batch_size"] = fitting_batch(needed, batch_size, device)
     figures |= count(predictor, call)
     right: dict[str, list[bool]] = {}
     predicted: dict[str, list[str]] = {}
@@ -177,16 +182,18 @@ def measure_speed(
         predictors: which end with their answers on the CPU, so that nothing is still running then.
         batch_sizes: how many of `images` each gets at once.
         image: the typical one.
-        images: for batches.
+        images: for batches, the same for all.
         repeats: turns.
     """
     alone = alternate([partial(predictor, [image]) for predictor in predictors], repeats, warmup=2)
-    sizes = [min(size, len(images)) for size in batch_sizes]
-    batches = [
-        partial(predictor, list(images[:size])) for predictor, size in zip(predictors, sizes, strict=True)
-    ]
-    together = alternate(batches, max(2, repeats // 2))
-    return [(1000 * one, size / many) for one, many, size in zip(alone, together, sizes, strict=True)]
+
+    def in_batches(predictor: Predictor, size: int) -> None:
+        for first in range(0, len(images), size):
+            predictor(images[first : first + size])
+
+    calls = [partial(in_batches, *pair) for pair in zip(predictors, batch_sizes, strict=True)]
+    together = alternate(calls, max(2, repeats // 2))
+    return [(1000 * one, len(images) / many) for one, many in zip(alone, together, strict=True)]
 
 
 def share_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:

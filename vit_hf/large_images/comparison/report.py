@@ -56,7 +56,7 @@ def write_report(comparison: Comparison, output: Path) -> str:
         numbers=front_numbers(rows),
         colours={row.name: STYLES[family_of(row)][0] for row in rows},
         originals=[(picture_uri(image), label) for image, label in comparison.examples],
-        sights=find_sights(rows, comparison.examples),
+        sights=find_sights(rows),
         strategies={name: strategy.__doc__.partition("\n")[0] for name, strategy in STRATEGIES.items()},
     )
     (output / "report.html").write_text(page)
@@ -76,10 +76,10 @@ def note(facts: dict[str, Any]) -> str:
     """How it was measured."""
     trained = "as the checkpoint is, without fine-tuning"
     if facts["adapt"]:
-        trained = (
-            f"each fine-tuned for {facts['adapt']} steps of {facts['adapt_batch_size']} images (tiles: as the checkpoint "
-            "is)"
-        )
+        tiles = "as the checkpoint is"
+        if facts["new_head"]:
+            tiles = f"with the weights for images resized to {facts['own_side']} pixels"
+        trained = f"each fine-tuned for {facts['adapt']} steps of {facts['adapt_batch_size']} images (tiles: {tiles})"
     return (
         f"{facts['num_images']} images of {facts['data']}, {facts['num_classes']} classes; {trained}; one seed. Latency is "
         f"from decoded image to logits on {facts['machine']}, all strategies by turns."
@@ -92,7 +92,7 @@ def describe_options(facts: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"
 
 
-def find_sights(rows: Sequence[Row], examples: Sequence[tuple[PIL.Image.Image, str]]) -> list[Sight]:
+def find_sights(rows: Sequence[Row]) -> list[Sight]:
     """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the fewest tokens."""
     sights: dict[str, Sight] = {}
     for row in sorted(
@@ -104,8 +104,9 @@ def find_sights(rows: Sequence[Row], examples: Sequence[tuple[PIL.Image.Image, s
         if kind in sights or not row.pictures:
             continue
         panels = [
-            (file_uri(Path(picture)), answer, answer == label)
-            for picture, answer, (_, label) in zip(row.pictures, row.predicted, examples, strict=True)
+            (file_uri(Path(picture)), answer, right)
+            # Examples are the first images.
+            for picture, answer, right in zip(row.pictures, row.predicted, row.right, strict=False)
         ]
         sights[kind] = Sight(row, panels)
     return list(sights.values())

@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 
 from ...measure import in_fresh_process
+from ...model.reduction import TOKEN_REDUCERS
 from ...model.version import __version__
 from .adaptation import adapt, adapted_folder
 from .arguments import ComparedDataArguments, ComparisonArguments
@@ -161,11 +162,14 @@ class _Run:
         sizes = [self.images.read(place).size for place in range(min(len(self.images), 32))]
         areas = [width * height for width, height in sizes]
         self.typical = int(np.argsort(areas, kind="stable")[len(areas) // 2])
+        self.largest = int(np.argmax(areas))
         self.sizes = sizes
         self.examples = list(range(min(NUM_EXAMPLES, len(self.images))))
         self.setting = make_setting(arguments, checkpoint, hybrid, areas[self.typical], new_head)
         self.shared = {
             "data": asdict(data_arguments),
+            "content": {name: split.rows._fingerprint for name, split in self.data.splits.items()},
+            "version": __version__,
             "number": len(self.images),
             "device": self.device,
             **{
@@ -205,13 +209,13 @@ class _Run:
                 return strategy.checkpoint.obstacle, True
             path = strategy.checkpoint.path
             if is_trained:
-                shared = {"data": self.shared["data"], **options}
+                shared = {name: self.shared[name] for name in ("data", "content", "version")} | options
                 trained = adapted_folder(strategy, self.output / "adapted", **shared)
                 if not trained.is_dir():
                     self._call(adapt, strategy, self.data, trained, *options.values(), self.device == "cpu")
                 path = str(trained)
             common = (arguments.batch_size, arguments.seed, self.device, arguments.isolate)
-            place = (self.examples, self.typical, folder)
+            place = (self.examples, self.typical, self.largest, folder)
             result = self._call(measure_strategy, strategy, path, self.images, *place, *common)
         # Whatever goes wrong with one strategy, of memory above all, says nothing about the others.
         except Exception as error:
@@ -253,7 +257,10 @@ class _Run:
             try:
                 predictor = strategy.load(path, self.device)
                 base = first.setdefault(strategy.checkpoint.path, predictor.model)
-                if base is not predictor.model:
+                # How many tokens "sample" keeps depends on the weights, and so may those of other packages.
+                reducer = getattr(predictor.model.config, "token_reducer", None)
+                follows = reducer is not None and (reducer == "sample" or reducer not in TOKEN_REDUCERS)
+                if base is not predictor.model and not follows:
                     share_weights(predictor.model, base)
                 # Beside all the others it may not fit into memory.
                 predictor(images[: sizes[name]])
@@ -293,6 +300,7 @@ class _Run:
             "image_size": f"{widths[0]}x{heights[0]}"
             if is_one_size
             else f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}",
+            "new_head": setting.new_head,
             "own_side": setting.checkpoint.side,
             "patch_size": setting.checkpoint.patch_size,
             "budgets": list(setting.budgets),
