@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import starmap
 
 import torch
 
@@ -94,14 +96,17 @@ class StreamedPatches(ImagePatches):
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
         """Patches of one image as they would arrive cut, `(1, n, C, P, P)`, a band of rows at a time."""
+        # Not a generator, which would hold on to the pixels of one band while the next is read.
+        return starmap(partial(self._cut, image), image.bands(purpose))
+
+    def _cut(self, image: StreamedImage, start: int, pixels: torch.Tensor) -> ImagePatches:
         device = self.coordinates.device
-        for start, pixels in image.bands(purpose):
-            band = ImagePatches.from_images(pixels.to(device), image.patch_size)
-            yield ImagePatches(
-                band.pixels.flatten(1, 2),
-                band.coordinates + torch.tensor([start, 0], device=device),
-                torch.tensor([image.grid], device=device),
-            )
+        band = ImagePatches.from_images(pixels.to(device), image.patch_size)
+        return ImagePatches(
+            band.pixels.flatten(1, 2),
+            band.coordinates + torch.tensor([start, 0], device=device),
+            torch.tensor([image.grid], device=device),
+        )
 
     def take(self, indices: torch.Tensor | None = None) -> PatchTokens:
         if indices is None:
