@@ -88,11 +88,8 @@ class Hub(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         content = lines if self.path.endswith("/commit/main") else lines[0]
         self.requests.append((self.path, content))
-        answer = {
-            "url": "http://127.0.0.1/spaces/me/page",
-            "commitUrl": "http://127.0.0.1/c",
-            "commitOid": "0",
-        }
+        url = f"http://{self.headers['Host']}/spaces/me/page"
+        answer = {"url": url, "commitUrl": f"{url}/commit/0", "commitOid": "0"}
         if "/preupload/" in self.path:
             files = [{"path": file["path"], "uploadMode": "regular"} for file in content["files"]]
             answer = {"files": [file | {"shouldIgnore": False} for file in files]}
