@@ -26,6 +26,7 @@ STARTED, ANSWERED = 400, 100_000  # seconds, milliseconds
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",

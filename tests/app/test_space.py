@@ -92,11 +92,8 @@ class Hub(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         content = lines if self.path.endswith("/commit/main") else lines[0]
         self.requests.append((self.path, content))
-        answer = {
-            "url": "http://127.0.0.1/spaces/me/page",
-            "commitUrl": "http://127.0.0.1/c",
-            "commitOid": "0",
-        }
+        url = f"http://{self.headers['Host']}/spaces/me/page"
+        answer = {"url": url, "commitUrl": f"{url}/commit/0", "commitOid": "0"}
         if "/preupload/" in self.path:
             files = [{"path": file["path"], "uploadMode": "regular"} for file in content["files"]]
             answer = {"files": [file | {"shouldIgnore": False} for file in files]}
@@ -153,7 +150,7 @@ def test_uploads(tmp_path, hub):
     assert result.returncode == 0, result.stderr
     created = dict(requests)["/api/repos/create"]
     assert (created["type"], created["sdk"], created["name"]) == ("space", "gradio", "page")
-    assert created["private"] is True or created.get("visibility") == "private"
+    assert created.get("visibility") == "private" or created.get("private")
     ((_, lines),) = [request for request in requests if request[0].endswith("/commit/main")]
     sent = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
     here = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
