@@ -368,6 +368,7 @@ class TestScript:
         for text in (result["out"], *(content.decode("latin-1") for content in repo.files.values())):
             assert TOKEN not in text and "/home/somebody" not in text
 
+    @pytest.mark.slow
     def test_wrong_token(self, hub, client, folder):
         result = client(hub_client.run_script, folder, "me/unwritten", token="hf_wrong")
         assert result["code"] == 1 and "Traceback" not in result["out"] and "hf_wrong" not in result["out"]

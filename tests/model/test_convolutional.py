@@ -298,6 +298,7 @@ def test_for_a_checkpoint_without(tmp_path):
             assert value.abs().max() < 10, name
 
 
+@pytest.mark.slow
 def test_loads_without_the_package(tmp_path):
     model = make(patch_selector="variance")
     model.save_pretrained(tmp_path / "saved")

@@ -336,6 +336,7 @@ def test_exports_with_dynamic_batch_and_compiles(backbone, selection):
         torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loads_without_the_package(tmp_path):
     model = hybrid(patch_selector="variance")
     model.save_pretrained(tmp_path / "saved")

@@ -158,6 +158,7 @@ def test_stock_checkpoints_load_through_remote_code(saved, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_loaded_from_remote_code_saves_its_code_again(saved, tmp_path):
     run_elsewhere(
         f"""

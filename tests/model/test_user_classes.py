@@ -201,6 +201,7 @@ class TestTravel:
     def test_loads_without_the_package(self, saved, tmp_path):
         run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
 
+    @pytest.mark.slow
     def test_loads_beside_the_package(self, saved, tmp_path):
         run_elsewhere("import vit_hf\n" + LOAD.format(path=str(saved)), tmp_path / "own", installed=True)
 

@@ -78,10 +78,13 @@ class StreamedPatches(ImagePatches):
     def score_apart(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
         rows = []
         for image in self.images:
-            scores, best = [], None
+            # One piece of memory: small ones that stay would keep the system from using again what lies between them.
+            scores = torch.empty(image.grid[0] * image.grid[1], device=self.coordinates.device)
+            first, best = 0, None
             for band in self._bands(image, "patches"):
                 of_band = score(band)
-                scores.append(of_band)
+                scores[first : first + of_band.shape[1]] = of_band[0]
+                first += of_band.shape[1]
                 places = raster_indices(band.coordinates, band.grid)
                 some = _best(num_selected, of_band, places, band.pixels)
                 # Earlier ones first, so that ties go to them as they would in the whole image.
@@ -91,7 +94,7 @@ class StreamedPatches(ImagePatches):
                 best = some
             _, places, pixels = best
             image.remember(places[0], pixels[0])
-            rows.append(torch.cat(scores, dim=1)[0])
+            rows.append(scores)
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
