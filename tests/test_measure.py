@@ -1,10 +1,13 @@
+import math
+import os
 import time
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import pytest
 import torch
 
-from vit_hf.measure import SavedForBackward, alternate, peak_memory
+from vit_hf.measure import SavedForBackward, alternate, in_fresh_process, peak_memory
 
 
 def allocate(mebibytes: int):
@@ -27,6 +30,15 @@ def test_calls_take_turns_and_medians_leave_the_warm_up_out():
 def test_peak_memory_of_a_fresh_process():
     small, large = peak_memory(allocate, 64), peak_memory(allocate, 256)
     assert small == pytest.approx(64, abs=16) and large == pytest.approx(256, abs=16)
+
+
+@pytest.mark.slow
+def test_what_happens_in_a_fresh_process():
+    assert in_fresh_process(os.getppid) == os.getpid()
+    with pytest.raises(ValueError, match="math domain"):
+        in_fresh_process(math.sqrt, -1)
+    with pytest.raises(BrokenProcessPool):
+        in_fresh_process(os._exit, 9)
 
 
 def test_what_is_saved_for_backward_counts_once_and_without_parameters():

@@ -4,6 +4,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,14 +50,13 @@ def peak_memory(
 
 
 def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
-    """What `function(*args)` returns or raises in a new process, to which all of it must be picklable."""
-    pool = multiprocessing.get_context("spawn").Pool(1)
-    try:
-        return pool.apply(function, args)
-    finally:
-        # Not terminated, as a `with` would do: libraries clean up behind themselves at a normal end.
-        pool.close()
-        pool.join()
+    """What `function(*args)` returns or raises in a new process, to which all of it must be picklable.
+
+    Raises:
+        BrokenProcessPool: if the process came to a sudden end, as where the system has no memory left.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def peak_resident() -> float | None:
