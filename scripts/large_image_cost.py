@@ -8,7 +8,7 @@ Generates the pictures once (about 0.9 GB on disk). Every figure is of a process
 is all that the process had resident at most, with Python, torch and the model, from its start until the first image
 is classified; time is that of classifying, the first time if it takes over five seconds, else the median of later ones.
 "In memory" opens the file with Pillow, prepares it and gives the model all pixels; it is stopped where it wants more
-than --memory-limit.
+than --memory-limit, or than four fifths of what is free.
 """
 
 import argparse
@@ -36,15 +36,18 @@ from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
     predict_streaming,
+    select_streaming,
 )
 from vit_hf.data.large_pictures import write_jpeg, write_tiff
 from vit_hf.measure import in_fresh_process, peak_resident
 
 
 CARD = Path(__file__).parents[1] / "model_cards" / "large_images"
+# Around what is put into the card.
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 1000}
 STREAMING, IN_MEMORY = "streaming", "in memory"
-# Sides that the exponent of time is fitted over: below, the encoder's time counts for more than the image's.
+# Sides that the exponent of time is fitted over: below, what every call costs counts for more than the pixels.
 FITTED_FROM = 2048
 # Stops repeating after that many seconds, or that often.
 ENOUGH_SECONDS, ENOUGH_TIMES = 5, 5
@@ -82,6 +85,9 @@ def measure(path: Path, way: str, model: str, selector: str, num_patches: int, m
     result = {"file": path.name, "side": int(path.stem), "way": way, "selector": selector}
     if way == STREAMING:
         times = timed(lambda: predict_streaming(classifier, path), result)
+        with torch.inference_mode():
+            kept = select_streaming(classifier, path).inputs
+            result["encoder_seconds"] = statistics.median(timed(lambda: classifier(**kept), {}))
     else:
         processor = AdaptiveViTImageProcessor.from_pretrained(model, do_resize=False)
         limit_memory(memory_limit)
@@ -95,7 +101,7 @@ def measure(path: Path, way: str, model: str, selector: str, num_patches: int, m
             with PIL.Image.open(path):
                 pass
         except PIL.Image.DecompressionBombError:
-            result["error"] = f"refused by Pillow above {2 * PIL.Image.MAX_IMAGE_PIXELS:,} pixels"
+            result["refused"] = True
             PIL.Image.MAX_IMAGE_PIXELS = None
         try:
             times = timed(classify, result)
@@ -126,6 +132,12 @@ def limit_memory(gibibytes: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
+def free_memory() -> float:
+    """GiB that processes may take."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) / 2**20
+
+
 def quiet() -> None:
     set_verbosity_error()
     disable_progress_bar()
@@ -138,19 +150,21 @@ def growth(rows: list[dict]) -> float:
 
 
 def exponent(rows: list[dict]) -> float | None:
-    """e of seconds ~ pixels**e, by least squares over logarithms."""
+    """e of seconds ~ pixels**e without the encoder's seconds, by least squares over logarithms."""
     points = [
-        (math.log(row["side"] ** 2), math.log(row["seconds"])) for row in rows if row["side"] >= FITTED_FROM
+        (math.log(row["side"] ** 2), math.log(max(row["seconds"] - row["encoder_seconds"], 1e-3)))
+        for row in rows
+        if row["side"] >= FITTED_FROM
     ]
     return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else None
 
 
 def cell(row: dict, memory_limit: float) -> str:
     if row.get("out_of_memory"):
-        text = f"out of {memory_limit:g} GiB"
+        text = f"out of {memory_limit:.3g} GiB"
     else:
         text = f"{row['peak_mib']:.0f} MiB, {row['seconds']:.2f} s"
-    return f"{row['error']}; without that limit {text}" if "error" in row else text
+    return f"refused by Pillow; else {text}" if "refused" in row else text
 
 
 def table(rows: list[dict], args: argparse.Namespace) -> str:
@@ -166,15 +180,18 @@ def table(rows: list[dict], args: argparse.Namespace) -> str:
             lines.append(f"| {side}², {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"| streaming, {min(args.sides)}² to {max(args.sides)}² | peak memory | time ~ pixels^e, e |",
+        f"| streaming, {min(args.sides)}² to {max(args.sides)}² | peak memory | encoder | time but for the encoder ~ pixels^e, e |",
     ]
-    lines.append("|---|---|---|")
+    lines.append("|---|---|---|---|")
     for name in args.formats:
         for selector in args.selectors:
             some = series(rows, name, selector, STREAMING)
             slope = exponent(some)
             shown = "-" if slope is None else f"{slope:.2f}"
-            lines.append(f"| {name}, `{selector}` | {100 * growth(some):+.1f} % | {shown} |")
+            encoder = statistics.median(row["encoder_seconds"] for row in some)
+            lines.append(
+                f"| {name}, `{selector}` | {100 * growth(some):+.1f} % | {encoder:.2f} s | {shown} |"
+            )
     return "\n".join(lines)
 
 
@@ -206,7 +223,7 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
                     "marker": markers.get(name, "o"),
                     "ms": 4,
                     "lw": 1.2,
-                    "label": f"{way}, {selector}, {name}",
+                    "label": f"{way}, {selector}, {name}" if way == STREAMING else f"{way}, {name}",
                 }
                 memory.plot(sides, [row["peak_mib"] for row in some], **style)
                 seconds.plot(sides, [row["seconds"] for row in some], **style)
@@ -226,10 +243,16 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
     for axes in (memory, seconds):
         axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels")
         axes.set_xticks(args.sides, [str(side) for side in args.sides])
+    ticks = (500, 1000, 2000, 5000, 10000)
+    memory.set_yticks(ticks, map(str, ticks))
+    memory.set_ylim(bottom=500)
+    for axes in (memory, seconds):
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.legend(*seconds.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    handles, labels = seconds.get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))  # in memory, selectors cost the same
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -255,13 +278,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--memory-limit", type=float, default=12.0, help="GiB for images in memory")
     folder = Path("runs/large_image_cost")
     parser.add_argument("--output", type=Path, default=folder, help="folder of pictures, table and plot")
-    parser.add_argument("--card", action="store_true", help=f"write table and plot to {CARD.name} as well")
+    parser.add_argument(
+        "--card", action="store_true", help="put table and plot into model_cards/large_images"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
     args.sides.sort()
+    args.memory_limit = min(args.memory_limit, 0.8 * free_memory())
     make_pictures(args.output, args.sides, args.formats)
     model = args.model or str(make_model(args.output / "model"))
     rows = []

@@ -186,6 +186,7 @@ def test_resolution_transfer(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_large_image_cost(tmp_path):
     flags = ["--sides", "256", "2048", "--selectors", "entropy", "--output", str(tmp_path)]
     flags += ["--num-selected-patches", "64", "--memory-limit", "0.05"]
