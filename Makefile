@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_SLOW := $(VENV)/.installed-slow
 # Threads that wait should sleep: spinning ones slow small models down many times over when cores are shared.
 export OMP_WAIT_POLICY ?= passive
 
@@ -14,7 +15,7 @@ quickstart: install  ## Fine-tune on megapixel digits, show the result, reload i
 test: install  ## Every test but the slow ones, a process for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
-test-slow: install  ## The slow tests only.
+test-slow: $(INSTALLED_SLOW)  ## The slow tests only; installs what they need beside the others.
 	$(BIN)/python -m pytest -m slow
 
 quality: install  ## Lint and check the format.
@@ -35,6 +36,10 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
+	touch $@
+
+$(INSTALLED_SLOW): $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev,slow]"
 	touch $@
 
 clean:

@@ -5,28 +5,39 @@
     python scripts/benchmark.py --device cuda --dtype bfloat16 --batch-size 32 --compile
 
 Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a CPU peak
-memory is the growth of the resident set of a fresh process; on a GPU what torch allocated.
+memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file" times the way from a
+JPEG file (as `vit_hf.data.large_pictures` makes them) to logits, and says which share each stage of it has.
 """
 
 import argparse
-import io
 import json
 import platform
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 import transformers
-from PIL import Image
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
-from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
-from vit_hf.measure import alternate, peak_memory
+from vit_hf import (
+    AdaptiveViTConfig,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
+    open_image,
+    predict_streaming,
+)
+from vit_hf.data.large_pictures import picture_bands
+from vit_hf.measure import SavedForBackward, alternate, peak_memory
+from vit_hf.model.image_loading import read_image
 
 
+CONFIGS = Path(__file__).parent / "configs"
 SIZES = {
     "base": {},
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -40,6 +51,7 @@ class Side:
 
     name: str
     selector: str | None = None
+    num_selected: int | None = None
     stock: bool = False
     image_size: int = 224
     reduction: dict = field(default_factory=dict)
@@ -50,7 +62,7 @@ class Side:
         if self.stock:
             model = ViTForImageClassification(ViTConfig(**fields))
         else:
-            number = args.num_selected_patches if self.selector else None
+            number = (self.num_selected or args.num_selected_patches) if self.selector else None
             config = AdaptiveViTConfig(
                 patch_selector=self.selector, num_selected_patches=number, **self.reduction, **fields
             )
@@ -75,6 +87,7 @@ SELECTING = [
         "distilled",
         "policy",
         "perturbed",
+        "cross_attention",
     )
 ]
 VARIANCE = SELECTING[0]
@@ -133,31 +146,114 @@ def training_step(side: Side, args: argparse.Namespace) -> Callable[[], None]:
     return call
 
 
-def file_to_logits(side: Side, args: argparse.Namespace) -> Callable[[], None]:
-    """Decoding a JPEG of 1024x1024 pixels, preparing it and running the model."""
-    model = side.model(args)
-    rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).resize((1024, 1024))
-    file = io.BytesIO()
-    smooth.save(file, "JPEG", quality=90)
-    if side.stock:
-        processor = ViTImageProcessor()
-    else:
-        processor = AdaptiveViTImageProcessor(
-            do_resize=False,
-            return_patches=True,
-            patch_selector="variance",
-            num_selected_patches=args.num_selected_patches,
-        )
+def saved_for_backward(side: Side, args: argparse.Namespace) -> float:
+    """MiB that autograd keeps between the forward and the backward pass of a training step, without parameters."""
+    model = side.model(args).train()
+    images = torch.randn(1, 3, side.image_size, side.image_size).to(args.device, getattr(torch, args.dtype))
+    labels = torch.zeros(1, dtype=torch.long, device=args.device)
+    kwargs = {"interpolate_pos_encoding": True} if side.stock else {}
+    with SavedForBackward(model, [images]) as saved:
+        model(images, labels=labels, **kwargs)
+    return saved.num_bytes / 2**20
 
-    def call() -> None:
-        inputs = processor(Image.open(io.BytesIO(file.getvalue())), return_tensors="pt").to(args.device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, args.dtype))
-        with torch.no_grad():
+
+def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """From a JPEG file to an answer in three ways, and stages of them by themselves."""
+    device, dtype = args.device, getattr(torch, args.dtype)
+    stock, ours = STOCK.model(args), replace(VARIANCE, image_size=side).model(args)
+    stock.config.id2label = dict(enumerate(map(str, range(1000))))
+    classify = pipeline("image-classification", stock, image_processor=ViTImageProcessor(), device=device)
+    processor = AdaptiveViTImageProcessor(
+        do_resize=False,
+        return_patches=True,
+        patch_selector="variance",
+        num_selected_patches=args.num_selected_patches,
+    )
+
+    def to_model(inputs: dict) -> dict:
+        inputs = inputs.to(device)
+        return inputs | {"pixel_values": inputs["pixel_values"].to(dtype)}
+
+    def run(model: torch.nn.Module, inputs: dict) -> None:
+        with torch.inference_mode():
             model(**inputs)
         synchronize(args)
 
-    return call
+    def decode() -> None:
+        with read_image(path):
+            pass
+
+    def decode_rows() -> None:
+        with open_image(path) as source:
+            for top in range(0, side, 64):
+                source.read(top, 0, 64, side)
+
+    resized = to_model(ViTImageProcessor()(PIL.Image.open(path), return_tensors="pt"))
+    patches = to_model(processor(path, return_tensors="pt"))
+    unselecting = AdaptiveViTImageProcessor(do_resize=False)
+    return {
+        "pipeline": lambda: classify(path),
+        "pipeline, encoder": lambda: run(stock, resized),
+        "processor": lambda: run(ours, to_model(processor(path, return_tensors="pt"))),
+        "streaming": lambda: predict_streaming(ours, path, image_processor=unselecting),
+        "encoder": lambda: run(ours, patches),
+        "decode": decode,
+        "decode_rows": decode_rows,
+    }
+
+
+# What is timed -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and copies.
+FILE_WAYS = {
+    "pipeline": ("transformers pipeline, resized to 224²", "decode", "pipeline, encoder"),
+    "processor": ("ours, `variance` in the image processor", "decode", "encoder"),
+    "streaming": ("ours, `variance`, predict_streaming", "decode_rows", "encoder"),
+}
+
+
+def file_table(args: argparse.Namespace) -> list[dict]:
+    rows = []
+    print("\n### JPEG file to logits, and where the time goes\n")
+    print("| image | way | median ms | time / pipeline | images/s | decoding | preparing | encoder |")
+    print("|---|---|---|---|---|---|---|---|")
+    for side in (1024, 4096):
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/picture.jpg"
+            PIL.Image.fromarray(np.concatenate(list(picture_bands(side)))).save(path, quality=90)
+            calls = file_calls(side, path, args)
+            medians = dict(zip(calls, alternate(list(calls.values()), args.repeats), strict=True))
+        for way, (name, decode, encode) in FILE_WAYS.items():
+            total = medians[way]
+            shares = [medians[decode] / total, 1 - (medians[decode] + medians[encode]) / total]
+            shares.append(medians[encode] / total)
+            ratio = total / medians["pipeline"]
+            shown = " | ".join(f"{share:.0%}" for share in shares)
+            print(
+                f"| {side}² | {name} | {1000 * total:.0f} | {ratio:.2f} | {1 / total:.1f} | {shown} |",
+                flush=True,
+            )
+            rows.append({"table": "file", "image_size": side, "way": way, "ratio": ratio, "median_s": total})
+            rows[-1] |= dict(zip(("decoding", "preparing", "encoder"), shares, strict=True))
+    return rows
+
+
+def recipe_sides() -> list[Side]:
+    """What the configurations for high resolution train, at the end of their schedules and at the beginning."""
+    sides = []
+    for file in sorted(
+        CONFIGS.glob("high_resolution_*.yaml"), key=lambda file: int(file.stem.rpartition("_")[2])
+    ):
+        recipe = yaml.safe_load(file.read_text())
+        size, selector = recipe["image_size"], recipe.get("patch_selector")
+        patches = (size // 16) ** 2
+        last = recipe.get("num_selected_patches", patches)
+        counts = {"": last}
+        if recipe.get("keep_rate_schedule"):
+            first = last + round(recipe.get("keep_rate_initial", 1.0) * (patches - last))
+            counts = {", at first": first, ", at last": last}
+        for when, count in counts.items():
+            name = f"{file.name}{when}, {count} of {patches} patches"
+            sides.append(Side(name, selector, count if selector else None, image_size=size))
+    return sides
 
 
 def synchronize(args: argparse.Namespace) -> None:
@@ -166,9 +262,16 @@ def synchronize(args: argparse.Namespace) -> None:
 
 
 def compare(
-    title: str, make: Callable, sides: list[Side], args: argparse.Namespace, repeats: int, warmup: int = 1
+    title: str,
+    make: Callable,
+    sides: list[Side],
+    args: argparse.Namespace,
+    repeats: int,
+    warmup: int = 1,
+    columns: dict[str, Callable[[Side, argparse.Namespace], float]] | None = None,
 ) -> list[dict]:
-    """Times `sides` by turns and prints them beside the first of them."""
+    """Times `sides` by turns and prints them beside the first of them; `columns` are measured of each in addition."""
+    columns = columns or {}
     medians = alternate([make(side, args) for side in sides], repeats, warmup)
     memories = [peak_memory(make, side, args, device=args.device) for side in sides]
     # The forward pass of one image, also where a table times more than that.
@@ -176,15 +279,18 @@ def compare(
     print(f"\n### {title}\n")
     print(
         "| model | image | median ms | time / first row | speed-up on first row | GFLOP | by GFLOP | peak MiB |"
+        + "".join(f" {name} |" for name in columns)
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|" + "---|" * len(columns))
     rows = []
     for side, median, memory, gflop in zip(sides, medians, memories, operations, strict=True):
         ratio = median / medians[0]
         pixels = f"{side.image_size}²"
+        more = {name: column(side, args) for name, column in columns.items()}
         print(
             f"| {side.name} | {pixels} | {median * 1000:.1f} | {ratio:.3f} | {1 / ratio:.2f} "
-            f"| {gflop:.1f} | {operations[0] / gflop:.2f} | {'?' if memory is None else round(memory)} |",
+            f"| {gflop:.1f} | {operations[0] / gflop:.2f} | {'?' if memory is None else round(memory)} |"
+            + "".join(f" {value:.0f} |" for value in more.values()),
             flush=True,
         )
         rows.append(
@@ -195,6 +301,7 @@ def compare(
                 "ratio": ratio,
                 "gflop": gflop,
                 "peak_mib": memory,
+                **more,
             }
         )
     return rows
@@ -223,11 +330,22 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "large": lambda args: compare(
         "1024² by selection, beside dense 1024²", forward, [STOCK_LARGE, VARIANCE], args, few(args)
     ),
-    "file": lambda args: compare(
-        "JPEG file of 1024² to logits", file_to_logits, [STOCK, VARIANCE], args, args.repeats
-    ),
+    "file": file_table,
     "training": lambda args: compare(
-        "One training step at 1024², batch 1", training_step, [STOCK_LARGE, VARIANCE], args, 1
+        "One training step at 1024², batch 1",
+        training_step,
+        [STOCK_LARGE, VARIANCE],
+        args,
+        few(args),
+        columns={"saved for backward MiB": saved_for_backward},
+    ),
+    "recipes": lambda args: compare(
+        "One training step by scripts/configs/high_resolution_*.yaml, batch 1, beside dense 224²",
+        training_step,
+        [DENSE, *recipe_sides()],
+        args,
+        few(args),
+        columns={"saved for backward MiB": saved_for_backward},
     ),
 }
 

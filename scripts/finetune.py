@@ -13,6 +13,7 @@ where it was when it is started again with the same arguments.
 
 import sys
 
+from huggingface_hub.constants import ENDPOINT
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.training import (
@@ -52,8 +53,14 @@ def main(argv: list[str] | None = None) -> None:
         )
     except FloatingPointError as error:
         sys.exit(f"\nfinetune.py: {error}")
+    except OSError as error:
+        if not getattr(error, "__notes__", None):  # which a failed push has
+            raise
+        sys.exit("\n".join([f"\nfinetune.py: {error}", *error.__notes__]))
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
+        if training.push_to_hub:
+            print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
 
 
 if __name__ == "__main__":

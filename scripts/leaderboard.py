@@ -61,10 +61,11 @@ ARMS: dict[str, dict] = {
     "distilled": {**SCOUT, "scout_num_layers": 2, "distilled_loss_weight": 1.0, "distilled_share": 0.125},
     "policy": SCORER,
     "perturbed": {**SCORER, "perturbed_num_samples": 100},
+    "cross_attention": {},
     "oracle": {},
 }
 # The highest learning rate of a selector, where that of the command line is not the one for it.
-RATES = {"perturbed": 2e-3}
+RATES = {"perturbed": 2e-3, "cross_attention": 2e-3}
 
 
 def to_input(rows: dict, resize: bool) -> dict[str, list]:
@@ -233,7 +234,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-test", type=int, default=1000, help="canvases to evaluate on")
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="highest, of the backbone")
     parser.add_argument(
-        "--selector-learning-rate", type=float, default=1e-2, help="highest, of a selector but perturbed"
+        "--selector-learning-rate",
+        type=float,
+        default=1e-2,
+        help="highest, of a selector without one of its own",
     )
     parser.add_argument(
         "--initial",

@@ -1,9 +1,10 @@
-"""Classify images: one JSON line for each, in order.
+"""Classify images: one JSON line for each, in order; or, of large collections, one row of Parquet files.
 
     python scripts/predict.py photos/ holiday.jpg 'scans/*.png' --model_name_or_path runs/photos > labels.jsonl
     python scripts/predict.py photos/ --model_name_or_path google/vit-base-patch16-224 --output labels.jsonl
     python scripts/predict.py photos/ --model_name_or_path runs/photos --token_reducer merge --keep_rate 0.7
     python scripts/predict.py scans/ --model_name_or_path runs/photos --tile 224 --aggregate topk-mean --heat_maps maps
+    python scripts/predict.py s3://bucket/photos --model_name_or_path runs/photos --engine ray --output s3://bucket/answers
 
 Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several labels an
 image, top_k ranks them all by probability; a regression has value instead. With --tile the answer is made
@@ -11,17 +12,23 @@ of those of tiles at full resolution, whatever the size of the image, and a line
 be used have no line: they are listed at the end on standard error, and the exit code is 1 (0 if all went well, 2 for
 wrong arguments).
 
+With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well. Answers are rows
+with the columns file, table and row (of a Parquet file that has the image), label, score, top_k and error. Started again
+with the same arguments, it goes on with the images that have no row yet.
+
 The first argument may be a YAML or JSON file of flags (files as `inputs`); flags after it override it.
 """
 
 import contextlib
 import json
 import sys
+from argparse import ArgumentParser
 
 import torch
 from tqdm.auto import tqdm
 
 from vit_hf.training import (
+    CollectionArguments,
     PredictionArguments,
     TilingArguments,
     find_images,
@@ -33,18 +40,36 @@ from vit_hf.training import (
 )
 
 
+MAX_ERRORS_SHOWN = 10
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(
-        [PredictionArguments, TilingArguments],
+        [PredictionArguments, TilingArguments, CollectionArguments],
         __doc__,
         usage="%(prog)s [CONFIG.yaml] INPUT ... --model_name_or_path MODEL [flag ...]",
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder or pattern")
-    arguments, tiling, namespace = parse_arguments(parser, argv)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image file, folder or pattern; for ray, Parquet or URI, too",
+    )
+    arguments, tiling, collection, namespace = parse_arguments(parser, argv)
+    if collection.engine == "local":
+        return predict_here(parser, arguments, tiling, namespace.inputs)
+    if tiling.tile is not None:
+        parser.error("engine ray sees images whole: leave out tile, or the engine")
+    return predict_on_ray(parser, arguments, collection, namespace.inputs)
+
+
+def predict_here(
+    parser: ArgumentParser, arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
+) -> int:
     errors = []
     with contextlib.ExitStack() as stack:
         try:
-            files = find_images(namespace.inputs)
+            files = find_images(inputs)
             model, image_processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
             if torch.accelerator.is_available() and not arguments.use_cpu:
                 model.to(torch.accelerator.current_accelerator())
@@ -69,6 +94,43 @@ def main(argv: list[str] | None = None) -> int:
     if errors:
         print(f"{len(errors)} of {len(files)} files could not be used", file=sys.stderr)
     return 1 if errors else 0
+
+
+def predict_on_ray(
+    parser: ArgumentParser,
+    arguments: PredictionArguments,
+    collection: CollectionArguments,
+    inputs: list[str],
+) -> int:
+    try:
+        from vit_hf.training import prepare_collection
+
+        run = prepare_collection(arguments, collection, inputs)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    print(run.describe(), flush=True)
+    num_done = run.num_images - run.num_pending
+    try:
+        with tqdm(total=run.num_images, initial=num_done, unit="image", disable=None) as bar:
+            for count in run.execute():
+                bar.update(count)
+    except KeyboardInterrupt:
+        sys.exit(
+            f"\npredict.py: interrupted. Start it again with the same arguments: what is in {run.folder} stays"
+        )
+    except RuntimeError as error:
+        sys.exit(
+            f"predict.py: {error}\nStart it again with the same arguments: what is in {run.folder} stays"
+        )
+    num_rows, num_errors, errors = run.summary(MAX_ERRORS_SHOWN)
+    print(f"Output:  {num_rows} images in {run.folder}")
+    for error in errors:
+        print(error, file=sys.stderr)
+    if num_errors > len(errors):
+        print(f"... and {num_errors - len(errors)} more: column error in {run.folder}", file=sys.stderr)
+    if num_errors:
+        print(f"{num_errors} of {num_rows} images could not be used", file=sys.stderr)
+    return 1 if num_errors else 0
 
 
 if __name__ == "__main__":

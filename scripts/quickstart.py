@@ -30,8 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 import vit_hf
 from vit_hf.data import megapixel_digits
 from vit_hf.explanations.report import draw_report
-from vit_hf.hub import make_model_card
 from vit_hf.measure import alternate, peak_memory
+from vit_hf.model_card import make_model_card
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
@@ -307,7 +307,8 @@ def write_card(
             f"5,000 digits of MNIST). AdamW, learning rate {args.learning_rate}, cosine, seed {args.seed}."
         ),
         limitations="A demonstration: it knows digits of 28 pixels on black, and nothing else. One seed. The recipe was chosen among about ten tries of the adaptive way, on test canvases; the other two ways were not tuned.",
-        picture="report.png",
+        pictures={"Images, the patches that were kept, and accuracy beside cost": "report.png"},
+        license="apache-2.0",
         eval_results=[
             EvalResult(
                 task_type="image-classification",

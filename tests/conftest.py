@@ -24,6 +24,7 @@ TINY = {
     "scout_num_layers": 2,
     "scorer_hidden_size": 8,
     "perturbed_num_samples": 20,
+    "cross_attention_hidden_size": 32,
     # Large enough that differences between inputs show in the logits.
     "initializer_range": 0.2,
 }

@@ -15,12 +15,15 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .hub import push_to_hub
 from .large_images import (
     ImageSource,
+    StreamingCollator,
     open_image,
     predict_streaming,
     predict_tiled,
     select_streaming,
+    stream_images,
 )
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
@@ -45,8 +48,9 @@ from .model.user_classes import (
     register_position_encoding,
     register_token_reducer,
 )
+from .model.version import __version__
+from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule
-from .version import __version__
 
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
@@ -75,10 +79,12 @@ __all__ = [
     "ImagePatches",
     "ImageSource",
     "KeepRateSchedule",
+    "PatchCollator",
     "PatchSelector",
     "PatchTokens",
     "PositionEncoding",
     "Reduction",
+    "StreamingCollator",
     "TokenReducer",
     "__version__",
     "convert",
@@ -86,8 +92,10 @@ __all__ = [
     "open_image",
     "predict_streaming",
     "predict_tiled",
+    "push_to_hub",
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",
     "select_streaming",
+    "stream_images",
 ]

@@ -70,8 +70,9 @@ def explain(
             out. "positions" is one file for the model, `positions.png`.
         labels: true class of each image, by name or number; of several labels, a list of them.
         names: one for each image, by default the names of the files.
-        max_rollout_tokens: no rollout for longer sequences, as its time grows with the square of the length (at 4096
-            patches, a ViT-B takes as long for it as for the answer). Memory grows with the length alone.
+        max_rollout_tokens: no rollout for longer sequences, and none at all for 0, as its time grows with the square
+            of the length (at 4096 patches, a ViT-B takes as long for it as for the answer). Memory grows with the
+            length alone.
         boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the image as it was given; None
             where they are not known. They are drawn, and counted in `Explanation.statistics`.
 
@@ -146,7 +147,7 @@ def _explain_one(
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
     with record_reductions(model.vit) as reductions:
         outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
-    if maps is not None and maps.rollout is None:
+    if maps is not None and maps.rollout is None and max_rollout_tokens > 0:
         logger.warning(
             f"No attention rollout for {name}: its sequence of more than max_rollout_tokens={max_rollout_tokens} "
             "tokens would take long. Raise max_rollout_tokens, or keep fewer patches."

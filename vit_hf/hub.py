@@ -1,89 +1,168 @@
-"""What others need to know of a model: its card."""
+"""From a model in memory to a repository on the Hub that loads wherever transformers is installed."""
 
-import sys
-from collections.abc import Sequence
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, DatasetInfo, HfApi, ModelCard, ModelInfo
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
 
+from .explain import explain
 from .model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from .model.patches import to_pair
+from .model.shipping import files_to_save
+from .model.user_classes import classes_of
+from .model_card import make_model_card
 
 
-def make_model_card(
+logger = logging.get_logger(__name__)
+
+# Of an earlier push. Left there, weights cut into other shards would be loaded instead of the new ones.
+REPLACED = ["model*.safetensors", "model.safetensors.index.json", "examples/*"]
+NOT_ALLOWED = (401, 403)
+
+
+def push_to_hub(
     model: AdaptiveViTPreTrainedModel,
+    image_processor: BaseImageProcessor,
+    repo_id: str,
     *,
-    model_name: str,
-    summary: str,
-    results: str,
-    training: str,
-    limitations: str,
-    eval_results: Sequence[EvalResult] = (),
-    repo_id: str | None = None,
-    picture: str | None = None,
-    license: str = "apache-2.0",
-    tags: Sequence[str] = (),
-) -> ModelCard:
-    """A model card from `model_cards/template.md`; `save(folder / "README.md")` puts it beside the model.
+    examples: Sequence[Any] = (),
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload model",
+    max_shard_size: int | str = "5GB",
+    **card: Any,
+) -> CommitInfo:
+    """Publishes a model: weights (safetensors), configuration, image processor, their code and a model card.
+
+    It loads elsewhere by `from_pretrained(repo_id, trust_remote_code=True)`, or after `import vit_hf`. A repository that
+    exists already gets a new commit, with a new card.
 
     Args:
-        model: the model it describes.
-        model_name: title, and name in the card's `model-index`.
-        summary, results, training, limitations: Markdown.
-        eval_results: metrics for the `model-index`, which the Hub shows and compares.
-        repo_id: how to name the model in the example of use; default `model_name`.
-        picture: file beside the card.
-        license: identifier of the Hub.
-        tags: beside the usual ones.
+        model: of any class of this package.
+        image_processor: its own.
+        repo_id: "owner/name", or a name of your own.
+        examples: images, as `explain` takes them, whose pictures (what was kept, and the answer) the card shows. They
+            are published with it.
+        private: whether a new repository is for you alone; None as your organization has it.
+        token: with permission to write; by default what `hf auth login` stored, or HF_TOKEN.
+        revision: branch to commit to, which is created if it is missing; default "main".
+        create_pr: whether to open a pull request instead.
+        commit_message: of the commit.
+        max_shard_size: weights beyond are cut into several files.
+        card: what the model card says, as of `make_model_card`: `license` (by default that of `base_model`),
+            `base_model`, `dataset`, `metrics`, `training_arguments`, `summary`, `limitations` and others.
+
+    Returns:
+        What was committed, with its `oid` and `commit_url`.
 
     Raises:
-        FileNotFoundError: if the template was not installed.
+        CannotTravel: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
+        ValueError: if the Hub refuses the metadata of the card.
+        huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
+        ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
+            and how to push them again.
     """
-    config = model.config
-    data = ModelCardData(
-        model_name=model_name,
-        license=license,
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["vision", "vit_hf", config.model_type, *tags],
-        eval_results=list(eval_results) or None,
-    )
-    selection = "none: all patches"
-    if config.patch_selector is not None:
-        number = config.num_selected_patches
-        share = f"{number:.1%}" if isinstance(number, float) else number
-        selection = f"`{config.patch_selector}` keeps {share} patches before the encoder"
-    return ModelCard.from_template(
-        data,
-        template_path=str(find_template()),
-        model_name=model_name,
-        repo_id=repo_id or model_name,
-        summary=summary,
-        results=results,
-        training=training,
-        limitations=limitations,
-        picture=picture,
-        config=config,
-        patch_size="x".join(map(str, to_pair(config.patch_size))),
-        num_parameters=f"{model.num_parameters():,}",
-        selection=selection,
-        classes=", ".join(config.id2label.values()),
-    )
+    files_to_save(classes_of(model.base_model))
+    folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
+    with keeping(folder, repo_id, private, revision):
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        image_processor.save_pretrained(folder)
+        write_card(model, image_processor, folder, examples, repo_id=repo_id, token=token, **card)
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        info = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            delete_patterns=REPLACED,
+        )
+    shutil.rmtree(folder)
+    return info
 
 
-def find_template() -> Path:
-    """The template in a checkout, or where an installation put it.
+def write_card(
+    model: AdaptiveViTPreTrainedModel,
+    image_processor: BaseImageProcessor,
+    folder: Path,
+    examples: Sequence[Any] = (),
+    *,
+    repo_id: str,
+    token: str | bool | None = None,
+    **card: Any,
+) -> ModelCard:
+    """Writes `README.md`, and pictures of `examples`, beside a saved model. Arguments: `push_to_hub`."""
+    base = repo_info(card.get("base_model"), "model", token)
+    card["base_model"] = base.id if base else None
+    if card.get("license") is None and base and base.card_data:
+        card["license"] = base.card_data.license
+    if card.get("license") is None:
+        logger.warning("The model card states no licence: give one, such as license='apache-2.0'.")
+    if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
+        card["dataset"] = Path(card["dataset"]).absolute().name
+    pictures = dict(card.pop("pictures", None) or {})
+    if len(examples):
+        explanations = explain(model, image_processor, list(examples), folder / "examples", ["overview"])
+        for explanation in explanations:
+            file = Path(explanation.files["overview"])
+            pictures[f"{explanation.name}: what was kept, and the answer"] = f"examples/{file.name}"
+    card.setdefault("model_name", repo_id.rpartition("/")[2])
+    result = make_model_card(model, image_processor, repo_id=repo_id, pictures=pictures, **card)
+    result.save(folder / "README.md")
+    return result
 
-    Raises:
-        FileNotFoundError: if it is in neither place.
-    """
-    places = [
-        Path(__file__).parents[1] / "model_cards",
-        Path(sys.prefix) / "share" / "vit_hf" / "model_cards",
-    ]
-    for place in places:
-        if (place / "template.md").is_file():
-            return place / "template.md"
-    raise FileNotFoundError(
-        f"There is no template.md in {' or '.join(map(str, places))}: install vit_hf again."
-    )
+
+def repo_info(
+    name: str | None, repo_type: str, token: str | bool | None = None
+) -> ModelInfo | DatasetInfo | None:
+    """What the Hub knows of a model or data set, its name alone if the Hub does not answer; None if it is not there."""
+    if name is None or Path(name).exists():
+        return None
+    try:
+        return HfApi(token=token).repo_info(name, repo_type=repo_type)
+    except (RepositoryNotFoundError, HFValidationError):
+        return None
+    except (httpx.HTTPError, OSError):
+        return ModelInfo(id=name) if repo_type == "model" else DatasetInfo(id=name)
+
+
+@contextmanager
+def keeping(
+    folder: Path, repo_id: str, private: bool | None, revision: str | None, *options: str
+) -> Iterator[None]:
+    """Adds to any error where the files are and how to push them again."""
+    try:
+        yield
+    except BaseException as error:
+        raised = error
+        if isinstance(error, httpx.HTTPError) and not isinstance(error, HfHubHTTPError):
+            raised = ConnectionError(f"The connection to the Hub broke: {error}")
+        elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
+            raised.add_note(
+                f"The token may not write to {repo_id}. Make one that may, https://huggingface.co/settings/tokens, and "
+                "log in with it: hf auth login"
+            )
+        if (folder / "config.json").is_file():
+            command = ["hf", "upload", repo_id, str(folder), *options]
+            command += ["--private"] if private else []
+            command += ["--revision", revision] if revision else []
+            command += [word for pattern in REPLACED for word in ("--delete", pattern)]
+            raised.add_note(
+                f"Nothing is lost: the model is in {folder}. To push it again: {shlex.join(command)}"
+            )
+        if raised is error:
+            raise
+        raise raised from error

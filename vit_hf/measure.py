@@ -1,12 +1,19 @@
 """Time and memory, measured so that they can be compared."""
 
+import ctypes
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+
+
+Result = TypeVar("Result")
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[float]:
@@ -36,13 +43,7 @@ def peak_memory(
     set is read; None where the system does not tell. On a GPU it is what torch allocated.
     """
     if device == "cpu":
-        pool = multiprocessing.get_context("spawn").Pool(1)
-        try:
-            return pool.apply(_resident_growth, (make, args))
-        finally:
-            # Not terminated, as a `with` would do: libraries clean up behind themselves at a normal end.
-            pool.close()
-            pool.join()
+        return in_fresh_process(_resident_growth, make, args)
     call = make(*args)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -50,8 +51,86 @@ def peak_memory(
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+def in_fresh_process(function: Callable[..., Result], *args: object, preload: Sequence[str] = ()) -> Result:
+    """What `function(*args)` returns in a process of its own, whose memory nobody has used yet.
+
+    Args:
+        function, args: what can be pickled.
+        preload: modules that it needs. Where the system can fork they are imported once, for all such processes.
+
+    Raises:
+        MemoryError: if the process was killed, which is what the system does when memory runs out.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(list(preload))
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise MemoryError("the process was killed, most likely because memory ran out") from error
+
+
+def peak_resident() -> float | None:
+    """MiB that this process had resident at most since it began; None where the system does not tell."""
+    peak = _status("VmHWM")
+    return None if peak is None else peak / 1024
+
+
+class SavedForBackward:
+    """Counts the memory that autograd keeps for the backward pass of what runs in its `with` statement.
+
+    Each storage counts once, however many operations keep it or a view of it; parameters do not count, for they are
+    there anyway, and neither does a model's input.
+
+    Args:
+        model: whose parameters and buffers are left out.
+        inputs: tensors that are left out as well.
+
+    Attributes:
+        num_bytes: of what was kept.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor] = ()):
+        known = (*model.parameters(), *model.buffers(), *inputs)
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        # By address, kept alive so that no address is used twice.
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._storages.values())
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._storages[storage.data_ptr()] = storage
+        return tensor
+
+    def __enter__(self) -> "SavedForBackward":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+
 def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> float | None:
-    call = make(*args)
+    return resident_growth(make(*args))
+
+
+def return_free_memory() -> None:
+    """Gives what was freed back to the system, where the C library can (glibc), so that it counts when it is used again."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+def resident_growth(call: Callable[[], object]) -> float | None:
+    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none tells."""
     before = _status("VmRSS")
     _reset_peak()
     call()

@@ -49,6 +49,7 @@ def launch(function: str, *arguments, processes: int = 2) -> None:
         assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_ddp_has_the_gradients_of_one_process(tmp_path):
     launch("compare_gradients", tmp_path)
     results = json.loads((tmp_path / "gradients.json").read_text())

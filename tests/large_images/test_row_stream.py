@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from vit_hf.large_images import row_stream
 from vit_hf.large_images.row_stream import RowStream
 
 
@@ -22,13 +21,13 @@ class Decoder:
             yield ROWS[top : top + self.rows]
 
 
-@pytest.fixture(autouse=True)
-def cache_of_thirty_rows(monkeypatch):
-    monkeypatch.setattr(row_stream, "CACHE_BYTES", 30 * 20 * 3)
+def stream_of(decoder):
+    """Keeps thirty rows."""
+    return RowStream(decoder, cache_bytes=30 * 20 * 3)
 
 
 def test_bands_from_top_to_bottom_are_one_pass():
-    stream = RowStream(Decoder())
+    stream = stream_of(Decoder())
     for top in range(0, 100, 10):
         for left in (10, 0, 15, 5):
             assert np.array_equal(stream.read(top, left, 10, 5), ROWS[top : top + 10, left : left + 5])
@@ -38,7 +37,7 @@ def test_bands_from_top_to_bottom_are_one_pass():
 
 def test_small_steps_back_are_kept_and_large_ones_start_again():
     decoder = Decoder()
-    stream = RowStream(decoder)
+    stream = stream_of(decoder)
     stream.read(60, 0, 10, 20)
     stream.read(48, 0, 10, 20)
     assert stream.passes == 1
@@ -49,7 +48,7 @@ def test_small_steps_back_are_kept_and_large_ones_start_again():
 
 
 def test_a_region_larger_than_the_cache():
-    stream = RowStream(Decoder())
+    stream = stream_of(Decoder())
     for _ in range(2):
         for left in (0, 10):
             assert np.array_equal(stream.read(20, left, 70, 10), ROWS[20:90, left : left + 10])
@@ -57,16 +56,16 @@ def test_a_region_larger_than_the_cache():
 
 
 def test_any_order():
-    stream = RowStream(Decoder(rows=100))
+    stream = stream_of(Decoder(rows=100))
     for top, left in np.random.default_rng(0).integers(0, 10, (50, 2)):
         assert np.array_equal(stream.read(top * 9, left, 9, 9), ROWS[top * 9 : top * 9 + 9, left : left + 9])
 
 
 def test_damage():
-    stream = RowStream(Decoder(fails_at=50))
+    stream = stream_of(Decoder(fails_at=50))
     for _ in range(2):
         with pytest.raises(OSError, match="damaged"):
             stream.read(50, 0, 10, 10)
         assert np.array_equal(stream.read(30, 0, 10, 10), ROWS[30:40, :10])
     with pytest.raises(ValueError, match="ends after row 100"):
-        RowStream(Decoder()).read(99, 0, 2, 1)
+        stream_of(Decoder()).read(99, 0, 2, 1)

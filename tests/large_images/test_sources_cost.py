@@ -3,9 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
+import pyvips
 import tifffile
 
-from vit_hf.large_images import open_image, row_stream, sources_photo, sources_tiled
+from vit_hf.large_images import open_image, sources_photo, sources_tiled
 from vit_hf.large_images.sources_photo import PhotoSource
 from vit_hf.large_images.sources_slide import SlideSource
 from vit_hf.large_images.sources_tiff import TiffSource
@@ -110,6 +111,15 @@ def test_a_photo_is_decoded_once(write):
             assert image._streams[0].passes == 1
 
 
+def test_what_was_decoded_does_not_stay_in_libvips(write):
+    """Its cache of operations holds decoders, and they their rows."""
+    path, before = write("rgb.jpg"), pyvips.cache_get_size()
+    for _ in range(3):
+        with open_image(path) as image:
+            image.read(0, 0, 300, 500)
+        assert pyvips.cache_get_size() <= before
+
+
 def test_jpeg_thumbnails_decode_a_fraction(write):
     with open_image(write("rgb.jpg")) as image:
         assert image.levels == [(389, 517), (194, 258), (97, 129), (48, 64)]
@@ -119,8 +129,7 @@ def test_jpeg_thumbnails_decode_a_fraction(write):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_photos_that_are_large_lie_on_disk(orientation, write, monkeypatch):
-    monkeypatch.setattr(row_stream, "CACHE_BYTES", 10_000)
-    monkeypatch.setattr(sources_photo, "CACHE_BYTES", 10_000)
+    monkeypatch.setattr(sources_photo, "TURNED_BYTES", 10_000)
     path = write(f"turned_{orientation}.png")
     whole = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(path)))
     with open_image(path) as image:
@@ -130,7 +139,7 @@ def test_turned_photos_that_are_large_lie_on_disk(orientation, write, monkeypatc
 
 
 def test_no_room_on_disk(write, monkeypatch):
-    monkeypatch.setattr(sources_photo, "CACHE_BYTES", 0)
+    monkeypatch.setattr(sources_photo, "TURNED_BYTES", 0)
     monkeypatch.setattr(sources_photo.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 9}))
     with (
         open_image(write("turned_6.jpg")) as image,

@@ -18,9 +18,9 @@ from vit_hf import (
     predict_streaming,
     select_streaming,
 )
-from vit_hf.large_images import streaming
+from vit_hf.large_images import streamed_image
 from vit_hf.large_images.sources import ArraySource
-from vit_hf.large_images.streaming import RowWeights
+from vit_hf.large_images.streamed_image import RowWeights
 
 
 PROCESSOR = AdaptiveViTImageProcessor(patch_size=8, do_resize=False)
@@ -30,7 +30,7 @@ every_selector = pytest.mark.parametrize("name", PATCH_SELECTORS)
 @pytest.fixture(autouse=True)
 def narrow_bands(monkeypatch):
     """A row of patches at a time."""
-    monkeypatch.setattr(streaming, "BAND_PIXELS", 1)
+    monkeypatch.setattr(streamed_image, "BAND_PIXELS", 1)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -74,11 +74,11 @@ def test_equals_it_whatever_the_bands(height, width, kept, band, flat):
     patches = (height // 8) * (width // 8)
     kept = min(kept, patches) if isinstance(kept, int) else kept
     model = classifier("variance", num_selected_patches=kept)
-    before, streaming.BAND_PIXELS = streaming.BAND_PIXELS, band
+    before, streamed_image.BAND_PIXELS = streamed_image.BAND_PIXELS, band
     try:
         streamed = predict_streaming(model, image, image_processor=PROCESSOR)
     finally:
-        streaming.BAND_PIXELS = before
+        streamed_image.BAND_PIXELS = before
     whole = in_memory(model, image)
     assert torch.equal(streamed.selected_patches, whole.selected_patches)
     torch.testing.assert_close(streamed.logits, whole.logits)

@@ -34,8 +34,8 @@ class TestErrors:
             predict_tiled(model, picture(40, 40), image_processor=PROCESSOR, **arguments)
 
     def test_channels(self):
-        with pytest.raises(ValueError, match="takes images of 1 channels"):
-            predict_tiled(vit(num_channels=1), picture(40, 40), image_processor=PROCESSOR)
+        with pytest.raises(ValueError, match="takes images of 4 channels"):
+            predict_tiled(vit(num_channels=4), picture(40, 40), image_processor=PROCESSOR)
 
     def test_no_image_processor(self):
         with pytest.raises(ValueError, match=r"no image processor beside the model.*give image_processor"):

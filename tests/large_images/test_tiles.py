@@ -97,6 +97,22 @@ class TestLikeALoop:
             torch.testing.assert_close(other.tile_logits, one.tile_logits, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(other.feature_map, one.feature_map, rtol=1e-4, atol=1e-5)
 
+    def test_a_model_of_grey_images(self):
+        model = ours(num_channels=1)
+        processor = AdaptiveViTImageProcessor(
+            size=SIZE, do_convert_rgb=False, image_mean=[0.5], image_std=[0.5]
+        )
+        grey = PIL.Image.fromarray(picture(70, 40)).convert("L")
+        expected = torch.cat(
+            [
+                model(**processor(grey.crop((0, top, 40, top + 40)), return_tensors="pt")).logits
+                for top in (0, 30)
+            ]
+        )
+        for image in (grey, picture(70, 40)):
+            result = predict_tiled(model, image, tile=40, image_processor=processor)
+            torch.testing.assert_close(result.tile_logits, expected, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize("aggregate", TILE_AGGREGATIONS)
     @pytest.mark.parametrize("size", [(32, 32), (20, 31), (40, 12)])
     def test_an_image_of_one_tile_is_a_plain_forward(self, size, aggregate):

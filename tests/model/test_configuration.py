@@ -53,6 +53,7 @@ def test_round_trip(tmp_path):
         ({"num_attention_heads": 0}, ["num_attention_heads=0"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers=-1"]),
         ({"hidden_act": "foo"}, ["foo", "gelu"]),
+        ({"cross_attention_num_heads": 3}, ["cross_attention_hidden_size=32", "=3"]),
         ({"scout_image_size": 4}, ["scout_image_size=4", "patch_size=8"]),
         ({"rotary_base": 0}, ["rotary_base=0"]),
         ({"num_register_tokens": -1}, ["-1"]),

@@ -336,6 +336,7 @@ def test_exports_with_dynamic_batch_and_compiles(backbone, selection):
         torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loads_without_the_package(tmp_path):
     model = hybrid(patch_selector="variance")
     model.save_pretrained(tmp_path / "saved")
@@ -368,7 +369,7 @@ def test_layers_for_training_and_for_devices():
     lowest = min(rates.values())
     assert lowest == 0.5**4
     assert {rates[id(value)] for value in stem_of(model).parameters()} == {lowest}
-    assert {"AdaptiveViTEmbeddings", "AdaptiveViTLayer"} <= set(model._no_split_modules)
+    assert "AdaptiveViTLayer" in model._no_split_modules
     assert model.num_parameters() == sum(value.numel() for value in model.parameters())
     assert model.get_input_embeddings() is stem_of(model)
 

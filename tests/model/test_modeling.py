@@ -168,6 +168,8 @@ def test_keeping_all_patches_is_the_dense_model(selector):
         tiny_config(patch_selector=selector, num_selected_patches=1.0)
     ).eval()
     adaptive.load_state_dict(dense.state_dict(), strict=False)  # but for what selectors learn
+    if selector == "cross_attention":
+        torch.nn.init.zeros_(adaptive.vit.selector.query)  # attends to all alike
     images = torch.randn(2, 3, 40, 64)
     torch.testing.assert_close(adaptive(images).logits, dense(images).logits, atol=1e-5, rtol=1e-5)
 
@@ -430,3 +432,15 @@ class TestBadInput:
     def test_misspelt_arguments(self, model):
         with pytest.raises(TypeError, match="patch_coordinate"):
             model(torch.randn(1, 3, 64, 64), patch_coordinate=torch.zeros(1, 64, 2))
+
+
+def test_a_subclass_of_any_name_has_the_loss_of_its_parent():
+    class Mine(AdaptiveViTForImageClassification):
+        pass
+
+    inputs = {"pixel_values": torch.rand(2, 3, 32, 32), "labels": torch.tensor([0, 4])}
+    losses = []
+    for model_class in (Mine, AdaptiveViTForImageClassification):
+        torch.manual_seed(0)
+        losses.append(model_class(tiny_config()).eval()(**inputs).loss)
+    torch.testing.assert_close(*losses)

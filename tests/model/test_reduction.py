@@ -406,9 +406,9 @@ def test_blocks_may_lie_on_several_devices(reducer, fields):
     assert logits.shape == (2, 5) and logits.device.type == "meta"
 
 
-@pytest.mark.parametrize("fields", [SELECTIONS["gumbel"], SELECTIONS["perturbed"]])
-def test_checkpointing_that_loses_gradients_is_refused(fields):
-    model = AdaptiveViTForImageClassification(tiny_config(**fields))
+@pytest.mark.parametrize("name", ["gumbel", "perturbed", "cross_attention"])
+def test_checkpointing_that_loses_gradients_is_refused(name):
+    model = AdaptiveViTForImageClassification(tiny_config(**SELECTIONS[name]))
     # transformers before 5.23 knows only the other name
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     with pytest.raises(ValueError, match="'use_reentrant': False"):

@@ -35,6 +35,7 @@ def run_elsewhere(script: str, tmp_path, installed: bool = False) -> str:
         [sys.executable, "-W", "error::UserWarning", "-c", code if installed else ELSEWHERE + code],
         cwd=tmp_path,
         env=environment,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
@@ -92,15 +93,20 @@ def test_every_auto_class_without_the_package(saved, tmp_path):
 def test_without_the_package_it_is_not_loaded_unasked(saved, tmp_path):
     out = run_elsewhere(
         f"""
-        from transformers import AutoModel
-        try:
-            AutoModel.from_pretrained({str(saved)!r}, trust_remote_code=False)
-        except ValueError as error:
-            print("trust_remote_code" in str(error))
+        from transformers import AutoImageProcessor, AutoModel
+        for auto_class in (AutoModel, AutoImageProcessor):
+            for trust in (False, None):
+                try:
+                    auto_class.from_pretrained({str(saved)!r}, trust_remote_code=trust)
+                except ValueError as error:
+                    print("refused" if "trust_remote_code" in str(error) else error)
+        import sys
+        print(any(name.startswith("transformers_modules.") for name in sys.modules))
         """,
         tmp_path,
     )
-    assert out.strip() == "True"
+    assert [line for line in out.splitlines() if "[y/N]" not in line][-1] == "False"
+    assert out.count("refused") == 4
 
 
 def test_with_the_package_imported_no_remote_code_is_needed(saved, tmp_path):
@@ -152,6 +158,7 @@ def test_stock_checkpoints_load_through_remote_code(saved, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_model_loaded_from_remote_code_saves_its_code_again(saved, tmp_path):
     run_elsewhere(
         f"""

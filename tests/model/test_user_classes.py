@@ -17,8 +17,10 @@ from vit_hf import (
     POSITION_ENCODINGS,
     TOKEN_REDUCERS,
     AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
     AdaptiveViTModel,
     PositionEncoding,
+    push_to_hub,
     register_patch_selector,
     register_position_encoding,
 )
@@ -199,9 +201,11 @@ class TestTravel:
     def test_loads_without_the_package(self, saved, tmp_path):
         run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
 
+    @pytest.mark.slow
     def test_loads_beside_the_package(self, saved, tmp_path):
         run_elsewhere("import vit_hf\n" + LOAD.format(path=str(saved)), tmp_path / "own", installed=True)
 
+    @pytest.mark.slow
     def test_saves_again_wherever_it_came_from(self, saved, tmp_path):
         for installed in (True, False):
             again = str(tmp_path / f"again_{installed}")
@@ -321,7 +325,7 @@ class TestErrors:
 
 
 class TestWhatCannotTravel:
-    """The model works and is saved; a warning before training and one with the checkpoint say what will be missing."""
+    """The model works, with a warning before training; it is not saved without its code, but no weights are lost."""
 
     @pytest.mark.parametrize(
         "text, message",
@@ -344,13 +348,28 @@ class TestWhatCannotTravel:
         shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "tokens.py")
         model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
         assert "tokens.py has the name of a file of vit_hf" in caplog.text
-        model.save_pretrained(own_files / "saved")
-        assert caplog.text.count("tokens.py has the name of a file of vit_hf") == 2
+        with pytest.raises(CannotTravel, match=r"tokens\.py has the name of a file of vit_hf") as caught:
+            model.save_pretrained(own_files / "saved")
+        assert "weights and the configuration were saved" in caught.value.__notes__[0]
         assert "class Rings" not in (own_files / "saved" / "tokens.py").read_text()
         again = AdaptiveViTModel.from_pretrained(own_files / "saved")
         assert torch.equal(
             again.embeddings.position_encoding.weight, model.embeddings.position_encoding.weight
         )
+
+    def test_import_that_cannot_travel_is_refused(self, own_files, caplog):
+        file = own_files / "own" / "my_positions.py"
+        file.write_text(
+            "from vit_hf import PositionEncoding\n\n\ndef later():\n    import vit_hf\n\n\n"
+            "class Rings(PositionEncoding):\n    pass\n"
+        )
+        model = AdaptiveViTForImageClassification(tiny_config(position_encoding="own.my_positions.Rings"))
+        reason = r"my_positions\.py, line 5: write `from vit_hf import \.\.\.`"
+        assert "save_pretrained will refuse this model" in caplog.text
+        with pytest.raises(CannotTravel, match=reason):
+            model.save_pretrained(own_files / "saved")
+        with pytest.raises(CannotTravel, match=reason):
+            push_to_hub(model, AdaptiveViTImageProcessor(), "me/rings")
 
     def test_two_files_of_one_name(self, own_files, caplog):
         (own_files / "other").mkdir()

@@ -67,5 +67,7 @@ def test_benchmark(tmp_path):
         cwd=tmp_path,
     )
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert len(rows) == 29 and all(row["median_s"] > 0 for row in rows)
-    assert out.count("| model | image |") == 6
+    assert len(rows) == 33 and all(row["median_s"] > 0 for row in rows)
+    assert out.count("| model | image |") == 5
+    for row in rows[-6:]:
+        assert row["decoding"] + row["preparing"] + row["encoder"] == pytest.approx(1)

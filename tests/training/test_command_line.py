@@ -14,6 +14,7 @@ from vit_hf.training import (
     make_parser,
     parse_arguments,
 )
+from vit_hf.training.command_line import given_flags
 
 
 @dataclass
@@ -58,6 +59,12 @@ def test_json_and_mappings(parser, write):
     options, _ = parse_arguments(parser, [path])
     assert json.loads(options.extra) == {"size": [1, 2]}
     assert options.rate == 3
+
+
+def test_which_fields_are_given(parser, write):
+    path = write("kind: a\nsome_thing: null\n")
+    assert given_flags(parser, []) == set()
+    assert given_flags(parser, [path, "--some-thing", "-3", "--rate=0.5"]) == {"kind", "some_thing", "rate"}
 
 
 @pytest.mark.parametrize(

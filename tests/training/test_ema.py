@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from vit_hf.training import EmaCallback
@@ -101,3 +103,14 @@ def test_decay_warms_up():
 def test_refuses_nonsense(decay):
     with pytest.raises(ValueError, match=f"moving average is {decay}"):
         EmaCallback(decay)
+
+
+def test_refuses_a_model_in_pieces(make_run):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        run = make_run()
+        fully_shard(run.trainer.model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"needs the whole model .* leave out FSDP"):
+            EmaCallback().on_train_begin(run.trainer.args, run.trainer.state, None, model=run.trainer.model)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -18,7 +18,7 @@ REDUCTION = {"keep_rate": 0.6, "reduction_layers": [0, 1]}
 FAMILIES = {
     **{
         name: {"patch_selector": name}
-        for name in ("variance", "attention", "distilled", "policy", "perturbed")
+        for name in ("variance", "attention", "distilled", "policy", "perturbed", "cross_attention")
     },
     **{name: {"token_reducer": name, **REDUCTION} for name in ("attentive", "merge", "gumbel", "sample")},
     "policy_and_gumbel": {
@@ -29,7 +29,7 @@ FAMILIES = {
     },
 }
 ADDING_TO_THE_LOSS = {"distilled", "policy", "gumbel", "policy_and_gumbel"}
-LEARNED = ADDING_TO_THE_LOSS | {"perturbed"}
+LEARNED = ADDING_TO_THE_LOSS | {"perturbed", "cross_attention"}
 
 
 def make_trainer(folder, fields, callbacks=(), **arguments) -> Trainer:

@@ -67,6 +67,7 @@ def test_caches_need_not_be_writable(name, monkeypatch, tmp_path):
     assert Accuracy().compute(predictions=[1], references=[1]) == {"accuracy": 1.0}
 
 
+@pytest.mark.slow
 def test_the_library_is_found_beside_a_script_of_its_name(tmp_path):
     (tmp_path / "evaluate.py").write_text("raise AssertionError('this is not the library')")
     (tmp_path / "script.py").write_text(

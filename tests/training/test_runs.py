@@ -4,6 +4,7 @@ import pytest
 
 from vit_hf.training.runs import (
     CHECKPOINT_FILES,
+    OPTIMIZER_NAMES,
     RUN_ARGUMENTS_NAME,
     check_output_dir,
     find_last_checkpoint,
@@ -11,10 +12,10 @@ from vit_hf.training.runs import (
 )
 
 
-def write_checkpoint(folder, step, *more, without=None):
+def write_checkpoint(folder, step, *more, without=None, optimizer=OPTIMIZER_NAMES[0]):
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    for name in (*CHECKPOINT_FILES, *more):
+    for name in (*CHECKPOINT_FILES, optimizer, *more):
         if name != without:
             (checkpoint / name).write_text(json.dumps({"global_step": step}))
     return checkpoint
@@ -25,11 +26,18 @@ def test_last_checkpoint_is_the_latest_complete_one(tmp_path):
     assert find_last_checkpoint(tmp_path / "nowhere") is None
     write_checkpoint(tmp_path, 9)
     complete = write_checkpoint(tmp_path, 10)
-    for step, name in enumerate(CHECKPOINT_FILES, 11):
+    for step, name in enumerate((*CHECKPOINT_FILES, OPTIMIZER_NAMES[0]), 11):
         write_checkpoint(tmp_path, step, without=name)
     (write_checkpoint(tmp_path, 20) / "trainer_state.json").write_text('{"global_st')
     (tmp_path / "checkpoint-best").mkdir()
     assert find_last_checkpoint(tmp_path) == complete
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZER_NAMES)
+def test_whoever_wrote_the_optimizer(tmp_path, optimizer):
+    checkpoint = write_checkpoint(tmp_path, 1, optimizer=optimizer)
+    write_checkpoint(tmp_path, 2, without=optimizer, optimizer=optimizer)
+    assert find_last_checkpoint(tmp_path) == checkpoint
 
 
 def test_a_checkpoint_that_lacks_something_wanted_is_second_choice(tmp_path):

@@ -24,6 +24,7 @@ ELSEWHERE = (
     "initializer",
     "drop_path_rate",
     "auto_map",
+    "vit_hf_version",
     "out_features",
     "out_indices",
     "apply_layernorm",
@@ -31,6 +32,8 @@ ELSEWHERE = (
 )
 # ... and those of encodings, selectors and reducers, none of which a plain model has.
 OPTIONS = (
+    "convolutional_",
+    "cross_attention_",
     "rotary_",
     "relative_bias_",
     "fourier_",

@@ -35,7 +35,10 @@ def load_stock_hybrid(
     classes = PreTrainedConfig.get_config_dict(path)[0].get("architectures") or [""]
     is_classifier = classes[0] == "ViTHybridForImageClassification"
     model_class = AdaptiveViTForImageClassification if is_classifier else AdaptiveViTModel
-    model, report = model_class.from_pretrained(path, output_loading_info=True, **fields)
+    # use_safetensors=None: the tensors of a pickle, too, as of every checkpoint that is converted.
+    model, report = model_class.from_pretrained(
+        path, output_loading_info=True, use_safetensors=None, **fields
+    )
     prefix = "vit." if is_classifier else ""
     added = tuple(f"{prefix}{part}" for part in ("selector.", "reducers.", "embeddings.scale_embedding"))
     missing = [name for name in report["missing_keys"] if not name.startswith(added)]

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .panels import draw_boxes, kept_picture, outline, outline_width, panel_axes
-from .shading import enlarge, pale
+from .shading import enlarge, pale, upper_limit
 from .stage_drawing import draw_stages
 
 
@@ -246,7 +246,7 @@ def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
         title, scores = "Probability to be drawn first", explanation.selection_probabilities
     grey = pale(enlarge(explanation.picture), contrast=1.0)
     axes = panel_axes(explanation, sheet, cell, title, grey)
-    lowest, highest = float(scores[np.isfinite(scores)].min()), _high(scores)
+    lowest, highest = float(scores[np.isfinite(scores)].min()), upper_limit(scores)
     limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
     _heat_map(axes, sheet, cell, scores, "viridis", limits, alpha=0.7)
 
@@ -273,15 +273,8 @@ def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str
     mean = np.nanmean(values)
     values = values / mean if mean else values
     # From 0, and to at least twice the mean, so that nearly even attention looks even.
-    limits = (0.0, max(2.0, _high(values)))
+    limits = (0.0, max(2.0, upper_limit(values)))
     _heat_map(axes, sheet, cell, values, "plasma", limits)
-
-
-def _high(values: np.ndarray) -> float:
-    """An upper limit for colours: a few outliers, which attention is known for, would leave the rest dark."""
-    numbers = values[np.isfinite(values)]
-    high = float(np.quantile(numbers, 0.99))
-    return high if high > numbers.min() else float(numbers.max())
 
 
 def _heat_map(

@@ -24,6 +24,13 @@ def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> n
     return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)
 
 
+def upper_limit(values: np.ndarray) -> float:
+    """Of the colours for `values`: a few outliers, which attention is known for, would leave the rest dark."""
+    numbers = values[np.isfinite(values)]
+    high = float(np.quantile(numbers, 0.99))
+    return high if high > numbers.min() else float(numbers.max())
+
+
 def spread(
     values: np.ndarray, size: tuple[int, int], patch_span: tuple[float, float], beyond: int = 0
 ) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from .aggregation import TILE_AGGREGATIONS, AggregationOptions, aggregate_tiles
 from .sources import ImageSource, open_image
-from .streaming import StreamedSelection, predict_streaming, select_streaming
+from .streamed_patches import StreamedPatches
+from .streaming import StreamedSelection, predict_streaming, select_streaming, stream_images
+from .streaming_collation import StreamingCollator
 from .tile_grid import TileGrid
 from .tiles import TiledPrediction, feature_map_tiled, predict_tiled
 
@@ -11,7 +13,9 @@ __all__ = [
     "TILE_AGGREGATIONS",
     "AggregationOptions",
     "ImageSource",
+    "StreamedPatches",
     "StreamedSelection",
+    "StreamingCollator",
     "TileGrid",
     "TiledPrediction",
     "aggregate_tiles",
@@ -20,4 +24,5 @@ __all__ = [
     "predict_streaming",
     "predict_tiled",
     "select_streaming",
+    "stream_images",
 ]

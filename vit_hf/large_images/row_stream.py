@@ -6,26 +6,27 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 
-# Rows that are kept after they were read; 64 MiB.
-CACHE_BYTES = 2**26
+# Rows that are kept after they were read; 4 MiB.
+CACHE_BYTES = 2**22
 
 
 class RowStream:
     """Gives any rows of an image that comes in strips from top to bottom.
 
-    The rows last decoded are kept, up to 64 MiB of them and at least those of one region. So reading regions from
+    The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading regions from
     top to bottom, in any order within a band, decodes the image once; each step back above what is kept decodes it
     anew from the top.
 
     Args:
         strips: starts decoding; gives strips `(rows, width, 3)` uint8, whose heights add up to the image's.
+        cache_bytes: of rows that are kept.
 
     Attributes:
         passes: how often decoding was started.
     """
 
-    def __init__(self, strips: Callable[[], Iterator[np.ndarray]]):
-        self._strips = strips
+    def __init__(self, strips: Callable[[], Iterator[np.ndarray]], cache_bytes: int = CACHE_BYTES):
+        self._strips, self._cache_bytes = strips, cache_bytes
         self.passes = 0
         self.close()
 
@@ -51,7 +52,7 @@ class RowStream:
         self._kept.append(strip)
         self._kept_bytes += strip.nbytes
         self._next += strip.shape[0]
-        while self._kept_bytes > CACHE_BYTES and self._first + self._kept[0].shape[0] <= top:
+        while self._kept_bytes > self._cache_bytes and self._first + self._kept[0].shape[0] <= top:
             gone = self._kept.popleft()
             self._kept_bytes -= gone.nbytes
             self._first += gone.shape[0]

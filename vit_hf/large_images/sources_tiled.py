@@ -9,8 +9,8 @@ import numpy as np
 from .sources_file import FileSource
 
 
-# Decoded tiles that are kept for the regions beside; 64 MiB.
-CACHE_BYTES = 2**26
+# Decoded tiles that are kept for the regions beside; 16 MiB.
+CACHE_BYTES = 2**24
 # A tile that takes more than this to decode is refused; 1 GiB.
 MAX_TILE_BYTES = 2**30
 
@@ -45,7 +45,7 @@ class TileGrid:
 class TiledSource(FileSource):
     """An image whose file is divided into tiles or strips.
 
-    Decoded tiles are kept, up to 64 MiB of them. Tiles much larger than a region (strips that cross the whole image)
+    Decoded tiles are kept, up to 16 MiB of them. Tiles much larger than a region (strips that cross the whole image)
     are kept until the next region, however many bytes they are, so that its neighbours need not decode them again.
     """
 

@@ -1,169 +1,28 @@
 """Selection from images that do not fit into memory: patches arrive in bands, the best stay.
 
-Shape legend: `vit_hf/model/tokens.py`; h, w rows and columns of pixels of a thumbnail.
+Shape legend: `vit_hf/model/tokens.py`.
 """
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import PIL.Image
 import torch
-from torch import nn
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
-from transformers.utils.logging import tqdm
 
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import ImagePatches, flatten_channels_last, to_pair
-from ..model.scout import ModelScout
-from ..model.selection_base import keep_top, resolve_num_selected
-from ..model.tokens import gather_tokens, grid_coordinates, raster_indices
+from ..model.patches import flatten_channels_last, to_pair
+from ..model.selection_base import resolve_num_selected
+from ..model.tokens import raster_indices
 from ..training.models import is_image_processor_saved
 from .contexts import AnyImage, as_source, evaluating
-from .sources import ImageSource
-
-
-# Pixels of a band that are in memory at once, about 50 MB as floats.
-BAND_PIXELS = 2**22
-
-
-class StreamedPatches(ImagePatches):
-    """All patches of one image that is never whole in memory: where they are, and thumbnails, but no pixels."""
-
-    def __init__(self, image: "StreamedImage", device: torch.device):
-        rows, columns = image.grid
-        super().__init__(
-            # Whoever looks at pixels after all fails at once: there are none.
-            pixels=torch.empty(1, rows, columns, 3, *image.patch_size, device="meta"),
-            coordinates=grid_coordinates(rows, columns, device)[None],
-            grid=torch.tensor([image.grid], device=device),
-        )
-        self.source = image
-
-    def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
-        return self.source.thumbnail(size).to(self.coordinates.device)
-
-
-class KeptPatches(ImagePatches):
-    """The patches of one image that were kept; thumbnails still show all of it."""
-
-    def __init__(self, selection: "StreamedSelection"):
-        super().__init__(selection.pixels, selection.coordinates, selection.grid)
-        self.source = selection.image
-
-    def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
-        return self.source.thumbnail(size).to(self.pixels.device)
-
-
-class StreamedImage:
-    """A source as the model wants it: normalised, a band of patches or a thumbnail at a time.
-
-    Args:
-        source: the image.
-        patch_size: height and width of a patch.
-        image_processor: how pixels are rescaled and normalised; nothing is resized.
-        thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get; "source"
-            asks the source, which may have smaller versions.
-        progress: whether to show how far a pass through the image has come.
-    """
-
-    def __init__(
-        self,
-        source: ImageSource,
-        patch_size: tuple[int, int],
-        image_processor: BaseImageProcessor,
-        thumbnails: Literal["exact", "source"] = "exact",
-        progress: bool = False,
-    ):
-        self.source, self.patch_size, self.image_processor = source, patch_size, image_processor
-        self.grid = (source.height // patch_size[0], source.width // patch_size[1])
-        if 0 in self.grid:
-            raise ValueError(
-                f"{source.name} has {source.height}x{source.width} pixels and is smaller than one patch of "
-                f"{patch_size[0]}x{patch_size[1]}."
-            )
-        if thumbnails not in ("exact", "source"):
-            raise ValueError(f"thumbnails={thumbnails!r} is unknown. Choose 'exact' or 'source'.")
-        self.thumbnails, self.progress = thumbnails, progress
-        self._known: dict[tuple[int, int], torch.Tensor] = {}
-
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """`(1, 3, height, width)` float32 of uint8 `(height, width, 3)`."""
-        options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        if hasattr(self.image_processor, "return_patches"):
-            options["return_patches"] = False
-        return self.image_processor(PIL.Image.fromarray(np.ascontiguousarray(pixels)), **options)[
-            "pixel_values"
-        ]
-
-    def bands(self, purpose: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond whole patches."""
-        height, width = self.patch_size
-        rows, columns = self.grid
-        step = max(1, BAND_PIXELS // (height * width * columns))
-        starts = tqdm(range(0, rows, step), desc=purpose, disable=not self.progress)
-        for start in starts:
-            number = min(step, rows - start)
-            yield start, self.prepare(self.source.read(start * height, 0, number * height, columns * width))
-
-    def patch(self, row: int, column: int) -> torch.Tensor:
-        """The pixels `(C, P, P)` of one patch."""
-        height, width = self.patch_size
-        return self.prepare(self.source.read(row * height, column * width, height, width))[0]
-
-    def thumbnail(self, size: tuple[int, int]) -> torch.Tensor:
-        """The image, without what is beyond whole patches, at another size, `(1, C, h, w)` float32."""
-        if size not in self._known:
-            self._known[size] = self._exact(size) if self.thumbnails == "exact" else self._from_source(size)
-        return self._known[size]
-
-    def _from_source(self, size: tuple[int, int]) -> torch.Tensor:
-        # The source shows the border as well, which the grid leaves out: less than a patch of the whole.
-        return self.prepare(self.source.thumbnail(*size))
-
-    def _exact(self, size: tuple[int, int]) -> torch.Tensor:
-        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be added up."""
-        columns = self.grid[1] * self.patch_size[1]
-        weights = RowWeights(self.grid[0] * self.patch_size[0], size[0])
-        result = None
-        for start, band in self.bands("thumbnail"):
-            top = start * self.patch_size[0]
-            if size[1] != columns:
-                narrow = (band.shape[2], size[1])
-                band = nn.functional.interpolate(band, narrow, mode="bilinear", antialias=True)
-            if result is None:
-                result = band.new_zeros(*band.shape[:2], *size)
-            first, last, share = weights.of_band(top, top + band.shape[2])
-            result[:, :, first:last] += share @ band
-        return result
-
-
-class RowWeights:
-    """With which weights `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
-
-    Each new row has a triangle of weights around its centre, as wide as a row of the coarser image.
-    """
-
-    def __init__(self, old: int, new: int):
-        scale = old / new
-        self.reach = max(scale, 1.0)
-        self.centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
-        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centres])
-
-    def _triangle(self, centres: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        rows = torch.arange(first, last, dtype=torch.float64) + 0.5
-        return (1 - (rows - centres.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
-
-    def of_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
-        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last - first, rows)`."""
-        touched = (self.centres > top - self.reach) & (self.centres < bottom + self.reach)
-        first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
-        weights = self._triangle(self.centres[first:last], top, bottom) / self.total[first:last, None]
-        return first, last, weights.float()
+from .sources import open_image
+from .streamed_image import StreamedImage
+from .streamed_patches import StreamedPatches
 
 
 @dataclass
@@ -184,7 +43,10 @@ class StreamedSelection:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Tensors for `forward`, with a batch of one."""
+        """Tensors for `forward`, with a batch of one, for models without a thumbnail that goes along.
+
+        The choice is made: a selector that learns learns nothing from them, but from `stream_images`.
+        """
         return {
             "pixel_values": flatten_channels_last(self.pixels.flatten(2), self.image.patch_size),
             "patch_coordinates": self.coordinates,
@@ -203,7 +65,64 @@ class StreamedSelection:
         return raster_indices(self.coordinates, self.grid)
 
 
-@torch.no_grad()
+def stream_images(
+    model: AdaptiveViTPreTrainedModel,
+    sources: Sequence[AnyImage],
+    image_processor: BaseImageProcessor | None = None,
+    thumbnails: Literal["exact", "source"] = "exact",
+    progress: bool = False,
+) -> StreamedPatches:
+    """A batch of images that need not fit into memory, as `pixel_values` of a model that selects, in training as well.
+
+    `model(stream_images(model, ["slide.tif"]), labels=labels)` has the outputs, the loss and the gradients that the
+    whole images would have, and reads them a band at a time; see `StreamedPatches` for what each selector needs.
+    Files that are opened here are closed when the batch is no longer referred to.
+
+    Args:
+        model: with a `patch_selector`.
+        sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer than
+            `num_selected_patches` patches keeps all it has.
+        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of the
+            checkpoint, or our own defaults if there is none.
+        thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller versions
+            that the file has, without reading all of it.
+        progress: shows how far each pass has come.
+
+    Raises:
+        ValueError: if the model has no selector, or one that cannot choose without the whole image; or if an image
+            cannot be read or is smaller than a patch.
+    """
+    _check_streams(model)
+    processor = image_processor or default_processor(model)
+    images = []
+    for source in sources:
+        opened = open_image(source)
+        images.append(
+            StreamedImage(opened, to_pair(model.config.patch_size), processor, thumbnails, progress)
+        )
+        if opened is not source:
+            weakref.finalize(images[-1], opened.close)
+    return StreamedPatches(images, model.device, model.config.num_selected_patches)
+
+
+def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
+    config = model.config
+    if config.patch_selector is None:
+        raise ValueError(
+            "The model has patch_selector=None and would keep every patch: load it with a patch_selector and "
+            "num_selected_patches, or use predict_tiled."
+        )
+    if config.backbone_config is not None:
+        raise ValueError(
+            "The CNN of a hybrid (backbone_config) reads whole images, which do not fit into memory here."
+        )
+    if config.num_channels != 3:
+        raise ValueError(
+            f"Sources give images in RGB, and the model was built for num_channels={config.num_channels}: load it "
+            "with num_channels=3."
+        )
+
+
 def select_streaming(
     model: AdaptiveViTPreTrainedModel,
     source: AnyImage,
@@ -216,76 +135,34 @@ def select_streaming(
 
     Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors that look
     at a thumbnail score the places of the full grid by it; then the K patches alone are read. Memory does not grow
-    with the image, but for a score and a place for each patch with the second kind.
+    with the image, but for a score and a place for each patch. Chance plays no part, though the model be in training.
 
     Args:
-        model: with a `patch_selector`.
-        source: whatever `open_image` takes; computed on at its own resolution.
+        model, source, image_processor, thumbnails, progress: see `stream_images`.
         num_patches: instead of `config.num_selected_patches`.
-        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of the
-            checkpoint, or our own defaults if there is none.
-        thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller versions
-            that the file has, without reading all of it.
-        progress: shows how far each pass has come.
 
     Raises:
         ValueError: if the model has no selector, or one that cannot choose without the whole image.
     """
-    config, base = model.config, model.base_model
-    selector = base.selector
-    if selector is None:
-        raise ValueError(
-            "The model has patch_selector=None and would keep every patch: load it with a patch_selector and "
-            "num_selected_patches, or use predict_tiled."
-        )
-    if config.backbone_config is not None:
-        raise ValueError(
-            "The CNN of a hybrid (backbone_config) reads whole images, which do not fit into memory here."
-        )
-    processor = image_processor or default_processor(model)
-    with as_source(source) as opened:
-        image = StreamedImage(opened, to_pair(config.patch_size), processor, thumbnails, progress)
-        wanted = config.num_selected_patches if num_patches is None else num_patches
-        num_selected = resolve_num_selected(wanted, image.grid[0] * image.grid[1])
-        keep = _keep_from_bands if selector.sees_one_patch else _keep_by_thumbnail
-        return StreamedSelection(*keep(model, image, num_selected), image)
+    with as_source(source) as opened, evaluating(model), torch.no_grad():
+        patches = stream_images(model, [opened], image_processor, thumbnails, progress)
+        return _select(model, patches, num_patches)
 
 
-def _keep_from_bands(
-    model, image: StreamedImage, num_selected: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    base, device = model.base_model, model.device
-    grid = torch.tensor([image.grid], device=device)
-    best = None
-    for start, band in image.bands("patches"):
-        patches = ImagePatches.from_images(band.to(device), image.patch_size)
-        patches.coordinates = patches.coordinates + torch.tensor([start, 0], device=device)
-        patches.grid = grid
-        scores = base.selector.score(patches, num_selected, ModelScout(base)).float()
-        keep, _ = keep_top(scores, min(num_selected, scores.shape[1]))
-        tokens = patches.take(keep)
-        some = (tokens.features, tokens.coordinates, scores.gather(1, keep))
-        if best is not None:
-            # Earlier ones first, so that ties go to them as they would in the whole image.
-            some = tuple(torch.cat(pair, dim=1) for pair in zip(best, some, strict=True))
-            keep, _ = keep_top(some[2], min(num_selected, some[2].shape[1]))
-            some = tuple(gather_tokens(values, keep) for values in some)
-        best = some
-    features, coordinates, scores = best
-    return features.unflatten(2, (-1, *image.patch_size)), coordinates, scores
-
-
-def _keep_by_thumbnail(
-    model, image: StreamedImage, num_selected: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    base = model.base_model
-    patches = StreamedPatches(image, model.device)
-    scores = base.selector.score(patches, num_selected, ModelScout(base)).float()
-    keep, _ = keep_top(scores, num_selected)
-    coordinates = gather_tokens(patches.coordinates, keep)
-    places = coordinates[0].long().tolist()
-    pixels = torch.stack([image.patch(row, column) for row, column in places])[None].to(model.device)
-    return pixels, coordinates, scores.gather(1, keep)
+def _select(
+    model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
+) -> StreamedSelection:
+    wanted = model.config.num_selected_patches if num_patches is None else num_patches
+    resolve_num_selected(wanted, patches.num_patches)
+    selection = model.base_model._select(patches, None, sample=False, wanted=num_patches)
+    tokens = patches.take(selection.indices)
+    (image,) = patches.images
+    return StreamedSelection(
+        tokens.features.unflatten(2, (-1, *image.patch_size)),
+        tokens.coordinates,
+        selection.scores.gather(1, selection.indices),
+        image,
+    )
 
 
 @torch.inference_mode()
@@ -305,8 +182,9 @@ def predict_streaming(
         that were kept.
     """
     with as_source(source) as opened, evaluating(model):
-        selection = select_streaming(model, opened, num_patches, image_processor, thumbnails, progress)
-        outputs = model(KeptPatches(selection), selected_patches=selection.raster_indices, **kwargs)
+        patches = stream_images(model, [opened], image_processor, thumbnails, progress)
+        selection = _select(model, patches, num_patches)
+        outputs = model(patches, selected_patches=selection.raster_indices, **kwargs)
     outputs["patch_scores"] = selection.scores
     return outputs
 

@@ -171,7 +171,8 @@ def predict_tiled(
     tile, and treated as the image processor treats images, but for a crop.
 
     Args:
-        model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels.
+        model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels or one, for
+            which tiles become grey.
         image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which is left
             open.
         tile: side of a tile in pixels of the image, or height and width.
@@ -272,12 +273,13 @@ class _TiledRun:
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1 tile.")
         num_channels = getattr(model.config, "num_channels", 3)
-        if num_channels != 3:
+        if num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of {num_channels} channels, and tiles are RGB: give one with num_channels=3."
+                f"The model takes images of {num_channels} channels, and tiles are RGB or grey: give one with num_channels "
+                "of 3 or 1."
             )
         self.model, self.overlap, self.batch_size, self.progress = model, overlap, batch_size, progress
-        self.prepare = TilePreparation(find_image_processor(model, image_processor))
+        self.prepare = TilePreparation(find_image_processor(model, image_processor), num_channels)
 
     def cover(self, source: ImageSource) -> TileGrid:
         return TileGrid.cover((source.height, source.width), self.tile, self.overlap)

@@ -20,18 +20,20 @@ class TilePreparation:
 
     Args:
         image_processor: of the model.
+        num_channels: 3, or 1 for grey (ITU-R 601, as Pillow computes it).
 
     Raises:
         TypeError: if it is none that can be told not to crop.
     """
 
-    def __init__(self, image_processor: BaseImageProcessor):
+    def __init__(self, image_processor: BaseImageProcessor, num_channels: int = 3):
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
                 f"image_processor is a {type(image_processor).__name__}, which cannot be told not to crop, so borders of "
                 "tiles would be lost. Give one of transformers or vit_hf with the same size, mean and std."
             )
         self.image_processor = image_processor
+        self.num_channels = num_channels
         self.options: dict[str, Any] = {}
         self.size = self._fixed_size()
         if getattr(image_processor, "do_center_crop", None):
@@ -49,6 +51,8 @@ class TilePreparation:
         tiles = [np.require(tile, requirements=["C", "W"]) for tile in tiles]
         if self.resizes_first:
             tiles = [self._resize(tile) for tile in tiles]
+        if self.num_channels == 1:
+            tiles = [np.array(PIL.Image.fromarray(tile).convert("L"))[..., None] for tile in tiles]
         inputs = self.image_processor(
             images=tiles, return_tensors="pt", input_data_format="channels_last", **self.options
         )

@@ -137,6 +137,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
         )
         tokens.mask = selection.mask
+        if self.selector is not None:
+            tokens.sizes = self.selector.weigh(tokens)
         if self.pre_layernorm is not None:
             sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
         _check_finite(sequence, "pixel_values")
@@ -176,20 +178,30 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         return result, restored
 
     def _select(
-        self, patches: ImagePatches, selected_patches: torch.Tensor | None, sample: bool
+        self,
+        patches: ImagePatches,
+        selected_patches: torch.Tensor | None,
+        sample: bool,
+        wanted: int | float | None = None,
     ) -> Selection:
+        """What `config.num_selected_patches` or `wanted` asks for; or the patches that were selected elsewhere."""
         if selected_patches is not None:
             return Selection(*patches.places_of(selected_patches))
         if self.selector is None:
             return Selection(None, patches.mask)
-        wanted = self.config.num_selected_patches
+        wanted = self.config.num_selected_patches if wanted is None else wanted
         relaxation = self.selection_relaxation if self.training else 0.0
         num_selected, counts = count_selected(patches, wanted, relaxation)
-        if patches.image is None and num_selected >= patches.num_patches:
+        if not patches.is_whole and num_selected >= patches.num_patches:
             # The data loader selected already.
             return Selection(None, patches.mask)
         scout = ModelScout(self)
-        scores = self.selector.score(patches, num_selected if counts is None else counts, scout)
+
+        def score(patches: ImagePatches) -> torch.Tensor:
+            return self.selector.score(patches, num_selected if counts is None else counts, scout)
+
+        apart = self.selector.sees_one_patch
+        scores = patches.score_apart(score, num_selected) if apart else score(patches)
         if scores.shape != patches.coordinates.shape[:2]:
             raise ValueError(
                 f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "

@@ -15,6 +15,7 @@ from .configuration_checks import (
     check_selection_options,
     check_sizes,
 )
+from .convolutional import check_convolutional
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 
 
@@ -25,6 +26,12 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
 
     Args:
+        patch_embedding (`"linear"` or `"convolutional"`, defaults to `"linear"`): what makes a token of a patch: a matrix, or
+            a small residual CNN that reads the pixels of each patch embedded, for large patches (IPS, Bergner et al., 2023).
+        convolutional_hidden_sizes, convolutional_depths (lists of `int`, default to [64, 128] and [2, 2]): channels and
+            residual blocks of that CNN's stages, named as in transformers' ResNet. The stem leaves a quarter of a patch's
+            side, and each stage but the first half of that. The defaults are those of the first half of ResNet-18 (IPS).
+        convolutional_num_groups (`int`, defaults to 32): groups of its group norms; each width is a multiple of it.
         position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`, or as
             `"my_positions.MyEncoding"` a class of your own; so are `patch_selector` and `token_reducer`.
         position_interpolation (`"bicubic"` or `"bilinear"`, defaults to `"bicubic"`): how `"learned"` is resized.
@@ -69,6 +76,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         policy_entropy_weight (`float`, defaults to 0.01): of the bonus for an undecided policy.
         perturbed_num_samples (`int`, defaults to 500): of the noise of `"perturbed"`.
         perturbed_sigma (`float`, defaults to 0.05): standard deviation of that noise; scores lie in [0, 1].
+        cross_attention_hidden_size (`int`, defaults to 256): width of the network that makes keys of patch embeddings for
+            the learned query of `"cross_attention"`, which goes over every patch.
+        cross_attention_num_heads (`int`, defaults to 8): heads of that query, a divisor of the width.
         token_reducer (`str`, *optional*): a key of `TOKEN_REDUCERS`, which thins tokens inside the encoder.
         keep_rate (`float`, defaults to 1.0): share in (0, 1] of the tokens that go on at each of `reduction_layers`.
         reduction_layers (list of `int`, defaults to [3, 6, 9]): blocks, from 0, at which the reducer works.
@@ -151,6 +161,10 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
 
+    patch_embedding: Literal["linear", "convolutional"] = "linear"
+    convolutional_hidden_sizes: list[int] | tuple[int, ...] = (64, 128)
+    convolutional_depths: list[int] | tuple[int, ...] = (2, 2)
+    convolutional_num_groups: int = 32
     position_encoding: str = "learned"
     position_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     position_antialias: bool = False
@@ -181,6 +195,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     policy_entropy_weight: float | int = 0.01
     perturbed_num_samples: int = 500
     perturbed_sigma: float | int = 0.05
+    cross_attention_hidden_size: int = 256
+    cross_attention_num_heads: int = 8
     token_reducer: str | None = None
     keep_rate: float | int = 1.0
     reduction_layers: list[int] | tuple[int, ...] = (3, 6, 9)
@@ -216,7 +232,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if any(value is not None for value in stages.values()):
             self.set_output_features_output_indices(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
-        self.reduction_layers = list(self.reduction_layers)
+        for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
+            setattr(self, name, list(getattr(self, name)))
         if self.backbone_config is not None:
             self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -235,6 +252,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             check_backbone_config(self)
         check_blocks(self)
         check_sizes(self)
+        check_convolutional(self)
         check_positions(self)
         check_selection(self)
         check_selection_options(self)

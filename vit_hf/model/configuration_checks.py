@@ -195,6 +195,12 @@ def check_selection_options(config) -> None:
         )
     if config.scorer_hidden_size < 1:
         raise ValueError(f"scorer_hidden_size={config.scorer_hidden_size} must be at least 1.")
+    width, heads = config.cross_attention_hidden_size, config.cross_attention_num_heads
+    if heads < 1 or width < 1 or width % heads:
+        raise ValueError(
+            f"cross_attention_hidden_size={width} must be a multiple of cross_attention_num_heads={heads}, and both at "
+            "least 1."
+        )
     scorer_size = to_pair(config.scorer_image_size or config.image_size)
     if config.patch_selector in ("policy", "perturbed") and min(scorer_size) < 4:
         raise ValueError(f"scorer_image_size={scorer_size} must be at least 4 pixels a side.")

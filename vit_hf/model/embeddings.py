@@ -3,10 +3,17 @@
 import torch
 from torch import nn
 
+from .convolutional import ConvolutionalPatchEmbeddings
 from .hybrid import HybridPatchEmbeddings
 from .patches import ImagePatches, PatchEmbeddings
 from .tokens import PatchTokens
 from .user_classes import find_class
+
+
+PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
+    "linear": PatchEmbeddings,
+    "convolutional": ConvolutionalPatchEmbeddings,
+}
 
 
 class AdaptiveViTEmbeddings(nn.Module):
@@ -14,7 +21,9 @@ class AdaptiveViTEmbeddings(nn.Module):
 
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
-        stem = PatchEmbeddings if config.backbone_config is None else HybridPatchEmbeddings
+        stem = PATCH_EMBEDDINGS[config.patch_embedding]
+        if config.backbone_config is not None:
+            stem = HybridPatchEmbeddings
         self.patch_embeddings = stem(config)
         self.position_encoding = find_class(config, "position_encoding")(config)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None
@@ -37,7 +46,8 @@ class AdaptiveViTEmbeddings(nn.Module):
         bool_masked_pos: torch.BoolTensor | None = None,
         weights: torch.Tensor | None = None,
         thumbnails: ImagePatches | None = None,
-    ) -> tuple[torch.Tensor, PatchTokens, PatchTokens | None]:
+        alone: bool = False,
+    ) -> tuple[torch.Tensor | None, PatchTokens, PatchTokens | None]:
         """The sequence `(B, 1 + registers + thumbnail + K, D)`, its patch tokens, and those of the thumbnail.
 
         Args:
@@ -46,6 +56,7 @@ class AdaptiveViTEmbeddings(nn.Module):
             bool_masked_pos: `(B, N)` True for patches that the mask token replaces.
             weights: `(B, K, N)`, to embed means of patches instead.
             thumbnails: patches of the images made small, which go along as context.
+            alone: whether the patch tokens are all that is wanted.
         """
         tokens = self.patch_embeddings(patches, indices, weights)
         if bool_masked_pos is not None:
@@ -53,9 +64,12 @@ class AdaptiveViTEmbeddings(nn.Module):
                 tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
             )
         tokens = self._add_positions(tokens)
+        if alone:
+            return None, tokens, None
         parts = []
         if self.cls_token is not None:
-            parts.append(self.position_encoding("add_to_cls", self.cls_token))
+            # By name, as torch cannot count the FLOPs of a module that is given a parameter by place.
+            parts.append(self.position_encoding("add_to_cls", cls_token=self.cls_token))
         if self.register_tokens is not None:
             parts.append(self.register_tokens)
         parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]

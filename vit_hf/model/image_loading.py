@@ -42,7 +42,7 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
         name = repr(str(source))
         name = name if len(name) <= 200 else f"{name[:200]}..."
         raise ValueError(
-            f"Cannot read the image {name}: {error}. It must be an undamaged image file that Pillow knows, or a "
+            f"Cannot read the image {name}: {str(error) or type(error).__name__}. It must be an undamaged image file that Pillow knows, or a "
             "URL of one: replace it, or leave it out."
         ) from error
     return image

@@ -178,6 +178,8 @@ class ImagePreparation(BaseImageProcessor):
         for index, image in enumerate(images):
             try:
                 pixels = to_pixels(image, bool(do_convert_rgb), input_data_format)
+            except MemoryError:
+                raise
             except Exception as error:
                 file_name = getattr(image, "filename", "")
                 raise ValueError(

@@ -43,6 +43,8 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
 
     def __init__(self, config: AdaptiveViTConfig):
         super().__init__(config)
+        # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
+        self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
         self.pooling = POOLINGS[config.pooling](config)

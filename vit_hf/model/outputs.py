@@ -50,7 +50,8 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
         spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
         token_coordinates: `(B, M, 2)` float, where the last tokens are; of a merged one, the mean.
-        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one.
+        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
+            `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
         token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token
             stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was reduced.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.

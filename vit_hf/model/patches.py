@@ -4,6 +4,7 @@ Patches of an image stay a strided view of it until somebody takes some: scoring
 copies 196.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class ImagePatches:
         grid: `(B, 2)` int64 rows and columns of each image.
         mask: `(B, N)` bool, False for padding; None if all count.
         image: `(B, C, R*P, S*P)` the images without what is beyond whole patches, None for patches that arrived cut.
-        is_thumbnail: whether these are patches of thumbnails, and `grid` is that of the images they were made of.
+        is_whole: whether these are all patches of images of one size, in raster order.
         features: `(B, N, F)` what a CNN made of the patches, which is then taken instead of pixels; None if none did.
     """
 
@@ -36,7 +37,7 @@ class ImagePatches:
     grid: torch.Tensor
     mask: torch.Tensor | None = None
     image: torch.Tensor | None = None
-    is_thumbnail: bool = False
+    is_whole: bool = False
     features: torch.Tensor | None = None
 
     @property
@@ -47,9 +48,7 @@ class ImagePatches:
     @property
     def full_grid(self) -> tuple[int, int] | None:
         """(R, S) if these are all patches of images of one size, None otherwise."""
-        if self.image is None or self.is_thumbnail:
-            return None
-        return tuple(self.pixels.shape[1:3])
+        return tuple(self.pixels.shape[1:3]) if self.is_whole else None
 
     @classmethod
     def from_images(cls, pixel_values: torch.Tensor, patch_size: int | tuple[int, int]) -> "ImagePatches":
@@ -75,6 +74,7 @@ class ImagePatches:
             coordinates=coordinates.expand(batch_size, -1, -1),
             grid=grid.expand(batch_size, -1),
             image=image,
+            is_whole=True,
         )
 
     @classmethod
@@ -139,12 +139,21 @@ class ImagePatches:
             mask = None if self.mask is None else self.mask[image, indices]
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
+    def score_apart(self, score: Callable[["ImagePatches"], torch.Tensor], num_selected: int) -> torch.Tensor:
+        """Scores `(B, N)` by a function that looks at one patch at a time, so that it may be given some of them.
+
+        Args:
+            score: of patches, `(B, n)`.
+            num_selected: K; who reads patches one after the other may remember the best of each image.
+        """
+        return score(self)
+
     def first(self, number: int) -> "ImagePatches":
         """Those of the first images of the batch."""
         values = (self.pixels, self.coordinates, self.grid, self.mask, self.image)
         return ImagePatches(
             *(None if value is None else value[:number] for value in values),
-            self.is_thumbnail,
+            self.is_whole,
             None if self.features is None else self.features[:number],
         )
 
@@ -158,7 +167,7 @@ class ImagePatches:
             ValueError: if an image has no patch of that index.
         """
         if (
-            self.image is not None
+            self.is_whole
             and not torch.compiler.is_compiling()
             and ((selected >= 0) & (selected < self.num_patches)).all()
         ):
@@ -210,7 +219,7 @@ class ImagePatches:
         # A cell of the thumbnail's grid is `scale` patches of the full one wide.
         scale = self.grid.unsqueeze(1) / patches.grid.unsqueeze(1)  # (B, 1, 2)
         coordinates = (patches.coordinates + 0.5) * scale - 0.5
-        return ImagePatches(patches.pixels, coordinates, self.grid, image=patches.image, is_thumbnail=True)
+        return ImagePatches(patches.pixels, coordinates, self.grid, image=patches.image)
 
     def to_images(self) -> list[torch.Tensor]:
         """One `(C, R*P, S*P)` tensor an image, without what was beyond whole patches.

@@ -121,12 +121,13 @@ def saliency_scores(
     """
     if patches.image is not None:
         return _saliency(_grey(patches.image, 1), *patches.pixels.shape[1:3])
-    if patches.pixels.ndim == 6:  # of an image that is never whole in memory
-        thumbnails = patches.thumbnails((SALIENCY_SIZE, SALIENCY_SIZE))
-        return _saliency(_grey(thumbnails, 1), *patches.pixels.shape[1:3])
+    if patches.pixels.is_meta:  # of images that are never whole in memory
+        images = patches.thumbnails((SALIENCY_SIZE, SALIENCY_SIZE))
+    else:
+        images = patches.to_images()
     places = raster_indices(patches.coordinates, patches.grid)
     scores = torch.zeros(places.shape, device=places.device)
-    for index, image in enumerate(patches.to_images()):
+    for index, image in enumerate(images):
         present = slice(None) if patches.mask is None else patches.mask[index]
         of_image = _saliency(_grey(image[None], 1), *patches.grid[index].tolist())[0]
         scores[index, present] = of_image[places[index, present]]

@@ -23,9 +23,9 @@ class PositionEncoding(nn.Module):
     def __init__(self, config):
         super().__init__()
 
-    def forward(self, answer: str, *args):
+    def forward(self, answer: str, *args, **kwargs):
         """One of the answers, by name. The model asks by this, so that whatever wraps modules (offloading) is there."""
-        return getattr(self, answer)(*args)
+        return getattr(self, answer)(*args, **kwargs)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         """Patch embeddings with what is to be added at their coordinates."""

@@ -11,17 +11,23 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.utils import logging
 
 from .attention import AdaptiveViTAttention
 from .blocks import LayerScale
+from .code_version import report_code, stamp
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
-from .shipping import references, save_classes
+from .selection_cross_attention import CrossAttentionSelector
+from .shipping import CannotTravel, NoFile, references, save_classes
 from .user_classes import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 
+
+logger = logging.get_logger(__name__)
 
 MODULE = "modeling_adaptive_vit"
 AUTO_MAP = {
@@ -30,6 +36,10 @@ AUTO_MAP = {
     "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
     "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
     "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
+        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+    },
 }
 
 
@@ -70,7 +80,9 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, PatchConvolution):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
+        elif isinstance(module, nn.Linear | nn.Conv2d):
             if self.config.initializer == "xavier_uniform":
                 # A convolution with the stride of its kernel is a matrix.
                 bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
@@ -86,8 +98,13 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.scale_embedding is not None:
                 init.zeros_(module.scale_embedding)
+        elif isinstance(module, ConvolutionalPatchEmbeddings):
+            # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
+            init.normal_(module.projection.weight, std=module.projection.in_channels**-0.5)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
+        elif isinstance(module, CrossAttentionSelector):
+            init.normal_(module.query)
         elif derives_from(type(module), "PositionEncoding"):
             module.reset_parameters(std)
         elif isinstance(module, LayerScale):
@@ -118,7 +135,11 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
         """As in transformers, but the reentrant variant is refused where it would lose gradients."""
         reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
-        for field, name in (("token_reducer", "gumbel"), ("patch_selector", "perturbed")):
+        for field, name in (
+            ("token_reducer", "gumbel"),
+            ("patch_selector", "perturbed"),
+            ("patch_selector", "cross_attention"),
+        ):
             if enable and reentrant and getattr(self.config, field) == name:
                 raise ValueError(
                     f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
@@ -140,9 +161,17 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
 
+        Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
+        tensors alone.
+
         Raises:
-            ValueError: if the checkpoint has such classes and is not trusted.
+            ValueError: if the checkpoint has such classes and is not trusted, or for `weights_only=False`.
+            OSError: if there is no such checkpoint, or none in safetensors.
         """
+        if kwargs.get("weights_only") not in (None, True):
+            raise ValueError(
+                "weights_only=False would run code that is in the weights: leave it out, tensors alone are loaded."
+            )
         trust = bool(kwargs.pop("trust_remote_code", False))
         source = pretrained_model_name_or_path
         if isinstance(config, PreTrainedConfig):
@@ -155,12 +184,26 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 import_class(field, name)
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
-        return super().from_pretrained(source, *args, config=config, **kwargs)
+        report_code(str(source), values)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(source, *args, config=config, **kwargs)
+        except OSError as error:
+            if kwargs["use_safetensors"] and "model.safetensors" in str(error):
+                raise OSError(
+                    f"{source} has no weights in model.safetensors. If it has a pickle (pytorch_model.bin), which could "
+                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, and writes safetensors. "
+                    "use_safetensors=False here reads them in the same way."
+                ) from error
+            raise
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved.
 
         The files of a user's own encoding, selector or reducer are saved, too.
+
+        Raises:
+            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
         """
         # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
         # a plain load_state_dict, would find nothing.
@@ -171,9 +214,19 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
         auto_map |= references(classes_of(self.base_model))
         if auto_map:
             self.config.auto_map = auto_map
+        stamp(self.config)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process:
+        if not is_main_process:
+            return
+        try:
             self._save_classes(save_directory)
+        except (NoFile, OSError, SyntaxError) as error:
+            logger.warning(f"The code of your classes was not saved with the model: {error}")
+        except CannotTravel as error:
+            error.add_note(
+                f"The weights and the configuration were saved to {save_directory}, your code was not."
+            )
+            raise
 
     def _save_classes(self, folder: str | PathLike) -> None:
         classes = classes_of(self.base_model)
@@ -181,7 +234,7 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
             save_classes(self.config, classes, folder)
 
     def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
-        # save_pretrained(push_to_hub=True) uploads before it returns.
+        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
         self._save_classes(working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 

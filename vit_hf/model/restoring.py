@@ -58,7 +58,7 @@ def fill_grid(
             weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
             unseen = weights.to(context.dtype) @ context
         states = put_tokens(unseen, selection.indices, states, selection.mask)
-    if patches.image is not None:
+    if patches.is_whole:
         return states
     nothing = states.new_zeros(states.shape[0], int(patches.grid.prod(dim=1).max()), states.shape[2])
     return put_tokens(nothing, raster_indices(patches.coordinates, patches.grid), states, mask)

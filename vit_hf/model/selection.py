@@ -10,6 +10,7 @@ from .patches import ImagePatches
 from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, pixel_scores
 from .selection_attention import AttentionSelector, DistilledSelector
 from .selection_base import PatchSelector, Scout, Selection
+from .selection_cross_attention import CrossAttentionSelector
 from .selection_perturbed import PerturbedSelector
 from .selection_policy import PolicySelector
 
@@ -45,4 +46,5 @@ PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
     "distilled": DistilledSelector,
     "policy": PolicySelector,
     "perturbed": PerturbedSelector,
+    "cross_attention": CrossAttentionSelector,
 }

@@ -75,7 +75,9 @@ class DistilledSelector(PatchSelector):
         scores = scores.transpose(1, 2).unflatten(2, thumbnails.pixels.shape[1:3])  # (B, detail^2, r, c)
         return read_map(nn.functional.pixel_shuffle(scores, self.detail).squeeze(1), patches)
 
-    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+        if not self.weight:
+            return None
         number = math.ceil(self.share * len(scores))
         patches, scores = patches.first(number), scores[:number]
         target = scout.attention(patches, self.last_layer, "mean").float()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches
-from .tokens import raster_indices
+from .tokens import PatchTokens, raster_indices
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
@@ -43,7 +43,7 @@ def count_selected(
         wanted: a number, or a share of each image's patches.
         relaxation: 0 for what is wanted, 1 for all patches, linear between.
     """
-    if patches.image is not None:
+    if patches.is_whole:
         target = resolve_num_selected(wanted, patches.num_patches)
         return target + round(relaxation * (patches.num_patches - target)), None
     # Where there may be fewer than K patches, the image processor says so by a mask.
@@ -140,11 +140,15 @@ class Scout(Protocol):
     def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
         """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
 
+    def embed(self, patches: ImagePatches) -> torch.Tensor:
+        """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without dropout."""
+
 
 class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
 
-    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart.
+    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart,
+    # then without gradient; what learns from the task does so by `weigh`.
     sees_one_patch = False
 
     def __init__(self, config):
@@ -174,6 +178,14 @@ class PatchSelector(nn.Module, ABC):
             ranks = explore(scores, self.exploration, wanted if counts is None else counts)
         indices, mask = keep_top(ranks, num_selected, counts)
         return Selection(indices, mask, scores)
+
+    def weigh(self, tokens: PatchTokens) -> torch.Tensor | None:
+        """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for 1 each.
+
+        Args:
+            tokens: embeddings `(B, K, D)` of what was kept, with positions and a gradient.
+        """
+        return None
 
     def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
         """What training adds to the loss, given the patches and their scores; None for nothing."""

@@ -26,15 +26,19 @@ class CannotTravel(ValueError):
     """A class that a saved checkpoint could not bring along."""
 
 
+class NoFile(CannotTravel):
+    """One that is in no file at all."""
+
+
 def file_of(cls: type) -> Path:
     """The file that defines a class.
 
     Raises:
-        CannotTravel: if it is defined in a notebook, or in the script that runs.
+        NoFile: if it is defined in a notebook, or in the script that runs.
     """
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if cls.__module__ == "__main__" or file is None or not Path(file).is_file():
-        raise CannotTravel(
+        raise NoFile(
             f"{cls.__name__} is defined in a notebook or the script that runs. Put it into a file of its own and import it."
         )
     return Path(file)
@@ -140,11 +144,13 @@ def _from_package(node: ast.ImportFrom) -> list[str]:
 
 
 def check_travel(classes: Mapping[str, type]) -> None:
-    """Warns, before anything is trained, if saved checkpoints would lack one of `classes`."""
+    """Warns, before anything is trained, if saved checkpoints would lack one of `classes`, or not be saved for it."""
     try:
         files_to_save(classes)
-    except (CannotTravel, OSError, SyntaxError) as error:
+    except (NoFile, OSError, SyntaxError) as error:
         logger.warning_once(f"Saved checkpoints will lack the code of your classes: {error}")
+    except CannotTravel as error:
+        logger.warning_once(f"save_pretrained will refuse this model for the code of your classes: {error}")
 
 
 def references(classes: Mapping[str, type]) -> dict[str, str]:
@@ -156,12 +162,12 @@ def references(classes: Mapping[str, type]) -> dict[str, str]:
 
 
 def save_classes(config, classes: Mapping[str, type], folder: str | Path) -> None:
-    """Writes the files of `classes` into a saved checkpoint, and the one that imports them; warns if that cannot be."""
-    try:
-        texts = files_to_save(classes)
-    except (CannotTravel, OSError, SyntaxError) as error:
-        logger.warning(f"The code of your classes was not saved with the model: {error}")
-        return
+    """Writes the files of `classes` into a saved checkpoint, and the one that imports them.
+
+    Raises:
+        CannotTravel, OSError, SyntaxError: if that cannot be; nothing is written then.
+    """
+    texts = files_to_save(classes)
     imports = [f"from .{file_of(cls).stem} import {cls.__name__}" for cls in classes.values()]
     entries = [f"    {getattr(config, field)!r}: {cls.__name__}," for field, cls in classes.items()]
     lines = ['"""Classes that travel with this checkpoint, by their names in the configuration."""', ""]

@@ -297,6 +297,13 @@ class RunArguments(TrainingArguments):
         default=1.0,
         metadata={"help": "scale gradients down to this norm, over all parameters together; 0: do not"},
     )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "of the model, for its card, such as apache-2.0; default: that of the checkpoint"},
+    )
+    hub_examples: list[str] | None = field(
+        default=None, metadata={"help": "images for the model card, which push_to_hub publishes with it"}
+    )
     # Columns that no model takes are what the collator makes its input from.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be false here"})
 

@@ -62,6 +62,15 @@ def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> 
         return parser.error(str(error))
 
 
+def given_flags(parser: HfArgumentParser, argv: list[str] | None = None) -> set[str]:
+    """Names of the fields that are given, in a file or as flags, and not left to their defaults."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].endswith(CONFIG_SUFFIXES) and not argv[0].startswith("-"):
+        argv = read_config(parser, argv[0]) + argv[1:]
+    spellings = {option: action.dest for action in parser._actions for option in action.option_strings}
+    return {spellings[word.partition("=")[0]] for word in argv if word.partition("=")[0] in spellings}
+
+
 def read_config(parser: HfArgumentParser, path: str) -> list[str]:
     """The entries of a YAML or JSON file as flags of `parser`.
 

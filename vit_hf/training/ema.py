@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -60,11 +61,13 @@ class EmaCallback(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        if args.fsdp or args.deepspeed:
-            raise ValueError(
-                "EmaCallback needs the whole model in each process: leave out fsdp and deepspeed"
-            )
         model = _unwrap(model)
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        if args.fsdp or args.deepspeed or is_sharded:
+            raise ValueError(
+                "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or leave out FSDP and "
+                "DeepSpeed"
+            )
         # On resuming, the model was loaded from a checkpoint, which holds the average.
         self.others = [parameter.detach().clone() for parameter in model.parameters()]
         self.model_is_average = False

@@ -1,11 +1,12 @@
 """A fine-tuning run from its arguments to a saved model."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,6 +15,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.shipping import NoFile, files_to_save
+from ..model.user_classes import classes_of
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
     AugmentationArguments,
@@ -26,6 +29,7 @@ from .collation import ImageCollator
 from .curriculum import CurriculumRecorder
 from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
 from .freezing import FreezeBackbone, part_of
+from .hub_trainer import HubTrainer
 from .layer_decay import layerwise_parameter_groups
 from .loading import ImageDataset
 from .metrics import BEST_MODEL_METRIC, compute_metrics_for
@@ -36,6 +40,7 @@ from .runs import (
     check_output_dir,
     check_same_model,
     check_same_rates,
+    describe_run,
     find_last_checkpoint,
     set_aside,
     set_incomplete_aside,
@@ -53,7 +58,7 @@ class FinetuningRun:
         checkpoint: where the run goes on from; None at the beginning.
     """
 
-    trainer: Trainer
+    trainer: HubTrainer
     data: ImageDataset
     checkpoint: Path | None
 
@@ -67,7 +72,8 @@ class FinetuningRun:
         # Now, because training may delete the checkpoint as one of the older ones.
         steps_done = self._steps_done()
         result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        trainer.save_model()
+        # Not pushed before it was measured.
+        trainer.save_model(_internal_call=True)
         trainer.save_state()
         metrics = {}
         # A run that was complete already has no training loss to tell.
@@ -155,11 +161,17 @@ def prepare_run(
 
     set_seed(training.seed)
     model = make_model(model_arguments, data)
+    with contextlib.suppress(NoFile):  # of which there was a warning
+        files_to_save(classes_of(model.base_model))
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, method)
     if checkpoint is not None:
         check_same_rates(training.output_dir, arguments)
     trainer = make_trainer(model, processor, data, augmentation, method, training)
+    trainer.card = describe_run(arguments) | {
+        "license": training.hub_license,
+        "examples": training.hub_examples or [],
+    }
     check_batch(trainer)
 
     with training.main_process_first():
@@ -180,7 +192,7 @@ def make_trainer(
     augmentation: AugmentationArguments,
     method: MethodArguments,
     training: RunArguments,
-) -> Trainer:
+) -> HubTrainer:
     """A `Trainer` with all that was asked for; see `prepare_run`. Changes what in `training` it does itself."""
     is_single_label = data.problem_type == "single_label_classification"
     collator = ImageCollator(
@@ -232,7 +244,7 @@ def make_trainer(
         has_predictors = any(part_of(model, name) == "predictor" for name in names)
         training.ddp_find_unused_parameters = has_predictors or freeze.share > 0
 
-    optimizer, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    optimizer, options = HubTrainer.get_optimizer_cls_and_kwargs(training, model)
     groups = layerwise_parameter_groups(
         model,
         training.learning_rate,
@@ -240,7 +252,7 @@ def make_trainer(
         method.layer_decay,
         method.backbone_lr_factor,
     )
-    return Trainer(
+    return HubTrainer(
         model=model,
         args=training,
         data_collator=collator,
@@ -256,7 +268,7 @@ def make_trainer(
 
 
 @torch.no_grad()
-def check_batch(trainer: Trainer) -> None:
+def check_batch(trainer: HubTrainer) -> None:
     """Run the model on two images, so that what does not fit fails before training begins.
 
     Raises:

@@ -110,12 +110,7 @@ def load_classifier(
     """
     check_path(path)
     processor = AutoImageProcessor.from_pretrained(path)
-    if resolution is not None:
-        processor.do_resize, processor.do_center_crop = resolution != "native", False
-        if resolution != "native":
-            processor.size = type(processor.size)(height=resolution, width=resolution)
-            if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
-                processor.max_num_patches = None
+    set_resolution(processor, resolution)
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
     selection = {name: value for name, value in named.items() if value is not None}
     if not selection and not fields and resolution is None:
@@ -157,6 +152,17 @@ def load_classifier(
         # It may keep too few already.
         processor.patch_selector = processor.num_selected_patches = None
     return model, processor
+
+
+def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:
+    """Makes an image processor resize to so many pixels a side, or not at all; None leaves it as it is."""
+    if resolution is None:
+        return
+    processor.do_resize, processor.do_center_crop = resolution != "native", False
+    if resolution != "native":
+        processor.size = type(processor.size)(height=resolution, width=resolution)
+        if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
+            processor.max_num_patches = None
 
 
 def make_image_processor(

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -90,7 +91,8 @@ class NonFiniteGuard(OutputWatch):
     step. Only when `max_skipped` steps in a row were left out it is not the scale's fault.
 
     It costs one norm of each gradient, and one look at them all in each step. For one process, or several that each
-    hold the whole model (DDP); where gradients are sharded, it sees the loss alone.
+    hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened together (FSDP1), it
+    sees the loss alone.
 
     Args:
         max_skipped: steps in a row that may be left out with fp16. A scale begins at 2**16, so 16 halvings make
@@ -148,8 +150,11 @@ class NonFiniteGuard(OutputWatch):
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
         # In the backward pass, because clipping, which comes before any callback, spreads a NaN over all gradients.
         def after_accumulation(parameter: nn.Parameter) -> None:
-            peak = torch.linalg.vector_norm(parameter.grad.detach(), torch.inf, dtype=torch.float32)
-            self.peaks[name] = peak
+            gradient = parameter.grad.detach()
+            if isinstance(gradient, DTensor):
+                gradient = gradient.to_local()
+            if gradient.numel():  # of a small parameter, some processes have no part
+                self.peaks[name] = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32)
 
         self.handles.append(parameter.register_post_accumulate_grad_hook(after_accumulation))
 

@@ -1,9 +1,10 @@
 """Labels for image files, whatever some of them may be like."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import PIL.Image
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -53,18 +54,29 @@ class Prediction:
     error: str | None = None
 
 
+# Files, batches of those that can be used (with the model's inputs), and an error for each of the others.
+PreparedFiles = tuple[list[str], list[tuple[list[str], dict[str, torch.Tensor]]], dict[str, str]]
+
+
 class Preparation:
-    """Collates files: reads and prepares them, setting aside those that cannot be."""
+    """Collates files: reads and prepares them, setting aside those that cannot be.
 
-    def __init__(self, image_processor: BaseImageProcessor):
+    Args:
+        image_processor: the model's.
+        read: makes an image of what stands for a file; ValueError if that cannot be done.
+    """
+
+    def __init__(
+        self, image_processor: BaseImageProcessor, read: Callable[[str], PIL.Image.Image] = decode_image
+    ):
         self.image_processor = image_processor
+        self.read = read
 
-    def __call__(self, files: list[str]) -> tuple[list[str], list[tuple[list[str], dict]], dict[str, str]]:
-        """The files, batches of those that can be used, and an error for each of the others."""
+    def __call__(self, files: list[str]) -> PreparedFiles:
         images, errors = {}, {}
         for file in files:
             try:
-                images[file] = decode_image(file)
+                images[file] = self.read(file)
             except ValueError as error:
                 errors[file] = str(error)
         if not images:
@@ -109,30 +121,39 @@ def predict_files(
     Raises:
         TypeError: for `with_patches` with a model that does not say which patches it selected.
     """
+    check_with_patches(model, with_patches)
+    prepare = Preparation(image_processor)
+    loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare)
+    return _predictions(model.eval(), loader, top_k, with_patches)
+
+
+def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
+    """Refuse to tell which patches were selected where the model does not.
+
+    Raises:
+        TypeError: if so.
+    """
     if with_patches and not hasattr(model.config, "patch_selector"):
         raise TypeError(f"with_patches: {type(model).__name__} does not tell which patches it selected")
-    return _predictions(
-        model.eval(), Preparation(image_processor), files, top_k, with_patches, batch_size, num_workers
-    )
+
+
+def _predictions(
+    model: PreTrainedModel, loader: DataLoader, top_k: int, with_patches: bool
+) -> Iterator[Prediction]:
+    for prepared in loader:
+        yield from answer_files(model, prepared, top_k, with_patches)
 
 
 @torch.inference_mode()
-def _predictions(
-    model: PreTrainedModel,
-    prepare: Preparation,
-    files: list[str],
-    top_k: int,
-    with_patches: bool,
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[Prediction]:
-    loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare)
-    for batch_files, batches, errors in loader:
-        answers = {}
-        for names, features in batches:
-            answers |= _answer(model, names, features, top_k, with_patches, errors)
-        for file in batch_files:
-            yield Prediction(file, answers.get(file), errors.get(file))
+def answer_files(
+    model: PreTrainedModel, prepared: PreparedFiles, top_k: int, with_patches: bool
+) -> list[Prediction]:
+    """What the model says of files that a `Preparation` read; it should be in evaluation mode."""
+    files, batches, errors = prepared
+    answers = {}
+    for names, features in batches:
+        answers |= _answer(model, names, features, top_k, with_patches, errors)
+    return [Prediction(file, answers.get(file), errors.get(file)) for file in files]
 
 
 def _answer(

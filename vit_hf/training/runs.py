@@ -23,6 +23,7 @@ INCIDENTAL_FIELDS = {
     "dtype",
     "transformers_version",
     "use_cache",
+    "vit_hf_version",
 }
 
 # What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked for.
@@ -30,7 +31,9 @@ SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_fact
 
 # What Trainer needs to resume. Its state is written after the others, so that a folder without it is a checkpoint
 # that was being written when the run was killed.
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
+# One of them: of whole models, of FSDP, and of FSDP that saves in pieces.
+OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 
 
 def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Path | None:
@@ -68,6 +71,8 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 def _is_complete(folder: Path) -> bool:
     if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
         return False
+    if not any((folder / name).exists() for name in OPTIMIZER_NAMES):
+        return False
     try:
         json.loads((folder / "trainer_state.json").read_text())
     except ValueError:
@@ -102,6 +107,29 @@ def set_aside(output_dir: str | Path) -> Path | None:
     while (target := folder.with_name(f"{folder.name}-previous-{number}")).exists():
         number += 1
     return folder.rename(target)
+
+
+def read_run(output_dir: str | Path) -> dict[str, Any]:
+    """What the run in a folder tells the model card: arguments of `vit_hf.model_card.make_model_card`."""
+    card: dict[str, Any] = {"metrics": {}}
+    for split in ("eval", "test"):
+        path = Path(output_dir, f"{split}_results.json")
+        if path.is_file():
+            card["metrics"] |= json.loads(path.read_text())
+    path = Path(output_dir, RUN_ARGUMENTS_NAME)
+    if path.is_file():
+        arguments = json.loads(path.read_text())
+        card |= describe_run(arguments)
+    return card
+
+
+def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same of the arguments that a run began with."""
+    return {
+        "training_arguments": arguments,
+        "base_model": arguments["model_name_or_path"],
+        "dataset": arguments["dataset"],
+    }
 
 
 def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:

@@ -1,0 +1,293 @@
+"""What an image costs by its size: memory and time of `predict_streaming` beside loading all of its pixels.
+
+    python scripts/large_image_cost.py                 # 1024 to 16384 pixels a side; TIFF and JPEG
+    python scripts/large_image_cost.py --card          # and writes model_cards/large_images
+    python scripts/large_image_cost.py --sides 1024 4096 --selectors entropy --model runs/photos
+
+Generates the pictures once (about 0.9 GB on disk). Every figure is of a process of its own, as a user sees it: peak memory
+is all that the process had resident at most, with Python, torch and the model, from its start until the first image
+is classified; time is that of classifying, the first time if it takes over five seconds, else the median of later ones.
+"In memory" opens the file with Pillow, prepares it and gives the model all pixels; it is stopped where it wants more
+than --memory-limit.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import PIL.Image
+import torch
+import transformers
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from vit_hf import (
+    PATCH_SELECTORS,
+    AdaptiveViTConfig,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
+    predict_streaming,
+)
+from vit_hf.data.large_pictures import write_jpeg, write_tiff
+from vit_hf.measure import in_fresh_process, peak_resident
+
+
+CARD = Path(__file__).parents[1] / "model_cards" / "large_images"
+SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 1000}
+STREAMING, IN_MEMORY = "streaming", "in memory"
+# Sides that the exponent of time is fitted over: below, the encoder's time counts for more than the image's.
+FITTED_FROM = 2048
+# Stops repeating after that many seconds, or that often.
+ENOUGH_SECONDS, ENOUGH_TIMES = 5, 5
+
+
+def make_pictures(folder: Path, sides: list[int], formats: list[str]) -> None:
+    """Those that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for side in sides:
+        for name in dict.fromkeys(("tif", *formats)):
+            path, part = folder / f"{side}.{name}", folder / f"part.{name}"
+            if path.is_file():
+                continue
+            if name == "tif":
+                write_tiff(part, side)
+            else:
+                write_jpeg(part, folder / f"{side}.tif")
+            part.rename(path)
+
+
+def make_model(folder: Path) -> Path:
+    """A checkpoint of a ViT-S/16 with random weights."""
+    torch.manual_seed(0)
+    AdaptiveViTForImageClassification(AdaptiveViTConfig(**SMALL)).save_pretrained(folder)
+    AdaptiveViTImageProcessor(do_resize=False).save_pretrained(folder)
+    return folder
+
+
+def measure(path: Path, way: str, model: str, selector: str, num_patches: int, memory_limit: float) -> dict:
+    """One figure, in a process that does nothing else."""
+    quiet()
+    classifier = AdaptiveViTForImageClassification.from_pretrained(
+        model, patch_selector=selector, num_selected_patches=num_patches
+    ).eval()
+    result = {"file": path.name, "side": int(path.stem), "way": way, "selector": selector}
+    if way == STREAMING:
+        times = timed(lambda: predict_streaming(classifier, path), result)
+    else:
+        processor = AdaptiveViTImageProcessor.from_pretrained(model, do_resize=False)
+        limit_memory(memory_limit)
+
+        @torch.inference_mode()
+        def classify() -> None:
+            with PIL.Image.open(path) as image:
+                classifier(**processor(image, return_tensors="pt"))
+
+        try:
+            with PIL.Image.open(path):
+                pass
+        except PIL.Image.DecompressionBombError:
+            result["error"] = f"refused by Pillow above {2 * PIL.Image.MAX_IMAGE_PIXELS:,} pixels"
+            PIL.Image.MAX_IMAGE_PIXELS = None
+        try:
+            times = timed(classify, result)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            # torch has no error of its own for that on a CPU, and image processors name the image.
+            if "memory" not in f"{error!r}".lower():
+                raise
+            return result | {"out_of_memory": True}
+    return result | {"seconds": statistics.median(times[1:] or times)}
+
+
+def timed(classify, result: dict) -> list[float]:
+    """Seconds of every call; the peak of memory is that of the first."""
+    times = []
+    while sum(times) < ENOUGH_SECONDS and len(times) < ENOUGH_TIMES:
+        start = time.perf_counter()
+        classify()
+        times.append(time.perf_counter() - start)
+        result.setdefault("peak_mib", peak_resident())
+    return times
+
+
+def limit_memory(gibibytes: float) -> None:
+    """What the process may write to, beyond what it has; torch reserves far more than it uses."""
+    with open("/proc/self/status") as file:
+        data = next(int(line.split()[1]) for line in file if line.startswith("VmData"))
+    most = data * 1024 + int(gibibytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def quiet() -> None:
+    set_verbosity_error()
+    disable_progress_bar()
+
+
+def growth(rows: list[dict]) -> float:
+    """By which share the peak of the largest image is above that of the smallest."""
+    rows = sorted(rows, key=lambda row: row["side"])
+    return rows[-1]["peak_mib"] / rows[0]["peak_mib"] - 1
+
+
+def exponent(rows: list[dict]) -> float | None:
+    """e of seconds ~ pixels**e, by least squares over logarithms."""
+    points = [
+        (math.log(row["side"] ** 2), math.log(row["seconds"])) for row in rows if row["side"] >= FITTED_FROM
+    ]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else None
+
+
+def cell(row: dict, memory_limit: float) -> str:
+    if row.get("out_of_memory"):
+        text = f"out of {memory_limit:g} GiB"
+    else:
+        text = f"{row['peak_mib']:.0f} MiB, {row['seconds']:.2f} s"
+    return f"{row['error']}; without that limit {text}" if "error" in row else text
+
+
+def table(rows: list[dict], args: argparse.Namespace) -> str:
+    ways = [(selector, way) for selector in args.selectors for way in (STREAMING, IN_MEMORY)]
+    lines = [
+        f"| image | {' | '.join(f'`{selector}`, {way}' for selector, way in ways)} |",
+        "|---|" + "---|" * len(ways),
+    ]
+    for name in args.formats:
+        for side in args.sides:
+            found = {(row["selector"], row["way"]): row for row in rows if row["file"] == f"{side}.{name}"}
+            cells = (cell(found[way], args.memory_limit) for way in ways)
+            lines.append(f"| {side}², {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"| streaming, {min(args.sides)}² to {max(args.sides)}² | peak memory | time ~ pixels^e, e |",
+    ]
+    lines.append("|---|---|---|")
+    for name in args.formats:
+        for selector in args.selectors:
+            some = series(rows, name, selector, STREAMING)
+            slope = exponent(some)
+            shown = "-" if slope is None else f"{slope:.2f}"
+            lines.append(f"| {name}, `{selector}` | {100 * growth(some):+.1f} % | {shown} |")
+    return "\n".join(lines)
+
+
+def series(rows: list[dict], name: str, selector: str, way: str) -> list[dict]:
+    return [
+        row
+        for row in rows
+        if (row["selector"], row["way"]) == (selector, way) and row["file"].endswith(f".{name}")
+    ]
+
+
+def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (memory, seconds) = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+    colours = dict(zip(args.selectors, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=False))
+    markers = {"tif": "o", "jpg": "s"}
+    for selector in args.selectors:
+        for name in args.formats:
+            for way in (STREAMING, IN_MEMORY):
+                some = [row for row in series(rows, name, selector, way) if not row.get("out_of_memory")]
+                sides = [row["side"] for row in some]
+                style = {
+                    "color": colours.get(selector, "black") if way == STREAMING else "#999999",
+                    "ls": "-" if name == "tif" else "--",
+                    "marker": markers.get(name, "o"),
+                    "ms": 4,
+                    "lw": 1.2,
+                    "label": f"{way}, {selector}, {name}",
+                }
+                memory.plot(sides, [row["peak_mib"] for row in some], **style)
+                seconds.plot(sides, [row["seconds"] for row in some], **style)
+    first = min(
+        (row for row in rows if row["way"] == STREAMING), key=lambda row: (row["side"], row["seconds"])
+    )
+    last = min(
+        (row for row in rows if row["way"] == STREAMING), key=lambda row: (-row["side"], row["seconds"])
+    )
+    per_pixel = last["seconds"] / last["side"] ** 2
+    line = [first["side"], last["side"]]
+    seconds.plot(
+        line, [per_pixel * side**2 for side in line], ":", color="black", lw=1, label="linear in pixels"
+    )
+    memory.set(ylabel="peak resident memory of the process, MiB", title="memory")
+    seconds.set(ylabel="time to classify, s", title="time")
+    for axes in (memory, seconds):
+        axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels")
+        axes.set_xticks(args.sides, [str(side) for side in args.sides])
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.legend(*seconds.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    sides = [2**power for power in range(10, 15)]
+    parser.add_argument("--sides", nargs="+", type=int, default=sides, help="of the pictures, in pixels")
+    parser.add_argument(
+        "--formats", nargs="+", choices=("tif", "jpg"), default=["tif", "jpg"], help="of files"
+    )
+    parser.add_argument(
+        "--selectors",
+        nargs="+",
+        choices=PATCH_SELECTORS,
+        metavar="NAME",
+        default=["variance", "saliency"],
+        help="one that sees patches, and one that sees a thumbnail",
+    )
+    parser.add_argument("--model", help="a checkpoint; none: ViT-S/16 with random weights")
+    parser.add_argument("--num-selected-patches", type=int, default=196, help="that are kept of an image")
+    parser.add_argument("--memory-limit", type=float, default=12.0, help="GiB for images in memory")
+    folder = Path("runs/large_image_cost")
+    parser.add_argument("--output", type=Path, default=folder, help="folder of pictures, table and plot")
+    parser.add_argument("--card", action="store_true", help=f"write table and plot to {CARD.name} as well")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.sides.sort()
+    make_pictures(args.output, args.sides, args.formats)
+    model = args.model or str(make_model(args.output / "model"))
+    rows = []
+    for name in args.formats:
+        for side in args.sides:
+            for selector in args.selectors:
+                for way in (STREAMING, IN_MEMORY):
+                    path = args.output / f"{side}.{name}"
+                    options = (path, way, model, selector, args.num_selected_patches, args.memory_limit)
+                    rows.append(in_fresh_process(measure, *options))
+                    print(f"{path.name}, {selector}, {way}: {cell(rows[-1], args.memory_limit)}", flush=True)
+    text = (
+        f"{args.model or 'ViT-S/16'}, {args.num_selected_patches} patches, {torch.get_num_threads()} CPU threads "
+        f"({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}\n\n"
+        f"{table(rows, args)}\n"
+    )
+    folders = [args.output, *([CARD] if args.card else [])]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cost.json").write_text(
+            json.dumps({"rows": rows, "command": sys.argv[1:]}, indent=1) + "\n"
+        )
+        draw(rows, folder / "cost.png", args)
+        (folder / "cost.md").write_text(text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The published protocol of megapixel MNIST: its configuration as it is, and reduced until a CPU learns something."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vit_hf.training import (
+    AugmentationArguments,
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    make_parser,
+    parse_arguments,
+    prepare_run,
+)
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+PROTOCOL = SCRIPTS / "megapixel_protocol.py"
+
+
+@pytest.mark.parametrize("task", ["majority", "max", "top", "multi"])
+def test_configuration(task, tmp_path):
+    """With a few canvases of the published size: they arrive as 100 patches of 900, with all of the digits on them."""
+    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+    options = {"task": task, "size": 1500, "num_train": 4, "num_test": 2}
+    flags = ["--dataset_options", json.dumps(options), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    argv = [str(SCRIPTS / "configs" / "megapixel_protocol.yaml"), *flags]
+    *arguments, training = parse_arguments(make_parser(groups, ""), argv)
+    run = prepare_run(*arguments, training)
+    assert run.data.splits.keys() == {"train", "test"} and len(run.data.splits["train"]) == 4
+    problem = "multi_label_classification" if task == "multi" else "single_label_classification"
+    assert run.trainer.model.config.problem_type == problem and run.data.num_labels == 10
+    example = run.trainer.train_dataset[0]
+    batch = run.trainer.data_collator([example])
+    assert batch["pixel_values"].shape == (1, 100, 50 * 50) and batch["spatial_shapes"].tolist() == [[30, 30]]
+    ink = (batch["pixel_values"] + 1).sum() / 2
+    assert ink > 0.9 * (np.asarray(example["image"]) / 255).sum()
+
+
+@pytest.mark.slow
+def test_refuses_a_size_whose_ninth_is_no_square():
+    result = subprocess.run([sys.executable, PROTOCOL, "--size", "500"], capture_output=True, text=True)
+    assert result.returncode == 2 and "--size is 500" in result.stderr and "multiples of 150" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_learns_on_selected_patches_and_not_on_random_ones(tmp_path):
+    arms = ["entropy", "random"]
+    flags = ["--arms", *arms, "--seeds", "0", "--num-test", "300", "--output", tmp_path]
+    result = subprocess.run([sys.executable, PROTOCOL, *flags], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    runs = {arm: json.loads((tmp_path / f"majority_{arm}_0" / "measured.json").read_text()) for arm in arms}
+    entropy, random = (runs[arm]["metrics"]["test_accuracy"] for arm in arms)
+    # Chance is 10 %.
+    assert entropy > 0.35 and entropy > random + 0.15
+    assert f"| entropy | 1 | {100 * entropy:.1f} ± nan" in result.stdout
+    assert all(run["memory_mib"] > 0 and run["cpu_s"] > 0 for run in runs.values())

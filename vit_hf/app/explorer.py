@@ -1,0 +1,309 @@
+"""One checkpoint, tried with any selector that it can use, on any number of patches."""
+
+import copy
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import PIL.Image
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..checkpoints import convert
+from ..explain import explain
+from ..explanations.results import Explanation
+from ..explanations.seen_images import process
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.patches import to_pair
+from ..model.selection import PATCH_SELECTORS
+from ..training.models import check_path, load_classifier
+from .pictures import shrink_to
+
+
+# What load_classifier calls it, too: no selector, all patches.
+ALL_PATCHES = "none"
+
+# For checkpoints that do not select: what finds small objects without training (model_cards/selection).
+FREE_SELECTOR = "saliency"
+
+# Patches that the page computes on: a ViT-B takes some seven seconds for them on two cores.
+MAX_TOKENS = 4096
+
+# All patches are timed without being asked if that takes about as many seconds.
+AUTOMATIC_SECONDS = 2.0
+
+# A forward pass is repeated for as many seconds, and at most so many times.
+REPEAT_SECONDS, MAX_REPEATS = 0.5, 5
+
+# How large an image is made: as the checkpoint's image processor does, not at all, or to that many pixels at most.
+Size = Literal["checkpoint", "native"] | int
+
+
+@dataclass
+class Exploration:
+    """What came of one image.
+
+    Attributes:
+        explanation: see there.
+        seconds: median time of a forward pass, selection included.
+        num_patches: N of the image.
+        all_seconds: the same for all patches, without selector and reducer; None if it was not measured.
+        requested: how many patches were asked for, which may be more than there are; None for all.
+    """
+
+    explanation: Explanation
+    seconds: float
+    num_patches: int
+    all_seconds: float | None
+    requested: int | None
+
+
+class PatchExplorer:
+    """Runs one checkpoint with other selectors and numbers of patches than its own. Safe to use from several threads.
+
+    Args:
+        model: a classifier; is held in evaluation mode.
+        image_processor: the model's own. Where it selects patches, the model does that here.
+
+    Attributes:
+        selectors: name to module of those that can be used; None for all patches.
+        left_out: name of a selector that cannot be used to the reason.
+
+    Raises:
+        ValueError: if images for the model have neither one nor three channels.
+    """
+
+    def __init__(self, model: AdaptiveViTForImageClassification, image_processor: BaseImageProcessor):
+        self.model = model.eval()
+        self.config = model.config
+        if self.config.num_channels not in (1, 3):
+            raise ValueError(
+                f"The model takes images of num_channels={self.config.num_channels}: this page shows grey (1) and colour "
+                "(3) images."
+            )
+        self.image_processor = copy.deepcopy(image_processor)
+        self.image_processor.return_patches = False
+        self.image_processor.patch_selector = self.image_processor.num_selected_patches = None
+        self.default_selector = self.config.patch_selector or FREE_SELECTOR
+        self.default_number = self.config.num_selected_patches or 196
+        self.selectors, self.left_out = find_selectors(model)
+        self._lock = threading.Lock()
+        self._all_seconds: dict[tuple[int, int], float] = {}
+
+    @property
+    def trained_size(self) -> str | None:
+        """Size in words that the checkpoint's image processor makes of any image; None if it leaves images as they are."""
+        processor = self.image_processor
+        if not processor.do_resize:
+            return None
+        size = processor.crop_size if getattr(processor, "do_center_crop", None) else processor.size
+        if getattr(processor, "max_num_patches", None):
+            return f"at most {processor.max_num_patches} patches"
+        height, width = (getattr(size, side, None) for side in ("height", "width"))
+        return f"{width} x {height}" if height and width else "resized"
+
+    def prepare(
+        self, picture: PIL.Image.Image, size: Size
+    ) -> tuple[PIL.Image.Image, BaseImageProcessor, dict[str, torch.Tensor]]:
+        """The picture at `size`, the image processor for it, and the model's inputs, on its device.
+
+        Raises:
+            ValueError: if nothing is left of one patch.
+        """
+        processor = self.image_processor
+        if size != "checkpoint":
+            processor = copy.deepcopy(processor)
+            processor.do_resize = processor.do_center_crop = False
+            if getattr(processor, "max_num_patches", None) is not None:
+                processor.max_num_patches = None
+        if isinstance(size, int):
+            picture = shrink_to(picture, size)
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        if size != "checkpoint" and (picture.height < patch_height or picture.width < patch_width):
+            raise ValueError(
+                f"The image is too small: at {picture.width} x {picture.height} pixels it has not one patch of "
+                f"{patch_width} x {patch_height}. Give a larger one."
+            )
+        inputs, _ = process(processor, picture)
+        return picture, processor, {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def count_patches(self, inputs: dict[str, torch.Tensor]) -> int:
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        height, width = inputs["pixel_values"].shape[-2:]
+        return (height // patch_height) * (width // patch_width)
+
+    def explore(
+        self, picture: PIL.Image.Image, selector: str, num_selected: int, size: Size = "checkpoint"
+    ) -> Exploration:
+        """What the model makes of an image.
+
+        Args:
+            picture: RGB, or grey for a model of one channel.
+            selector: of `selectors`.
+            num_selected: K; is lowered to the patches that there are.
+            size: how large the image is made.
+
+        Raises:
+            ValueError: for another selector, no patch or too many, and as the model does.
+        """
+        if selector not in self.selectors:
+            reason = self.left_out.get(selector, f"choose one of {', '.join(self.selectors)}")
+            raise ValueError(f"The selector {selector!r} cannot be used here: {reason}.")
+        if num_selected < 1:
+            raise ValueError(f"{num_selected} patches are too few: keep at least one.")
+        picture, processor, inputs = self.prepare(picture, size)
+        num_patches = self.count_patches(inputs)
+        kept = num_patches if selector == ALL_PATCHES else min(num_selected, num_patches)
+        if kept > MAX_TOKENS:
+            raise ValueError(
+                f"To compute on {kept:,} patches would take long: this page stops at {MAX_TOKENS:,}. Choose a selector "
+                "and fewer patches, or a smaller size."
+            )
+        shape = tuple(inputs["pixel_values"].shape[-2:])
+        with self._lock:
+            with self._selecting(selector, kept), record_seconds(self.model) as times:
+                # No rollout, which takes as long again.
+                (explanation,) = explain(
+                    self.model, processor, picture, max_rollout_tokens=0, names=["the image"]
+                )
+                self._repeat(inputs, times)
+            seconds = typical(times)
+            if kept == num_patches and not self.model.vit.reducers:
+                self._all_seconds[shape] = seconds
+            elif (
+                shape not in self._all_seconds
+                and num_patches <= MAX_TOKENS
+                and seconds * num_patches / kept <= AUTOMATIC_SECONDS
+            ):
+                self._time_all(inputs)
+            all_seconds = self._all_seconds.get(shape)
+        requested = None if selector == ALL_PATCHES else num_selected
+        return Exploration(explanation, seconds, num_patches, all_seconds, requested)
+
+    def measure_all(self, picture: PIL.Image.Image, size: Size = "checkpoint") -> None:
+        """Times all patches of an image of that size, for `Exploration.all_seconds` from now on.
+
+        Raises:
+            ValueError: if they are more than `MAX_TOKENS`.
+        """
+        _, _, inputs = self.prepare(picture, size)
+        num_patches = self.count_patches(inputs)
+        if num_patches > MAX_TOKENS:
+            raise ValueError(
+                f"All {num_patches:,} patches would take long: this page stops at {MAX_TOKENS:,}."
+            )
+        with self._lock:
+            self._time_all(inputs)
+
+    def _time_all(self, inputs: dict[str, torch.Tensor]) -> None:
+        vit, reducers = self.model.vit, self.model.vit.reducers
+        vit.reducers = nn.ModuleDict()
+        try:
+            with self._selecting(ALL_PATCHES, None), record_seconds(self.model) as times:
+                self._repeat(inputs, times)
+        finally:
+            vit.reducers = reducers
+        self._all_seconds[tuple(inputs["pixel_values"].shape[-2:])] = typical(times)
+
+    def _repeat(self, inputs: dict[str, torch.Tensor], times: list[float]) -> None:
+        """Forward passes, until `times`, where they record themselves, are enough."""
+        while not times or (sum(times) < REPEAT_SECONDS and len(times) < MAX_REPEATS):
+            with torch.inference_mode():
+                self.model(**inputs)
+
+    @contextmanager
+    def _selecting(self, selector: str, num_selected: int | None) -> Iterator[None]:
+        """The model with another selector, for as long as the lock is held."""
+        vit, config = self.model.vit, self.config
+        before = vit.selector, config.patch_selector, config.num_selected_patches
+        vit.selector = self.selectors[selector]
+        config.patch_selector = None if selector == ALL_PATCHES else selector
+        config.num_selected_patches = None if selector == ALL_PATCHES else num_selected
+        try:
+            yield
+        finally:
+            vit.selector, config.patch_selector, config.num_selected_patches = before
+
+
+def find_selectors(
+    model: AdaptiveViTForImageClassification,
+) -> tuple[dict[str, nn.Module | None], dict[str, str]]:
+    """Selectors that a checkpoint can use: its own, those that need no training, and none; and why not the others."""
+    own, left_out = model.config.patch_selector, {}
+    selectors: dict[str, nn.Module | None] = {} if own is None else {own: model.vit.selector}
+    for name, selector_class in PATCH_SELECTORS.items():
+        if name == own:
+            continue
+        config = copy.deepcopy(model.config)
+        config.patch_selector, config.num_selected_patches, config.exploration = name, 1, 0.0
+        config.scout_num_layers = min(config.scout_num_layers, config.num_hidden_layers)
+        try:
+            config.validate_architecture()
+            selector = selector_class(config)
+        except ValueError as error:
+            left_out[name] = str(error).rstrip(".")
+            continue
+        if next(selector.parameters(), None) is not None:
+            left_out[name] = "learned, and untrained in this checkpoint"
+            continue
+        selectors[name] = selector.to(model.device).eval()
+    return selectors | {ALL_PATCHES: None}, left_out
+
+
+@contextmanager
+def record_seconds(model: nn.Module) -> Iterator[list[float]]:
+    """How long each forward pass of `model` takes, for the time of the context."""
+    times: list[float] = []
+
+    def now() -> float:
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    # The time is that of the beginning until the pass has ended.
+    hooks = (
+        model.register_forward_pre_hook(lambda *_: times.append(now())),
+        model.register_forward_hook(lambda *_: times.append(now() - times.pop())),
+    )
+    try:
+        yield times
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def typical(times: list[float]) -> float:
+    """The median, without the first, which warms up, if there are others."""
+    return statistics.median(times[1:] or times)
+
+
+def load_explorer(path: str, device: str | torch.device | None = None) -> PatchExplorer:
+    """A checkpoint of ours, or any that `vit_hf.convert` takes.
+
+    Args:
+        path: local, or on the Hub.
+        device: by default an accelerator if there is one.
+
+    Raises:
+        OSError: if there is no such checkpoint, or no image processor beside one of ours.
+        ValueError: if it is no Vision Transformer with a classifier.
+    """
+    check_path(path)
+    config, _ = PreTrainedConfig.get_config_dict(path)
+    if config.get("model_type") == AdaptiveViTConfig.model_type:
+        model, image_processor = load_classifier(path)
+    else:
+        model, image_processor = convert(path)
+    if not isinstance(model, AdaptiveViTForImageClassification):
+        raise ValueError(
+            f"{path} has no classifier: the page shows classes. Fine-tune it with scripts/finetune.py first."
+        )
+    device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return PatchExplorer(model.to(device), image_processor)

@@ -1,0 +1,134 @@
+"""The folder of a Hugging Face Space that shows the page for one checkpoint."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi
+from packaging.requirements import Requirement
+
+from ..training.models import check_path
+
+
+# In the Space: the checkpoint if it is a folder here, and the pictures to pick from.
+MODEL, EXAMPLES = "model", "examples"
+
+# What training leaves beside a model that is of no use to others.
+LEFT_BEHIND = ("checkpoint-*", "ways", "small", "runs", "*.bin", "*.pt", "*.pth", "trainer_state.json")
+
+APP = '''"""Which patches matter: the page for one checkpoint."""
+
+from pathlib import Path
+
+from vit_hf.app.page import launch
+
+
+here = Path(__file__).parent
+launch({model}, sorted((here / "{examples}").glob("*")))
+'''
+
+README = """---
+{header}---
+
+# {title}
+
+Drop an image, choose how its patches are selected and how many are kept, and see what the model computes on, what it
+answers, and how long that takes beside all patches.
+
+The page is `vit_hf.app` of [vit_hf](vit_hf), which is in this Space; it runs here as `python app.py` does on any machine.
+"""
+
+
+def write_space(
+    folder: str | os.PathLike,
+    model_name_or_path: str,
+    examples: Sequence[str | os.PathLike] = (),
+    title: str = "Which patches matter",
+) -> Path:
+    """Writes everything that the Space needs, this package and a local checkpoint included.
+
+    Args:
+        folder: new, or empty.
+        model_name_or_path: a folder goes along; a name on the Hub is fetched by the Space when it starts.
+        examples: image files that go along.
+        title: of the Space.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: if the folder holds something.
+        FileNotFoundError: if there is no such checkpoint or example.
+        importlib.metadata.PackageNotFoundError: if vit_hf is not installed, so that what it requires is not known.
+    """
+    folder = Path(folder)
+    check_path(model_name_or_path)
+    examples = [Path(path) for path in examples]
+    for path in examples:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no example {path}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something else; name a folder that is new or empty")
+    requirements = list_requirements()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    header: dict[str, Any] = {
+        "title": title,
+        "sdk": "gradio",
+        "sdk_version": importlib.metadata.version("gradio"),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "app_file": "app.py",
+        "license": "apache-2.0",
+    }
+    model = repr(model_name_or_path)
+    if Path(model_name_or_path).is_dir():
+        shutil.copytree(
+            model_name_or_path, folder / MODEL, ignore=shutil.ignore_patterns(*LEFT_BEHIND, EXAMPLES)
+        )
+        model = f'str(here / "{MODEL}")'
+    else:
+        header["models"] = [model_name_or_path]
+    if examples:
+        (folder / EXAMPLES).mkdir()
+        for index, path in enumerate(examples):
+            shutil.copy(path, folder / EXAMPLES / f"{index}_{path.name}")
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "app.py").write_text(APP.format(model=model, examples=EXAMPLES))
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    header_text = yaml.safe_dump(header, sort_keys=False)
+    (folder / "README.md").write_text(README.format(header=header_text, title=title))
+    return folder
+
+
+def list_requirements() -> list[str]:
+    """What `vit_hf[app]` requires, but for Gradio, which the README of a Space asks for."""
+    found = [Requirement(text) for text in importlib.metadata.requires("vit_hf") or []]
+    wanted = [item for item in found if item.marker is None or item.marker.evaluate({"extra": "app"})]
+    return [f"{item.name}{item.specifier}" for item in wanted if item.name != "gradio"]
+
+
+def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
+    """Uploads a folder that `write_space` wrote, into a new Space or one that is there.
+
+    Args:
+        repo_id: such as "user/name".
+        private: of a new Space.
+
+    Returns:
+        Its address.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for instance without a token (`hf auth login`).
+    """
+    api = HfApi()
+    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    api.upload_folder(
+        repo_id=url.repo_id, repo_type="space", folder_path=folder, commit_message="The page, by vit_hf"
+    )
+    return str(url)

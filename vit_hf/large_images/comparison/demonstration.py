@@ -1,0 +1,142 @@
+"""Small checkpoints of digits on small canvases, so that a comparison on large ones has something to compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...training.arguments import MethodArguments, ModelArguments, RunArguments
+from ...training.augmentation import AugmentationArguments
+from ...training.finetuning import prepare_run
+from ...training.sources import MEGAPIXEL_DIGITS
+from .arguments import ComparedDataArguments, ComparisonArguments
+
+
+ARCHITECTURE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "image_size": 112,
+    "patch_size": 16,
+    "num_channels": 1,
+}
+# Three stages of basic blocks, 16 pixels to a cell.
+STEM = {
+    "model_type": "resnet",
+    "num_channels": 1,
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 64],
+    "depths": [1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage3"],
+}
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Canvases of `side` pixels with one digit and `num_noise` strokes, for so many steps."""
+
+    side: int
+    num_noise: int
+    steps: int
+
+
+VIT_STAGES = (Stage(32, 0, 400), Stage(48, 0, 500), Stage(112, 2, 300))
+HYBRID_STAGES = (Stage(32, 0, 150), Stage(112, 2, 150))
+# Of the comparison: what is not given on the command line.
+DEMONSTRATION = {
+    "dataset": MEGAPIXEL_DIGITS,
+    "tokens": [24, 48],
+    "selectors": ["random", "variance", "saliency", "attention"],
+    "keep_rates": [0.7],
+    "limit": 400,
+    "adapt": 32,
+    "adapt_batch_size": 16,
+    "adapt_learning_rate": 5e-4,
+}
+
+
+def canvases(stage: Stage, num_test: int) -> dict[str, Any]:
+    """Options of the embedded data; each training canvas is seen once."""
+    return {
+        "task": "single",
+        "size": stage.side,
+        "num_noise": stage.num_noise,
+        "num_train": stage.steps * BATCH,
+        "num_test": num_test,
+        "seed": stage.side,
+    }
+
+
+def train_checkpoint(
+    folder: Path, stages: tuple[Stage, ...], overrides: dict[str, Any], say: Callable[[str], None]
+) -> str:
+    """Trains a model from scratch, one stage after the other, and returns its folder. What is there is used."""
+    checkpoint = None
+    for stage in stages:
+        output = folder / f"digits-{stage.side}"
+        if not (output / "model.safetensors").is_file():
+            run = prepare_run(
+                ModelArguments(
+                    model_name_or_path=checkpoint,
+                    # Distances mean the same on a larger canvas.
+                    position_encoding="rotary",
+                    config_overrides={} if checkpoint else overrides,
+                    image_size=stage.side,
+                ),
+                ComparedDataArguments(
+                    dataset=MEGAPIXEL_DIGITS, dataset_options=canvases(stage, 500), validation_share=0.0
+                ),
+                AugmentationArguments(),
+                MethodArguments(),
+                RunArguments(
+                    output_dir=str(output),
+                    num_train_epochs=1,
+                    per_device_train_batch_size=BATCH,
+                    per_device_eval_batch_size=100,
+                    learning_rate=2e-3,
+                    lr_scheduler_type="cosine",
+                    warmup_steps=0.1,
+                    weight_decay=0.05,
+                    eval_strategy="no",
+                    save_strategy="no",
+                    logging_strategy="no",
+                    dataloader_num_workers=1,
+                    disable_tqdm=True,
+                ),
+            )
+            accuracy = run.execute()["test_accuracy"]
+            say(f"Trained on canvases of {stage.side}x{stage.side} pixels: {accuracy:.1%}")
+        checkpoint = str(output)
+    return checkpoint
+
+
+def demonstration(
+    arguments: ComparisonArguments,
+    data_arguments: ComparedDataArguments,
+    given: set[str],
+    say: Callable[[str], None] = print,
+) -> tuple[ComparisonArguments, ComparedDataArguments]:
+    """Trains the two checkpoints, and fills in what else was not given on the command line.
+
+    Args:
+        arguments, data_arguments: with defaults.
+        given: names of those that are no defaults.
+        say: is told how things go.
+    """
+    folder = Path(arguments.output) / "checkpoints"
+    values = {name: value for name, value in DEMONSTRATION.items() if name not in given}
+    if "model_name_or_path" not in given:
+        values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, say)
+    if "hybrid" not in given:
+        overrides = ARCHITECTURE | {"backbone_config": STEM}
+        values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, say)
+    theirs = {name: values.pop(name) for name in list(values) if hasattr(data_arguments, name)}
+    arguments = replace(arguments, **values)
+    if not given & {"dataset", "dataset_options"}:
+        number = max(1, arguments.adapt * arguments.adapt_batch_size)
+        options = canvases(Stage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
+        theirs["dataset_options"] = options
+    return arguments, replace(data_arguments, **theirs)

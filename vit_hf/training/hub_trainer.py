@@ -1,0 +1,103 @@
+"""A Trainer whose pushes are what `vit_hf.push_to_hub` makes."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..hub import keeping, write_card
+
+
+class HubTrainer(Trainer):
+    """`Trainer` that with `push_to_hub=True` publishes the model card of this package, and the code with every push.
+
+    The token that it was given is not in the `training_args.bin` that Trainer uploads.
+
+    Args:
+        card: what the model card says beyond what the run tells, as of `vit_hf.push_to_hub`: `license`, `dataset`,
+            `examples` (images that are published) and others.
+        args, kwargs: as of `Trainer`.
+    """
+
+    def __init__(self, *args: Any, card: dict[str, Any] | None = None, **kwargs: Any):
+        self.card = card or {}
+        training = kwargs.get("args") or next(iter(args[1:2]), None)
+        if getattr(training, "hub_token", None):
+            training.hub_token = Token(training.hub_token)
+        super().__init__(*args, **kwargs)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Writes `README.md` into the output folder.
+
+        Args:
+            model_name: title; default the name of the repository.
+            kwargs: `license`, `tags`, and `finetuned_from` and `dataset` instead of what is known.
+        """
+        if not self.is_world_process_zero():
+            return
+        given = {
+            "model_name": model_name,
+            "license": kwargs.get("license"),
+            "tags": kwargs.get("tags"),
+            "base_model": kwargs.get("finetuned_from"),
+            "dataset": kwargs.get("dataset"),
+        }
+        model = self.accelerator.unwrap_model(self.model)
+        known = {
+            "base_model": model.config._name_or_path or None,
+            "metrics": measured(self.state, self.args.load_best_model_at_end),
+            "training_arguments": self.args,
+        }
+        given = {name: value for name, value in given.items() if value}
+        folder = Path(self.args.output_dir)
+        repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
+        write_card(
+            model,
+            self.processing_class,
+            folder,
+            repo_id=repo_id,
+            token=self.args.hub_token,
+            **{**known, **self.card, **given},
+        )
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> CommitInfo | None:
+        """As in transformers; a note of any error tells how to push the output folder again."""
+        folder = Path(self.args.output_dir)
+        checkpoints = ("--exclude", f"{PREFIX_CHECKPOINT_DIR}-*", "--exclude", "_*")
+        repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
+        with keeping(folder, repo_id, self.args.hub_private_repo, self.args.hub_revision, *checkpoints):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers copies the weights and leaves the code behind, without which they do not load.
+        for file in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(file, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+
+class Token(str):
+    """A token that is left out of pickles, and of what is printed for debugging."""
+
+    def __reduce__(self) -> tuple:
+        return (str, ("<HUB_TOKEN>",))
+
+    def __deepcopy__(self, memo: dict) -> "Token":
+        return self
+
+    def __repr__(self) -> str:
+        return "'<HUB_TOKEN>'"
+
+
+def measured(state: TrainerState, is_best: bool) -> dict[str, float]:
+    """The metrics of the model as it is at the end: measured after training, or while it was the best or last."""
+    log = state.log_history
+    ends = [index for index, entry in enumerate(log) if "train_runtime" in entry]
+    after = log[ends[-1] + 1 :] if ends else log
+    if not any(name.startswith(("eval_", "test_")) for entry in after for name in entry):
+        step = state.best_global_step if is_best and state.best_global_step else None
+        after = [entry for entry in log if step is None or entry["step"] == step]
+    merged = {name: value for entry in after for name, value in entry.items()}
+    return {name: value for name, value in merged.items() if name.startswith(("eval_", "test_"))}
