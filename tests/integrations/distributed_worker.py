@@ -72,7 +72,7 @@ def compare_sharded(folder: Path) -> None:
     results = {}
     for name, fields in cases.items():
         torch.manual_seed(1)
-        model = AdaptiveViTForImageClassification(tiny_config(**fields, thumbnail_context=True)).train()
+        model = AdaptiveViTForImageClassification(tiny_config(**fields | {"thumbnail_context": True})).train()
         path = folder / name
         if rank == 0:
             model.save_pretrained(path)

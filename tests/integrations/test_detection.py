@@ -85,7 +85,7 @@ def cases():
             yield pytest.param(name, selection, marks=() if fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "selection"), cases())
+@pytest.mark.parametrize(("name", "selection"), list(cases()))
 def test_detects_what_it_was_shown(name, selection, tmp_path):
     model, processor = make(name, **SELECTIONS[selection])
     images, labels = scene()

@@ -18,7 +18,7 @@ def cases():
         yield pytest.param({"patch_selector": "variance", "position_encoding": name}, 0.4, id=name)
 
 
-@pytest.mark.parametrize(("fields", "share"), cases())
+@pytest.mark.parametrize(("fields", "share"), list(cases()))
 def test_what_does_not_fit_waits_on_the_disk(fields, share, tmp_path):
     model = AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
     model.save_pretrained(tmp_path / "model")

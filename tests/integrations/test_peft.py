@@ -20,7 +20,12 @@ SAVED = {
 }
 
 
-@pytest.mark.parametrize("name", SAVED)
+def cases():
+    fast = ("attention", "distilled", "gumbel")
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in SAVED]
+
+
+@pytest.mark.parametrize("name", list(cases()))
 def test_trained_saved_loaded_and_merged(name, tmp_path):
     AdaptiveViTForImageClassification(tiny_config(**SELECTIONS[name])).save_pretrained(tmp_path / "base")
     base = AdaptiveViTForImageClassification.from_pretrained(tmp_path / "base")

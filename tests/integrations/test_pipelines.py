@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from tests.conftest import every_selection, tiny_config
+from tests.conftest import SELECTIONS, every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, AdaptiveViTModel
 
 
@@ -56,7 +56,7 @@ def test_images_as_they_are(processing, tmp_path):
         assert answer[0]["score"] == pytest.approx(expected.max().item(), abs=1e-5)
 
 
-@every_selection
+@pytest.mark.parametrize("selection", [SELECTIONS[name] for name in ("dense", "variance", "both_merge")])
 def test_image_feature_extraction(selection, tmp_path):
     model = AdaptiveViTModel(tiny_config(**selection)).eval()
     path, processor = saved(tmp_path, model)
