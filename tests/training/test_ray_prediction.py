@@ -23,6 +23,10 @@ from vit_hf.training import (
     load_classifier,
     predict_files,
 )
+from vit_hf.training.answer_parts import AnswerFolder
+from vit_hf.training.image_collections import make_parts
+from vit_hf.training.image_stores import Stores
+from vit_hf.training.prediction import Prediction
 
 
 pytestmark = [
@@ -83,6 +87,13 @@ def prepare(model, inputs, output, part_size=4, concurrency=2, **options):
 
 def rows_of(folder) -> list[dict]:
     return parquet.read_table(str(folder)).to_pylist()
+
+
+def predict_script():
+    spec = importlib.util.spec_from_file_location("predict_script", ROOT / "scripts" / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
 def workers() -> list[psutil.Process]:
@@ -245,23 +256,35 @@ def test_the_command_line(cluster, model, photos, tmp_path):
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster}
 
-    def predict(*flags):
-        return subprocess.run(
-            [*script, "--engine", "ray", "--use_cpu", *flags], env=environment, capture_output=True, text=True
-        )
-
-    result = predict("--output", str(tmp_path / "answers"))
+    flags = ["--engine", "ray", "--use_cpu", "--output", str(tmp_path / "answers")]
+    result = subprocess.run([*script, *flags], env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Images:  40; 40 in 1 parts to do" in result.stdout
     assert f"Output:  40 images in {tmp_path / 'answers'}" in result.stdout
     assert result.stderr.rstrip().endswith("2 of 40 images could not be used")
     assert all(name in result.stderr for name in DAMAGED)
     assert "ray" not in result.stderr.lower()
-    for flags, message in [
-        (["--output", str(tmp_path / "answers"), "--top_k", "2"], "top_k was 5 and is 2"),
-        ([], "name a folder as output"),
-        (["--output", str(tmp_path / "other"), "--tile", "32"], "engine ray sees images whole"),
-    ]:
-        result = predict(*flags)
-        assert result.returncode == 2
-        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--output {answers} --top_k 2", "top_k was 5 and is 2"),
+        ("", "name a folder as output"),
+        ("--output {other} --tile 32", "engine ray sees images whole"),
+        ("--output {other} --part_size 0", "part_size is 0"),
+        ("--output {answers}/file", "is a file; name a folder"),
+    ],
+)
+def test_says_what_is_wrong(model, photos, tmp_path, flags, message, capsys):
+    answers = AnswerFolder(str(tmp_path / "answers"), Stores())
+    answers.begin()
+    (part,) = make_parts(["1.png"], [], 1)
+    origin = prepare(model, [photos], tmp_path / "other").settings.schema
+    answers.write(part, [Prediction("1.png", error="")], origin)
+    (tmp_path / "answers" / "file").write_text("")
+    flags = flags.format(answers=tmp_path / "answers", other=tmp_path / "other").split()
+    with pytest.raises(SystemExit) as exit:
+        predict_script()([str(photos), "--model_name_or_path", model, "--engine", "ray", "--use_cpu", *flags])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
