@@ -42,9 +42,13 @@ class StreamedPatches(ImagePatches):
         is_short = isinstance(num_selected, int) and num_selected > int(numbers.min())
         same = len(set(grids)) == 1 and not is_short
         shape = grids[0] if same else (int(numbers.max()),)
-        coordinates = torch.nn.utils.rnn.pad_sequence(
-            [grid_coordinates(*grid) for grid in grids], batch_first=True
-        )
+        # Of one large image they are most of what grows with it: views where a copy can be had without.
+        if len(set(grids)) == 1:
+            coordinates = grid_coordinates(*grids[0]).expand(len(grids), -1, -1)
+        else:
+            coordinates = torch.nn.utils.rnn.pad_sequence(
+                [grid_coordinates(*grid) for grid in grids], batch_first=True
+            )
         super().__init__(
             # Whoever looks at pixels after all fails at once: there are none.
             pixels=torch.empty(len(images), *shape, 3, *images[0].patch_size, device="meta"),
@@ -76,14 +80,13 @@ class StreamedPatches(ImagePatches):
 
     @torch.no_grad()
     def score_apart(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
-        rows = []
-        for image in self.images:
-            # One piece of memory: small ones that stay would keep the system from using again what lies between them.
-            scores = torch.empty(image.grid[0] * image.grid[1], device=self.coordinates.device)
+        # One piece of memory: small ones that stay would keep the system from using again what lies between them.
+        scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
+        for image, row in zip(self.images, scores, strict=True):
             first, best = 0, None
             for band in self._bands(image, "patches"):
                 of_band = score(band)
-                scores[first : first + of_band.shape[1]] = of_band[0]
+                row[first : first + of_band.shape[1]] = of_band[0]
                 first += of_band.shape[1]
                 places = raster_indices(band.coordinates, band.grid)
                 some = _best(num_selected, of_band, places, band.pixels)
@@ -94,8 +97,7 @@ class StreamedPatches(ImagePatches):
                 best = some
             _, places, pixels = best
             image.remember(places[0], pixels[0])
-            rows.append(scores)
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return scores
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
         """Patches of one image as they would arrive cut, `(1, n, C, P, P)`, a band of rows at a time."""

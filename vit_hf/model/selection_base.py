@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches
-from .tokens import PatchTokens, raster_indices
+from .tokens import PatchTokens, gather_tokens, raster_indices
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
@@ -78,8 +78,11 @@ def keep_top(
         wanted = counts[:, None]
         lowest = best.gather(1, (wanted - 1).clamp(min=0))
     better, tied = ~(scores <= lowest), scores == lowest  # NaN is better than anything, as in sorting
-    kept = better | (tied & (tied.cumsum(dim=-1) <= wanted - better.sum(dim=-1, keepdim=True)))
-    place = (kept.cumsum(dim=-1) - 1).masked_fill(~kept, num_selected).clamp(max=num_selected)
+    # An image may have a million patches: half the memory of int64, until few are left.
+    rank = tied.cumsum(dim=-1, dtype=torch.int32)
+    kept = better | (tied & (rank <= wanted - better.sum(dim=-1, keepdim=True)))
+    place = (kept.cumsum(dim=-1, dtype=torch.int32) - 1).masked_fill(~kept, num_selected)
+    place = place.clamp(max=num_selected).long()
     index = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
     indices = index.new_zeros(scores.shape[0], num_selected + 1).scatter(1, place, index)[:, :num_selected]
     if counts is None:
@@ -125,9 +128,10 @@ class Selection:
 
     def raster_indices(self, patches: ImagePatches) -> torch.Tensor:
         """`(B, K)` int64 raster indices in each image's full grid, -1 for none."""
-        raster = raster_indices(patches.coordinates, patches.grid)
+        coordinates = patches.coordinates
         if self.indices is not None:
-            raster = raster.gather(1, self.indices)
+            coordinates = gather_tokens(coordinates, self.indices)
+        raster = raster_indices(coordinates, patches.grid)
         return raster if self.mask is None else raster.masked_fill(~self.mask, -1)
 
 

@@ -43,7 +43,7 @@ class Stage:
     steps: int
 
 
-VIT_STAGES = (Stage(32, 0, 400), Stage(48, 0, 500), Stage(112, 2, 300))
+VIT_STAGES = (Stage(32, 0, 300), Stage(48, 0, 400), Stage(112, 2, 250))
 HYBRID_STAGES = (Stage(32, 0, 150), Stage(112, 2, 150))
 # Of the comparison: what is not given on the command line.
 DEMONSTRATION = {
@@ -52,7 +52,7 @@ DEMONSTRATION = {
     "selectors": ["random", "variance", "saliency", "attention"],
     "keep_rates": [0.7],
     "limit": 400,
-    "adapt": 32,
+    "adapt": 24,
     "adapt_batch_size": 16,
     "adapt_learning_rate": 5e-4,
 }
