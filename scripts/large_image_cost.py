@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -256,6 +257,15 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
     figure.savefig(path, dpi=120)
 
 
+def write_card(text: str, picture: Path) -> None:
+    """Puts what was measured between the marks of the card, and the plot beside it."""
+    shutil.copy(picture, CARD)
+    card = CARD / "README.md"
+    before, begin, rest = card.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    card.write_text(f"{before}{begin}\n{text}\n![Memory and time by side]({picture.name})\n{end}{after}")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -304,14 +314,13 @@ def main() -> None:
         f"({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}\n\n"
         f"{table(rows, args)}\n"
     )
-    folders = [args.output, *([CARD] if args.card else [])]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cost.json").write_text(
-            json.dumps({"rows": rows, "command": sys.argv[1:]}, indent=1) + "\n"
-        )
-        draw(rows, folder / "cost.png", args)
-        (folder / "cost.md").write_text(text)
+    (args.output / "cost.json").write_text(
+        json.dumps({"rows": rows, "command": sys.argv[1:]}, indent=1) + "\n"
+    )
+    (args.output / "cost.md").write_text(text)
+    draw(rows, args.output / "cost.png", args)
+    if args.card:
+        write_card(text, args.output / "cost.png")
     print(f"\n{text}")
 
 
