@@ -206,7 +206,11 @@ class AdaptiveViTAttention(nn.Module):
             scaling=self.scaling,
             **also,
         )
-        attention = attention[..., : self.head_dim].reshape(hidden_states.shape).contiguous()
+        attention = attention[..., : self.head_dim]
+        if torch.compiler.is_exporting():
+            # Exporters replace fused attention by steps that leave other strides, which a view would not fit.
+            attention = attention.clone(memory_format=torch.contiguous_format)
+        attention = attention.reshape(hidden_states.shape).contiguous()
         return self.o_proj(self.norm(attention)), weights, states if return_states else None
 
     def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
