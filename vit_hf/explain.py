@@ -193,7 +193,7 @@ def _explain_one(
         attention_block=None if maps is None else maps.block,
         settings={
             "selector": config.patch_selector or getattr(image_processor, "patch_selector", None) or "none",
-            "reducer": getattr(config, "token_reducer", None) or "none",
+            "reducer": config.token_reducer or "none",
             "position_encoding": config.position_encoding,
             "pooling": getattr(config, "pooling", "mean"),
             "num_blocks": config.num_hidden_layers,

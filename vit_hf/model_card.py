@@ -234,7 +234,7 @@ def _describe(
         if getattr(chooser, "patch_selector", None)
     ]
     rows.append(("patch selection", "; ".join(kept) or "none: all patches"))
-    if getattr(config, "token_reducer", None) is not None:
+    if config.token_reducer is not None:
         amount = f"keeps {_amount(float(config.keep_rate), 'tokens')}"
         if config.merge_r is not None:
             amount = f"takes away {config.merge_r} tokens"

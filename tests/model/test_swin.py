@@ -343,7 +343,8 @@ def test_works_without_the_package(tmp_path):
     run_elsewhere(
         f"""
         import torch
-        from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+        from transformers import AutoModel, AutoModelForImageClassification
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
         path = {str(tmp_path / "saved")!r}
         expected = torch.load({str(tmp_path / "expected.pt")!r})
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
@@ -351,7 +352,8 @@ def test_works_without_the_package(tmp_path):
         torch.testing.assert_close(model(expected["images"]).logits, expected["logits"], atol=0, rtol=0)
         base = AutoModel.from_pretrained(path, trust_remote_code=True)
         assert base(expected["images"]).selected_windows[0].shape == (2, 2)
-        backbone = AutoBackbone.from_pretrained(path, trust_remote_code=True)
+        backbone_class = get_class_from_dynamic_module("modeling_adaptive_swin.AdaptiveSwinBackbone", path)
+        backbone = backbone_class.from_pretrained(path)
         assert backbone(expected["images"]).feature_maps[0].shape == (2, 64, 3, 2)
         """,
         tmp_path,

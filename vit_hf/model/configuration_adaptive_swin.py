@@ -53,6 +53,7 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its patches.
         random_selector_seed (`int`, defaults to 0): which windows `"random"` keeps outside training.
         exploration (`float`, defaults to 0.0): share in [0, 1] of the kept windows that are random while training.
+        token_reducer (*optional*): None, as windows need a full grid.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveSwinBackbone` returns, of "stem", "stage1", ...; default the last.
 
@@ -107,6 +108,7 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     window_score: Literal["max", "mean"] = "max"
     random_selector_seed: int = 0
     exploration: float | int = 0.0
+    token_reducer: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -157,8 +157,7 @@ def load_classifier(
             f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
         )
     config = model.config
-    reducer = getattr(config, "token_reducer", None)
-    if reducer and "keep_rate" not in fields and config.keep_rate == 1 and not config.merge_r:
+    if config.token_reducer and "keep_rate" not in fields and config.keep_rate == 1 and not config.merge_r:
         raise ValueError(
             f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
         )
@@ -194,9 +193,11 @@ def fields_of_swin(fields: dict[str, Any]) -> dict[str, Any]:
     """
     nothing = {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
     left = {name: value for name, value in fields.items() if name not in nothing or value != nothing[name]}
-    for name in left.keys() - AdaptiveSwinConfig().to_dict().keys():
-        reason = FOREIGN.get(name, "choose windows by patch_selector and num_selected_patches")
-        raise ValueError(f"{name}={left[name]!r} is not for Swin: {reason}.")
+    known = AdaptiveSwinConfig().to_dict().keys() - FOREIGN.keys()
+    unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
+    if unknown:
+        reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
+        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
     return left
 
 
