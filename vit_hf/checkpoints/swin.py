@@ -64,13 +64,14 @@ def convert_swin(model: PreTrainedModel, **fields: Any) -> AdaptiveSwinPreTraine
 def rename(model: PreTrainedModel) -> Weights:
     """Weights by our names."""
     weights = {}
-    prefix = "swin." if isinstance(model, nn.Module) and type(model).__name__ == "SwinBackbone" else ""
+    is_backbone = type(model).__name__ == "SwinBackbone"
     for name, value in model.state_dict().items():
-        name = name.removeprefix(prefix)  # ours has the encoder in it, and not below it
+        if is_backbone:  # ours has the encoder in it, and not below it
+            name = name.removeprefix("swin.")
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
         weights[name] = value
-    if prefix:
+    if is_backbone:
         weights = {name: value for name, value in weights.items() if not name.startswith("layernorm.")}
     return weights
 
