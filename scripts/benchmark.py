@@ -6,7 +6,8 @@
 
 Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a CPU peak
 memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file" times the way from a
-JPEG file (as `vit_hf.data.large_pictures` makes them) to logits, and says which share each stage of it has.
+JPEG file (as `vit_hf.data.large_pictures` makes them) to logits, and says which share each stage of it has. "swin" shows
+time against the side of the image, linear in the number of patches for Swin and quadratic for ViT, and Swin on windows.
 """
 
 import argparse
@@ -25,13 +26,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
-from vit_hf import (
-    AdaptiveViTConfig,
-    AdaptiveViTForImageClassification,
-    AdaptiveViTImageProcessor,
-    open_image,
-    predict_streaming,
-)
+import vit_hf
 from vit_hf.data.large_pictures import picture_bands
 from vit_hf.measure import SavedForBackward, alternate, peak_memory
 from vit_hf.model.image_loading import read_image
@@ -43,6 +38,11 @@ SIZES = {
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
 }
+SWIN_SIZES = {  # Swin-B, Swin-T, and one of half its width
+    "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    "small": {},
+    "tiny": {"embed_dim": 48},
+}
 
 
 @dataclass
@@ -51,8 +51,9 @@ class Side:
 
     name: str
     selector: str | None = None
-    num_selected: int | None = None
+    num_selected: int | float | None = None
     stock: bool = False
+    swin: bool = False
     image_size: int = 224
     reduction: dict = field(default_factory=dict)
 
@@ -61,12 +62,16 @@ class Side:
         fields = {"num_labels": 1000, **SIZES[args.size]}
         if self.stock:
             model = ViTForImageClassification(ViTConfig(**fields))
+        elif self.swin:
+            fields = {"num_labels": 1000, "num_selected_windows": self.num_selected, **SWIN_SIZES[args.size]}
+            config = vit_hf.AdaptiveSwinConfig(patch_selector=self.selector, **fields)
+            model = vit_hf.AdaptiveSwinForImageClassification(config)
         else:
             number = (self.num_selected or args.num_selected_patches) if self.selector else None
-            config = AdaptiveViTConfig(
+            config = vit_hf.AdaptiveViTConfig(
                 patch_selector=self.selector, num_selected_patches=number, **self.reduction, **fields
             )
-            model = AdaptiveViTForImageClassification(config)
+            model = vit_hf.AdaptiveViTForImageClassification(config)
         return model.to(args.device, getattr(torch, args.dtype)).eval()
 
 
@@ -76,21 +81,11 @@ def reducing(token_reducer: str, **fields: object) -> dict:
 
 STOCK = Side("transformers ViT, dense", stock=True)
 DENSE = Side("ours, dense")
-SELECTING = [
-    Side(f"ours, {name}", name, image_size=1024)
-    for name in (
-        "variance",
-        "gradient",
-        "entropy",
-        "saliency",
-        "attention",
-        "distilled",
-        "policy",
-        "perturbed",
-        "cross_attention",
-    )
-]
+HEURISTICS = ("variance", "gradient", "entropy", "saliency")
+NETWORKS = ("attention", "distilled", "policy", "perturbed", "cross_attention")
+SELECTING = [Side(f"ours, {name}", name, image_size=1024) for name in HEURISTICS + NETWORKS]
 VARIANCE = SELECTING[0]
+SWIN = Side("ours, Swin, dense", swin=True)
 STOCK_LARGE = Side("transformers ViT, dense", stock=True, image_size=1024)
 EVERY_BLOCK = list(range(12))
 REDUCING = [
@@ -163,7 +158,7 @@ def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Call
     stock, ours = STOCK.model(args), replace(VARIANCE, image_size=side).model(args)
     stock.config.id2label = dict(enumerate(map(str, range(1000))))
     classify = pipeline("image-classification", stock, image_processor=ViTImageProcessor(), device=device)
-    processor = AdaptiveViTImageProcessor(
+    processor = vit_hf.AdaptiveViTImageProcessor(
         do_resize=False,
         return_patches=True,
         patch_selector="variance",
@@ -184,18 +179,18 @@ def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Call
             pass
 
     def decode_rows() -> None:
-        with open_image(path) as source:
+        with vit_hf.open_image(path) as source:
             for top in range(0, side, 64):
                 source.read(top, 0, 64, side)
 
     resized = to_model(ViTImageProcessor()(PIL.Image.open(path), return_tensors="pt"))
     patches = to_model(processor(path, return_tensors="pt"))
-    unselecting = AdaptiveViTImageProcessor(do_resize=False)
+    unselecting = vit_hf.AdaptiveViTImageProcessor(do_resize=False)
     return {
         "pipeline": lambda: classify(path),
         "pipeline, encoder": lambda: run(stock, resized),
         "processor": lambda: run(ours, to_model(processor(path, return_tensors="pt"))),
-        "streaming": lambda: predict_streaming(ours, path, image_processor=unselecting),
+        "streaming": lambda: vit_hf.predict_streaming(ours, path, image_processor=unselecting),
         "encoder": lambda: run(ours, patches),
         "decode": decode,
         "decode_rows": decode_rows,
@@ -317,6 +312,16 @@ def reduction_tables(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def swin_tables(args: argparse.Namespace) -> list[dict]:
+    growing = [replace(side, image_size=size) for side in (DENSE, SWIN) for size in (224, 448, 672, 896)]
+    rows = compare("Dense ViT and Swin by the side of the image", forward, growing, args, few(args))
+    sides = [replace(SWIN, image_size=1024)]
+    for share in (1.0, 0.5, 0.25, 0.125, 0.0625):
+        name = f"ours, Swin, {share:.1%} of windows"
+        sides += [replace(sides[0], name=name, selector="variance", num_selected=share)]
+    return rows + compare("Swin at 1024² on windows by `variance`", forward, sides, args, few(args))
+
+
 def few(args: argparse.Namespace) -> int:
     return 3 if args.device == "cpu" else args.repeats
 
@@ -327,6 +332,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
         "1024² by selection, beside dense 224²", forward, [DENSE, *SELECTING], args, args.repeats
     ),
     "reduction": reduction_tables,
+    "swin": swin_tables,
     "large": lambda args: compare(
         "1024² by selection, beside dense 1024²", forward, [STOCK_LARGE, VARIANCE], args, few(args)
     ),
@@ -354,7 +360,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--size", choices=SIZES, default="base", help="ViT-B/16, ViT-S/16 or ViT-Ti/16")
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="base",
+        help="ViT-B/16 and Swin-B, -S/16 and -T, or -Ti/16 and half of Swin-T",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images at once in the forward tables")
     parser.add_argument("--num-selected-patches", type=int, default=196, help="patches kept of 4096")
     parser.add_argument("--repeats", type=int, default=15, help="timed turns of the fast tables")

@@ -1,4 +1,4 @@
-"""Turn a Vision Transformer of another family into an AdaptiveViT with the same outputs.
+"""Turn a Vision Transformer of another family into an AdaptiveViT with the same outputs, or a Swin into an AdaptiveSwin.
 
     python scripts/convert.py facebook/dinov2-base --output runs/dinov2
     python scripts/convert.py my_deit/ --output runs/deit --fields '{"patch_selector": "saliency", "num_selected_patches": 196}'
@@ -33,6 +33,7 @@ from vit_hf import (
     convert,
 )
 from vit_hf.checkpoints import FAMILIES, processor_to_transformers, save_npz, to_transformers
+from vit_hf.checkpoints.swin import SWIN_FAMILIES
 from vit_hf.checkpoints.timm_files import SUFFIXES
 from vit_hf.checkpoints.verify import verify_all
 
@@ -45,12 +46,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "source",
         nargs="?",
         help="checkpoint, local or on the Hub, of timm, or of transformers, or a file of weights: "
-        f"adaptive_vit, {', '.join(sorted(FAMILIES))}, .npz, .safetensors, .bin, .pth",
+        f"adaptive_vit, {', '.join(sorted([*FAMILIES, *SWIN_FAMILIES]))}, .npz, .safetensors, .bin, .pth",
     )
     parser.add_argument("--output", type=Path, help="folder to write; with --to npz, file")
     parser.add_argument("--to", choices=WRITERS, default="adaptive_vit", help="what to write")
     parser.add_argument("--architecture", help="what timm calls the model, where the source is weights alone")
-    parser.add_argument("--fields", type=json.loads, default={}, help="of AdaptiveViTConfig, as JSON")
+    parser.add_argument(
+        "--fields",
+        type=json.loads,
+        default={},
+        help="of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig), as JSON",
+    )
     parser.add_argument("--verify-all", action="store_true", help="compare every family and print a table")
     arguments = parser.parse_args(argv)
     if not arguments.verify_all and not (arguments.source and arguments.output):

@@ -18,12 +18,14 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf import AdaptiveViTForImageClassification
+from vit_hf import AdaptiveSwinForImageClassification, AdaptiveViTForImageClassification
 from vit_hf.explain import PICTURES, Explanation, explain, unique_names, write_statistics
 from vit_hf.training import SelectionArguments, load_classifier, make_parser, parse_arguments
+from vit_hf.training.models import is_swin
 
 
 @dataclass(kw_only=True)
@@ -36,8 +38,11 @@ class ExplainArguments(SelectionArguments):
         default="explanations", metadata={"help": "folder for the pictures and statistics.csv"}
     )
     pictures: list[str] = field(
-        default_factory=lambda: ["overview", "positions"],
-        metadata={"help": "what to draw; positions is about the model, and one file", "choices": PICTURES},
+        default_factory=lambda: ["overview", "windows", "positions"],
+        metadata={
+            "help": "what to draw; windows are Swin's; positions is about the model, and one file",
+            "choices": PICTURES,
+        },
     )
     labels: list[str] | None = field(
         default=None, metadata={"help": "true class of each image, by name or number"}
@@ -61,13 +66,12 @@ class ExplainArguments(SelectionArguments):
             )
 
 
-def load(arguments: ExplainArguments) -> tuple[AdaptiveViTForImageClassification, BaseImageProcessor]:
+def load(arguments: ExplainArguments) -> tuple[PreTrainedModel, BaseImageProcessor]:
     path = arguments.model_name_or_path
     model, processor = load_classifier(path, **arguments.changes())
-    if not isinstance(
-        model, AdaptiveViTForImageClassification
-    ):  # a stock ViT, of which all patches are explained
-        model = AdaptiveViTForImageClassification.from_pretrained(path)
+    classes = (AdaptiveViTForImageClassification, AdaptiveSwinForImageClassification)
+    if not isinstance(model, classes):  # a stock model, of which all patches are explained
+        model = classes[is_swin(path)].from_pretrained(path)
     device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return model.to(device), processor
 
@@ -98,7 +102,7 @@ def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | 
 
 
 def explain_each(
-    model: AdaptiveViTForImageClassification,
+    model: PreTrainedModel,
     image_processor: BaseImageProcessor,
     arguments: ExplainArguments,
     boxes: list[list[list[float]] | None],

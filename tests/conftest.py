@@ -9,7 +9,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import pytest
 import torch
 
-from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveViTConfig
+from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveSwinConfig, AdaptiveViTConfig
 
 
 TINY = {
@@ -58,6 +58,41 @@ def tiny_config(**fields) -> AdaptiveViTConfig:
     if fields.get("patch_selector") is not None:
         fields.setdefault("num_selected_patches", 6)
     return AdaptiveViTConfig(**{**TINY, **fields})
+
+
+TINY_SWIN = {
+    "image_size": 32,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": [2, 1, 2],
+    "num_heads": [2, 2, 4],
+    "window_size": 4,
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.0,
+    "num_labels": 5,
+    "encoder_stride": 16,
+    "initializer_range": 0.2,
+}
+V2 = {
+    "position_encoding": "relative_bias_continuous",
+    "cosine_attention": True,
+    "post_norm": True,
+    "key_bias": False,
+}
+# Every kind of Swin, by a name for the test and the fields of the configuration.
+SWINS = {
+    "swin": {"use_absolute_embeddings": True},
+    "swinv2": V2,
+    "swin_fixed": {"window_size": [4, [2, 4], 3], "window_fit": "fixed", "pad_before_shift": False},
+    "swin_selected": {"patch_selector": "variance", "num_selected_windows": 3},
+    "swinv2_selected": {**V2, "patch_selector": "saliency", "num_selected_windows": 0.5},
+}
+every_swin = pytest.mark.parametrize("swin", SWINS.values(), ids=SWINS)
+
+
+def tiny_swin_config(**fields) -> AdaptiveSwinConfig:
+    """A Swin that runs in milliseconds; `fields` override."""
+    return AdaptiveSwinConfig(**{**TINY_SWIN, **fields})
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_swin_config
 
 
 def environment(url: str, home: Path) -> dict[str, str]:
@@ -26,11 +26,18 @@ def environment(url: str, home: Path) -> dict[str, str]:
 
 
 def make(seed: int = 0, **fields: Any) -> tuple[Any, Any]:
-    """A model and its image processor."""
-    from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+    """A model and its image processor; a Swin if it selects windows."""
+    from vit_hf import (
+        AdaptiveSwinForImageClassification,
+        AdaptiveViTForImageClassification,
+        AdaptiveViTImageProcessor,
+    )
 
     torch.manual_seed(seed)
-    model = AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
+    if "num_selected_windows" in fields:
+        model = AdaptiveSwinForImageClassification(tiny_swin_config(**fields)).eval()
+    else:
+        model = AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
     return model, AdaptiveViTImageProcessor(size={"height": 32, "width": 32}, patch_size=8)
 
 

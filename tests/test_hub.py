@@ -95,6 +95,18 @@ def test_what_is_pushed(hub, client):
     assert "POST /api/validate-yaml" in hub.requests
 
 
+def test_swin(hub, client):
+    fields = {"patch_selector": "variance", "num_selected_windows": 2}
+    pushed = client(hub_client.push, "me/swin", examples=1, fields=fields, license="mit")
+    files = hub.repos["me/swin"].files
+    auto_map = json.loads(files["config.json"])["auto_map"]
+    assert auto_map["AutoModelForImageClassification"].startswith("modeling_adaptive_swin.")
+    assert "modeling_adaptive_swin.py" in files and "swin_windows.py" in files
+    assert "keeps 2 windows of the first stage" in files["README.md"].decode()
+    assert [name for name in files if name.startswith("examples/")] == ["examples/image_0_overview.png"]
+    assert client(hub_client.load, "me/swin")["logits"] == same(pushed)
+
+
 def test_private_repository(hub, client):
     client(hub_client.push, "me/private", private=True)
     assert hub.repos["me/private"].private

@@ -25,9 +25,17 @@ from .large_images import (
     select_streaming,
     stream_images,
 )
+from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from .model.modeling_adaptive_swin import (
+    AdaptiveSwinBackbone,
+    AdaptiveSwinForImageClassification,
+    AdaptiveSwinForMaskedImageModeling,
+    AdaptiveSwinModel,
+    AdaptiveSwinPreTrainedModel,
+)
 from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
@@ -58,16 +66,28 @@ AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
+AutoConfig.register(AdaptiveSwinConfig.model_type, AdaptiveSwinConfig)
+AutoBackbone.register(AdaptiveSwinConfig, AdaptiveSwinBackbone)
+AutoModel.register(AdaptiveSwinConfig, AdaptiveSwinModel)
+AutoModelForImageClassification.register(AdaptiveSwinConfig, AdaptiveSwinForImageClassification)
+AutoModelForMaskedImageModeling.register(AdaptiveSwinConfig, AdaptiveSwinForMaskedImageModeling)
 image_processors = {"pil": AdaptiveViTImageProcessorPil}
 if is_torchvision_available():
     image_processors["torchvision"] = AdaptiveViTImageProcessor
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
+AutoImageProcessor.register(AdaptiveSwinConfig, image_processor_classes=image_processors)
 
 
 __all__ = [
     "PATCH_SELECTORS",
     "POSITION_ENCODINGS",
     "TOKEN_REDUCERS",
+    "AdaptiveSwinBackbone",
+    "AdaptiveSwinConfig",
+    "AdaptiveSwinForImageClassification",
+    "AdaptiveSwinForMaskedImageModeling",
+    "AdaptiveSwinModel",
+    "AdaptiveSwinPreTrainedModel",
     "AdaptiveViTBackbone",
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",

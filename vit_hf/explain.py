@@ -21,8 +21,10 @@ from .explanations.position_maps import position_similarity
 from .explanations.results import IMAGE_PICTURES, Explanation, Prediction
 from .explanations.seen_images import load_upright, process, shrink, to_picture, to_picture_boxes
 from .explanations.token_stages import Stage, record_reductions, to_stages
+from .explanations.windows import window_stages
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.image_loading import flatten_images
+from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .model.outputs import AdaptiveViTImageClassifierOutput
 from .model.patches import to_pair
@@ -49,11 +51,11 @@ Label = int | float | str | Sequence[int | float | str]
 
 
 def explain(
-    model: AdaptiveViTForImageClassification,
+    model: AdaptiveViTForImageClassification | AdaptiveSwinForImageClassification,
     image_processor: BaseImageProcessor,
     images: Any,
     output: str | os.PathLike | None = None,
-    pictures: Sequence[str] = ("overview", "positions"),
+    pictures: Sequence[str] = ("overview", "windows", "positions"),
     labels: Label | Sequence[Label] | None = None,
     names: Sequence[str] | None = None,
     max_rollout_tokens: int = 8192,
@@ -85,10 +87,11 @@ def explain(
             be followed through the image processor.
         ImportError: if pictures are asked for and matplotlib is not installed.
     """
-    if not isinstance(model, AdaptiveViTForImageClassification):
+    is_swin = isinstance(model, AdaptiveSwinForImageClassification)
+    if not is_swin and not isinstance(model, AdaptiveViTForImageClassification):
         raise TypeError(
-            f"model is of type {type(model).__name__}: give an AdaptiveViTForImageClassification, whose from_pretrained "
-            "loads ViT checkpoints as well."
+            f"model is of type {type(model).__name__}: give an AdaptiveViTForImageClassification or "
+            "AdaptiveSwinForImageClassification, whose from_pretrained loads stock checkpoints as well."
         )
     images = _as_list(images)
     labels = _check_labels(labels, len(images), model.config)
@@ -109,7 +112,8 @@ def explain(
             )
             if output is not None:
                 _draw(explanations[-1], Path(output), pictures)
-        if output is not None and "positions" in pictures:
+        # Positions of a Swin are those in a window, block by block.
+        if output is not None and "positions" in pictures and not is_swin:
             path = _save(position_similarity(model).figure(), Path(output) / "positions.png")
             for explanation in explanations:
                 explanation.files["positions"] = path
@@ -133,7 +137,7 @@ def unique_names(sources: Iterable[Any]) -> list[str]:
 
 
 def _explain_one(
-    model: AdaptiveViTForImageClassification,
+    model: AdaptiveViTForImageClassification | AdaptiveSwinForImageClassification,
     image_processor: BaseImageProcessor,
     image: Any,
     truths: list[str] | None,
@@ -145,8 +149,14 @@ def _explain_one(
     image = load_upright(image, as_rgb=config.num_channels == 3)
     inputs, processed = process(image_processor, image)
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    with record_reductions(model.vit) as reductions:
-        outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
+    reductions, maps, windows = {}, None, []
+    if isinstance(model, AdaptiveSwinForImageClassification):
+        with torch.no_grad():
+            outputs = model(**inputs)
+        windows = window_stages(config, outputs)
+    else:
+        with record_reductions(model.vit) as reductions:
+            outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
     if maps is not None and maps.rollout is None and max_rollout_tokens > 0:
         logger.warning(
             f"No attention rollout for {name}: its sequence of more than max_rollout_tokens={max_rollout_tokens} "
@@ -155,6 +165,8 @@ def _explain_one(
 
     grid = tuple(outputs.spatial_shapes[0].tolist())
     kept = outputs.selected_patches[0]
+    if isinstance(model, AdaptiveSwinForImageClassification):
+        kept = kept[kept >= 0].sort().values  # window by window, and padded
     scores = _score_grid(outputs, inputs, grid)
     picture = to_picture(image, processed, image_processor)
     picture_size = (picture.height, picture.width)
@@ -174,7 +186,7 @@ def _explain_one(
         prediction=_read_logits(outputs.logits[0].float().cpu(), config, truths),
         patch_scores=scores,
         selection_probabilities=(
-            _first_draw(scores) if isinstance(model.vit.selector, PolicySelector) else None
+            _first_draw(scores) if isinstance(model.base_model.selector, PolicySelector) else None
         ),
         attention=None if maps is None else _to_grid(maps.last_block, kept, grid),
         rollout=None if maps is None or maps.rollout is None else _to_grid(maps.rollout, kept, grid),
@@ -183,10 +195,11 @@ def _explain_one(
             "selector": config.patch_selector or getattr(image_processor, "patch_selector", None) or "none",
             "reducer": config.token_reducer or "none",
             "position_encoding": config.position_encoding,
-            "pooling": config.pooling,
+            "pooling": getattr(config, "pooling", "mean"),
             "num_blocks": config.num_hidden_layers,
         },
         boxes=boxes,
+        windows=windows,
     )
 
 

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .explain import explain
-from .model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
+from .model.pretrained_base import AdaptivePreTrainedModel
 from .model.shipping import files_to_save
 from .model.user_classes import classes_of
 from .model_card import make_model_card
@@ -29,7 +29,7 @@ NOT_ALLOWED = (401, 403)
 
 
 def push_to_hub(
-    model: AdaptiveViTPreTrainedModel,
+    model: AdaptivePreTrainedModel,
     image_processor: BaseImageProcessor,
     repo_id: str,
     *,
@@ -95,7 +95,7 @@ def push_to_hub(
 
 
 def write_card(
-    model: AdaptiveViTPreTrainedModel,
+    model: AdaptivePreTrainedModel,
     image_processor: BaseImageProcessor,
     folder: Path,
     examples: Sequence[Any] = (),

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import TrainingArguments, ViTConfig
+from transformers import SwinConfig, TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
-from .model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from .model.patches import to_pair
+from .model.pretrained_base import AdaptivePreTrainedModel
 
 
 # What a card tells of a training run, and nothing else of it: paths and tokens stay at home.
@@ -54,6 +55,10 @@ USES = {
     "AdaptiveViTForMaskedImageModeling": ("AutoModelForMaskedImageModeling", "image-feature-extraction"),
     "AdaptiveViTBackbone": ("AutoBackbone", "image-feature-extraction"),
     "AdaptiveViTModel": ("AutoModel", "image-feature-extraction"),
+    "AdaptiveSwinForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "AdaptiveSwinForMaskedImageModeling": ("AutoModelForMaskedImageModeling", "image-feature-extraction"),
+    "AdaptiveSwinBackbone": ("AutoBackbone", "image-feature-extraction"),
+    "AdaptiveSwinModel": ("AutoModel", "image-feature-extraction"),
 }
 
 SPLITS = {"eval": "validation", "test": "test"}
@@ -63,7 +68,7 @@ MAX_CLASSES = 20
 
 
 def make_model_card(
-    model: AdaptiveViTPreTrainedModel,
+    model: AdaptivePreTrainedModel,
     image_processor: BaseImageProcessor | None = None,
     *,
     model_name: str,
@@ -178,14 +183,15 @@ def _training(arguments: TrainingArguments | Mapping[str, Any] | None) -> str:
 
 
 def _summary(
-    model: AdaptiveViTPreTrainedModel, auto_class: str, base_model: str | None, dataset: str | None
+    model: AdaptivePreTrainedModel, auto_class: str, base_model: str | None, dataset: str | None
 ) -> str:
     does = "turns images into features"
     if auto_class == "AutoModelForImageClassification":
         does = f"tells {model.config.num_labels} classes apart"
         if model.config.problem_type == "regression" or model.config.num_labels == 1:
             does = f"predicts {model.config.num_labels} numbers of an image"
-    text = f"A Vision Transformer of `vit_hf` that {does}."
+    kind = "Swin" if isinstance(model.config, AdaptiveSwinConfig) else "Vision"
+    text = f"A {kind} Transformer of `vit_hf` that {does}."
     if base_model:
         text += f" Fine-tuned from [{base_model}](https://huggingface.co/{base_model})."
     if dataset:
@@ -196,25 +202,22 @@ def _summary(
 def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor | None) -> str:
     text = "Not examined beyond the results above: measure it on images of your own before relying on it."
     if config.patch_selector or getattr(image_processor, "patch_selector", None):
+        # Windows of a Swin that are not computed on pass their patches on as they are.
+        share = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
         text += (
-            " What lies in patches that were not selected has no part in the answer; look at what was kept with "
+            f" What lies in patches that were not selected has {share} part in the answer; look at what was kept with "
             "`vit_hf.explain`."
         )
     return text
 
 
 def _describe(
-    model: AdaptiveViTPreTrainedModel, image_processor: BaseImageProcessor | None
+    model: AdaptivePreTrainedModel, image_processor: BaseImageProcessor | None
 ) -> list[tuple[str, str]]:
     """What the model is and what it computes on, for the table."""
     config = model.config
-    height, width = to_pair(config.patch_size)
     rows = [
-        (
-            "architecture",
-            f"`{config.model_type}`: {config.num_hidden_layers} blocks of width {config.hidden_size}, "
-            f"{config.num_attention_heads} heads, patches of {height}x{width} pixels",
-        ),
+        ("architecture", f"`{config.model_type}`: {_architecture(config)}"),
         ("parameters", f"{model.num_parameters():,}"),
         ("position encoding", f"`{config.position_encoding}`"),
     ]
@@ -226,7 +229,7 @@ def _describe(
     if image_processor is not None:
         selection.append((image_processor, "by the image processor"))
     kept = [
-        f"`{chooser.patch_selector}` keeps {_amount(chooser.num_selected_patches, 'patches')}, {who}"
+        f"`{chooser.patch_selector}` keeps {_kept(chooser)}, {who}"
         for chooser, who in selection
         if getattr(chooser, "patch_selector", None)
     ]
@@ -239,7 +242,7 @@ def _describe(
         rows.append(("token reduction", f"`{config.token_reducer}` {amount} at each of the blocks {layers}"))
     if settings := _settings(config):
         rows.append(("other settings", ", ".join(settings)))
-    if type(model).__name__ == "AdaptiveViTForImageClassification":
+    if type(model).__name__.endswith("ForImageClassification"):
         rows.append(("classes", _classes(config.id2label.values())))
     return rows
 
@@ -248,6 +251,7 @@ def _describe(
 TOLD = {
     "patch_selector",
     "num_selected_patches",
+    "num_selected_windows",
     "position_encoding",
     "token_reducer",
     "keep_rate",
@@ -259,9 +263,40 @@ TOLD = {
 }
 
 
-def _settings(config: AdaptiveViTConfig) -> list[str]:
-    """Fields that stock ViTs do not have, where they are not the default."""
-    ours = {field.name for field in fields(config)} - {field.name for field in fields(ViTConfig)} - TOLD
+def _architecture(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
+    height, width = to_pair(config.patch_size)
+    patches = f"patches of {height}x{width} pixels"
+    if not isinstance(config, AdaptiveSwinConfig):
+        return (
+            f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {config.num_attention_heads} heads, "
+            f"{patches}"
+        )
+    stages = range(config.num_layers)
+    windows = ["x".join(map(str, config.window_of(stage))) for stage in stages]
+    return (
+        f"{config.num_layers} stages of {_several(config.depths)} blocks of width "
+        f"{_several([config.embed_dim * 2**stage for stage in stages])}, {_several(config.num_heads)} heads, windows of "
+        f"{_several(dict.fromkeys(windows))}, {patches}"
+    )
+
+
+def _several(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _kept(chooser: AdaptiveViTConfig | AdaptiveSwinConfig | BaseImageProcessor) -> str:
+    if not isinstance(chooser, AdaptiveSwinConfig):
+        return _amount(chooser.num_selected_patches, "patches")
+    number = chooser.num_selected_windows
+    if isinstance(number, float):
+        return f"{number:.1%} of each stage's windows"
+    return f"{number} windows of the first stage and a quarter as many of each that follows"
+
+
+def _settings(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> list[str]:
+    """Fields that stock models do not have, where they are not the default."""
+    stock = SwinConfig if isinstance(config, AdaptiveSwinConfig) else ViTConfig
+    ours = {field.name for field in fields(config)} - {field.name for field in fields(stock)} - TOLD
     default = type(config)()
     return [
         f"`{name}={getattr(config, name)!r}`"

@@ -176,9 +176,9 @@ class TestTimm:
 
 class TestRefuses:
     def test_other_families(self, tmp_path):
-        config = t.SwinConfig(embed_dim=24, depths=[1, 1], num_heads=[2, 2], image_size=32, window_size=2)
-        with pytest.raises(CannotConvert, match=r"model_type 'swin' .*dinov2"):
-            convert(t.SwinModel(config))
+        config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+        with pytest.raises(CannotConvert, match=r"model_type 'resnet' .*dinov2.*swin"):
+            convert(t.ResNetModel(config))
 
     def test_what_cannot_be_represented(self):
         fields = {**TINY, "use_relative_position_bias": True, "use_absolute_position_embeddings": True}
@@ -214,6 +214,7 @@ def test_the_script_converts_and_verifies(tmp_path, capsys):
     names = [*ORIGINALS, *(f"timm {name}" for name in TIMM), "hybrid"]
     assert all(f"| {name} |" in table for name in names) and "no" not in table.split()
     with pytest.raises(SystemExit, match="none of those that can be converted"):
-        t.SwinModel(t.SwinConfig(embed_dim=24, depths=[1], num_heads=[2])).save_pretrained(tmp_path / "swin")
-        script.main([str(tmp_path / "swin"), "--output", str(tmp_path / "no")])
+        config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+        t.ResNetModel(config).save_pretrained(tmp_path / "resnet")
+        script.main([str(tmp_path / "resnet"), "--output", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()

@@ -11,7 +11,7 @@ import torch
 from transformers import ResNetConfig
 
 from tests.conftest import tiny_config
-from tests.large_images.classifiers import PROCESSOR, SIZE, resnet, vit
+from tests.large_images.classifiers import PROCESSOR, SIZE, resnet, swin, vit
 from tests.training.conftest import CLASSES, dataset_cache, write_images  # noqa: F401
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.large_images import TILE_AGGREGATIONS
@@ -78,8 +78,10 @@ def checkpoints(tmp_path_factory):
         "hybrid": AdaptiveViTForImageClassification(tiny_config(**NAMED, backbone_config=stem.to_dict())),
         "other classes": vit(num_labels=4),
         "resnet": resnet(),
+        "swin": swin(),
     }
-    models["resnet"].config.id2label, models["resnet"].config.label2id = LABELS, NAMED["label2id"]
+    for name in ("resnet", "swin"):
+        models[name].config.id2label, models[name].config.label2id = LABELS, NAMED["label2id"]
     for name, model in models.items():
         model.save_pretrained(root / name)
         processor = (
@@ -208,6 +210,17 @@ def test_a_model_that_is_no_vit(run):
     for family in ("select", "reduce"):
         assert "'resnet' is none of those that can be converted" in rows[family].reason
     assert "hybrid" not in rows
+
+
+def test_swin(run):
+    """A number of patches is one of windows; what asks for a CLS token, or thins tokens, is told why not."""
+    chosen = {"strategies": ["resize", "dense", "select", "reduce"], "selectors": ["saliency", "attention"]}
+    rows, _ = run("swin", tokens=[32], token_reducers=["merge"], **chosen)
+    for name in ("resize to 32x32", "all patches", "32 patches, saliency"):
+        assert rows[name].accuracy is not None and rows[name].gflops_counted > 0
+    assert rows["32 patches, saliency"].gflops_counted < rows["all patches"].gflops_counted
+    assert "Swin has none" in rows["32 patches, attention"].reason
+    assert "windows need a full grid" in rows["all patches, merge 0.5"].reason
 
 
 def test_learned_selectors(run):

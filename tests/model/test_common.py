@@ -1,4 +1,4 @@
-"""What transformers' own common tests ask of every model, for ours and every selector."""
+"""What transformers' own common tests ask of every model, for ours: every selector, every encoding, and Swin."""
 
 import copy
 
@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
-from tests.conftest import every_selection, tiny_config
+from tests.conftest import SELECTIONS, SWINS, every_selection, every_swin, tiny_config, tiny_swin_config
 from vit_hf import (
     POSITION_ENCODINGS,
+    AdaptiveSwinForImageClassification,
+    AdaptiveSwinForMaskedImageModeling,
+    AdaptiveSwinModel,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTModel,
@@ -16,8 +19,9 @@ from vit_hf import (
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
-CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
-every_class = pytest.mark.parametrize("model_class", CLASSES)
+VIT_CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
+SWIN_CLASSES = [AdaptiveSwinModel, AdaptiveSwinForImageClassification, AdaptiveSwinForMaskedImageModeling]
+AUTO_CLASSES = [AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling]
 every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
@@ -25,21 +29,42 @@ def all_options(**fields):
     return tiny_config(num_register_tokens=2, layerscale_value=0.1, drop_path_rate=0.1, **fields)
 
 
+def models() -> dict:
+    """Every class with everything that makes other parameters: class, Auto class, and configuration."""
+    table = {}
+    for model_class, auto_class in zip(VIT_CLASSES, AUTO_CLASSES, strict=True):
+        for encoding in POSITION_ENCODINGS:
+            fields = {"position_encoding": encoding}
+            table[f"{model_class.__name__}-{encoding}"] = (model_class, auto_class, all_options, fields)
+    for model_class, auto_class in zip(SWIN_CLASSES, AUTO_CLASSES, strict=True):
+        for name, fields in SWINS.items():
+            if "patch_selector" not in fields:
+                table[f"{model_class.__name__}-{name}"] = (model_class, auto_class, tiny_swin_config, fields)
+    return table
+
+
+every_model = pytest.mark.parametrize(
+    ("model_class", "auto_class", "config", "fields"), models().values(), ids=models()
+)
+every_classifier = pytest.mark.parametrize(
+    ("model_class", "config", "fields"),
+    [
+        *((AdaptiveViTForImageClassification, all_options, fields) for fields in SELECTIONS.values()),
+        *((AdaptiveSwinForImageClassification, tiny_swin_config, fields) for fields in SWINS.values()),
+    ],
+    ids=[*SELECTIONS, *SWINS],
+)
+
+
 def answer(output) -> torch.Tensor:
     return output[next(key for key in ("logits", "reconstruction", "last_hidden_state") if key in output)]
 
 
-@every_class
-@every_encoding
-def test_save_and_load(model_class, encoding, tmp_path):
-    model = model_class(all_options(position_encoding=encoding)).eval()
+@every_model
+def test_save_and_load(model_class, auto_class, config, fields, tmp_path):
+    model = model_class(config(**fields)).eval()
     model.save_pretrained(tmp_path)
-    auto = {
-        AdaptiveViTModel: AutoModel,
-        AdaptiveViTForImageClassification: AutoModelForImageClassification,
-        AdaptiveViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
-    }[model_class]
-    again, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    again, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is model_class and not any(info.values())
     for (name, value), (other_name, other) in zip(
         model.state_dict().items(), again.state_dict().items(), strict=True
@@ -97,14 +122,13 @@ def test_other_number_of_labels(tmp_path):
     assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 7)
 
 
-@every_class
-@every_encoding
-def test_meta_initialisation_leaves_nothing_behind(model_class, encoding, tmp_path):
+@every_model
+def test_meta_initialisation_leaves_nothing_behind(model_class, auto_class, config, fields, tmp_path):
     """Parameters made on the meta device come from the file or from `_init_weights`: none is garbage."""
     with torch.device("meta"):
-        model = model_class(all_options(position_encoding=encoding))
+        model = model_class(config(**fields))
     assert all(value.is_meta for value in model.state_dict().values())
-    model_class(all_options(position_encoding=encoding)).save_pretrained(tmp_path)
+    model_class(config(**fields)).save_pretrained(tmp_path)
     loaded = model_class.from_pretrained(tmp_path)
     assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
     assert list(loaded.buffers()) == []
@@ -130,16 +154,35 @@ def test_missing_keys_are_initialised(encoding, tmp_path):
     assert model.vit.embeddings.cls_token.std() > 0.05
 
 
-@every_selection
-def test_evaluation_is_deterministic(selection):
-    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
+@every_swin
+def test_missing_keys_of_swin_are_initialised(swin, tmp_path):
+    from safetensors.torch import save_file
+
+    tiny_swin_config(**swin).save_pretrained(tmp_path)
+    weights = {"swin.layernorm.weight": torch.full((64,), 7.0)}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    junk = [torch.full((64, 64), 1e6) for _ in range(200)]
+    del junk
+    model = AdaptiveSwinForImageClassification.from_pretrained(tmp_path)
+    assert (model.swin.layernorm.weight == 7).all()
+    for name, value in model.named_parameters():
+        assert value.abs().max() < 10, name
+    if model.config.cosine_attention:
+        torch.testing.assert_close(
+            model.swin.encoder.layers[1].blocks[0].attention.logit_scale.exp(), torch.full((2, 1, 1), 10.0)
+        )
+
+
+@every_classifier
+def test_evaluation_is_deterministic(model_class, config, fields):
+    model = model_class(config(**fields)).eval()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(images).logits, model(images).logits)
 
 
-@every_selection
-def test_tuples_equal_dictionaries(selection):
-    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
+@every_classifier
+def test_tuples_equal_dictionaries(model_class, config, fields):
+    model = model_class(config(**fields)).eval()
     images = torch.randn(2, 3, 64, 64)
     kwargs = {"output_hidden_states": True, "output_attentions": True, "labels": torch.tensor([1, 2])}
     as_tuple, as_dict = model(images, return_dict=False, **kwargs), model(images, **kwargs)
@@ -149,7 +192,7 @@ def test_tuples_equal_dictionaries(selection):
     torch.testing.assert_close(model(images, **kwargs), as_dict.to_tuple())
 
 
-@every_class
+@pytest.mark.parametrize("model_class", VIT_CLASSES)
 def test_hidden_states_and_attentions(model_class):
     model = model_class(all_options()).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -157,6 +200,30 @@ def test_hidden_states_and_attentions(model_class):
     assert [state.shape for state in output.hidden_states] == [(2, 19, 32)] * 4
     assert [weights.shape for weights in output.attentions] == [(2, 4, 19, 19)] * 3
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 19))
+    plain = model(images)
+    assert plain.hidden_states is None and plain.attentions is None
+    torch.testing.assert_close(answer(plain), answer(output), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", SWIN_CLASSES)
+@pytest.mark.parametrize("swin", ["swin", "swinv2"])
+def test_hidden_states_and_attentions_of_swin(model_class, swin):
+    """As transformers' Swin has them: of stages, and the attention of each one's last block."""
+    model = model_class(tiny_swin_config(**SWINS[swin])).eval()
+    images = torch.randn(2, 3, 40, 32)
+    output = model(images, output_hidden_states=True, output_attentions=True)
+    shapes = [(2, 80, 16), (2, 20, 32), (2, 6, 64), (2, 6, 64)]
+    assert [state.shape for state in output.hidden_states] == shapes
+    maps = [(2, 16, 10, 8), (2, 32, 5, 4), (2, 64, 3, 2), (2, 64, 3, 2)]
+    assert [state.shape for state in output.reshaped_hidden_states] == maps
+    # Windows of 4x4 on a grid of 10x8; of one window's size, and of 2x2, where a side of the grid is not larger.
+    assert [weights.shape for weights in output.attentions] == [
+        (2 * 6, 2, 16, 16),
+        (2 * 2, 2, 16, 16),
+        (2 * 2, 4, 4, 4),
+    ]
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
     plain = model(images)
     assert plain.hidden_states is None and plain.attentions is None
     torch.testing.assert_close(answer(plain), answer(output), atol=1e-5, rtol=1e-5)
@@ -170,9 +237,9 @@ def test_hidden_states_and_attentions_by_configuration():
     assert len(model(torch.randn(1, 3, 32, 32)).attentions) == 3
 
 
-@every_selection
-def test_gradients_are_retained(selection):
-    model = AdaptiveViTForImageClassification(all_options(**selection))
+@every_classifier
+def test_gradients_are_retained(model_class, config, fields):
+    model = model_class(config(**fields))
     output = model(torch.randn(2, 3, 64, 64), output_hidden_states=True, output_attentions=True)
     output.hidden_states[0].retain_grad()
     output.attentions[0].retain_grad()
@@ -193,6 +260,16 @@ def test_sdpa_equals_eager(selection, encoding):
     torch.testing.assert_close(model(images).logits, fused, atol=1e-5, rtol=1e-5)
 
 
+@every_swin
+def test_sdpa_equals_eager_in_windows(swin):
+    model = AdaptiveSwinForImageClassification(tiny_swin_config(**swin)).eval()
+    assert model.config._attn_implementation == "sdpa"
+    images = torch.randn(2, 3, 72, 50)
+    fused = model(images).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(images).logits, fused, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_equals_eager():
@@ -204,12 +281,12 @@ def test_flex_equals_eager():
         torch.testing.assert_close(model(images).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-@every_selection
+@every_classifier
 @pytest.mark.filterwarnings("error")
-def test_gradient_checkpointing_gives_the_same_gradients(selection):
-    config = all_options(**selection)
+def test_gradient_checkpointing_gives_the_same_gradients(model_class, config, fields):
+    config = config(**fields)
     config.drop_path_rate = 0.0
-    plain = AdaptiveViTForImageClassification(config).train()
+    plain = model_class(config).train()
     saving = copy.deepcopy(plain)
     # The name changes with transformers 6, and the old one warns already.
     getattr(saving, "activation_checkpointing_enable", saving.gradient_checkpointing_enable)()
@@ -221,15 +298,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(selection):
         torch.testing.assert_close(value.grad, other.grad, msg=name)
 
 
-@every_selection
-def test_half_precision(selection):
-    model = AdaptiveViTForImageClassification(all_options(**selection)).eval()
+@every_classifier
+def test_half_precision(model_class, config, fields):
+    model = model_class(config(**fields)).eval()
     images = torch.randn(2, 3, 64, 70)
     expected = model(images)
     half = copy.deepcopy(model).bfloat16()
     got = half(images)
     assert got.logits.dtype == torch.bfloat16
-    if selection.get("patch_selector") in PIXEL_SCORERS:  # the heuristics see the same pixels
+    if fields.get("patch_selector") in PIXEL_SCORERS:  # the heuristics see the same pixels
         assert torch.equal(got.selected_patches, expected.selected_patches)
         torch.testing.assert_close(got.logits.float(), expected.logits, atol=0.15, rtol=0.1)
     with torch.autocast("cpu", torch.bfloat16):

@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from tests.conftest import SELECTIONS, tiny_config
-from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
+from tests.conftest import SELECTIONS, every_swin, tiny_config, tiny_swin_config
+from vit_hf import (
+    POSITION_ENCODINGS,
+    AdaptiveSwinForImageClassification,
+    AdaptiveViTForImageClassification,
+)
 
 
 def combinations():
@@ -62,9 +66,27 @@ class Logits(torch.nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
+@every_swin
+def test_compile_windows_fullgraph(swin):
+    torch.compiler.reset()
+    model = AdaptiveSwinForImageClassification(tiny_swin_config(**swin)).eval()
+    images = torch.randn(2, 3, 64, 56)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
+
+
 @every_combination
 def test_export_with_dynamic_batch(selection, encoding):
-    model = make(selection, encoding)
+    check_export(make(selection, encoding))
+
+
+@every_swin
+def test_export_windows_with_dynamic_batch(swin):
+    check_export(AdaptiveSwinForImageClassification(tiny_swin_config(**swin)).eval())
+
+
+def check_export(model):
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(
         Logits(model), (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": {0: batch}}

@@ -1,4 +1,4 @@
-"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs."""
+"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as an AdaptiveSwin."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedCo
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import (
@@ -24,8 +25,9 @@ from ..training.models import check_path, is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
 from .npz import load_npz
 from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
+from .swin import SWIN_FAMILIES, convert_swin
 from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
-from .timm_models import convert_timm, is_timm
+from .timm_models import SWINS, convert_timm, is_timm
 
 
 logger = logging.get_logger(__name__)
@@ -54,37 +56,32 @@ def convert(
     architecture: str | None = None,
     **fields: Any,
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
-    """A model of another family as an AdaptiveViT with the same outputs, and an image processor that prepares alike.
+    """A model of another family as one of ours with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers, whose `model_type` must be one of `FAMILIES` or the `"vit-hybrid"` of
+        source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2", or the `"vit-hybrid"` of
             transformers 4; one of timm (see `convert_timm`); the name of a checkpoint of either, local or on the Hub;
             a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
             google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
             `AdaptiveViTForImageClassification`, any other an
-            `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`).
+            `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`); a
+            Swin or SwinV2 the `AdaptiveSwin...` of the same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
         architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
-            num_selected_patches=196`.
+            num_selected_patches=196`; of a Swin, of `AdaptiveSwinConfig`.
 
     Returns:
         The model, in evaluation mode and of the source's dtype, and the image processor; that of the family's
         defaults if the source is a model without a path.
 
     Raises:
-        CannotConvert: a ValueError with the reason, for a family or an option that an AdaptiveViT cannot represent.
+        CannotConvert: a ValueError with the reason, for a family or an option that ours cannot represent.
         OSError: if there is no such checkpoint.
         ImportError: for a checkpoint of timm where timm is not installed.
     """
-    known = AdaptiveViTConfig().to_dict().keys() | {"num_labels", "attn_implementation"}
-    unknown = fields.keys() - known
-    if unknown:
-        raise ValueError(
-            f"AdaptiveViTConfig has no {', '.join(sorted(unknown))}. Did you mean "
-            f"{' or '.join(get_close_matches(min(unknown), known, 2, 0)) or 'something else'}?"
-        )
     if is_timm(source):
+        check_fields(fields, is_swin=type(source).__name__ in SWINS)
         return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel | Mapping | str | PathLike):
         raise ValueError(
@@ -98,17 +95,23 @@ def convert(
     ):
         check_path(str(source))
     if architecture is not None or isinstance(source, Mapping) or is_weights_file(source):
-        return convert_timm(load_timm(source, architecture), **fields)
+        return convert(load_timm(source, architecture), **fields)
     if not isinstance(source, PreTrainedModel):
         if str(source).endswith(".npz"):
+            check_fields(fields)
             return load_npz(source, **fields)
         hub_config = read_hub_config(source)
         if hub_config is not None:
-            return convert_timm(load_timm_folder(source, hub_config), **fields)
+            return convert(load_timm_folder(source, hub_config), **fields)
         if is_stock_hybrid(source):
+            check_fields(fields)
             with refusing_pickles(source):
                 return load_stock_hybrid(source, **fields)
     model = source if isinstance(source, PreTrainedModel) else load_source(source)
+    is_swin = model.config.model_type in SWIN_FAMILIES
+    check_fields(fields, is_swin)
+    if is_swin:
+        return convert_swin(model, **fields), convert_processor(source, model)
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)
     weights = rename_weights(base, family)
@@ -134,6 +137,18 @@ def convert(
     return result.to(model.dtype).eval(), convert_processor(source, model)
 
 
+def check_fields(fields: Mapping[str, Any], is_swin: bool = False) -> None:
+    """Raises: ValueError for a field that our configuration does not have."""
+    config_class = AdaptiveSwinConfig if is_swin else AdaptiveViTConfig
+    known = config_class().to_dict().keys() | {"num_labels", "attn_implementation"}
+    unknown = fields.keys() - known
+    if unknown:
+        raise ValueError(
+            f"{config_class.__name__} has no {', '.join(sorted(unknown))}. Did you mean "
+            f"{' or '.join(get_close_matches(min(unknown), known, 2, 0)) or 'something else'}?"
+        )
+
+
 def convert_siglip(
     config: AdaptiveViTConfig,
     weights: dict[str, torch.Tensor],
@@ -152,7 +167,8 @@ def convert_siglip(
 def load_source(path: str | PathLike) -> PreTrainedModel:
     """A checkpoint as the class that its configuration names, or as the bare encoder."""
     config = AutoConfig.from_pretrained(path)
-    check_family(getattr(config, "vision_config", config))
+    if config.model_type not in SWIN_FAMILIES:
+        check_family(getattr(config, "vision_config", config))
     name = (config.architectures or [None])[0]
     model_class = getattr(transformers, name, None) if name else None
     with refusing_pickles(path):
@@ -162,7 +178,7 @@ def load_source(path: str | PathLike) -> PreTrainedModel:
 def check_family(config: PretrainedConfig) -> Family:
     if config.model_type not in FAMILIES:
         raise CannotConvert(
-            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted(FAMILIES))}."
+            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted([*FAMILIES, *SWIN_FAMILIES]))}."
         )
     return FAMILIES[config.model_type]
 
@@ -232,6 +248,11 @@ def load_weights(
         )
 
 
+def processor_name(model_type: str) -> str:
+    """The image processor in transformers that a model of a family gets by default."""
+    return SWIN_FAMILIES.get(model_type) or FAMILIES[model_type].processor
+
+
 def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTrainedModel) -> BaseImageProcessor:
     """An image processor of ours that prepares images as that of the source.
 
@@ -243,7 +264,7 @@ def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTraine
     if saved:
         theirs = AutoImageProcessor.from_pretrained(path)
     else:
-        theirs = getattr(transformers, FAMILIES[config.model_type].processor)()
+        theirs = getattr(transformers, processor_name(config.model_type))()
     options = {name: getattr(theirs, name) for name in PREPARATION if getattr(theirs, name, None) is not None}
     if not saved and "max_num_patches" not in options:
         if path:

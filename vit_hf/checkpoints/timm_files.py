@@ -22,6 +22,8 @@ from .families import CannotConvert, Weights
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# Buffers of Swin that older files hold, and which are computed.
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # Under which a training script may have put the weights.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the architecture.
@@ -153,8 +155,10 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
         near = get_close_matches(architecture, timm.list_models(), n=3) or ["see timm.list_models()"]
         raise CannotConvert(f"timm has no architecture {architecture!r}. Near it: {', '.join(near)}.")
     weights = next((weights[name] for name in NESTED if isinstance(weights.get(name), dict)), weights)
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    head = weights.get("head.weight")
+    weights = {
+        name.removeprefix("module."): value for name, value in weights.items() if not name.endswith(COMPUTED)
+    }
+    head = weights.get("head.weight", weights.get("head.fc.weight"))
     options = {"num_classes": 0 if head is None else len(head)} | architecture_args(model_args)
     model = create(architecture, options)
     size = None if "img_size" in options else infer_image_size(weights, model)
@@ -194,9 +198,12 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
         CannotConvert: for an argument that is none of timm's Vision Transformers.
     """
     from timm.models.eva import Eva
+    from timm.models.swin_transformer import SwinTransformer
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
     from timm.models.vision_transformer import VisionTransformer
 
-    known = {*inspect.signature(VisionTransformer).parameters, *inspect.signature(Eva).parameters}
+    classes = (VisionTransformer, Eva, SwinTransformer, SwinTransformerV2)
+    known = {name for model_class in classes for name in inspect.signature(model_class).parameters}
     said = {
         name: value
         for name, value in model_args.items()
@@ -205,7 +212,7 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - known)
     if unknown:
         raise CannotConvert(
-            f"config.json has model_args {unknown}, which are no arguments of timm's VisionTransformer or Eva. If the "
+            f"config.json has model_args {unknown}, which are no arguments of timm's VisionTransformer, Eva or SwinTransformer. If the "
             "architecture does not depend on them, delete them there."
         )
     return {name: model_args[name] for name in model_args if name in known and name not in NOT_ARCHITECTURE}

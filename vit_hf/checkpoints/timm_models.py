@@ -1,4 +1,4 @@
-"""timm's `VisionTransformer` (and `VisionTransformerDistilled`) and `Eva`, given as a module."""
+"""timm's `VisionTransformer` (and `VisionTransformerDistilled`), `Eva` and Swins, given as a module."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,15 +10,18 @@ from transformers.utils import logging
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from . import timm_eva
 from .families import CannotConvert, Weights, load_state
+from .swin import convert_timm_swin
 from .timm_hybrid import hybrid_fields, is_hybrid
 from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
 
 
 logger = logging.get_logger(__name__)
 
+SWINS = ("SwinTransformer", "SwinTransformerV2")
 INTERPOLATIONS = {"nearest": 0, "bilinear": 2, "bicubic": 3, "lanczos": 1}
 
 
@@ -28,8 +31,8 @@ def is_timm(model: nn.Module) -> bool:
 
 def convert_timm(
     model: nn.Module, **fields: Any
-) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTImageProcessor]:
-    """A model of timm as an AdaptiveViT with the same outputs, and an image processor for its `pretrained_cfg`.
+) -> tuple[AdaptiveViTForImageClassification | AdaptiveSwinForImageClassification, AdaptiveViTImageProcessor]:
+    """A model of timm as an AdaptiveViT or AdaptiveSwin with the same outputs, and an image processor for its `pretrained_cfg`.
 
     Other sizes than the native are interpolated as timm does with `dynamic_img_size=True`. A model without classes has
     the pooled features as logits.
@@ -38,8 +41,11 @@ def convert_timm(
         CannotConvert: for another class, or an option that an AdaptiveViT does not have.
     """
     name = type(model).__name__
+    if name in SWINS:
+        result, options = convert_timm_swin(model, **fields)
+        return result, read_processor(model, options)
     if name not in CLASSES:
-        raise CannotConvert(f"Of timm, {', '.join(CLASSES)} can be converted, not {name}.")
+        raise CannotConvert(f"Of timm, {', '.join([*CLASSES, *SWINS])} can be converted, not {name}.")
     read, rename = CLASSES[name]
     options = read(model) | fields
     weights = rename(model, options)

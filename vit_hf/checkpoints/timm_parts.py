@@ -20,11 +20,11 @@ ACTIVATIONS = {
 NORMS = {"norm_pre": "vit.pre_layernorm", "norm": "vit.layernorm", "fc_norm": "vit.layernorm"}
 
 
-def refuse(name: str, unknown: dict[str, bool]) -> None:
+def refuse(name: str, unknown: dict[str, bool], ours: str = "AdaptiveViT") -> None:
     """Raises: CannotConvert with every reason that holds."""
     found = [what for what, is_there in unknown.items() if is_there]
     if found:
-        raise CannotConvert(f"This {name} has {', '.join(found)}, which AdaptiveViT has not.")
+        raise CannotConvert(f"This {name} has {', '.join(found)}, which {ours} has not.")
 
 
 def check_blocks(model: nn.Module, kind: str) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from ..model.patches import ImagePatches, flatten_channels_last
 from .convert import convert
 from .verify_hybrid import verify_hybrid
+from .verify_swin import verify_swin
 
 
 TINY = {
@@ -225,6 +226,8 @@ def verify_all() -> Iterator[Verdict]:
         torch.manual_seed(0)
         yield verdict(name, original(name), partial(theirs, name=name))
     for found in verify_hybrid():
+        yield Verdict(*found)
+    for found in verify_swin():
         yield Verdict(*found)
     if importlib.util.find_spec("timm") is None:
         return

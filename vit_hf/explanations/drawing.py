@@ -31,6 +31,7 @@ from matplotlib.patches import Rectangle
 from .panels import draw_boxes, kept_picture, outline, outline_width, panel_axes
 from .shading import enlarge, pale, upper_limit
 from .stage_drawing import draw_stages
+from .window_drawing import draw_windows
 
 
 if TYPE_CHECKING:
@@ -67,11 +68,11 @@ def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
     if picture not in explanation.pictures:
         raise ValueError(
             f"There is no picture {picture!r} of {explanation.name}: choose one of {explanation.pictures}. Scores need a "
-            "patch selector in the model, and stages a token reducer; attention and rollout need blocks that see all "
+            "patch selector in the model, windows a Swin with one, and stages a token reducer; attention and rollout need blocks that see all "
             "kept patches, and rollout at most max_rollout_tokens."
         )
     with house_style():
-        whole_sheets = {"overview": _overview, "stages": draw_stages}
+        whole_sheets = {"overview": _overview, "stages": draw_stages, "windows": draw_windows}
         if picture in whole_sheets:
             return whole_sheets[picture](explanation)
         return _single(explanation, picture)

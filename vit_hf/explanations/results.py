@@ -11,13 +11,14 @@ import numpy as np
 
 from .object_statistics import image_statistics
 from .token_stages import Stage
+from .windows import WindowStage
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout", "stages")
+IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout", "stages", "windows")
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Explanation:
         settings: of the model, as the pictures mention them.
         boxes: `(J, 4)` float [x0, y0, x1, y1] of the objects in pixels of a picture of `picture_size`; they reach
             beyond it where the image processor cropped. None if they are not known.
+        windows: of a Swin, what each stage computed on, first to last; empty without a selector.
         files: name of a picture to where it was written.
     """
 
@@ -96,6 +98,7 @@ class Explanation:
     attention_block: int | None
     settings: dict[str, Any]
     boxes: np.ndarray | None = None
+    windows: list[WindowStage] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -135,5 +138,6 @@ class Explanation:
             "attention": self.attention,
             "rollout": self.rollout,
             "stages": self.stages or None,
+            "windows": self.windows or None,
         }
         return tuple(name for name in IMAGE_PICTURES if shown.get(name, self.picture) is not None)

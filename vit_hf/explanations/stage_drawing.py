@@ -1,6 +1,7 @@
 """What is left of an image before the encoder and after each reduction inside it, side by side."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,27 +26,37 @@ GROUP_LINE = "#ffffffb0"
 
 
 def draw_stages(explanation: "Explanation") -> Figure:
+    return draw_panels(explanation, [None, *explanation.stages], _panel, _note(explanation))
+
+
+def draw_panels(
+    explanation: "Explanation",
+    stages: Sequence[Any],
+    panel: Callable[["Explanation", Any, Sheet, Cell], None],
+    note: str,
+) -> Figure:
+    """A `panel` of the picture for each of `stages`, and a `note` below."""
     aspect = explanation.picture_size[0] / explanation.picture_size[1]
     is_wide = aspect < 0.55
     height = (WIDE_SIDE if is_wide else SIDE) * min(1, aspect)
     width = height / aspect
     column = max(width, MIN_COLUMN)
-    num_panels = len(explanation.stages) + 1
+    num_panels = len(stages)
     # Rows as even as they can be, of at most four.
     num_rows = -(-num_panels // (2 if is_wide else 4))
     num_columns = -(-num_panels // num_rows)
     sheet_width = num_columns * column + (num_columns - 1) * GAP + 2 * MARGIN
     caption = [
         shorten(explanation.name, sheet_width - 2 * MARGIN, size=8),
-        *wrap(_note(explanation), sheet_width - 2 * MARGIN, size=8),
+        *wrap(note, sheet_width - 2 * MARGIN, size=8),
     ]
     row_height = TITLE + height
     panels_height = num_rows * row_height + (num_rows - 1) * GAP / 2
     sheet = Sheet(sheet_width, MARGIN + panels_height + 0.1 + 0.15 * len(caption) + MARGIN)
-    for index, stage in enumerate([None, *explanation.stages]):
+    for index, stage in enumerate(stages):
         row, place = divmod(index, num_columns)
         top = MARGIN + row * (row_height + GAP / 2) + TITLE
-        _panel(explanation, stage, sheet, Cell(MARGIN + place * (column + GAP), top, width, height))
+        panel(explanation, stage, sheet, Cell(MARGIN + place * (column + GAP), top, width, height))
     sheet.write("\n".join(caption), MARGIN, MARGIN + panels_height + 0.1, size=8, colour=FAINT_INK)
     return sheet.figure
 

@@ -28,7 +28,7 @@ from .restoring import Stage, fill_grid
 from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
 from .shipping import check_travel
-from .tokens import PatchTokens
+from .tokens import PatchTokens, check_finite
 from .user_classes import classes_of, find_class
 
 
@@ -116,6 +116,14 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             outputs.restored_hidden_state = restored[0][1]
         return outputs
 
+    def pluggable_parts(self) -> dict[str, nn.Module | None]:
+        """The parts whose class the configuration names, by its field."""
+        return {
+            "position_encoding": self.embeddings.position_encoding,
+            "patch_selector": self.selector,
+            "token_reducer": next(iter(self.reducers.values()), None),
+        }
+
     def _compute(
         self,
         patches: ImagePatches,
@@ -141,7 +149,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             tokens.sizes = self.selector.weigh(tokens)
         if self.pre_layernorm is not None:
             sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
-        _check_finite(sequence, "pixel_values")
+        check_finite(sequence, "pixel_values")
         outputs = self._encode(sequence, tokens, context, stages=stages, return_dict=True, **kwargs)
         losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
         dense = None
@@ -207,7 +215,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
                 f"each patch, {tuple(patches.coordinates.shape[:2])}."
             )
-        _check_finite(scores, "pixel_values, or the weights of the patch selector,")
+        check_finite(scores, "pixel_values, or the weights of the patch selector,")
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
         selection = self.selector.select(scores, num_selected, counts, sample)
@@ -330,12 +338,3 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         num_context = 0 if thumbnails is None else thumbnails.num_patches
         own, context = prefix.split((prefix.shape[1] - num_context, num_context), dim=1)
         return own, fill_grid(patches, selection, finish(entered), context, thumbnails, embed)
-
-
-def _check_finite(values: torch.Tensor, source: str) -> None:
-    """Refuses NaN and infinity where they enter, rather than in the loss; traced graphs go without."""
-    if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
-        raise ValueError(
-            f"{source} hold NaN or infinite values, or values too large for {values.dtype}. Check the image files "
-            "and the normalisation."
-        )

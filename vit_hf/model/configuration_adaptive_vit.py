@@ -270,7 +270,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if model_type not in (cls.model_type, "vit", "vit-hybrid"):
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r}, "
-                "'vit' and 'vit-hybrid' checkpoints. Others become one by vit_hf.convert or scripts/convert.py."
+                "'vit' and 'vit-hybrid' checkpoints, AdaptiveSwin those of Swin. Others become one by vit_hf.convert or "
+                "scripts/convert.py."
             )
         if model_type == "vit-hybrid":
             config_dict = read_stock_hybrid(config_dict)

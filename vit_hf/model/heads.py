@@ -133,6 +133,23 @@ def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None
         )
 
 
+def classification_loss(model: nn.Module, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The loss of a classifier by its `config.problem_type`, as transformers computes it; also of class probabilities.
+
+    Raises:
+        ValueError: if a label is outside the classes.
+    """
+    problem = model.config.problem_type
+    labels = labels.to(logits.device)
+    if problem in ("multi_label_classification", "regression"):
+        labels = labels.to(logits.dtype)
+    if not torch.compiler.is_compiling():
+        check_labels(labels, model.num_labels, problem)
+    if problem == "single_label_classification" and labels.is_floating_point():
+        return nn.functional.cross_entropy(logits.float(), labels.float())
+    return model.loss_function(labels, logits, model.config)
+
+
 def loss_per_image(labels: torch.Tensor, logits: torch.Tensor, problem_type: str) -> torch.Tensor:
     """The loss of each image `(B,)` in float32; 0 for a label of -100."""
     logits = logits.float()

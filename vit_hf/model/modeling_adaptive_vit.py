@@ -13,7 +13,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .heads import (
     POOLINGS,
     MaskedImageDecoder,
-    check_labels,
+    classification_loss,
     distillation_loss,
     masked_reconstruction_loss,
     reward_per_image,
@@ -84,7 +84,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         logits = self._classify(outputs)
         loss, selection_loss = None, outputs.selection_loss
         if labels is not None:
-            loss = self._loss(labels, logits)
+            loss = classification_loss(self, labels, logits)
             if self.training:
                 losses = self._selection_losses(labels.to(logits.device), logits, outputs, inputs)
                 if selection_loss is not None:
@@ -148,17 +148,6 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             divergence = distillation_loss(logits, teacher, config.problem_type)
             losses.append(config.gumbel_distillation_weight * divergence)
         return losses
-
-    def _loss(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        problem = self.config.problem_type
-        labels = labels.to(logits.device)
-        if problem in ("multi_label_classification", "regression"):
-            labels = labels.to(logits.dtype)
-        if not torch.compiler.is_compiling():
-            check_labels(labels, self.num_labels, problem)
-        if problem == "single_label_classification" and labels.is_floating_point():
-            return nn.functional.cross_entropy(logits.float(), labels.float())
-        return self.loss_function(labels, logits, self.config)
 
 
 class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):

@@ -110,28 +110,34 @@ class RelativeBiasContinuous(AttentionBias):
         self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
         self.per_layer = not config.relative_bias_shared
         self.networks = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, config.num_attention_heads, bias=False)
-            )
+            bias_network(config.num_attention_heads)
             for _ in range(config.num_hidden_layers if self.per_layer else 1)
         )
 
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
         network = self.networks[layer if self.per_layer else 0]
         if torch.compiler.is_compiling():  # how large the table must be is not known then
-            return self._ask(network, differences).permute(0, 3, 1, 2)
+            return ask_bias_network(network, differences, self.native_grid).permute(0, 3, 1, 2)
         # One more: a thumbnail's places may be farther apart than those of patches.
         rows, columns = (grid.amax(dim=0) + 1).tolist()
         axes = [torch.arange(1 - side, side, device=grid.device).float() for side in (rows, columns)]
-        table = self._ask(network, torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        table = ask_bias_network(network, places, self.native_grid)
         whole = torch.tensor([[rows, columns]], device=grid.device).expand_as(grid)
         return read_differences(table.permute(2, 0, 1), differences, whole)
 
-    def _ask(self, network: nn.Module, differences: torch.Tensor) -> torch.Tensor:
-        """Bias `(..., heads)` of differences `(..., 2)`."""
-        native = torch.tensor([max(side - 1, 1) for side in self.native_grid], device=differences.device)
-        scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
-        return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
+
+def bias_network(num_heads: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
+
+
+def ask_bias_network(
+    network: nn.Module, differences: torch.Tensor, native_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Bias `(..., heads)` of differences `(..., 2)`, see `RelativeBiasContinuous`."""
+    native = torch.tensor([max(side - 1, 1) for side in native_grid], device=differences.device)
+    scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
+    return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
 
 
 def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

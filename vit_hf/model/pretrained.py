@@ -1,33 +1,26 @@
-"""What all models share: initialisation, loading and saving."""
-
-from os import PathLike
+"""What all models with the encoder of ViT share: initialisation, and loading of stock checkpoints."""
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import (
     WeightRenaming,
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.utils import logging
 
 from .attention import AdaptiveViTAttention
 from .blocks import LayerScale
-from .code_version import report_code, stamp
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
+from .pretrained_base import AdaptivePreTrainedModel
 from .selection_cross_attention import CrossAttentionSelector
-from .shipping import CannotTravel, NoFile, references, save_classes
-from .user_classes import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
+from .user_classes import derives_from, find_class
 
-
-logger = logging.get_logger(__name__)
 
 MODULE = "modeling_adaptive_vit"
 AUTO_MAP = {
@@ -43,31 +36,23 @@ AUTO_MAP = {
 }
 
 
-class AdaptiveViTPreTrainedModel(PreTrainedModel):
+class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     """Loading, saving and initialisation."""
 
+    _code_file = MODULE
+    _auto_map = AUTO_MAP
     config: AdaptiveViTConfig
     config_class = AdaptiveViTConfig
     base_model_prefix = "vit"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     # Not the embeddings: they hold what blocks ask of the position encoding, and Accelerate's FSDP2 shards the patch
     # embeddings by themselves.
     _no_split_modules = ["AdaptiveViTLayer"]
-    _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": AdaptiveViTLayer,
         "attentions": AdaptiveViTAttention,
     }
-    _input_embed_layer = "patch_embeddings"
-    # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
-    # `num_items_in_batch` and does not scale for gradient accumulation.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
@@ -118,20 +103,6 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 with init.guard_torch_init_functions():
                     module.reset_missing()
 
-    def set_selection_relaxation(self, relaxation: float) -> None:
-        """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
-
-        In between the number of patches is K + relaxation * (N - K). Evaluation always measures the target.
-
-        Raises:
-            ValueError: if `relaxation` is outside [0, 1].
-        """
-        if not 0 <= relaxation <= 1:
-            raise ValueError(f"relaxation={relaxation} must lie in [0, 1].")
-        for module in self.modules():
-            if hasattr(module, "selection_relaxation"):
-                module.selection_relaxation = relaxation
-
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
         """As in transformers, but the reentrant variant is refused where it would lose gradients."""
         reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
@@ -156,87 +127,6 @@ class AdaptiveViTPreTrainedModel(PreTrainedModel):
                 "backbone_config": backbone._attn_implementation,
             }
         return super().set_attn_implementation(attn_implementation, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
-
-        Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
-        tensors alone.
-
-        Raises:
-            ValueError: if the checkpoint has such classes and is not trusted, or for `weights_only=False`.
-            OSError: if there is no such checkpoint, or none in safetensors.
-        """
-        if kwargs.get("weights_only") not in (None, True):
-            raise ValueError(
-                "weights_only=False would run code that is in the weights: leave it out, tensors alone are loaded."
-            )
-        trust = bool(kwargs.pop("trust_remote_code", False))
-        source = pretrained_model_name_or_path
-        if isinstance(config, PreTrainedConfig):
-            values = config.__dict__
-        else:
-            values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
-        for field, table in TABLES.items():
-            name = kwargs.get(field)  # which the caller names himself, and so trusts
-            if name is not None and name not in table and "." in name:
-                import_class(field, name)
-        values = {name: value for name, value in values.items() if name not in kwargs}
-        fetch_classes(str(source), values, trust, **kwargs)
-        report_code(str(source), values)
-        kwargs.setdefault("use_safetensors", True)
-        try:
-            return super().from_pretrained(source, *args, config=config, **kwargs)
-        except OSError as error:
-            if kwargs["use_safetensors"] and "model.safetensors" in str(error):
-                raise OSError(
-                    f"{source} has no weights in model.safetensors. If it has a pickle (pytorch_model.bin), which could "
-                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, and writes safetensors. "
-                    "use_safetensors=False here reads them in the same way."
-                ) from error
-            raise
-
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved.
-
-        The files of a user's own encoding, selector or reducer are saved, too.
-
-        Raises:
-            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
-        """
-        # transformers would undo the renaming of stock keys (see the end of this file), and Trainer, which resumes with
-        # a plain load_state_dict, would find nothing.
-        kwargs.setdefault("save_original_format", False)
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        if type(self).__module__ == f"{__package__}.{MODULE}":  # a user's subclass ships another file
-            auto_map = {**auto_map, **AUTO_MAP}
-        auto_map |= references(classes_of(self.base_model))
-        if auto_map:
-            self.config.auto_map = auto_map
-        stamp(self.config)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if not is_main_process:
-            return
-        try:
-            self._save_classes(save_directory)
-        except (NoFile, OSError, SyntaxError) as error:
-            logger.warning(f"The code of your classes was not saved with the model: {error}")
-        except CannotTravel as error:
-            error.add_note(
-                f"The weights and the configuration were saved to {save_directory}, your code was not."
-            )
-            raise
-
-    def _save_classes(self, folder: str | PathLike) -> None:
-        classes = classes_of(self.base_model)
-        if classes:
-            save_classes(self.config, classes, folder)
-
-    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
-        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
-        self._save_classes(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 # Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the

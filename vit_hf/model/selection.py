@@ -22,6 +22,7 @@ class PixelSelector(PatchSelector):
         super().__init__(config)
         self.name = config.patch_selector
         self.sees_one_patch = self.name in LOCAL_SCORERS
+        self.uses_number = self.name == "uniform"
         self.seed = config.random_selector_seed
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:

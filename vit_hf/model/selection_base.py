@@ -155,6 +155,9 @@ class PatchSelector(nn.Module, ABC):
     # then without gradient; what learns from the task does so by `weigh`.
     sees_one_patch = False
 
+    # Whether scores depend on how many will be kept, so that they are asked for again for another number.
+    uses_number = True
+
     def __init__(self, config):
         super().__init__()
         self.exploration = config.exploration

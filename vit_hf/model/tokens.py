@@ -58,6 +58,15 @@ class PatchTokens:
         return raster_indices(self.coordinates, self.grid)
 
 
+def check_finite(values: torch.Tensor, source: str) -> None:
+    """Refuses NaN and infinity where they enter, rather than in the loss; traced graphs go without."""
+    if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
+        raise ValueError(
+            f"{source} hold NaN or infinite values, or values too large for {values.dtype}. Check the image files "
+            "and the normalisation."
+        )
+
+
 def move_fields(value, device: torch.device, non_blocking: bool = False):
     """A dataclass with its tensors, and tuples of tensors, on a device."""
 

@@ -176,13 +176,8 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
 
 def classes_of(model) -> dict[str, type]:
     """The classes of a model's parts that are not ours, by field."""
-    parts = {
-        "position_encoding": model.embeddings.position_encoding,
-        "patch_selector": model.selector,
-        "token_reducer": next(iter(model.reducers.values()), None),
-    }
     return {
         field: type(part)
-        for field, part in parts.items()
+        for field, part in model.pluggable_parts().items()
         if part is not None and getattr(model.config, field) not in BUILT_IN[field]
     }

@@ -1,18 +1,27 @@
 """The model that a run begins with, and the image processor that goes with it."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
+from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
+from ..model.swin_configuration_checks import FOREIGN
 from .arguments import ModelArguments
 from .freezing import part_of
 from .loading import ImageDataset
@@ -97,6 +106,8 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Any saved image classifier and its image processor, if asked to computing on less, or on more.
 
+    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have these.
+
     Args:
         path: checkpoint, local or on the Hub.
         patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one. "none" takes a
@@ -125,10 +136,12 @@ def load_classifier(
         fields.setdefault("keep_rate", 1.0)
     elif "keep_rate" in fields or "token_reducer" in fields:
         fields["merge_r"] = None
+    model_class = AdaptiveViTForImageClassification
+    if is_swin(path):
+        model_class = AdaptiveSwinForImageClassification
+        selection, fields = windows_for_patches(path, selection), fields_of_swin(fields)
     try:
-        model, report = AdaptiveViTForImageClassification.from_pretrained(
-            path, **selection, **fields, output_loading_info=True
-        )
+        model, report = model_class.from_pretrained(path, **selection, **fields, output_loading_info=True)
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
     untrained = sorted(name for name in report["missing_keys"] if part_of(model, name) == "predictor")
@@ -152,6 +165,40 @@ def load_classifier(
         # It may keep too few already.
         processor.patch_selector = processor.num_selected_patches = None
     return model, processor
+
+
+def is_swin(path: str) -> bool:
+    """Whether a checkpoint is one that `AdaptiveSwinForImageClassification` loads."""
+    model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    return model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
+
+
+def windows_for_patches(path: str, selection: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a selection of patches as those of a Swin."""
+    selection = dict(selection)
+    if "num_selected_patches" in selection:
+        number = selection.pop("num_selected_patches")
+        if isinstance(number, int):
+            rows, columns = AdaptiveSwinConfig.from_pretrained(path).window_of(0)
+            number = max(1, math.ceil(number / (rows * columns)))
+        selection["num_selected_windows"] = number
+    return selection
+
+
+def fields_of_swin(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields without those that say that no token is to be thinned, which a Swin does not have.
+
+    Raises:
+        ValueError: for others that it does not have.
+    """
+    nothing = {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
+    left = {name: value for name, value in fields.items() if name not in nothing or value != nothing[name]}
+    known = AdaptiveSwinConfig().to_dict().keys() - FOREIGN.keys()
+    unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
+    if unknown:
+        reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
+        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
+    return left
 
 
 def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:

@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
 from ...checkpoints import convert
+from ...model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ...model.configuration_adaptive_vit import AdaptiveViTConfig
 from ...model.patches import to_pair
 from ...training.models import load_classifier, set_resolution
@@ -18,7 +19,7 @@ class Checkpoint:
     """A model to compare strategies with.
 
     Attributes:
-        path: of an AdaptiveViT; or of the model as it was given, where that cannot be one.
+        path: of an AdaptiveViT or AdaptiveSwin; or of the model as it was given, where that cannot be one.
         obstacle: why it cannot; None if it is one.
         side: pixels a side that it was made for.
         patch_size: pixels a side of its patches; of a model that is none of ours 16, to count by.
@@ -91,7 +92,8 @@ def open_checkpoint(path: str, folder: Path) -> Checkpoint:
 
 def is_ours(path: str) -> bool:
     try:
-        return AutoConfig.from_pretrained(path).model_type == AdaptiveViTConfig.model_type
+        ours = (AdaptiveViTConfig.model_type, AdaptiveSwinConfig.model_type)
+        return AutoConfig.from_pretrained(path).model_type in ours
     except (OSError, ValueError):
         return False  # convert reads more than this, or says why it cannot
 

@@ -94,7 +94,8 @@ class WholeImages(Predictor):
         selector = getattr(config, "patch_selector", None)
         # A thumbnail needs every patch, and so does the CNN of a hybrid.
         needs_all = getattr(config, "thumbnail_context", False) or getattr(config, "backbone_config", None)
-        cuts = selector in PIXEL_SCORERS and not needs_all
+        # And so does a Swin, whose windows are whole.
+        cuts = selector in PIXEL_SCORERS and not needs_all and hasattr(config, "num_selected_patches")
         processor.return_patches = cuts
         processor.patch_selector = selector if cuts else None
         processor.num_selected_patches = config.num_selected_patches if cuts else None

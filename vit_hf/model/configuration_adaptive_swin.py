@@ -1,0 +1,244 @@
+"""Configuration of the adaptive Swin Transformer."""
+
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .patches import to_pair
+from .swin_configuration_checks import (
+    check_architecture,
+    check_foreign_fields,
+    check_window_selection,
+    check_windows,
+)
+
+
+@strict
+class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
+
+    Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
+    (Liu et al., 2021); a SwinV2 (Liu et al., 2022) has `position_encoding="relative_bias_continuous"`,
+    `cosine_attention=True`, `post_norm=True` and `key_bias=False`. The others:
+
+    Args:
+        window_size (`int`, or list of `int` or pairs for each stage, defaults to 7): cells of a window's side, or rows and
+            columns of it.
+        shift_size (list of `int` or pairs for each stage, *optional*): by how many cells the windows of every other block
+            are shifted; default half a window.
+        window_fit (`"input"` or `"fixed"`, defaults to `"input"`): what a stage does whose grid is not larger than a
+            window. As transformers' Swin has it, one side of the grid that is not larger makes windows as large as the
+            smaller side, without shift; or windows are what they are on any grid, and padded, as transformers' backbone
+            of Swin has it, SwinV2, and timm.
+        pad_before_shift (`bool`, defaults to True): whether grids are padded to whole windows before they are shifted, as
+            in transformers, or after, as in timm. Without padding both are the same.
+        pretrained_window_sizes (list of `int`, *optional*): window's sides in pretraining, over which
+            `"relative_bias_continuous"` spreads differences; 0 or None for those of `window_size`.
+        position_encoding (`"relative_bias"` or `"relative_bias_continuous"`, defaults to `"relative_bias"`): what is added
+            to attention for the difference of places in a window: a table, or the network of SwinV2.
+        cosine_attention (`bool`, defaults to False): whether attention compares directions of queries and keys, at a
+            learned temperature of each head.
+        post_norm (`bool`, defaults to False): whether a block normalises what its branches give, instead of what they get.
+        key_bias (`bool`, defaults to True): whether keys have a bias, if `qkv_bias`.
+        apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalises its feature maps, each by a
+            norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
+        patch_selector (`str`, *optional*): of `PATCH_SELECTORS` a pixel heuristic, or a class of your own; windows of the
+            highest scores are computed on. None computes on every window.
+        num_selected_windows (`int` or `float`, *optional*): how many, as a share in (0, 1] of each stage's windows, or as a
+            number K >= 1 of the first stage's. A window of the next stage covers four of them, so there ceil(K / 4) are
+            computed on, and so on: as many as of an image that has K windows in its first stage.
+        window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its patches.
+        random_selector_seed (`int`, defaults to 0): which windows `"random"` keeps outside training.
+        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept windows that are random while training.
+        token_reducer (*optional*): None, as windows need a full grid.
+        out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
+            `AdaptiveSwinBackbone` returns, of "stem", "stage1", ...; default the last.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
+            message names the legal ones.
+    """
+
+    model_type = "adaptive_swin"
+    _auto_class = "AutoConfig"
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    # What Trainer should not gather over an evaluation: per-image maps, not predictions.
+    keys_to_ignore_at_inference = [
+        "reshaped_hidden_states",
+        "selected_patches",
+        "selected_windows",
+        "selected_shifted_windows",
+        "patch_scores",
+        "spatial_shapes",
+        "selection_loss",
+    ]
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 4
+    num_channels: int = 3
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int | list[Any] | tuple[Any, ...] = 7
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    encoder_stride: int = 32
+
+    shift_size: list[Any] | tuple[Any, ...] | None = None
+    window_fit: Literal["input", "fixed"] = "input"
+    pad_before_shift: bool = True
+    pretrained_window_sizes: list[Any] | tuple[Any, ...] | None = None
+    position_encoding: str = "relative_bias"
+    cosine_attention: bool = False
+    post_norm: bool = False
+    key_bias: bool = True
+    apply_layernorm: bool = True
+    patch_selector: str | None = None
+    num_selected_windows: int | float | None = None
+    window_score: Literal["max", "mean"] = "max"
+    random_selector_seed: int = 0
+    exploration: float | int = 0.0
+    token_reducer: str | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if any(value is not None for value in stages.values()):
+            self.set_output_features_output_indices(**stages)
+        for name in ("hidden_size", "num_layers", "stage_names"):
+            kwargs.pop(name, None)  # which transformers stores, and which follow from others
+        for name in ("depths", "num_heads"):
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_layers(self) -> int:
+        """Stages."""
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage."""
+        return self.embed_dim * 2 ** (self.num_layers - 1)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of what a backbone can return: what enters the encoder, and what leaves the blocks of each stage."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_layers + 1))]
+
+    def window_of(self, stage: int) -> tuple[int, int]:
+        """Rows and columns of a window in a stage, from 0."""
+        return to_pair(self.window_size if isinstance(self.window_size, int) else self.window_size[stage])
+
+    def shift_of(self, stage: int) -> tuple[int, int]:
+        """By how many rows and columns windows of a stage are shifted in every other block."""
+        if self.shift_size is not None:
+            return to_pair(self.shift_size[stage])
+        rows, columns = self.window_of(stage)
+        return rows // 2, columns // 2
+
+    def pretrained_window_of(self, stage: int) -> tuple[int, int]:
+        """Rows and columns that the network of `"relative_bias_continuous"` spreads differences over."""
+        sizes = self.pretrained_window_sizes
+        pretrained = (0, 0) if sizes is None else to_pair(sizes[stage])
+        return pretrained if pretrained[0] > 0 else self.window_of(stage)
+
+    def validate_architecture(self):
+        """Checks fields against each other. Runs at construction, and again when a model is built."""
+        check_architecture(self)
+        self.verify_out_features_out_indices()
+        check_windows(self)
+        check_foreign_fields(self)
+        check_window_selection(self)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path, **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads also the configuration of a stock Swin or SwinV2."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type not in (cls.model_type, "swin", "swinv2"):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveSwin loads {cls.model_type!r}, "
+                "'swin' and 'swinv2' checkpoints. Models of timm become one by vit_hf.convert or scripts/convert.py, and "
+                "Vision Transformers an AdaptiveViT."
+            )
+        if model_type != cls.model_type:
+            config_dict = {key: value for key, value in config_dict.items() if key != "architectures"}
+            if model_type == "swinv2":
+                config_dict |= read_swinv2(config_dict)
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+
+def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration of transformers' SwinV2 says in other words than ours.
+
+    There the native size decides on windows and shifts, once and for all sizes.
+
+    Raises:
+        ValueError: if rows decide there on columns that would have other windows, and for learned positions, whose table
+            has a row too many there.
+    """
+    if values.get("use_absolute_embeddings"):
+        raise ValueError(
+            "use_absolute_embeddings=True of a SwinV2 of transformers does not fit its patches there, and is not supported."
+        )
+    defaults = {name: getattr(AdaptiveSwinConfig, name) for name in ("image_size", "patch_size", "depths")}
+    image_size, patch_size, depths = (values.get(name, default) for name, default in defaults.items())
+    grid = [side // patch for side, patch in zip(to_pair(image_size), to_pair(patch_size), strict=True)]
+    wanted = values.get("window_size", 7)
+    windows, shifts = [], []
+    for stage in range(len(depths)):
+        sides = [side // 2**stage for side in grid]
+        fits = [(min(side, wanted), 0 if side <= wanted else wanted // 2) for side in sides]
+        if fits[0] != fits[1]:
+            raise ValueError(
+                f"image_size={image_size} gives stage {stage + 1} of this SwinV2 a grid of {sides[0]}x{sides[1]} cells, "
+                f"smaller than a window of {wanted} on one side alone, and there windows are square: not supported."
+            )
+        windows.append(fits[0][0])
+        shifts.append(fits[0][1])
+    pretrained = values.get("pretrained_window_sizes") or [0] * len(depths)
+    return {
+        "window_size": windows,
+        "shift_size": shifts,
+        "window_fit": "fixed",
+        "pretrained_window_sizes": list(pretrained)[: len(depths)],
+        "position_encoding": "relative_bias_continuous",
+        "cosine_attention": True,
+        "post_norm": True,
+        "key_bias": False,
+        "apply_layernorm": False,
+    }
+
+
+def num_windows_selected(wanted: int | float, stage: int, num_windows: int, relaxation: float = 0.0) -> int:
+    """On how many of a stage's windows a model computes, see `num_selected_windows`.
+
+    Args:
+        wanted: a number of the first stage's windows, or a share of each stage's.
+        stage: from 0.
+        num_windows: of the stage.
+        relaxation: 0 for what is wanted, 1 for all windows, linear between.
+    """
+    if isinstance(wanted, float):
+        number = max(1, round(wanted * num_windows))
+    else:
+        number = min(math.ceil(wanted / 4**stage), num_windows)
+    return number + round(relaxation * (num_windows - number))
+
+
+__all__ = ["AdaptiveSwinConfig"]

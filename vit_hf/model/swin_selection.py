@@ -1,0 +1,83 @@
+"""Which windows a Swin computes on. Shape legend: `swin_windows.py`."""
+
+import torch
+
+from .configuration_adaptive_swin import num_windows_selected
+from .patches import ImagePatches
+from .selection_base import PatchSelector
+from .swin_windows import WindowLayout, pool_cells, pool_windows
+from .tokens import check_finite
+
+
+class NoScout:
+    """What a selector of a user's own is told that asks for the model's attention, see `Scout`."""
+
+    def __getattr__(self, name: str):
+        raise ValueError(
+            f"The patch selector asks for the model's own {name}, and Swin's blocks see windows, without a CLS token: score "
+            "patches by their pixels, or by a network of the selector's own."
+        )
+
+
+class WindowChooser:
+    """Chooses windows of one batch, for each stage, and with shift and without, by scores of patches.
+
+    Args:
+        config: of the model.
+        selector: what scores patches; None to compute on all windows.
+        patches: all patches of the batch.
+        relaxation: 0 for as many windows as the configuration says, 1 for all, linear between.
+        sample: whether chance may play a part.
+
+    Attributes:
+        scores: `(B, N)` of patches, as the first stage is chosen by; None without a selector.
+    """
+
+    def __init__(
+        self, config, selector: PatchSelector | None, patches: ImagePatches, relaxation: float, sample: bool
+    ):
+        self.config = config
+        self.selector = selector
+        self.patches = patches
+        self.relaxation = relaxation
+        self.sample = sample
+        self.scores: torch.Tensor | None = None
+
+    def __call__(self, stage: int, layout: WindowLayout, grid: tuple[int, int]) -> torch.Tensor | None:
+        """`(B, K)` int64 ascending windows of a stage's `grid` to compute on; None for all."""
+        if self.selector is None:
+            return None
+        wanted = self.config.num_selected_windows
+        number = num_windows_selected(wanted, stage, layout.num_windows, self.relaxation)
+        scores = self._score(number).unflatten(1, self.patches.full_grid)
+        if number == layout.num_windows:
+            return None
+        for _ in range(stage):
+            scores = pool_cells(scores, self.config.window_score)
+        windows = pool_windows(scores, layout, self.config.window_score)
+        selection = self.selector.select(windows, number, None, self.sample)
+        if selection.weights is not None or selection.log_prob is not None or selection.indices is None:
+            raise ValueError(
+                f"{type(self.selector).__name__}.select mixes patches, draws them or leaves the choice open, and windows "
+                "can only be kept or not: use it in an AdaptiveViT."
+            )
+        return selection.indices
+
+    def _score(self, number: int) -> torch.Tensor:
+        """Scores `(B, N)` of patches where so many windows will be kept."""
+        if self.scores is not None and not self.selector.uses_number:
+            return self.scores
+        scores = self.selector.score(self.patches, number, NoScout())
+        if scores.shape != self.patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score "
+                f"for each patch, {tuple(self.patches.coordinates.shape[:2])}."
+            )
+        check_finite(scores, "pixel_values, or the weights of the patch selector,")
+        if self.scores is None:
+            self.scores = scores
+        return scores
+
+    def loss(self) -> torch.Tensor | None:
+        """What training the selector adds to the loss; None for nothing."""
+        return None if self.scores is None else self.selector.loss(self.patches, self.scores, NoScout())
