@@ -9,6 +9,8 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
@@ -32,6 +34,8 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
+    AdaptiveViTForPreTraining,
+    AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
@@ -58,6 +62,8 @@ AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
+AutoModelForPreTraining.register(AdaptiveViTConfig, AdaptiveViTForPreTraining)
+AutoModelForSemanticSegmentation.register(AdaptiveViTConfig, AdaptiveViTForSemanticSegmentation)
 image_processors = {"pil": AdaptiveViTImageProcessorPil}
 if is_torchvision_available():
     image_processors["torchvision"] = AdaptiveViTImageProcessor
@@ -72,6 +78,8 @@ __all__ = [
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
+    "AdaptiveViTForPreTraining",
+    "AdaptiveViTForSemanticSegmentation",
     "AdaptiveViTImageProcessor",
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",

@@ -4,24 +4,39 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 from tests.conftest import every_selection, tiny_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
+    AdaptiveViTForPreTraining,
+    AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
 )
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
-CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
-every_class = pytest.mark.parametrize("model_class", CLASSES)
+AUTO_CLASSES = {
+    AdaptiveViTModel: AutoModel,
+    AdaptiveViTForImageClassification: AutoModelForImageClassification,
+    AdaptiveViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
+    AdaptiveViTForPreTraining: AutoModelForPreTraining,
+    AdaptiveViTForSemanticSegmentation: AutoModelForSemanticSegmentation,
+}
+every_class = pytest.mark.parametrize("model_class", AUTO_CLASSES)
 every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
 def all_options(**fields):
+    fields = {"segmentation_decoder": "convolutional", **fields}
     return tiny_config(num_register_tokens=2, layerscale_value=0.1, drop_path_rate=0.1, **fields)
 
 
@@ -34,12 +49,7 @@ def answer(output) -> torch.Tensor:
 def test_save_and_load(model_class, encoding, tmp_path):
     model = model_class(all_options(position_encoding=encoding)).eval()
     model.save_pretrained(tmp_path)
-    auto = {
-        AdaptiveViTModel: AutoModel,
-        AdaptiveViTForImageClassification: AutoModelForImageClassification,
-        AdaptiveViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
-    }[model_class]
-    again, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    again, info = AUTO_CLASSES[model_class].from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is model_class and not any(info.values())
     for (name, value), (other_name, other) in zip(
         model.state_dict().items(), again.state_dict().items(), strict=True
@@ -154,9 +164,10 @@ def test_hidden_states_and_attentions(model_class):
     model = model_class(all_options()).eval()
     images = torch.randn(2, 3, 32, 32)
     output = model(images, output_hidden_states=True, output_attentions=True)
-    assert [state.shape for state in output.hidden_states] == [(2, 19, 32)] * 4
-    assert [weights.shape for weights in output.attentions] == [(2, 4, 19, 19)] * 3
-    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 19))
+    length = 3 + (4 if model_class is AdaptiveViTForPreTraining else 16)
+    assert [state.shape for state in output.hidden_states] == [(2, length, 32)] * 4
+    assert [weights.shape for weights in output.attentions] == [(2, 4, length, length)] * 3
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, length))
     plain = model(images)
     assert plain.hidden_states is None and plain.attentions is None
     torch.testing.assert_close(answer(plain), answer(output), atol=1e-5, rtol=1e-5)
@@ -179,6 +190,39 @@ def test_gradients_are_retained(selection):
     output.logits.flatten()[0].backward()
     assert output.hidden_states[0].grad.abs().sum() > 0
     assert output.attentions[0].grad is not None
+
+
+@every_class
+def test_every_class_in_other_ways(model_class):
+    """Attention, gradient checkpointing, half precision, batching and traced graphs, as the classifier's below."""
+    config = all_options()
+    config.drop_path_rate = 0.0
+    model = model_class(config).eval()
+    images = torch.randn(3, 3, 48, 32)
+    expected = answer(model(images))
+    for index in range(3):
+        torch.testing.assert_close(
+            answer(model(images[index, None]))[0], expected[index], atol=1e-5, rtol=1e-5
+        )
+    exported = torch.export.export(
+        model, (images,), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}}
+    )
+    torch.testing.assert_close(answer(exported.module()(images[:2])), expected[:2], atol=1e-5, rtol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(answer(compiled(images)), expected, atol=1e-5, rtol=1e-5)
+
+    saving = copy.deepcopy(model).train()
+    getattr(saving, "activation_checkpointing_enable", saving.gradient_checkpointing_enable)()
+    for other in (model.train(), saving):
+        torch.manual_seed(1)
+        answer(other(images)).square().mean().backward()
+    for (name, value), other in zip(model.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, other.grad, msg=name)
+
+    half = answer(copy.deepcopy(model).eval().bfloat16()(images))
+    assert half.dtype == torch.bfloat16 and torch.isfinite(half).all()
+    model.eval().set_attn_implementation("eager")
+    torch.testing.assert_close(answer(model(images)), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_selection
