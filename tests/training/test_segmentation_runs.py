@@ -132,7 +132,7 @@ class TestRefuses:
         rows = datasets.Dataset.from_dict({"image": [PIL.Image.new("RGB", (8, 8))]})
         rows = rows.cast_column("image", datasets.Image())
         rows.to_parquet(tmp_path / "rows.parquet")
-        with pytest.raises(ValueError, match="image_column and label_column.*image"):
+        with pytest.raises(ValueError, match=r"image_column and label_column.*image"):
             make_segmentation(dataset=str(tmp_path / "rows.parquet"))
 
     def test_masks_of_three_channels(self, tmp_path, make_segmentation):
