@@ -33,17 +33,18 @@ from vit_hf.training import (
 
 
 ARCHITECTURE = {
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "patch_size": 8,
+    "intermediate_size": 128,
+    "patch_size": 4,
+    "initializer": "xavier_uniform",
     "num_channels": 1,
     "pooling": "mean",
-    "decoder_hidden_size": 64,
-    "decoder_num_hidden_layers": 2,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 128,
+    "decoder_intermediate_size": 64,
 }
 
 
@@ -143,7 +144,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--norm-pix-loss", action=argparse.BooleanOptionalAction, default=True, help="normalise patches first"
     )
     parser.add_argument("--batch-size", type=int, default=64, help="of all training")
-    parser.add_argument("--size", type=int, default=48, help="side of the canvases in pixels")
+    parser.add_argument("--size", type=int, default=32, help="side of the canvases in pixels")
     parser.add_argument("--num-noise", type=int, default=0, help="strokes on a canvas")
     parser.add_argument("--num-test", type=int, default=1000, help="canvases to evaluate on")
     parser.add_argument("--use-cpu", action="store_true", help="even where there is an accelerator")

@@ -192,9 +192,9 @@ def test_gradients_are_retained(selection):
     assert output.attentions[0].grad is not None
 
 
-@every_class
-def test_every_class_in_other_ways(model_class):
-    """Attention, gradient checkpointing, half precision, batching and traced graphs, as the classifier's below."""
+@pytest.mark.parametrize("model_class", [AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation])
+def test_other_heads_in_every_way(model_class):
+    """Batching, traced graphs, checkpointing, half precision, attention: for the classifier these are apart."""
     config = all_options()
     config.drop_path_rate = 0.0
     model = model_class(config).eval()
