@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_base import BatchFeature
 
 from .patches import to_pair
 
@@ -15,7 +15,7 @@ class SegmentationMaps:
         outputs,
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
-    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """As in transformers: class maps `(height, width)` int64, one for each image.
 
         Args:
@@ -39,11 +39,7 @@ class SegmentationMaps:
             if target_sizes is not None:
                 image = self._resize_logits(image, tuple(int(side) for side in target_sizes[index]))
             segmentation = image.argmax(dim=0) if len(image) > 1 else (image[0] > 0).long()
-            results.append(
-                SemanticSegmentationPostProcessorOutput(
-                    data={"segmentation": segmentation, "segmentation_scores": image}
-                )
-            )
+            results.append(BatchFeature(data={"segmentation": segmentation, "segmentation_scores": image}))
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
     def _resize_logits(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
