@@ -11,21 +11,16 @@ The first argument may be a YAML or JSON file of flags; flags after it override 
 where it was when it is started again with the same arguments.
 """
 
-import sys
-
-from huggingface_hub.constants import ENDPOINT
-from transformers.utils.logging import disable_progress_bar
-
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
     MethodArguments,
     ModelArguments,
     RunArguments,
-    format_metrics,
     make_parser,
     parse_arguments,
     prepare_run,
+    run_and_report,
 )
 
 
@@ -35,32 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
     )
     *arguments, training = parse_arguments(parser, argv)
-    try:
-        run = prepare_run(*arguments, training)
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"finetune.py: {error}")
-    # A bar for each file of a checkpoint would tear Trainer's own apart.
-    disable_progress_bar()
-    is_main = training.process_index == 0
-    if is_main:
-        print(run.describe(), flush=True)
-    try:
-        metrics = run.execute()
-    except KeyboardInterrupt:
-        sys.exit(
-            "\nfinetune.py: interrupted. Start it again with the same arguments: it goes on from the last checkpoint in "
-            f"{training.output_dir}, if one was saved"
-        )
-    except FloatingPointError as error:
-        sys.exit(f"\nfinetune.py: {error}")
-    except OSError as error:
-        if not getattr(error, "__notes__", None):  # which a failed push has
-            raise
-        sys.exit("\n".join([f"\nfinetune.py: {error}", *error.__notes__]))
-    if is_main:
-        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
-        if training.push_to_hub:
-            print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
+    run_and_report("finetune.py", lambda: prepare_run(*arguments, training), training)
 
 
 if __name__ == "__main__":

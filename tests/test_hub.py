@@ -72,7 +72,7 @@ def test_what_is_pushed(hub, client):
     }
     assert config["auto_map"]["AutoImageProcessor"] == backends
     names = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling")
-    for name in (*names, "AutoBackbone"):
+    for name in (*names, "AutoModelForPreTraining", "AutoModelForSemanticSegmentation", "AutoBackbone"):
         assert f"{config['auto_map'][name].partition('.')[0]}.py" in files
     for reference in backends.values():
         assert f"{reference.partition('.')[0]}.py" in files
@@ -261,7 +261,7 @@ import sys
 from PIL import Image
 from transformers import (
     AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling, pipeline,
+    AutoModelForMaskedImageModeling, AutoModelForPreTraining, AutoModelForSemanticSegmentation, pipeline,
 )
 
 try:
@@ -285,6 +285,8 @@ AutoModel.from_pretrained(name, **trusted)(**inputs)
 AutoBackbone.from_pretrained(name, **trusted)(**inputs)
 dense = {"patch_selector": None, "num_selected_patches": None}
 AutoModelForMaskedImageModeling.from_pretrained(name, **dense, **trusted)(**inputs)
+AutoModelForPreTraining.from_pretrained(name, **dense, **trusted)(**inputs)
+AutoModelForSemanticSegmentation.from_pretrained(name, **trusted)(**inputs)
 [best, *_] = pipeline("image-classification", model=name, **trusted)(image)
 pinned = AutoModelForImageClassification.from_pretrained(name, revision=first, **trusted)
 print("answers", model(**inputs).logits[0].tolist(), pinned(**inputs).logits[0].tolist(), best["label"])

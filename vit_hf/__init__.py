@@ -9,6 +9,8 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
@@ -40,6 +42,8 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
+    AdaptiveViTForPreTraining,
+    AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
@@ -66,6 +70,8 @@ AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
 AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
 AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
+AutoModelForPreTraining.register(AdaptiveViTConfig, AdaptiveViTForPreTraining)
+AutoModelForSemanticSegmentation.register(AdaptiveViTConfig, AdaptiveViTForSemanticSegmentation)
 AutoConfig.register(AdaptiveSwinConfig.model_type, AdaptiveSwinConfig)
 AutoBackbone.register(AdaptiveSwinConfig, AdaptiveSwinBackbone)
 AutoModel.register(AdaptiveSwinConfig, AdaptiveSwinModel)
@@ -92,6 +98,8 @@ __all__ = [
     "AdaptiveViTConfig",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
+    "AdaptiveViTForPreTraining",
+    "AdaptiveViTForSemanticSegmentation",
     "AdaptiveViTImageProcessor",
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",

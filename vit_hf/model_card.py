@@ -53,6 +53,8 @@ FACTORS = ("gradient_accumulation_steps", "layer_decay", "backbone_lr_factor")
 USES = {
     "AdaptiveViTForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "AdaptiveViTForMaskedImageModeling": ("AutoModelForMaskedImageModeling", "image-feature-extraction"),
+    "AdaptiveViTForPreTraining": ("AutoModelForPreTraining", "image-feature-extraction"),
+    "AdaptiveViTForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation"),
     "AdaptiveViTBackbone": ("AutoBackbone", "image-feature-extraction"),
     "AdaptiveViTModel": ("AutoModel", "image-feature-extraction"),
     "AdaptiveSwinForImageClassification": ("AutoModelForImageClassification", "image-classification"),

@@ -4,7 +4,13 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 from tests.conftest import SELECTIONS, SWINS, every_selection, every_swin, tiny_config, tiny_swin_config
 from vit_hf import (
@@ -14,29 +20,41 @@ from vit_hf import (
     AdaptiveSwinModel,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
+    AdaptiveViTForPreTraining,
+    AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
 )
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
-VIT_CLASSES = [AdaptiveViTModel, AdaptiveViTForImageClassification, AdaptiveViTForMaskedImageModeling]
-SWIN_CLASSES = [AdaptiveSwinModel, AdaptiveSwinForImageClassification, AdaptiveSwinForMaskedImageModeling]
-AUTO_CLASSES = [AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling]
+VIT_CLASSES = {
+    AdaptiveViTModel: AutoModel,
+    AdaptiveViTForImageClassification: AutoModelForImageClassification,
+    AdaptiveViTForMaskedImageModeling: AutoModelForMaskedImageModeling,
+    AdaptiveViTForPreTraining: AutoModelForPreTraining,
+    AdaptiveViTForSemanticSegmentation: AutoModelForSemanticSegmentation,
+}
+SWIN_CLASSES = {
+    AdaptiveSwinModel: AutoModel,
+    AdaptiveSwinForImageClassification: AutoModelForImageClassification,
+    AdaptiveSwinForMaskedImageModeling: AutoModelForMaskedImageModeling,
+}
 every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
 def all_options(**fields):
+    fields = {"segmentation_decoder": "convolutional", **fields}
     return tiny_config(num_register_tokens=2, layerscale_value=0.1, drop_path_rate=0.1, **fields)
 
 
 def models() -> dict:
     """Every class with everything that makes other parameters: class, Auto class, and configuration."""
     table = {}
-    for model_class, auto_class in zip(VIT_CLASSES, AUTO_CLASSES, strict=True):
+    for model_class, auto_class in VIT_CLASSES.items():
         for encoding in POSITION_ENCODINGS:
             fields = {"position_encoding": encoding}
             table[f"{model_class.__name__}-{encoding}"] = (model_class, auto_class, all_options, fields)
-    for model_class, auto_class in zip(SWIN_CLASSES, AUTO_CLASSES, strict=True):
+    for model_class, auto_class in SWIN_CLASSES.items():
         for name, fields in SWINS.items():
             if "patch_selector" not in fields:
                 table[f"{model_class.__name__}-{name}"] = (model_class, auto_class, tiny_swin_config, fields)
@@ -197,9 +215,10 @@ def test_hidden_states_and_attentions(model_class):
     model = model_class(all_options()).eval()
     images = torch.randn(2, 3, 32, 32)
     output = model(images, output_hidden_states=True, output_attentions=True)
-    assert [state.shape for state in output.hidden_states] == [(2, 19, 32)] * 4
-    assert [weights.shape for weights in output.attentions] == [(2, 4, 19, 19)] * 3
-    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 19))
+    length = 3 + (4 if model_class is AdaptiveViTForPreTraining else 16)
+    assert [state.shape for state in output.hidden_states] == [(2, length, 32)] * 4
+    assert [weights.shape for weights in output.attentions] == [(2, 4, length, length)] * 3
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, length))
     plain = model(images)
     assert plain.hidden_states is None and plain.attentions is None
     torch.testing.assert_close(answer(plain), answer(output), atol=1e-5, rtol=1e-5)
@@ -246,6 +265,39 @@ def test_gradients_are_retained(model_class, config, fields):
     output.logits.flatten()[0].backward()
     assert output.hidden_states[0].grad.abs().sum() > 0
     assert output.attentions[0].grad is not None
+
+
+@pytest.mark.parametrize("model_class", [AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation])
+def test_other_heads_in_every_way(model_class):
+    """Batching, traced graphs, checkpointing, half precision, attention: for the classifier these are apart."""
+    config = all_options()
+    config.drop_path_rate = 0.0
+    model = model_class(config).eval()
+    images = torch.randn(3, 3, 48, 32)
+    expected = answer(model(images))
+    for index in range(3):
+        torch.testing.assert_close(
+            answer(model(images[index, None]))[0], expected[index], atol=1e-5, rtol=1e-5
+        )
+    exported = torch.export.export(
+        model, (images,), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}}
+    )
+    torch.testing.assert_close(answer(exported.module()(images[:2])), expected[:2], atol=1e-5, rtol=1e-5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(answer(compiled(images)), expected, atol=1e-5, rtol=1e-5)
+
+    saving = copy.deepcopy(model).train()
+    getattr(saving, "activation_checkpointing_enable", saving.gradient_checkpointing_enable)()
+    for other in (model.train(), saving):
+        torch.manual_seed(1)
+        answer(other(images)).square().mean().backward()
+    for (name, value), other in zip(model.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, other.grad, msg=name)
+
+    half = answer(copy.deepcopy(model).eval().bfloat16()(images))
+    assert half.dtype == torch.bfloat16 and torch.isfinite(half).all()
+    model.eval().set_attn_implementation("eager")
+    torch.testing.assert_close(answer(model(images)), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_selection

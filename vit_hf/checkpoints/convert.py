@@ -23,6 +23,7 @@ from ..model.modeling_adaptive_vit import (
 from ..model.patches import to_pair
 from ..training.models import check_path, is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
+from .masked_autoencoders import convert_autoencoder, decoder_fields, has_decoder
 from .npz import load_npz
 from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .swin import SWIN_FAMILIES, convert_swin
@@ -63,9 +64,10 @@ def convert(
             transformers 4; one of timm (see `convert_timm`); the name of a checkpoint of either, local or on the Hub;
             a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
             google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
-            `AdaptiveViTForImageClassification`, any other an
-            `AdaptiveViTModel` (to be loaded again with `add_pooling_layer=False`, unless it is of the family `vit`); a
-            Swin or SwinV2 the `AdaptiveSwin...` of the same kind.
+            `AdaptiveViTForImageClassification`, a `ViTMAEForPreTraining` an `AdaptiveViTForPreTraining` (its encoder
+            alone where `fields` select or reduce), any other an `AdaptiveViTModel` (to be loaded again with
+            `add_pooling_layer=False`, unless it is of the family `vit`); a Swin or SwinV2 the `AdaptiveSwin...` of the
+            same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
         architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
@@ -123,11 +125,16 @@ def convert(
             options["pooling"] = "cls+register"
         unread = ["head.", *(["layernorm."] if options.get("final_norm") == "none" else [])]
         weights = {name: value for name, value in weights.items() if not name.startswith(tuple(unread))}
+    pretrains = has_decoder(model, fields)
+    if pretrains:
+        options |= decoder_fields(config)
     ours = AdaptiveViTConfig(**options | fields)
     pooling = {name: value for name, value in weights.items() if name.startswith("head.")}
     if pooling:
         return convert_siglip(ours, weights, pooling, model.dtype), convert_processor(source, model)
-    if head is not None:
+    if pretrains:
+        result, weights = convert_autoencoder(ours, weights, model)
+    elif head is not None:
         result = AdaptiveViTForImageClassification(ours)
         weights = {f"vit.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
         weights |= {f"classifier.{name}": value for name, value in head.items()}

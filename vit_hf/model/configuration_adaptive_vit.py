@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_checks import (
     check_blocks,
+    check_decoder,
     check_positions,
     check_reduction,
     check_selection,
@@ -121,6 +122,15 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020). Of a model built from a
             configuration its weights are random, whatever `use_pretrained_backbone` says there; `from_pretrained` reads
             them from the checkpoint.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
+            default to 512, 8, 16 and 2048): of the decoder of `AdaptiveViTForPreTraining`, as in transformers' `ViTMAEConfig`.
+        decoder_position_encoding (`str`, defaults to `"sinusoidal_2d"`): of that decoder, a key of `POSITION_ENCODINGS`.
+        mask_ratio (`float`, defaults to 0.75): share in (0, 1) of the patches that pretraining drops.
+        norm_pix_loss (`bool`, defaults to False): whether pretraining reconstructs patches of mean 0 and variance 1.
+        segmentation_decoder (`"linear"` or `"convolutional"`, defaults to `"linear"`): of
+            `AdaptiveViTForSemanticSegmentation`: a classifier on each patch, or transposed convolutions to 4 times as many
+            rows and columns.
+        semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that do not count in its loss.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -142,6 +152,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         "token_sizes",
         "token_assignments",
         "selection_loss",
+        "ids_restore",
+        "mask",
     ]
 
     hidden_size: int = 768
@@ -226,6 +238,15 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    decoder_position_encoding: str = "sinusoidal_2d"
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+    segmentation_decoder: Literal["linear", "convolutional"] = "linear"
+    semantic_loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
@@ -257,6 +278,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         check_selection(self)
         check_selection_options(self)
         check_reduction(self)
+        check_decoder(self)
 
     @classmethod
     def get_config_dict(

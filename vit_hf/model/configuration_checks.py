@@ -3,7 +3,9 @@
 import math
 
 from .blocks import ACTIVATIONS
+from .mae_decoder import decoder_config
 from .patches import to_pair
+from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
 from .selection import PATCH_SELECTORS
 from .user_classes import TABLES, is_known
@@ -244,3 +246,31 @@ def check_reduction(config) -> None:
             f"merge_r={config.merge_r} must be at least 1, and is for token_reducer='merge', not "
             f"{config.token_reducer!r}, which goes by keep_rate."
         )
+
+
+def check_decoder(config) -> None:
+    """What reconstructs in pretraining."""
+    if not 0 < config.mask_ratio < 1:
+        raise ValueError(f"mask_ratio={config.mask_ratio} is a share of the patches and must lie in (0, 1).")
+    for name in (
+        "decoder_hidden_size",
+        "decoder_num_hidden_layers",
+        "decoder_num_attention_heads",
+        "decoder_intermediate_size",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
+    if config.decoder_hidden_size % config.decoder_num_attention_heads:
+        raise ValueError(
+            f"decoder_hidden_size={config.decoder_hidden_size} must be a multiple of "
+            f"decoder_num_attention_heads={config.decoder_num_attention_heads}."
+        )
+    if config.decoder_position_encoding not in POSITION_ENCODINGS:
+        raise ValueError(
+            f"decoder_position_encoding={config.decoder_position_encoding!r} is unknown. Choose one of "
+            f"{sorted(POSITION_ENCODINGS)}."
+        )
+    try:
+        check_positions(decoder_config(config))
+    except ValueError as error:
+        raise ValueError(f"Of the decoder (decoder_hidden_size and so on): {error}") from error

@@ -27,6 +27,7 @@ from .image_loading import flatten_images, read_image, to_pixels
 from .image_resizing import size_for_patches, target_size
 from .patches import ImagePatches, flatten_channels_last, to_pair
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
+from .segmentation_maps import SegmentationMaps
 from .selection_base import keep_top, resolve_num_selected
 from .tokens import PatchTokens
 
@@ -63,7 +64,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_before_resize: bool | None
 
 
-class ImagePreparation(BaseImageProcessor):
+class ImagePreparation(SegmentationMaps, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
     Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for how

@@ -26,14 +26,17 @@ from .outputs import (
 )
 from .patches import cut_patches
 from .pretrained import AdaptiveViTPreTrainedModel
+from .pretraining import AdaptiveViTForPreTraining
 from .scout import RECORD_NOTHING
 from .selection_policy import reinforce_loss
+from .semantic_segmentation import AdaptiveViTForSemanticSegmentation
 
 
 logger = logging.get_logger(__name__)
 
 # transformers saves the file that a class names, with what that imports: this one has everything.
-AdaptiveViTModel.__module__ = __name__
+for _model_class in (AdaptiveViTModel, AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation):
+    _model_class.__module__ = __name__
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
@@ -302,6 +305,8 @@ __all__ = [
     "AdaptiveViTBackbone",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
+    "AdaptiveViTForPreTraining",
+    "AdaptiveViTForSemanticSegmentation",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
 ]

@@ -8,6 +8,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    SemanticSegmenterOutput,
 )
 from transformers.utils import ModelOutput
 
@@ -96,6 +97,40 @@ class AdaptiveViTMaskedImageModelingOutput(MaskedImageModelingOutput):
     """Reconstruction `(B, C, H, W)` in pixels, and the grid it was made on."""
 
     spatial_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class AdaptiveViTForPreTrainingOutput(ModelOutput):
+    """What a masked autoencoder made of the images; the first six as in transformers' ViTMAE.
+
+    Attributes:
+        loss: mean squared error over the pixels of dropped patches.
+        logits: `(B, N, P*P*C)` pixels of all patches, channel last in each.
+        mask: `(B, N)` float, 1 for patches that were dropped, 0 for those that were kept (and for padding).
+        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped ones.
+        hidden_states, attentions: of the encoder, whose last K tokens are the kept patches in that order.
+        selected_patches: `(B, K)` int64 raster indices of the kept patches, in that order; -1 where an image had fewer.
+        spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    mask: torch.FloatTensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    selected_patches: torch.LongTensor | None = None
+    spatial_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class AdaptiveViTSemanticSegmenterOutput(SemanticSegmenterOutput):
+    """Logits `(B, num_labels, h, w)` for the whole image, and of `AdaptiveViTModelOutput` what was selected."""
+
+    selected_patches: torch.LongTensor | None = None
+    patch_scores: torch.FloatTensor | None = None
+    spatial_shapes: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None
 
 
 @dataclass

@@ -17,7 +17,9 @@ from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
+from .mae_decoder import MaskedAutoencoderDecoder
 from .pretrained_base import AdaptivePreTrainedModel
+from .segmentation_decoders import Upsampling
 from .selection_cross_attention import CrossAttentionSelector
 from .user_classes import derives_from, find_class
 
@@ -28,6 +30,8 @@ AUTO_MAP = {
     "AutoModel": f"{MODULE}.AdaptiveViTModel",
     "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
     "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
+    "AutoModelForPreTraining": f"{MODULE}.AdaptiveViTForPreTraining",
+    "AutoModelForSemanticSegmentation": f"{MODULE}.AdaptiveViTForSemanticSegmentation",
     "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
     "AutoImageProcessor": {
         "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
@@ -88,6 +92,11 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
             init.normal_(module.projection.weight, std=module.projection.in_channels**-0.5)
         elif isinstance(module, AttentionPooling):
             init.trunc_normal_(module.probe, mean=0.0, std=std)
+        elif isinstance(module, MaskedAutoencoderDecoder):
+            init.trunc_normal_(module.mask_token, mean=0.0, std=std)
+        elif isinstance(module, Upsampling):
+            # From few channels, a deviation of `initializer_range` would leave hardly anything of a map.
+            init.normal_(module.weight, std=(2 / module.in_channels) ** 0.5)
         elif isinstance(module, CrossAttentionSelector):
             init.normal_(module.query)
         elif derives_from(type(module), "PositionEncoding"):

@@ -8,7 +8,14 @@ from typing import Any
 
 
 _MODULES = {
-    "arguments": ("DataArguments", "MethodArguments", "ModelArguments", "RunArguments", "SelectionArguments"),
+    "arguments": (
+        "DataArguments",
+        "MethodArguments",
+        "ModelArguments",
+        "RunArguments",
+        "SelectionArguments",
+        "ArchitectureArguments",
+    ),
     "augmentation": (
         "AugmentationArguments",
         "EvaluationExamples",
@@ -21,6 +28,7 @@ _MODULES = {
     "command_line": ("format_metrics", "make_parser", "parse_arguments"),
     "ema": ("EmaCallback",),
     "evaluation": ("EvaluationArguments", "evaluate_model"),
+    "execution": ("PreparedRun", "run_and_report"),
     "finetuning": ("FinetuningRun", "make_trainer", "prepare_run"),
     "freezing": ("FreezeBackbone",),
     "hub_trainer": ("HubTrainer",),
@@ -32,9 +40,11 @@ _MODULES = {
     "models": ("load_classifier", "make_image_processor", "make_model"),
     "monitoring": ("LogSelectionLoss", "NonFiniteGuard"),
     "patch_collation": ("PatchCollator",),
+    "pretraining": ("PretrainingArguments", "prepare_pretraining"),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
     "ray_prediction": ("CollectionRun", "prepare_collection"),
     "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
+    "segmentation": ("MeanIoU", "SegmentationArguments", "prepare_segmentation"),
     "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

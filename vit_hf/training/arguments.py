@@ -75,8 +75,8 @@ class SelectionArguments:
 
 
 @dataclass
-class ModelArguments:
-    """Which model, and what it looks at."""
+class ArchitectureArguments:
+    """Which model, and at what size it sees images."""
 
     _argument_group_name = "model"
 
@@ -92,6 +92,44 @@ class ModelArguments:
             "help": 'fields of AdaptiveViTConfig as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
         },
     )
+    position_encoding: str | None = field(
+        default=None,
+        metadata={"help": "such as learned, sinusoidal_2d or rotary; default: as in the checkpoint"},
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "pixels a side that images are resized to; default: as in the checkpoint, or 224"},
+    )
+    native_resolution: bool = field(default=False, metadata={"help": "do not resize images"})
+    longest_edge: int | None = field(
+        default=None,
+        metadata={"help": "shrink images whose longer side has more pixels, and resize no others"},
+    )
+    return_patches: bool = field(
+        default=False,
+        metadata={
+            "help": "cut (and by a pixel heuristic select) patches in the data loader; needed for images of mixed sizes"
+        },
+    )
+
+    def __post_init__(self):
+        self.config_overrides = parse_json("config_overrides", self.config_overrides)
+        given = [name for name in ("image_size", "native_resolution", "longest_edge") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
+        for name in ("image_size", "longest_edge"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 pixel")
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the config that were asked for."""
+        return self.config_overrides | given_fields(self, ("position_encoding",))
+
+
+@dataclass
+class ModelArguments(ArchitectureArguments):
+    """Which model, and what it looks at."""
+
     patch_selector: str | None = field(
         default=None,
         metadata={
@@ -120,41 +158,14 @@ class ModelArguments:
         default=None,
         metadata={"help": "tokens that merge takes away at each of reduction_layers, instead of keep_rate"},
     )
-    position_encoding: str | None = field(
-        default=None,
-        metadata={"help": "such as learned, sinusoidal_2d or rotary; default: as in the checkpoint"},
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={"help": "pixels a side that images are resized to; default: as in the checkpoint, or 224"},
-    )
-    native_resolution: bool = field(default=False, metadata={"help": "do not resize images"})
-    longest_edge: int | None = field(
-        default=None,
-        metadata={"help": "shrink images whose longer side has more pixels, and resize no others"},
-    )
-    return_patches: bool = field(
-        default=False,
-        metadata={
-            "help": "cut (and by a pixel heuristic select) patches in the data loader; needed for images of mixed sizes"
-        },
-    )
 
     def __post_init__(self):
-        self.config_overrides = parse_json("config_overrides", self.config_overrides)
+        super().__post_init__()
         self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
-        given = [name for name in ("image_size", "native_resolution", "longest_edge") if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
-        for name in ("image_size", "longest_edge"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 pixel")
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the config that were asked for."""
-        return self.config_overrides | given_fields(
-            self, (*SELECTION_FIELDS, "exploration", "position_encoding")
-        )
+        return super().config_fields() | given_fields(self, (*SELECTION_FIELDS, "exploration"))
 
 
 @dataclass

@@ -1,15 +1,12 @@
 """A fine-tuning run from its arguments to a saved model."""
 
 import contextlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from transformers import TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -28,6 +25,7 @@ from .augmentation import (
 from .collation import ImageCollator
 from .curriculum import CurriculumRecorder
 from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
+from .execution import check_batch, describe_beginning, execute_run, open_output_dir
 from .freezing import FreezeBackbone, part_of
 from .hub_trainer import HubTrainer
 from .layer_decay import layerwise_parameter_groups
@@ -36,14 +34,11 @@ from .metrics import BEST_MODEL_METRIC, compute_metrics_for
 from .models import make_image_processor, make_model
 from .monitoring import LogSelectionLoss, NonFiniteGuard
 from .runs import (
-    RUN_ARGUMENTS_NAME,
     check_output_dir,
     check_same_model,
     check_same_rates,
     describe_run,
     find_last_checkpoint,
-    set_aside,
-    set_incomplete_aside,
 )
 from .schedule import KeepRateSchedule
 
@@ -68,34 +63,15 @@ class FinetuningRun:
         Returns:
             Metrics of training (`train_`), validation (`eval_`) and test (`test_`), as far as there are any.
         """
-        trainer = self.trainer
-        # Now, because training may delete the checkpoint as one of the older ones.
-        steps_done = self._steps_done()
-        result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        # Not pushed before it was measured.
-        trainer.save_model(_internal_call=True)
-        trainer.save_state()
-        metrics = {}
-        # A run that was complete already has no training loss to tell.
-        if trainer.state.global_step > steps_done:
-            trainer.save_metrics("train", result.metrics)
-            metrics |= result.metrics
-        for split, prefix in (("validation", "eval"), ("test", "test")):
-            if split in self.data.splits:
-                scores = trainer.evaluate(
-                    EvaluationExamples(self.data.splits[split]), metric_key_prefix=prefix
-                )
-                trainer.save_metrics(prefix, scores)
-                metrics |= scores
-        if trainer.args.push_to_hub:
-            trainer.push_to_hub()
-        return metrics
+        held_out = {
+            split: EvaluationExamples(images)
+            for split, images in self.data.splits.items()
+            if split != "train"
+        }
+        return execute_run(self.trainer, held_out, self.checkpoint)
 
     def describe(self) -> str:
         """What is going to happen, in a few lines."""
-        run = "begins"
-        if self.checkpoint is not None:
-            run = f"resumes from {self.checkpoint}"
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         outputs = f"{self.data.num_labels} classes" if self.data.id2label else "regression"
         model = self.trainer.model
@@ -103,18 +79,13 @@ class FinetuningRun:
             [
                 f"Data:   {sizes} images; {outputs}",
                 *(f"        left out: {reason}" for reason in self.data.skipped),
-                f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {_describe_selection(model.config)}",
-                f"Run:    {run}",
+                f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}",
+                describe_beginning(self.checkpoint),
             ]
         )
 
-    def _steps_done(self) -> int:
-        if self.checkpoint is None:
-            return 0
-        return TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
 
-
-def _describe_selection(config: AdaptiveViTConfig) -> str:
+def describe_selection(config: AdaptiveViTConfig) -> str:
     """What a model computes on."""
     text = "all patches"
     if config.patch_selector is not None:
@@ -164,7 +135,8 @@ def prepare_run(
     with contextlib.suppress(NoFile):  # of which there was a warning
         files_to_save(classes_of(model.base_model))
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
-    checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, method)
+    averaged = method.ema_decay is not None
+    checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, averaged)
     if checkpoint is not None:
         check_same_rates(training.output_dir, arguments)
     trainer = make_trainer(model, processor, data, augmentation, method, training)
@@ -174,14 +146,7 @@ def prepare_run(
     }
     check_batch(trainer)
 
-    with training.main_process_first():
-        if training.process_index == 0:
-            if method.start_anew:
-                set_aside(training.output_dir)
-            if checkpoint is not None:
-                set_incomplete_aside(training.output_dir, checkpoint)
-            Path(training.output_dir).mkdir(parents=True, exist_ok=True)
-            Path(training.output_dir, RUN_ARGUMENTS_NAME).write_text(json.dumps(arguments, indent=2))
+    open_output_dir(training, arguments, checkpoint, method.start_anew)
     return FinetuningRun(trainer, data, checkpoint)
 
 
@@ -267,31 +232,20 @@ def make_trainer(
     )
 
 
-@torch.no_grad()
-def check_batch(trainer: HubTrainer) -> None:
-    """Run the model on two images, so that what does not fit fails before training begins.
-
-    Raises:
-        ValueError: as the image processor and the model do, for instance for images of fewer patches than are to
-            be selected.
-    """
-    examples = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
-    batch = trainer.data_collator(examples)
-    model = trainer.model.eval()
-    model(**{name: values.to(model.device) for name, values in batch.items()})
-
-
-def find_resumable(
-    output_dir: str, model: AdaptiveViTForImageClassification, method: MethodArguments
-) -> Path | None:
+def find_resumable(output_dir: str, model: PreTrainedModel, averaged: bool = False) -> Path | None:
     """The checkpoint in `output_dir` to go on from, or None if there is none.
+
+    Args:
+        output_dir: of the run.
+        model: with which it is to go on.
+        averaged: whether the run keeps a moving average of the weights.
 
     Raises:
         ValueError: if the checkpoint is one of another model, or was made with a moving average and there is to
             be none now.
         FileExistsError: if there is a finished model but no checkpoint.
     """
-    also = [UNAVERAGED_WEIGHTS_NAME] if method.ema_decay is not None else []
+    also = [UNAVERAGED_WEIGHTS_NAME] if averaged else []
     checkpoint = find_last_checkpoint(output_dir, also)
     if checkpoint is None:
         if (Path(output_dir) / SAFE_WEIGHTS_NAME).is_file():
@@ -301,6 +255,6 @@ def find_resumable(
             )
         return None
     check_same_model(checkpoint, model)
-    if method.ema_decay is None and (checkpoint / UNAVERAGED_WEIGHTS_NAME).is_file():
+    if not averaged and (checkpoint / UNAVERAGED_WEIGHTS_NAME).is_file():
         raise ValueError(f"{checkpoint} belongs to a run with ema_decay; give it again, or set start_anew")
     return checkpoint

@@ -96,8 +96,7 @@ def load_image_dataset(
         ValueError: for data without rows, columns that are missing or ambiguous, labels that are missing, of a
             single class or unknown to the model, or a damaged image, which is named.
     """
-    if not 0 <= validation_share < 1:
-        raise ValueError(f"validation_share is {validation_share}; it must be at least 0 and below 1")
+    check_validation_share(validation_share)
     splits = load_splits(name_or_path, options or {})
     first = next(iter(splits.values()))
     image_column = find_image_column(first, image_column)
@@ -108,7 +107,61 @@ def load_image_dataset(
         del splits["test"], columns["test"]
     encoded = encode_labels(first.features[label_column], columns, label2id)
 
-    labelled, skipped = {}, []
+    skipped: list[str] = []
+    return ImageDataset(
+        splits=_open_splits(
+            splits, image_column, encoded.splits, validation_share, seed, skip_corrupt, skipped
+        ),
+        problem_type=encoded.problem_type,
+        num_labels=encoded.num_labels,
+        id2label=dict(enumerate(encoded.names)),
+        label2id={name: number for number, name in enumerate(encoded.names)},
+        skipped=skipped,
+    )
+
+
+def load_unlabelled(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    skip_corrupt: bool = False,
+    options: dict[str, Any] | None = None,
+) -> tuple[dict[str, LabelledImages], list[str]]:
+    """The images of `load_image_dataset`, whatever labels they have or have not: all labels are 0.
+
+    Returns:
+        Splits, and why, for each damaged image that was left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_image_dataset`, but for labels.
+    """
+    check_validation_share(validation_share)
+    splits = load_splits(name_or_path, options or {})
+    image_column = find_image_column(next(iter(splits.values())), image_column)
+    labels = {name: np.zeros(len(rows), np.int64) for name, rows in splits.items()}
+    skipped: list[str] = []
+    return _open_splits(splits, image_column, labels, validation_share, seed, skip_corrupt, skipped), skipped
+
+
+def check_validation_share(share: float) -> None:
+    """Raises: ValueError if it is none below 1."""
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share is {share}; it must be at least 0 and below 1")
+
+
+def _open_splits(
+    splits: dict[str, datasets.Dataset],
+    image_column: str,
+    labels: dict[str, np.ndarray],
+    validation_share: float,
+    seed: int,
+    skip_corrupt: bool,
+    skipped: list[str],
+) -> dict[str, LabelledImages]:
+    """Splits without what is damaged, of which `skipped` is told, and with one for validation."""
+    labelled = {}
     for name, rows in splits.items():
         rows = rows.select_columns(image_column)
         # Not its subclasses, which draw their images.
@@ -116,21 +169,14 @@ def load_image_dataset(
         if is_encoded:
             # Not decoded by `datasets`, so that a damaged file can be named.
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        labelled[name] = LabelledImages(rows, image_column, encoded.splits[name])
+        labelled[name] = LabelledImages(rows, image_column, labels[name])
         if is_encoded and (skip_corrupt or rows[0][image_column]["bytes"] is None):
             labelled[name] = _check_images(labelled[name], name, skip_corrupt, skipped)
     if "train" in labelled and "validation" not in labelled and validation_share:
         kept, held_out = hold_out(labelled["train"].labels, validation_share, seed)
         labelled["validation"] = labelled["train"].select(held_out)
         labelled["train"] = labelled["train"].select(kept)
-    return ImageDataset(
-        splits={name: labelled[name] for name in SPLIT_NAMES if name in labelled},
-        problem_type=encoded.problem_type,
-        num_labels=encoded.num_labels,
-        id2label=dict(enumerate(encoded.names)),
-        label2id={name: number for number, name in enumerate(encoded.names)},
-        skipped=skipped,
-    )
+    return {name: labelled[name] for name in SPLIT_NAMES if name in labelled}
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

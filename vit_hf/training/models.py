@@ -18,18 +18,23 @@ from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.swin_configuration_checks import FOREIGN
-from .arguments import ModelArguments
+from .arguments import ArchitectureArguments, ModelArguments
 from .freezing import part_of
 from .loading import ImageDataset
 
 
 logger = logging.get_logger(__name__)
 
-HEAD = "classifier."
+# What each class has beside the encoder, by the beginning of names of weights.
+HEADS = {
+    "AdaptiveViTForImageClassification": "classifier.",
+    "AdaptiveViTForPreTraining": "decoder.",
+    "AdaptiveViTForSemanticSegmentation": "decode_head.",
+}
 
 
 def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForImageClassification:
@@ -45,13 +50,31 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForI
     fields = arguments.config_fields() | {"num_labels": data.num_labels, "problem_type": data.problem_type}
     if data.id2label:
         fields |= {"id2label": data.id2label, "label2id": data.label2id}
+    return load_or_build(AdaptiveViTForImageClassification, arguments, fields)
+
+
+def load_or_build(
+    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> AdaptiveViTPreTrainedModel:
+    """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from scratch.
+
+    Args:
+        model_class: a key of `HEADS`.
+        arguments: which checkpoint, if any.
+        fields: all that the configuration is to have.
+
+    Raises:
+        OSError, ValueError: as `make_model`.
+    """
     unknown = arguments.config_overrides.keys() - AdaptiveViTConfig().to_dict().keys()
     if unknown:
         raise ValueError(f"config_overrides: AdaptiveViTConfig has no field {', '.join(sorted(unknown))}")
 
     try:
         model = (
-            _build(arguments, fields) if arguments.model_name_or_path is None else _load(arguments, fields)
+            _build(model_class, arguments, fields)
+            if arguments.model_name_or_path is None
+            else _load(model_class, arguments, fields)
         )
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
@@ -64,31 +87,36 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForI
     return model
 
 
-def _build(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForImageClassification:
+def _build(
+    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> AdaptiveViTPreTrainedModel:
     if arguments.image_size is not None:
         fields["image_size"] = arguments.image_size
-    return AdaptiveViTForImageClassification(AdaptiveViTConfig(**fields))
+    return model_class(AdaptiveViTConfig(**fields))
 
 
-def _load(arguments: ModelArguments, fields: dict[str, Any]) -> AdaptiveViTForImageClassification:
+def _load(
+    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> AdaptiveViTPreTrainedModel:
     check_path(arguments.model_name_or_path)
     # What transformers reports at length about a new head is no more than that there is one.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, report = AdaptiveViTForImageClassification.from_pretrained(
+        model, report = model_class.from_pretrained(
             arguments.model_name_or_path, **fields, ignore_mismatched_sizes=True, output_loading_info=True
         )
     finally:
         logging.set_verbosity(verbosity)
-    mismatched = [entry for entry in report["mismatched_keys"] if not entry[0].startswith(HEAD)]
+    head = HEADS[model_class.__name__]
+    mismatched = [entry for entry in report["mismatched_keys"] if not entry[0].startswith(head)]
     if mismatched:
         name, found, needed = mismatched[0]
         raise ValueError(
             f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, and the model asked "
             f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of config_overrides."
         )
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(HEAD))
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:
         logger.warning(
             f"Not in {arguments.model_name_or_path}, so to be trained from scratch: {', '.join(missing[:5])}"

@@ -12,7 +12,8 @@ from transformers.utils import logging
 
 from ...training.arguments import MethodArguments, ModelArguments, RunArguments
 from ...training.augmentation import AugmentationArguments
-from ...training.finetuning import check_batch, make_trainer
+from ...training.execution import check_batch
+from ...training.finetuning import make_trainer
 from ...training.loading import ImageDataset
 from ...training.models import make_image_processor, make_model
 from .strategies import Strategy

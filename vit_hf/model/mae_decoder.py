@@ -1,0 +1,142 @@
+"""What a masked autoencoder has beside its encoder: masking, a light decoder, the loss. Shape legend: `tokens.py`.
+
+"Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). Parameters carry the names of transformers' ViTMAE.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .attention import AttentionInputs
+from .blocks import make_norm, normalise
+from .encoder import AdaptiveViTLayer
+from .patches import ImagePatches, flatten_channels_last, to_pair
+from .pixel_scorers import pixel_scores
+from .positions import POSITION_ENCODINGS
+from .tokens import PatchTokens, gather_tokens, raster_indices
+
+
+def decoder_config(config):
+    """The configuration of the decoder's blocks: the encoder's, with the decoder's sizes and positions."""
+    config = copy.copy(config)
+    config.hidden_size = config.decoder_hidden_size
+    config.num_hidden_layers = config.decoder_num_hidden_layers
+    config.num_attention_heads = config.decoder_num_attention_heads
+    config.intermediate_size = config.decoder_intermediate_size
+    config.position_encoding = config.decoder_position_encoding
+    config.drop_path_rate = 0.0
+    config.layerscale_value = None
+    return config
+
+
+@dataclass
+class Masking:
+    """Which patches the encoder gets.
+
+    Attributes:
+        selected: `(B, K)` int64 raster indices of the kept patches, in the order of the noise; -1 where an image keeps
+            fewer than the batch.
+        mask: `(B, N)` float, 1 for dropped patches, 0 for kept ones and for padding.
+        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped ones.
+    """
+
+    selected: torch.Tensor
+    mask: torch.Tensor
+    ids_restore: torch.Tensor
+
+
+def draw_mask(patches: ImagePatches, mask_ratio: float, noise: torch.Tensor) -> Masking:
+    """Keeps of each image the patches with the least of `noise` `(B, N)`, at least one."""
+    if patches.mask is None:
+        num_kept = counts = max(1, int(patches.num_patches * (1 - mask_ratio)))
+    else:
+        noise = noise.masked_fill(~patches.mask, torch.inf)
+        counts = (patches.mask.sum(dim=1, keepdim=True).double() * (1 - mask_ratio)).long().clamp(min=1)
+        num_kept = int(counts.max())
+    shuffled = noise.argsort(dim=1)
+    ids_restore = shuffled.argsort(dim=1)
+    dropped = ids_restore >= counts
+    selected = raster_indices(patches.coordinates, patches.grid).gather(1, shuffled[:, :num_kept])
+    if patches.mask is not None:
+        dropped = dropped & patches.mask
+        selected = selected.masked_fill(torch.arange(num_kept, device=counts.device) >= counts, -1)
+    return Masking(selected, dropped.float(), ids_restore)
+
+
+def draw_noise(patches: ImagePatches, seed: int | None) -> torch.Tensor:
+    """`(B, N)` uniform noise: afresh, or given a seed the same whenever an image of that size is seen."""
+    return pixel_scores("random", patches, patches.num_patches, seed)
+
+
+class MaskedAutoencoderDecoder(nn.Module):
+    """Reconstructs all patches from the states of those that the encoder saw."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.decoder_embed = nn.Linear(config.hidden_size, config.decoder_hidden_size)
+        self.num_cls = int(config.use_cls_token)
+        self.config = config = decoder_config(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_encoding = POSITION_ENCODINGS[config.position_encoding](config)
+        self.decoder_layers = nn.ModuleList(
+            AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.decoder_norm = make_norm(config)
+        height, width = to_pair(config.patch_size)
+        self.decoder_pred = nn.Linear(config.hidden_size, height * width * config.num_channels)
+
+    def forward(self, hidden_states: torch.Tensor, patches: ImagePatches, masking: Masking) -> torch.Tensor:
+        """Pixels `(B, N, P*P*C)` of all patches, from the encoder's last hidden states `(B, T, D)`."""
+        num_kept = masking.selected.shape[1]
+        hidden_states = self.decoder_embed(hidden_states)
+        prefix, kept = hidden_states[:, :-num_kept], hidden_states[:, -num_kept:]
+        seen = gather_tokens(kept, masking.ids_restore.clamp(max=num_kept - 1))
+        states = torch.where(masking.mask.bool().unsqueeze(-1), self.mask_token.to(seen.dtype), seen)
+        tokens = PatchTokens(
+            states, patches.coordinates, patches.grid, patches.mask, full_grid=patches.full_grid
+        )
+        states = self.position_encoding("add", tokens).features
+        cls, registers = prefix[:, : self.num_cls], prefix[:, self.num_cls :]
+        if self.num_cls:
+            cls = self.position_encoding("add_to_cls", cls_token=cls)
+        sequence = torch.cat((cls, registers, states), dim=1)
+        inputs = self._attention_inputs(sequence, tokens)
+        for index, layer in enumerate(self.decoder_layers):
+            sequence = layer(sequence, inputs(index))
+        sequence = normalise(self.decoder_norm, sequence, patches.mask)
+        return self.decoder_pred(sequence[:, -tokens.coordinates.shape[1] :])
+
+    def _attention_inputs(
+        self, sequence: torch.Tensor, tokens: PatchTokens
+    ) -> Callable[[int], AttentionInputs]:
+        """What the attention of each block is told beside the hidden states."""
+        inputs = AttentionInputs.build(self.config, sequence, tokens.mask, None, False)
+        encoding, num_prefix = self.position_encoding, sequence.shape[1] - tokens.coordinates.shape[1]
+
+        def of_block(index: int) -> AttentionInputs:
+            rotation = encoding("rotation", tokens, index)
+            return inputs.with_positions(self.config, rotation, encoding("bias", tokens, index, num_prefix))
+
+        if encoding.per_layer:
+            return of_block
+        same = of_block(0)
+        return lambda index: same
+
+
+def reconstruction_loss(
+    patches: ImagePatches, logits: torch.Tensor, mask: torch.Tensor, norm_pix_loss: bool
+) -> torch.Tensor:
+    """Mean squared error of pixels `(B, N, P*P*C)` over the patches that `mask` `(B, N)` has 1 for.
+
+    Args:
+        norm_pix_loss: whether each patch is first brought to mean 0 and variance 1, as in table 1d of the paper.
+    """
+    target = flatten_channels_last(patches.take().features, patches.pixels.shape[-2:]).float()
+    if norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    error = (logits.float() - target).square().mean(dim=-1)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
