@@ -53,6 +53,7 @@ def test_iou_beside_the_share_of_patches(tmp_path, capsys, monkeypatch):
     script = load("segmentation_iou")
     monkeypatch.setattr(script, "ARCHITECTURE", script.ARCHITECTURE | TINY)
     sizes = ["--size", "96", "--num-noise", "2", "--batch-size", "4", "--num-test", "4", "--steps", "2"]
+    sizes.append("--use-cpu")
     script.main(
         [
             "--output",
@@ -63,7 +64,6 @@ def test_iou_beside_the_share_of_patches(tmp_path, capsys, monkeypatch):
             "0.5",
             "--seeds",
             "1",
-            "--use-cpu",
             *sizes,
         ]
     )
