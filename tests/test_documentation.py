@@ -10,6 +10,8 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    SwinConfig,
+    SwinForImageClassification,
     Trainer,
     TrainingArguments,
     ViTConfig,
@@ -61,6 +63,14 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def swin_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swin")
+    config = SwinConfig(embed_dim=8, depths=[1, 2], num_heads=[1, 2], window_size=4, image_size=96)
+    SwinForImageClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def names(checkpoint, tmp_path, monkeypatch):
     """What stands before a piece of code in a reader's mind, in a folder with the files that it names."""
@@ -98,8 +108,9 @@ def names(checkpoint, tmp_path, monkeypatch):
     "number",
     [pytest.param(i, marks=[pytest.mark.slow] * is_slow(code)) for i, code in enumerate(BLOCKS)],
 )
-def test_readme(number, names, checkpoint):
+def test_readme(number, names, checkpoint, swin_checkpoint):
     code = re.sub(r'"google/vit-[^"]*"', repr(checkpoint), BLOCKS[number])
+    code = re.sub(r'"microsoft/swin-[^"]*"', repr(swin_checkpoint), code)
     # Small images have fewer patches.
     code = re.sub(r"\b(196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):
