@@ -240,7 +240,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             outputs.hidden_states = tuple(values for values, _ in states)
             outputs.reshaped_hidden_states = tuple(to_map(*state) for state in states)
         if self.selector is not None:
-            number = len(patches.grid)
+            number = patches.grid.shape[0]
             outputs.selected_windows = tuple(_chosen(stage, 0, number) for stage in stages)
             outputs.selected_shifted_windows = tuple(_chosen(stage, -1, number) for stage in stages)
         return SwinPass(embeddings, stages, chooser, outputs)
@@ -273,7 +273,7 @@ def _selected_patches(first: StageResult, patches: ImagePatches) -> torch.Tensor
     if first.chosen[0] is not None:
         return first.layouts[0].cells_of(first.chosen[0])
     places = torch.arange(patches.num_patches, device=patches.grid.device)
-    return places.expand(len(patches.grid), -1)
+    return places.expand(patches.grid.shape[0], -1)
 
 
 def _chosen(stage: StageResult, which: int, batch_size: int) -> torch.Tensor:
