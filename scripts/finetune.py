@@ -14,6 +14,7 @@ where it was when it is started again with the same arguments.
 import sys
 
 from huggingface_hub.constants import ENDPOINT
+from transformers import Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.training import (
@@ -27,6 +28,14 @@ from vit_hf.training import (
     parse_arguments,
     prepare_run,
 )
+
+
+def which_step(trainer: Trainer) -> str:
+    """Says so if what was saved is not how training ended."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or state.best_global_step in (None, state.global_step):
+        return ""
+    return f": the model of step {state.best_global_step} of {state.global_step}, the best by {args.metric_for_best_model}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         sys.exit("\n".join([f"\nfinetune.py: {error}", *error.__notes__]))
     if is_main:
-        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
+        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{which_step(run.trainer)}")
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
 
