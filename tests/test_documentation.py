@@ -96,7 +96,6 @@ def names(checkpoint, tmp_path, monkeypatch):
         "model": model,
         "processor": processor,
         "name": checkpoint,
-        "images": torch.randn(2, 3, 96, 96),
         "pixel_values": torch.randn(2, 3, 96, 96),
         "labels": torch.tensor([0, 1]),
         "rows": [{"image": "slide.tif", "label": 1}],
@@ -111,6 +110,7 @@ def names(checkpoint, tmp_path, monkeypatch):
 def test_readme(number, names, checkpoint, swin_checkpoint):
     code = re.sub(r'"google/vit-[^"]*"', repr(checkpoint), BLOCKS[number])
     code = re.sub(r'"microsoft/swin-[^"]*"', repr(swin_checkpoint), code)
+    code = code.replace("1024, 1024", "96, 96")
     # Small images have fewer patches.
     code = re.sub(r"\b(196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):

@@ -15,12 +15,13 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 def run(script: str, *arguments: str, cwd: Path) -> str:
     command = [sys.executable, str(SCRIPTS / script), *arguments]
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=580)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_quickstart(tmp_path):
     steps = ["--small-steps", "2", "2", "--large-steps", "2", "--num-test", "20", "--batch-size", "8"]
     out = run("quickstart.py", "--output", "result", "--quiet", *steps, cwd=tmp_path)
@@ -49,6 +50,7 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_benchmark(tmp_path):
     out = run(
         "benchmark.py",

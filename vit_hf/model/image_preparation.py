@@ -288,7 +288,7 @@ def select_patches(
     if isinstance(num_selected_patches, int) and num_selected_patches > patches.num_patches:
         logger.warning_once(
             f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} patches: it keeps all "
-            "of them, and the rest is padding that is masked."
+            "of them, and the rest is padding, which is masked and costs as much. Lower it if no image has more."
         )
         num_selected_patches = patches.num_patches
     num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)

@@ -121,6 +121,14 @@ def check_batch(trainer: HubTrainer) -> None:
     model(**{name: values.to(model.device) for name, values in batch.items()})
 
 
+def _which_step(trainer: HubTrainer) -> str:
+    """Says so if what was saved is not how training ended."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or state.best_global_step in (None, state.global_step):
+        return ""
+    return f": the model of step {state.best_global_step} of {state.global_step}, the best by {args.metric_for_best_model}"
+
+
 def run_and_report(script: str, prepare: Callable[[], Run], training: TrainingArguments) -> None:
     """What the training scripts do: prepare a run, say what it is, execute it and print its metrics.
 
@@ -149,6 +157,6 @@ def run_and_report(script: str, prepare: Callable[[], Run], training: TrainingAr
             raise
         sys.exit("\n".join([f"\n{script}: {error}", *error.__notes__]))
     if is_main:
-        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}")
+        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{_which_step(run.trainer)}")
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")

@@ -293,6 +293,11 @@ def check_path(path: str) -> None:
     may_be_on_hub = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
     if not may_be_on_hub and not Path(path).expanduser().is_dir():
         raise FileNotFoundError(f"there is no folder {path}; a model on the Hub has a name like owner/model")
+    folder = Path(path).parent
+    if may_be_on_hub and folder.is_dir() and not Path(path).is_dir():
+        logger.warning(
+            f"There is a folder {folder} and no {Path(path).name} in it: asking the Hub for {path}."
+        )
 
 
 def is_image_processor_saved(path: str) -> bool:

@@ -139,4 +139,7 @@ def demonstration(
         number = max(1, arguments.adapt * arguments.adapt_batch_size)
         options = canvases(Stage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
         theirs["dataset_options"] = options
+        # The test split is measured; all else is there to be trained on.
+        if "validation_share" not in given:
+            theirs["validation_share"] = 0.0
     return arguments, replace(data_arguments, **theirs)
