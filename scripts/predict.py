@@ -79,7 +79,11 @@ def predict_here(
                 predictions = predict_files(model, image_processor, files, **common, num_workers=num_workers)
             else:
                 predictions = predict_files_tiled(model, image_processor, files, tiling, **common)
-            output = stack.enter_context(open(arguments.output, "w")) if arguments.output else sys.stdout
+            output = (
+                stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
+                if arguments.output
+                else sys.stdout
+            )
         except (OSError, TypeError, ValueError) as error:
             parser.error(str(error))
         # No bar where nobody watches it.
@@ -87,8 +91,10 @@ def predict_here(
             if prediction.error is not None:
                 errors.append(prediction.error)
                 continue
+            # Names of files need not be UTF-8; JSON has a way to write those.
+            line = json.dumps(prediction.answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
             # Around the bar, if both are on a terminal.
-            tqdm.write(json.dumps(prediction.answer, ensure_ascii=False), file=output)
+            tqdm.write(line.decode(), file=output)
     for error in errors:
         print(error, file=sys.stderr)
     if errors:

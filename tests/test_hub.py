@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from tests import hub_client
 from tests.hub_server import Repo, running_hub
+from vit_hf.training.runs import RUN_ARGUMENTS_NAME
 
 
 TOKEN = "hf_aSecretThatNobodyMaySee0123456789"
@@ -363,7 +364,7 @@ class TestScript:
             "learning_rate": 0.001,
             "hub_token": TOKEN,
         }
-        (tmp_path / "run_arguments.json").write_text(json.dumps(arguments))
+        (tmp_path / RUN_ARGUMENTS_NAME).write_text(json.dumps(arguments))
         (tmp_path / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.9, "epoch": 1.0}))
         return tmp_path
 
@@ -374,7 +375,7 @@ class TestScript:
         assert result["code"] == 0 and f"Pushed: {hub.url}/me/script/commit/" in result["out"]
         repo = hub.repos["me/script"]
         card = ModelCard(repo.files["README.md"].decode())
-        assert repo.private and "run_arguments.json" not in repo.files
+        assert repo.private and RUN_ARGUMENTS_NAME not in repo.files
         assert (card.data.base_model, card.data.eval_results[0].metric_value) == ("google/base", 0.9)
         assert (
             card.data.eval_results[0].dataset_name == "photos" and "| `learning_rate` | 0.001 |" in card.text

@@ -1,3 +1,4 @@
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
 from tests.conftest import tiny_config
@@ -47,3 +48,18 @@ def test_card_tells_what_the_model_is(tmp_path):
     for words in ("layer_decay", "fp16", "hf_secret"):
         assert words not in read.text
     assert "{{" not in read.text and "![" not in read.text
+
+
+def test_metrics_of_numpy_and_what_is_no_number():
+    metrics = {
+        "eval_accuracy": np.float64(0.75),
+        "eval_f1": np.float32(0.5),
+        "eval_recall": np.nan,
+        "eval_confusion": [[1, 2], [3, 4]],
+        "eval_note": "good",
+    }
+    model = AdaptiveViTForImageClassification(tiny_config())
+    card = make_model_card(model, model_name="numbers", dataset="me/birds", metrics=metrics)
+    measured = {result.metric_type: result.metric_value for result in ModelCard(str(card)).data.eval_results}
+    assert measured == {"accuracy": 0.75, "f1": 0.5}
+    assert "| accuracy | 0.7500 |" in card.text and "confusion" not in str(card)

@@ -53,9 +53,9 @@ def push_to_hub(
         repo_id: "owner/name", or a name of your own.
         examples: images, as `explain` takes them, whose pictures (what was kept, and the answer) the card shows. They
             are published with it.
-        private: whether a new repository is for you alone; None as your organization has it.
+        private: whether it is for you alone, a new repository; None as your organization has it.
         token: with permission to write; by default what `hf auth login` stored, or HF_TOKEN.
-        revision: branch to commit to, which is created if it is missing; default "main".
+        revision: branch to commit to, which is created if it is missing, or pull request ("refs/pr/1"); default "main".
         create_pr: whether to open a pull request instead.
         commit_message: of the commit.
         max_shard_size: weights beyond are cut into several files.
@@ -67,20 +67,21 @@ def push_to_hub(
 
     Raises:
         CannotTravel: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
-        ValueError: if the Hub refuses the metadata of the card.
+        ValueError: if the Hub refuses the metadata of the card; for `private` if the repository is there and public.
         huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
         ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
             and how to push them again.
     """
     files_to_save(classes_of(model.base_model))
     folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
-    with keeping(folder, repo_id, private, revision):
+    with keeping(folder, repo_id, private, revision, *(["--create-pr"] if create_pr else [])):
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         image_processor.save_pretrained(folder)
         write_card(model, image_processor, folder, examples, repo_id=repo_id, token=token, **card)
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision not in (None, "main"):
+        check_private(api, repo, private)
+        if revision not in (None, "main") and not revision.startswith("refs/"):
             api.create_branch(repo, branch=revision, exist_ok=True)
         info = api.upload_folder(
             repo_id=repo,
@@ -137,6 +138,19 @@ def repo_info(
         return None
     except (httpx.HTTPError, OSError):
         return ModelInfo(id=name) if repo_type == "model" else DatasetInfo(id=name)
+
+
+def check_private(api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model") -> None:
+    """Refuses to publish what should be private: the Hub leaves a repository public that is there already.
+
+    Raises:
+        ValueError: if so.
+    """
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"private=True, but {repo_id} is there and public; nothing was uploaded. Make it private in its settings on "
+            "the Hub, name another, or leave private out."
+        )
 
 
 @contextmanager

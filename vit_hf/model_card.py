@@ -1,8 +1,10 @@
 """What others need to know of a model: its card."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ def make_model_card(
         base_model: the checkpoint that training began with, by its name on the Hub.
         dataset: what it was trained on, as "owner/name" on the Hub, or any name.
         metrics: as `Trainer.evaluate` returns them: `eval_` measured on the validation split, `test_` on the test
-            split, others on one that is not named. Runtimes are left out.
+            split, others on one that is not named. Runtimes and what is no number are left out.
         eval_results: more for the `model-index`, which the Hub shows and compares.
         training_arguments: of these the `HYPERPARAMETERS` are shown.
         pictures: files beside the card, by what they show.
@@ -140,13 +142,19 @@ def make_model_card(
 
 
 def group_metrics(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Metrics by split, of what `Trainer.evaluate` returned or a run logged; "" for one that is not named."""
+    """Metrics by split, of what `Trainer.evaluate` returned or a run logged; "" for one that is not named.
+
+    Those alone that are one number, as a plain float, which YAML can hold; no NaN, which the Hub cannot show.
+    """
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         prefix, _, metric = name.partition("_")
         split, metric = (SPLITS[prefix], metric) if prefix in SPLITS else ("", name)
-        if prefix != "train" and not metric.endswith(TECHNICAL):
-            groups.setdefault(split, {})[metric] = value
+        if hasattr(value, "item") and getattr(value, "size", 0) == 1:
+            value = value.item()
+        is_number = isinstance(value, Real) and math.isfinite(value)
+        if prefix != "train" and is_number and not metric.endswith(TECHNICAL):
+            groups.setdefault(split, {})[metric] = float(value)
     return groups
 
 

@@ -27,6 +27,8 @@ def checkpoint(tmp_path) -> Path:
     folder = save_checkpoint(tmp_path / "trained", patch_selector="variance")
     (folder / "training_args.bin").write_bytes(b"x")
     (folder / "checkpoint-10").mkdir()
+    (folder / ".git").mkdir()
+    (folder / "_run_arguments.json").write_text('{"dataset": "/home/somebody"}')
     (folder / "examples").mkdir()
     photo(64, 64).save(folder / "examples" / "a.png")
     return folder
@@ -54,7 +56,8 @@ def test_everything_is_in_the_folder(tmp_path, checkpoint):
     }
     saved = {path.name for path in (folder / "model").iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= saved
-    assert not saved & {"training_args.bin", "checkpoint-10", "examples"}
+    others = {"training_args.bin", "checkpoint-10", "examples", ".git", "_run_arguments.json"}
+    assert not saved & others
     assert [path.name for path in (folder / "examples").iterdir()] == ["0_a.png"]
     assert (folder / "vit_hf" / "app" / "page.py").is_file()
     assert not list(folder.rglob("__pycache__"))

@@ -85,3 +85,13 @@ def test_regression_has_no_votes(folder, capsys):
     assert "a regression has none. Choose from 'mean', 'max', 'topk-mean'" in capsys.readouterr().err
     run("--tile", "40", "--heat_maps", "maps")
     assert isinstance(json.loads(capsys.readouterr().out.splitlines()[0])["value"], float)
+
+
+def test_names_that_are_not_utf8(folder):
+    """As JSON writes them, without tiles, too."""
+    named = "scans/\udcff.png"
+    Path("scans/a/scan.png").rename(named)
+    for flags in (["--tile", "40"], []):
+        assert run("--output", "lines.jsonl", *flags) == 1
+        lines = Path("lines.jsonl").read_text(encoding="utf-8").splitlines()
+        assert sorted(json.loads(line)["file"] for line in lines) == ["scans/b/scan.png", named]

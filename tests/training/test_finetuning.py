@@ -119,7 +119,7 @@ def test_interrupted_runs_end_with_the_same_weights(make_run, tmp_path, options,
     (tmp_path / "parts" / "checkpoint-999").mkdir()
     make_run("parts", **EVERYTHING | options).execute()
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    assert (tmp_path / "parts" / "incomplete-checkpoint-999").is_dir()
+    assert (tmp_path / "parts" / "_incomplete-checkpoint-999").is_dir()
 
 
 def test_workers_change_nothing(make_run, tmp_path):

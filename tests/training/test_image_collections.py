@@ -6,7 +6,7 @@ import datasets
 import fsspec
 import pyarrow
 import pytest
-from pyarrow import parquet
+from pyarrow import fs, parquet
 
 from tests.conftest import tiny_config
 from tests.training.conftest import write_images
@@ -137,7 +137,7 @@ def test_tables_hold_images_or_their_paths(photos, stores, tmp_path, place):
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ("empty", "no image and no Parquet file in the folder empty"),
+        ("empty", "/empty, nor in the folders below"),
         ("*.gif", "no file matches"),
         ("memory:///nowhere/at/all", "there is nothing at memory:///nowhere/at/all"),
         ("gopher://me:secret@host/x?key=secret", "cannot open gopher://host/x: "),
@@ -299,3 +299,15 @@ def test_without_ray_the_error_names_the_remedy(monkeypatch):
     monkeypatch.delitem(sys.modules, "vit_hf.training.ray_prediction", raising=False)
     with pytest.raises(ImportError, match=r"pip install vit_hf\[ray\]"):
         from vit_hf.training import prepare_collection  # noqa: F401
+
+
+def test_secrets_of_a_uri_are_not_told_of_an_empty_folder(tmp_path, monkeypatch):
+    """`s3://KEY:SECRET@bucket/folder`, in which nothing is."""
+    monkeypatch.setattr(
+        "vit_hf.training.image_stores._filesystem_of",
+        lambda uri: (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/photos"),
+    )
+    (tmp_path / "bucket" / "photos").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="in the folder s3://bucket/photos, nor") as error:
+        find_collection(["s3://me:secret@bucket/photos"], Stores())
+    assert "secret" not in str(error.value)

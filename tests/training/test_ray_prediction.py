@@ -270,6 +270,7 @@ def test_the_command_line(cluster, model, photos, tmp_path):
     "flags, message",
     [
         ("--output {answers} --top_k 2", "top_k was 5 and is 2"),
+        ("--output {answers} --image_column scan", "image_column was None and is scan"),
         ("", "name a folder as output"),
         ("--output {other} --tile 32", "engine ray sees images whole"),
         ("--output {other} --part_size 0", "part_size is 0"),

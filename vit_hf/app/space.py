@@ -12,14 +12,21 @@ import yaml
 from huggingface_hub import HfApi
 from packaging.requirements import Requirement
 
+from ..hub import check_private
 from ..training.models import check_path
 
 
 # In the Space: the checkpoint if it is a folder here, and the pictures to pick from.
 MODEL, EXAMPLES = "model", "examples"
 
-# What training leaves beside a model that is of no use to others.
-LEFT_BEHIND = ("checkpoint-*", "ways", "small", "runs", "*.bin", "*.pt", "*.pth", "trainer_state.json")
+# Of a checkpoint; whatever else is in its folder is not published.
+MODEL_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*.py",
+)
 
 APP = '''"""Which patches matter: the page for one checkpoint."""
 
@@ -87,9 +94,9 @@ def write_space(
     }
     model = repr(model_name_or_path)
     if Path(model_name_or_path).is_dir():
-        shutil.copytree(
-            model_name_or_path, folder / MODEL, ignore=shutil.ignore_patterns(*LEFT_BEHIND, EXAMPLES)
-        )
+        (folder / MODEL).mkdir()
+        for path in (path for pattern in MODEL_FILES for path in Path(model_name_or_path).glob(pattern)):
+            shutil.copy(path, folder / MODEL)
         model = f'str(here / "{MODEL}")'
     else:
         header["models"] = [model_name_or_path]
@@ -118,17 +125,23 @@ def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -
 
     Args:
         repo_id: such as "user/name".
-        private: of a new Space.
+        private: for you alone, a new Space.
 
     Returns:
         Its address.
 
     Raises:
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for instance without a token (`hf auth login`).
+        ValueError: for `private` if the Space is there and public.
     """
     api = HfApi()
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    check_private(api, url.repo_id, private, "space")
     api.upload_folder(
-        repo_id=url.repo_id, repo_type="space", folder_path=folder, commit_message="The page, by vit_hf"
+        repo_id=url.repo_id,
+        repo_type="space",
+        folder_path=folder,
+        commit_message="The page, by vit_hf",
+        delete_patterns=[f"{MODEL}/*", f"{EXAMPLES}/*"],  # of another checkpoint
     )
     return str(url)

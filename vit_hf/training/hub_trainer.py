@@ -92,12 +92,12 @@ class Token(str):
 
 
 def measured(state: TrainerState, is_best: bool) -> dict[str, float]:
-    """The metrics of the model as it is at the end: measured after training, or while it was the best or last."""
+    """The metrics of the model as it is at the end: measured after training, or at the step it is of."""
     log = state.log_history
     ends = [index for index, entry in enumerate(log) if "train_runtime" in entry]
     after = log[ends[-1] + 1 :] if ends else log
     if not any(name.startswith(("eval_", "test_")) for entry in after for name in entry):
-        step = state.best_global_step if is_best and state.best_global_step else None
-        after = [entry for entry in log if step is None or entry["step"] == step]
+        step = (is_best and state.best_global_step) or state.global_step
+        after = [entry for entry in log if entry["step"] == step]
     merged = {name: value for entry in after for name, value in entry.items()}
     return {name: value for name, value in merged.items() if name.startswith(("eval_", "test_"))}

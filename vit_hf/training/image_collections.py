@@ -120,7 +120,7 @@ def find_collection(
         parquets = [name for name in found if _is_table(name)]
         if not images and not parquets:
             raise FileNotFoundError(
-                f"no image and no Parquet file in the folder {location}, nor in the folders below"
+                f"no image and no Parquet file in the folder {stores.add(location)}, nor in the folders below"
             )
         files.update(dict.fromkeys(name for name in images if not _is_table(name)))
         tables.update(dict.fromkeys(parquets))

@@ -265,7 +265,7 @@ def prepare_collection(
         "top_k",
         "with_patches",
     )
-    origin = {name: getattr(arguments, name) for name in told}
+    origin = {name: getattr(arguments, name) for name in told} | {"image_column": collection.image_column}
     folder.check_origin(origin)
     files, tables = find_collection(inputs, stores, collection.image_column, without=folder.name)
     parts = list(make_parts(files, tables, collection.part_size))

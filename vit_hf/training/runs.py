@@ -12,8 +12,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 
-# Written when a run begins: what it was started with.
-RUN_ARGUMENTS_NAME = "run_arguments.json"
+# Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names that begin
+# like this: paths of this machine are nobody's business.
+RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.
 INCIDENTAL_FIELDS = {
@@ -49,14 +50,14 @@ def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Pa
 
 
 def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """Rename checkpoints later than the one that is resumed to `incomplete-<name>`.
+    """Rename checkpoints later than the one that is resumed to `_incomplete-<name>`, which is not uploaded.
 
     Trainer would take them for the latest, and to make room delete those that it writes.
     """
     for folder in _checkpoints(output_dir):
         if folder == checkpoint:
             return
-        target = folder.with_name(f"incomplete-{folder.name}")
+        target = folder.with_name(f"_incomplete-{folder.name}")
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
 
