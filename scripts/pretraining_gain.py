@@ -131,12 +131,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 500], help="labelled canvases")
     parser.add_argument("--seeds", type=int, default=3, help="of data, initialisation and order")
-    parser.add_argument("--pretraining-steps", type=int, default=800, help="without labels")
+    parser.add_argument("--pretraining-steps", type=int, default=2000, help="without labels")
     parser.add_argument("--finetuning-steps", type=int, default=200, help="of each way")
     parser.add_argument(
-        "--pretraining-rate", type=float, default=2e-3, help="highest learning rate without labels"
+        "--pretraining-rate", type=float, default=3e-3, help="highest learning rate without labels"
     )
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest of fine-tuning")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="highest of fine-tuning")
     parser.add_argument(
         "--mask-ratio", type=float, default=0.75, help="share of the patches that are dropped"
     )

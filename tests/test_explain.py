@@ -327,7 +327,7 @@ class TestPictures:
             names=["a", "b"],
         )
         for explanation in explanations:
-            assert sorted(explanation.files) == sorted(PICTURES)
+            assert sorted(explanation.files) == sorted({*PICTURES} - {"windows"})  # which a Swin has
             for name, path in explanation.files.items():
                 expected = "positions.png" if name == "positions" else f"{explanation.name}_{name}.png"
                 assert path == tmp_path / "new" / "folder" / expected

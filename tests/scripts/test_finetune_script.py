@@ -24,11 +24,14 @@ from tests.conftest import tiny_config
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.training import (
+    ArchitectureArguments,
     AugmentationArguments,
     DataArguments,
     MethodArguments,
     ModelArguments,
+    PretrainingArguments,
     RunArguments,
+    SegmentationArguments,
     load_classifier,
     make_parser,
 )
@@ -326,8 +329,15 @@ EXAMPLES = sorted(set(SCRIPTS.glob("configs/*.yaml")) - set(SCRIPTS.glob("config
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_configurations_are_valid(path):
-    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
-    parser = make_parser(groups, "")
+    # What pretrain.py and segment.py take, and finetune.py.
+    groups = {
+        "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
+        "segment": [ModelArguments, DataArguments, SegmentationArguments],
+    }.get(
+        path.name.partition("_")[0],
+        [ModelArguments, DataArguments, AugmentationArguments, MethodArguments],
+    )
+    parser = make_parser([*groups, RunArguments], "")
     arguments = parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
     AdaptiveViTConfig(**arguments[0].config_fields())
 

@@ -30,7 +30,7 @@ ELSEWHERE = (
     "apply_layernorm",
     "reshape_hidden_states",
 )
-# ... and those of encodings, selectors and reducers, none of which a plain model has.
+# ... and those of encodings, selectors, reducers and other heads, none of which a plain model has.
 OPTIONS = (
     "convolutional_",
     "cross_attention_",
@@ -45,6 +45,11 @@ OPTIONS = (
     "perturbed_",
     "reduction_",
     "gumbel_",
+    "decoder_",
+    "mask_ratio",
+    "norm_pix_loss",
+    "segmentation_",
+    "semantic_",
 )
 # Of an image processor: what transformers' ViT has not.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
