@@ -1,5 +1,6 @@
 """What is behind the page: selectors that a checkpoint can use, numbers of patches, sizes and times."""
 
+import PIL.Image
 import pytest
 import torch
 from transformers import BitConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -190,3 +191,10 @@ def test_loads_its_own_checkpoints(tmp_path):
     explorer = load_explorer(str(tmp_path), "cpu")
     assert explorer.default_selector == "policy"
     assert len(explorer.explore(photo(64, 64), "policy", 5).explanation.kept_patches) == 5
+
+
+def test_a_strip_is_not_stretched_beyond_memory():
+    model = AdaptiveViTForImageClassification(tiny_config())
+    processor = AdaptiveViTImageProcessor(size={"shortest_edge": 256}, do_center_crop=True)
+    with pytest.raises(ValueError, match=r"too narrow.*256 pixels long.*25,600,000"):
+        PatchExplorer(model, processor).explore(PIL.Image.new("RGB", (200_000, 2)), "variance", 4)

@@ -89,6 +89,7 @@ def test_everything_learns(fields):
         assert value.grad is not None and torch.isfinite(value.grad).all(), name
 
 
+@pytest.mark.slow
 @every_option
 def test_compiles_as_a_whole(fields):
     model = AdaptiveViTForImageClassification(tiny_config(**fields)).eval()

@@ -320,8 +320,15 @@ class Logits(torch.nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
-@pytest.mark.parametrize("selection", [{}, {"patch_selector": "attention"}])
-@pytest.mark.parametrize("backbone", ["bit", "resnet"])
+@pytest.mark.parametrize(
+    ("backbone", "selection"),
+    [
+        ("bit", {"patch_selector": "attention"}),
+        pytest.param("bit", {}, marks=pytest.mark.slow),
+        pytest.param("resnet", {"patch_selector": "attention"}, marks=pytest.mark.slow),
+        pytest.param("resnet", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_exports_with_dynamic_batch_and_compiles(backbone, selection):
     model = hybrid(BACKBONES[backbone], **selection)
     batch = torch.export.Dim("batch", min=1, max=64)

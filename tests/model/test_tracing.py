@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import SELECTIONS, every_swin, tiny_config, tiny_swin_config
+from tests.conftest import SELECTIONS, SWINS, tiny_config, tiny_swin_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveSwinForImageClassification,
@@ -11,12 +11,31 @@ from vit_hf import (
 )
 
 
+# Tracing takes seconds: one of each kind is traced every time, all of them by the slow tests.
+SELECTIONS_OF_EACH_KIND = {
+    "dense", "variance", "attention", "policy", "perturbed", "context", "attentive", "merge", "both_gumbel"
+}  # fmt: skip
+ENCODINGS_OF_EACH_KIND = {"sinusoidal_2d", "rotary", "relative_bias_continuous"}
+SWINS_OF_EACH_KIND = {"swin_selected", "swinv2"}
+
+
 def combinations():
-    yield from ((selection, "learned") for selection in SELECTIONS)
-    yield from (("variance", encoding) for encoding in POSITION_ENCODINGS if encoding != "learned")
+    for selection in SELECTIONS:
+        yield case(selection, "learned", is_slow=selection not in SELECTIONS_OF_EACH_KIND)
+    for encoding in POSITION_ENCODINGS.keys() - {"learned"}:
+        yield case("variance", encoding, is_slow=encoding not in ENCODINGS_OF_EACH_KIND)
 
 
-every_combination = pytest.mark.parametrize(("selection", "encoding"), list(combinations()))
+def case(*values, is_slow):
+    return pytest.param(*values, marks=[pytest.mark.slow] * is_slow, id="-".join(map(str, values)))
+
+
+every_combination = pytest.mark.parametrize(
+    ("selection", "encoding"), sorted(combinations(), key=lambda one: one.id)
+)
+every_swin = pytest.mark.parametrize(
+    "swin", [case(name, is_slow=name not in SWINS_OF_EACH_KIND) for name in SWINS]
+)
 
 
 def make(selection, encoding):
@@ -69,7 +88,7 @@ class Logits(torch.nn.Module):
 @every_swin
 def test_compile_windows_fullgraph(swin):
     torch.compiler.reset()
-    model = AdaptiveSwinForImageClassification(tiny_swin_config(**swin)).eval()
+    model = AdaptiveSwinForImageClassification(tiny_swin_config(**SWINS[swin])).eval()
     images = torch.randn(2, 3, 64, 56)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -83,7 +102,7 @@ def test_export_with_dynamic_batch(selection, encoding):
 
 @every_swin
 def test_export_windows_with_dynamic_batch(swin):
-    check_export(AdaptiveSwinForImageClassification(tiny_swin_config(**swin)).eval())
+    check_export(AdaptiveSwinForImageClassification(tiny_swin_config(**SWINS[swin])).eval())
 
 
 def check_export(model):

@@ -35,6 +35,8 @@ FREE_SELECTOR = "saliency"
 
 # Patches that the page computes on: a ViT-B takes some seven seconds for them on two cores.
 MAX_TOKENS = 4096
+# Pixels that the checkpoint's preparation may make of an image.
+MAX_PREPARED_PIXELS = 2**25
 
 # All patches are timed without being asked if that takes about as many seconds.
 AUTOMATIC_SECONDS = 2.0
@@ -131,6 +133,8 @@ class PatchExplorer:
                 f"The image is too small: at {picture.width} x {picture.height} pixels it has not one patch of "
                 f"{patch_width} x {patch_height}. Give a larger one."
             )
+        if size == "checkpoint":
+            _check_stretched(processor, picture)
         inputs, _ = process(processor, picture)
         return picture, processor, {name: value.to(self.model.device) for name, value in inputs.items()}
 
@@ -230,6 +234,23 @@ class PatchExplorer:
             yield
         finally:
             vit.selector, config.patch_selector, config.num_selected_patches = before
+
+
+def _check_stretched(processor: BaseImageProcessor, picture: PIL.Image.Image) -> None:
+    """A narrow strip whose shorter edge is to have so many pixels would fill the memory of the page's host.
+
+    Raises:
+        ValueError: if it would have more than `MAX_PREPARED_PIXELS`.
+    """
+    shortest = getattr(processor.size, "shortest_edge", None)
+    if not processor.do_resize or not shortest or getattr(processor.size, "longest_edge", None):
+        return
+    longest = shortest * max(picture.size) / min(picture.size)
+    if shortest * longest > MAX_PREPARED_PIXELS:
+        raise ValueError(
+            f"The image of {picture.width} x {picture.height} pixels is too narrow: its shorter edge is made {shortest} "
+            f"pixels long, and the other would have {longest:,.0f}. Crop it."
+        )
 
 
 def find_selectors(

@@ -22,7 +22,8 @@ class StreamedPatches(ImagePatches):
 
     What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which training
     `"distilled"` makes (unless `distilled_loss_weight` is 0), and `restore=True` without a thumbnail. What
-    `"perturbed"` mixes while training are up to `perturbed_num_samples` times K patches, and K weights for each of N.
+    `"perturbed"` mixes while training are up to `perturbed_num_samples` times K patches, and K weights for each of N;
+    `"policy"` draws from all N, which takes some hundred bytes for each.
 
     Args:
         images: of the batch, of any sizes.

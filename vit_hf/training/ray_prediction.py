@@ -183,6 +183,7 @@ class CollectionRun:
             return
         folder = self.settings.folder
         folder.begin()
+        before = set(folder.parts())
         is_ours = not ray.is_initialized()
         if is_ours:
             _start_ray()
@@ -190,7 +191,8 @@ class CollectionRun:
             yield from self._run(self.pending)
             singles = [single for part in _missing(self.pending, folder) for single in part.single()]
             yield from self._run(singles)
-            if singles and not folder.parts():
+            # One image may well be what kills workers; several in a row, and nothing else answered, are not.
+            if singles and set(folder.parts()) <= before and (not before or len(singles) > 1):
                 raise RuntimeError("every worker died; is there enough memory for the model and a batch?")
             for part in _missing(singles, folder):
                 error = f"{part.names()[0]}: {MAX_ATTEMPTS} workers died that read it"
