@@ -166,7 +166,7 @@ def keeping(
             raised = ConnectionError(f"The connection to the Hub broke: {error}")
         elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
             raised.add_note(
-                f"The token may not write to {repo_id}. Make one that may, https://huggingface.co/settings/tokens, and "
+                f"There is no token, or it may not write to {repo_id}. Make one that may, https://huggingface.co/settings/tokens, and "
                 "log in with it: hf auth login"
             )
         if (folder / "config.json").is_file():
