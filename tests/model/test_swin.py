@@ -1,5 +1,7 @@
 """Swin: windows, what is computed on, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -331,6 +333,17 @@ class TestHeads:
             [2, 2, 4],
         )
         assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_padding_in_float16():
+    """Keys of padding are 0 in SwinV2, and have no direction."""
+    model = AdaptiveSwinForImageClassification(tiny_swin_config(**V2))
+    images, labels = torch.randn(2, 3, 42, 54), torch.tensor([0, 1])
+    assert torch.isfinite(copy.deepcopy(model).half()(images.half()).logits).all()
+    with torch.autocast("cpu", torch.float16):
+        loss = model(images, labels=labels).loss
+    (1024 * loss).backward()  # as a scaler of gradients does
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
 def test_works_without_the_package(tmp_path):
