@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -305,6 +306,9 @@ class TestHeads:
         assert outputs.reconstruction.shape == images.shape and outputs.loss > 0
         outputs.loss.backward()
         assert model.swin.embeddings.mask_token.grad.abs().sum() > 0
+        error = (images - outputs.reconstruction).abs().mean(dim=1)
+        inside = masked.unflatten(1, (11, 14)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :42, :54]
+        torch.testing.assert_close(outputs.loss, error[inside].mean())
         model.config.encoder_stride = 8
         with pytest.raises(ValueError, match="encoder_stride=8 must be 16"):
             model(images, bool_masked_pos=masked)
@@ -344,6 +348,14 @@ def test_padding_in_float16():
         loss = model(images, labels=labels).loss
     (1024 * loss).backward()  # as a scaler of gradients does
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+def test_the_decoder_may_lie_on_another_device():
+    model = AdaptiveSwinForMaskedImageModeling(tiny_swin_config())
+    model.decoder.to("meta")
+    add_hook_to_module(model.decoder, AlignDevicesHook(execution_device="meta"))
+    masked = torch.rand(2, 256) < 0.5
+    assert model(torch.randn(2, 3, 64, 64), bool_masked_pos=masked).loss.device.type == "meta"
 
 
 def test_works_without_the_package(tmp_path):
