@@ -358,6 +358,16 @@ def test_the_decoder_may_lie_on_another_device():
     assert model(torch.randn(2, 3, 64, 64), bool_masked_pos=masked).loss.device.type == "meta"
 
 
+def test_stages_may_lie_on_several_devices():
+    """As with device_map="auto"; the second device is one that computes shapes only."""
+    config = tiny_swin_config(patch_selector="variance", num_selected_windows=0.5)
+    model = AdaptiveSwinForImageClassification(config).eval()
+    for part in (*model.swin.encoder.layers[1:], model.swin.layernorm, model.classifier):
+        part.to("meta")
+        add_hook_to_module(part, AlignDevicesHook(execution_device="meta"))
+    assert model(torch.randn(2, 3, 64, 64)).logits.device.type == "meta"
+
+
 def test_works_without_the_package(tmp_path):
     from tests.model.test_remote_code import run_elsewhere
 
