@@ -368,6 +368,11 @@ def test_stages_may_lie_on_several_devices():
     assert model(torch.randn(2, 3, 64, 64)).logits.device.type == "meta"
 
 
+def test_images_of_whole_patches_are_not_copied():
+    model, images = AdaptiveSwinModel(tiny_swin_config()), torch.randn(1, 3, 64, 64)
+    assert model._cut(images, None).image.data_ptr() == images.data_ptr()
+
+
 def test_works_without_the_package(tmp_path):
     from tests.model.test_remote_code import run_elsewhere
 
