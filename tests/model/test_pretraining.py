@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
@@ -10,6 +11,7 @@ from transformers import (
 )
 
 from tests.conftest import TINY, tiny_config
+from tests.model.test_modeling import cut
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTForImageClassification,
@@ -160,6 +162,18 @@ def test_pretrains_on_what_the_image_processor_selected():
     assert output.logits.shape == (1, 12, 192) and output.mask.sum() == 9
     rows, columns = batch["patch_coordinates"][0].unbind(-1)
     assert set(output.selected_patches[0].tolist()) < set((rows * 8 + columns).tolist())
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32)], [(32, 32), (16, 24)]], ids=["whole", "mixed"])
+def test_the_decoder_may_lie_on_another_device(sizes):
+    """As with device_map="auto"; the second device is one that computes shapes only."""
+    model = make()
+    model.decoder.to("meta")
+    add_hook_to_module(model.decoder, AlignDevicesHook(execution_device="meta"))
+    images = [torch.randn(3, *size) for size in sizes]
+    inputs = {"pixel_values": torch.stack(images)} if len(images) == 1 else cut(images)
+    assert model(**inputs).loss.device.type == "meta"
+    assert type(model.decoder).__name__ in model._no_split_modules
 
 
 def test_the_decoder_follows_the_attention_implementation():

@@ -143,6 +143,15 @@ class TestPostProcessing:
         (larger,) = processor.post_process_semantic_segmentation(outputs, [(37, 34)])
         assert torch.equal(larger[:32, :32], inner) and torch.equal(larger[36, :32], inner[31])
 
+    @pytest.mark.parametrize("fields", [{}, {"do_resize": False, "max_num_patches": 9}])
+    def test_what_patches_do_not_cover_of_a_resized_image(self, fields):
+        """Of 20 pixels a side one patch sees 16."""
+        processor = AdaptiveViTImageProcessor(patch_size=16, size={"height": 20, "width": 20}, **fields)
+        left = (torch.arange(8) < 4).float().expand(8, 8)
+        outputs = SimpleNamespace(logits=torch.stack((left, 1 - left))[None])
+        (segmented,) = processor.post_process_semantic_segmentation(outputs, [(20, 20)])
+        assert torch.equal(segmented, (torch.arange(20) >= 8).long().expand(20, 20))
+
     def test_another_number_of_sizes(self):
         outputs = SimpleNamespace(logits=torch.randn(2, 3, 4, 4))
         with pytest.raises(ValueError, match="1 sizes for 2 images"):

@@ -1,7 +1,10 @@
 """Swin: windows, what is computed on, and what is refused."""
 
+import copy
+
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
@@ -303,6 +306,9 @@ class TestHeads:
         assert outputs.reconstruction.shape == images.shape and outputs.loss > 0
         outputs.loss.backward()
         assert model.swin.embeddings.mask_token.grad.abs().sum() > 0
+        error = (images - outputs.reconstruction).abs().mean(dim=1)
+        inside = masked.unflatten(1, (11, 14)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, :42, :54]
+        torch.testing.assert_close(outputs.loss, error[inside].mean())
         model.config.encoder_stride = 8
         with pytest.raises(ValueError, match="encoder_stride=8 must be 16"):
             model(images, bool_masked_pos=masked)
@@ -331,6 +337,40 @@ class TestHeads:
             [2, 2, 4],
         )
         assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_padding_in_float16():
+    """Keys of padding are 0 in SwinV2, and have no direction."""
+    model = AdaptiveSwinForImageClassification(tiny_swin_config(**V2))
+    images, labels = torch.randn(2, 3, 42, 54), torch.tensor([0, 1])
+    assert torch.isfinite(copy.deepcopy(model).half()(images.half()).logits).all()
+    with torch.autocast("cpu", torch.float16):
+        loss = model(images, labels=labels).loss
+    (1024 * loss).backward()  # as a scaler of gradients does
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+def test_the_decoder_may_lie_on_another_device():
+    model = AdaptiveSwinForMaskedImageModeling(tiny_swin_config())
+    model.decoder.to("meta")
+    add_hook_to_module(model.decoder, AlignDevicesHook(execution_device="meta"))
+    masked = torch.rand(2, 256) < 0.5
+    assert model(torch.randn(2, 3, 64, 64), bool_masked_pos=masked).loss.device.type == "meta"
+
+
+def test_stages_may_lie_on_several_devices():
+    """As with device_map="auto"; the second device is one that computes shapes only."""
+    config = tiny_swin_config(patch_selector="variance", num_selected_windows=0.5)
+    model = AdaptiveSwinForImageClassification(config).eval()
+    for part in (*model.swin.encoder.layers[1:], model.swin.layernorm, model.classifier):
+        part.to("meta")
+        add_hook_to_module(part, AlignDevicesHook(execution_device="meta"))
+    assert model(torch.randn(2, 3, 64, 64)).logits.device.type == "meta"
+
+
+def test_images_of_whole_patches_are_not_copied():
+    model, images = AdaptiveSwinModel(tiny_swin_config()), torch.randn(1, 3, 64, 64)
+    assert model._cut(images, None).image.data_ptr() == images.data_ptr()
 
 
 def test_works_without_the_package(tmp_path):

@@ -146,3 +146,7 @@ class TestRefuses:
     def test_a_size_that_masks_cannot_follow(self, make_segmentation):
         with pytest.raises(ValueError, match="not longest_edge"):
             make_segmentation(image_size=None, longest_edge=32, return_patches=True)
+
+    def test_smoothing_of_labels(self, make_segmentation):
+        with pytest.raises(ValueError, match="label_smoothing_factor is for classification"):
+            make_segmentation(label_smoothing_factor=0.1)

@@ -224,15 +224,20 @@ class MaskedImageDecoder(nn.Sequential):
 
 
 def masked_reconstruction_loss(
-    pixel_values: torch.Tensor, reconstruction: torch.Tensor, masked: torch.Tensor
+    pixel_values: torch.Tensor,
+    reconstruction: torch.Tensor,
+    masked: torch.Tensor,
+    patch_size: tuple[int, int],
 ) -> torch.Tensor:
     """Mean absolute error over the pixels of masked patches.
 
     Args:
         pixel_values, reconstruction: `(B, C, H, W)`.
-        masked: `(B, R, S)` bool, one for each patch; patches tile the image.
+        masked: `(B, R, S)` bool, one for each patch; the last row and column may reach beyond the image.
+        patch_size: height and width in pixels.
     """
-    height, width = pixel_values.shape[-2] // masked.shape[1], pixel_values.shape[-1] // masked.shape[2]
-    mask = masked.repeat_interleave(height, 1).repeat_interleave(width, 2).unsqueeze(1)
-    error = (pixel_values - reconstruction).abs().float() * mask  # half precision could not hold the sum
+    mask = masked.repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2).unsqueeze(1)
+    mask = mask[..., : pixel_values.shape[-2], : pixel_values.shape[-1]].to(reconstruction.device)
+    error = (pixel_values.to(reconstruction.device) - reconstruction).abs()
+    error = error.float() * mask  # half precision could not hold the sum
     return error.sum() / (mask.sum() + 1e-5) / pixel_values.shape[1]

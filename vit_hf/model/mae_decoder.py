@@ -16,7 +16,7 @@ from .encoder import AdaptiveViTLayer
 from .patches import ImagePatches, flatten_channels_last, to_pair
 from .pixel_scorers import pixel_scores
 from .positions import POSITION_ENCODINGS
-from .tokens import PatchTokens, gather_tokens, raster_indices
+from .tokens import PatchTokens, gather_tokens, move_fields, raster_indices
 
 
 def decoder_config(config):
@@ -46,6 +46,10 @@ class Masking:
     selected: torch.Tensor
     mask: torch.Tensor
     ids_restore: torch.Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Masking":
+        """The same on another device; what accelerate calls where a model is spread over several."""
+        return move_fields(self, device, non_blocking)
 
 
 def draw_mask(patches: ImagePatches, mask_ratio: float, noise: torch.Tensor) -> Masking:
@@ -92,12 +96,15 @@ class MaskedAutoencoderDecoder(nn.Module):
         """Pixels `(B, N, P*P*C)` of all patches, from the encoder's last hidden states `(B, T, D)`."""
         num_kept = masking.selected.shape[1]
         hidden_states = self.decoder_embed(hidden_states)
+        # The encoder may lie on another device.
+        device = hidden_states.device
+        masking = masking.to(device)
         prefix, kept = hidden_states[:, :-num_kept], hidden_states[:, -num_kept:]
         seen = gather_tokens(kept, masking.ids_restore.clamp(max=num_kept - 1))
         states = torch.where(masking.mask.bool().unsqueeze(-1), self.mask_token.to(seen.dtype), seen)
         tokens = PatchTokens(
             states, patches.coordinates, patches.grid, patches.mask, full_grid=patches.full_grid
-        )
+        ).to(device)
         states = self.position_encoding("add", tokens).features
         cls, registers = prefix[:, : self.num_cls], prefix[:, self.num_cls :]
         if self.num_cls:
@@ -106,7 +113,7 @@ class MaskedAutoencoderDecoder(nn.Module):
         inputs = self._attention_inputs(sequence, tokens)
         for index, layer in enumerate(self.decoder_layers):
             sequence = layer(sequence, inputs(index))
-        sequence = normalise(self.decoder_norm, sequence, patches.mask)
+        sequence = normalise(self.decoder_norm, sequence, tokens.mask)
         return self.decoder_pred(sequence[:, -tokens.coordinates.shape[1] :])
 
     def _attention_inputs(
@@ -138,5 +145,6 @@ def reconstruction_loss(
     if norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()
-    error = (logits.float() - target).square().mean(dim=-1)
+    error = (logits.float() - target.to(logits.device)).square().mean(dim=-1)
+    mask = mask.to(logits.device)
     return (error * mask).sum() / mask.sum().clamp(min=1)

@@ -134,9 +134,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
         loss = None
         if bool_masked_pos is not None:
             masked = bool_masked_pos.unflatten(1, (rows, columns))
-            padding = (0, columns * patch_size[1] - width, 0, rows * patch_size[0] - height)
-            whole = (nn.functional.pad(values, padding) for values in (pixel_values, reconstruction))
-            loss = masked_reconstruction_loss(*whole, masked)
+            loss = masked_reconstruction_loss(pixel_values, reconstruction, masked, patch_size)
         return AdaptiveSwinMaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction,

@@ -217,7 +217,7 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
         if bool_masked_pos is not None:
             whole = pixel_values[:, :, : rows * stride, : columns * stride]
             loss = masked_reconstruction_loss(
-                whole, reconstruction, bool_masked_pos.unflatten(1, (rows, columns))
+                whole, reconstruction, bool_masked_pos.unflatten(1, (rows, columns)), patch_size
             )
         return AdaptiveViTMaskedImageModelingOutput(
             loss=loss,

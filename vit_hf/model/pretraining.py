@@ -24,6 +24,8 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
     """
 
     _auto_class = "AutoModelForPreTraining"
+    # The decoder has a mask token of its own.
+    _no_split_modules = [*AdaptiveViTPreTrainedModel._no_split_modules, "MaskedAutoencoderDecoder"]
 
     def __init__(self, config: AdaptiveViTConfig):
         for name, nothing in (

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers.image_processing_base import BatchFeature
 
+from .image_resizing import target_size
 from .patches import to_pair
 
 
@@ -22,7 +23,7 @@ class SegmentationMaps:
             outputs: of `AdaptiveViTForSemanticSegmentation`, with logits `(B, L, h, w)`. A single class is a yes (1) or a
                 no (0).
             target_sizes: (height, width) of each image as it was before preparation; None for maps of the logits' size.
-                With `do_resize=False` these tell what patches did not cover, which has the class beside it.
+                Pixels that no whole patch covered have the class beside them.
             return_segmentation_scores: whether to return objects with `segmentation` and `segmentation_scores` (logits
                 `(L, height, width)`) instead.
 
@@ -44,10 +45,14 @@ class SegmentationMaps:
 
     def _resize_logits(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """`(L, height, width)` of `(L, h, w)`, bilinearly as in the loss."""
-        covered = size
-        if not self.do_resize and self.max_num_patches is None:
-            patch_size = to_pair(self.patch_size)
-            covered = tuple(side - side % patch for side, patch in zip(size, patch_size, strict=True))
+        prepared = covered = size
+        if self.do_resize:
+            prepared = target_size(*size, self.size)
+        if not self.do_resize or self.max_num_patches is None:  # which resizes to whole patches
+            covered = tuple(
+                max(1, round(side * (pixels - pixels % patch) / pixels))
+                for side, pixels, patch in zip(size, prepared, to_pair(self.patch_size), strict=True)
+            )
         logits = nn.functional.interpolate(
             logits[None].float(), size=covered, mode="bilinear", align_corners=False
         )

@@ -249,7 +249,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
             height, width = self.embeddings.patch_embeddings.patch_size
             missing = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
-            pixel_values = nn.functional.pad(pixel_values, missing)
+            if any(missing):  # by nothing it would copy, too
+                pixel_values = nn.functional.pad(pixel_values, missing)
         elif not isinstance(pixel_values, ImagePatches) or pixel_values.full_grid is None:
             shape = (
                 tuple(pixel_values.shape)

@@ -64,12 +64,22 @@ class AdaptiveSwinAttention(AdaptiveViTAttention):
         if self.logit_scale is None:
             return states
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        query, key = (nn.functional.normalize(part, dim=-1) for part in (states.query, states.key))
-        return replace(states, query=(query * scale).to(query.dtype), key=key)
+        query, key = directions(states.query) * scale, directions(states.key)
+        return replace(states, query=query.to(states.query.dtype), key=key.to(states.key.dtype))
 
     def reset_parameters(self) -> None:
         if self.logit_scale is not None:
             init.constant_(self.logit_scale, math.log(10))
+
+
+def directions(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors of length 1, in float32; of zeros, such as the key of padding, zeros.
+
+    In float16 `normalize` would divide those by 0, and their gradient would not fit.
+    """
+    vectors = vectors.float()
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / length.masked_fill(length == 0, 1)
 
 
 class AdaptiveSwinLayer(GradientCheckpointingLayer):

@@ -49,7 +49,8 @@ class WindowChooser:
             return None
         wanted = self.config.num_selected_windows
         number = num_windows_selected(wanted, stage, layout.num_windows, self.relaxation)
-        scores = self._score(number).unflatten(1, self.patches.full_grid)
+        # A stage may lie on another device.
+        scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
             return None
         for _ in range(stage):

@@ -117,6 +117,8 @@ def prepare_segmentation(
     """
     if data_arguments.skip_corrupt:
         raise ValueError("skip_corrupt is for classification: mend or remove damaged images, or their masks")
+    if training.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor is for classification: set it to 0")
     check_output_dir(training.output_dir)
     arguments = training.to_dict()
     for group in (model_arguments, data_arguments, method):
