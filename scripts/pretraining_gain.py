@@ -57,7 +57,6 @@ def canvases(args: argparse.Namespace, num_train: int, seed: int) -> DataArgumen
 def settings(output: Path, args: argparse.Namespace, seed: int, steps: int, rate: float) -> RunArguments:
     return RunArguments(
         output_dir=str(output),
-        start_anew=True,
         max_steps=steps,
         per_device_train_batch_size=args.batch_size,
         per_device_eval_batch_size=100,

@@ -51,7 +51,6 @@ def train(output: Path, args: argparse.Namespace, selector: str | None, share: f
         SegmentationArguments(segmentation_decoder=args.segmentation_decoder, binary=True),
         RunArguments(
             output_dir=str(output),
-            start_anew=True,
             num_train_epochs=1,
             per_device_train_batch_size=args.batch_size,
             per_device_eval_batch_size=50,
