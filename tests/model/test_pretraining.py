@@ -187,8 +187,8 @@ def test_the_decoder_follows_the_attention_implementation():
 
 def test_learns_to_reconstruct():
     model = make(mask_ratio=0.5, initializer_range=0.05).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(120):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(250):
         grey = torch.rand(16, 1, 1, 1) * 2 - 1
         loss = model(grey.expand(16, 3, 32, 32)).loss
         optimizer.zero_grad()
