@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.training.conftest import MODEL
+from vit_hf.model.image_loading import to_pixels
 from vit_hf.training import (
     DataArguments,
     MeanIoU,
@@ -18,7 +20,7 @@ from vit_hf.training import (
     SegmentationArguments,
     prepare_segmentation,
 )
-from vit_hf.training.masks import load_masked_images
+from vit_hf.training.masks import MaskedImages, load_masked_images
 
 
 GROUPS = (ModelArguments, DataArguments, SegmentationArguments, RunArguments)
@@ -112,6 +114,23 @@ def test_images_and_masks_are_mirrored_together(masked_folder):
     flipped = images[3]
     assert np.array_equal(plain["mask"][:, ::-1], flipped["mask"])
     assert np.array_equal(np.asarray(plain["image"])[:, ::-1], np.asarray(flipped["image"]))
+
+
+def test_masks_are_of_upright_images(tmp_path):
+    """As they are shown to whoever draws masks, and prepared for the model."""
+    picture = PIL.Image.fromarray(np.arange(40 * 48 * 3, dtype=np.uint8).reshape(40, 48, 3))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # held upright, and stored lying on its side
+    picture.save(tmp_path / "image.png", exif=exif)
+    upright = PIL.ImageOps.exif_transpose(PIL.Image.open(tmp_path / "image.png"))
+    PIL.Image.fromarray(np.asarray(upright)[..., 0]).save(tmp_path / "mask.png")
+    columns = {name: [str(tmp_path / f"{name}.png")] for name in ("image", "mask")}
+    rows = datasets.Dataset.from_dict(columns)
+    for name in columns:
+        rows = rows.cast_column(name, datasets.Image(decode=False))
+    for flip in (0.0, 1.0):
+        example = MaskedImages(rows, "image", "mask", horizontal_flip=flip)[0]
+        assert np.array_equal(to_pixels(example["image"], True, None)[0], example["mask"])
 
 
 def test_iou_is_summed_up_over_batches():

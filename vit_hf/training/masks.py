@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
@@ -58,7 +59,9 @@ class MaskedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        image, mask = decode_image(row[self.image_column]), self._read_mask(row, index)
+        # Upright, as image processors make it, before both are mirrored.
+        image = PIL.ImageOps.exif_transpose(decode_image(row[self.image_column]))
+        mask = self._read_mask(row, index)
         if mask.shape != (image.height, image.width):
             raise ValueError(
                 f"Mask {index} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image {image.height}x{image.width}."
@@ -78,7 +81,7 @@ class MaskedImages(Dataset):
         return self._read_mask(self.rows.select_columns(self.mask_column)[index], index)
 
     def _read_mask(self, row: dict[str, Any], index: int) -> np.ndarray:
-        mask = np.asarray(decode_image(row[self.mask_column]))
+        mask = np.asarray(PIL.ImageOps.exif_transpose(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > IGNORED:
             raise ValueError(
                 f"Mask {index} must have one channel of classes from 0 to {IGNORED} (which is ignored), not the shape "
