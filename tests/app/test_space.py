@@ -103,7 +103,11 @@ class Hub(BaseHTTPRequestHandler):
         self.reply(200 if self.headers.get("Authorization") == "Bearer hf_right" else 401, answer)
 
     def do_GET(self):
-        self.reply(200, {"sha": "0", "id": "me/page", "siblings": [], "private": True})
+        there = [
+            {"type": "file", "path": name, "size": 1, "oid": "0"} for name in ("model/old.bin", "mine.md")
+        ]
+        info = {"sha": "0", "id": "me/page", "siblings": [], "private": True}
+        self.reply(200, there if "/tree/" in self.path else info)
 
     def reply(self, status: int, answer: dict) -> None:
         data = json.dumps(answer).encode()
@@ -161,6 +165,8 @@ def test_uploads(tmp_path, hub):
     assert {name for name, path in here.items() if path.stat().st_size} <= sent.keys() <= here.keys()
     for name in ("README.md", "app.py", "vit_hf/app/page.py"):
         assert base64.b64decode(sent[name]) == here[name].read_bytes()
+    # Of the checkpoint that was there before.
+    assert [line["value"]["path"] for line in lines if line["key"] == "deletedFile"] == ["model/old.bin"]
 
 
 @pytest.mark.slow
