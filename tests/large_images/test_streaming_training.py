@@ -168,7 +168,7 @@ def test_memory_of_a_training_step(name):
     small, large = (peak_memory(training_step, name, side) for side in (3072, 6144))
     print(f"{name}: {small:.0f} MiB, {large:.0f} MiB")
     # A policy draws from all patches: their order, probabilities and gradients.
-    per_patch = 2**-20 * (200 if name == "policy" else 0)
+    per_patch = 2**-20 * (100 if name == "policy" else 0)
     assert large < 1.1 * small + 8 + per_patch * (6144 // 16) ** 2
 
 

@@ -63,6 +63,6 @@ def test_learns_on_selected_patches_and_not_on_random_ones(tmp_path):
     runs = {arm: json.loads((tmp_path / f"majority_{arm}_0" / "measured.json").read_text()) for arm in arms}
     entropy, random = (runs[arm]["metrics"]["test_accuracy"] for arm in arms)
     # Chance is 10 %.
-    assert entropy > 0.3 and entropy > random + 0.15
+    assert entropy > 0.35 and entropy > random + 0.15
     assert f"| entropy | 1 | {100 * entropy:.1f} ± nan" in result.stdout
     assert all(run["memory_mib"] > 0 and run["cpu_s"] > 0 for run in runs.values())
