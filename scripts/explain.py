@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from vit_hf import AdaptiveSwinForImageClassification, AdaptiveViTForImageClassification
 from vit_hf.explain import PICTURES, Explanation, explain, unique_names, write_statistics
 from vit_hf.training import SelectionArguments, load_classifier, make_parser, parse_arguments
-from vit_hf.training.models import is_swin
+from vit_hf.training.families import is_swin
 
 
 @dataclass(kw_only=True)

@@ -223,6 +223,14 @@ def test_swin(run):
     assert "windows need a full grid" in rows["all patches, merge 0.5"].reason
 
 
+def test_adapting_swin(run):
+    """Of images of mixed sizes, which no batch can have."""
+    chosen = {"strategies": ["resize", "dense", "select"], "selectors": ["saliency"], "tokens": [32]}
+    rows, _ = run("swin", **chosen, adapt=2, adapt_batch_size=2, adapt_learning_rate=1e-3)
+    assert rows.keys() >= {"resize to 32x32", "all patches", "32 patches, saliency"}
+    assert all(row.reason is None and row.adapt_steps == 2 for row in rows.values())
+
+
 def test_learned_selectors(run):
     rows, _ = run(strategies=["select"], selectors=["policy", "random"], tokens=[9])
     assert "policy' is learned" in rows["9 patches, policy"].reason

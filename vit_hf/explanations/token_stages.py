@@ -3,14 +3,15 @@
 Shapes: R, S rows and columns of the grid; K patches that entered; M tokens before a reduction.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
-from ..model.reduction_base import Reduction
+from ..model.reduction_base import Reduction, TokenReducer
 
 
 @dataclass
@@ -43,6 +44,11 @@ def blocks_that_see_all(vit: AdaptiveViTModel) -> int:
     return len(vit.layers)
 
 
+def reducers_of(encoder: PreTrainedModel) -> Mapping[str, TokenReducer]:
+    """By the number of the block; a Swin has none."""
+    return getattr(encoder, "reducers", {})
+
+
 @contextmanager
 def record_reductions(vit: AdaptiveViTModel) -> Iterator[dict[int, Reduction]]:
     """Collects what the reducers of the blocks, numbered from 0, made of the latest batch."""
@@ -54,7 +60,9 @@ def record_reductions(vit: AdaptiveViTModel) -> Iterator[dict[int, Reduction]]:
 
         return hook
 
-    handles = [reducer.register_forward_hook(record(int(index))) for index, reducer in vit.reducers.items()]
+    handles = [
+        reducer.register_forward_hook(record(int(index))) for index, reducer in reducers_of(vit).items()
+    ]
     try:
         yield records
     finally:

@@ -83,13 +83,13 @@ class ArchitectureArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint, ours or any ViT of transformers, local or on the Hub; without it a model from scratch"
+            "help": "checkpoint, ours or any ViT or Swin of transformers, local or on the Hub; without it a model from scratch"
         },
     )
     config_overrides: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'fields of AdaptiveViTConfig as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
+            "help": 'fields of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig) as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
         },
     )
     position_encoding: str | None = field(
@@ -130,6 +130,12 @@ class ArchitectureArguments:
 class ModelArguments(ArchitectureArguments):
     """Which model, and what it looks at."""
 
+    model_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "of a model from scratch: adaptive_vit, which is the default, or adaptive_swin; a checkpoint has its own"
+        },
+    )
     patch_selector: str | None = field(
         default=None,
         metadata={
@@ -137,7 +143,10 @@ class ModelArguments(ArchitectureArguments):
         },
     )
     num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "patches to keep: a number such as 98, or a share such as 0.25"}
+        default=None,
+        metadata={
+            "help": "patches to keep: a number such as 98, or a share such as 0.25; of a Swin as many windows as have them"
+        },
     )
     exploration: float | None = field(
         default=None, metadata={"help": "share of the selected patches that are random while training"}

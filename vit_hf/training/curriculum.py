@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..explanations.animation import Tile, tile_side, write_animation
 from ..explanations.seen_images import load_upright, process, shrink, to_picture
-from ..explanations.token_stages import record_reductions, to_stages
+from ..explanations.token_stages import record_reductions, reducers_of, to_stages
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
 from ..model.patches import to_pair
 
@@ -198,6 +198,7 @@ class CurriculumRecorder(TrainerCallback):
                 with record_reductions(vit) as reductions:
                     outputs = vit(**inputs, sample_selection=False, return_dict=True)
                 kept = outputs.selected_patches[0].cpu().numpy()
+                kept = kept[kept >= 0]  # windows may reach beyond the image
                 grid = tuple(outputs.spatial_shapes[0].tolist())
                 mask = np.zeros(grid[0] * grid[1], dtype=bool)
                 mask[kept] = True
@@ -225,7 +226,7 @@ def without_chance(vit: AdaptiveViTModel, relaxation: float) -> Iterator[None]:
     """Lets a model select as in training at a relaxation, but without chance and gradient, and leaves no trace."""
     modes = [(module, module.training) for module in vit.modules()]
     before = vit.selection_relaxation
-    teachers = [reducer for reducer in vit.reducers.values() if reducer.learns_from_dense]
+    teachers = [reducer for reducer in reducers_of(vit).values() if reducer.learns_from_dense]
     devices = [] if vit.device.type == "cpu" else [vit.device]
     device_type = vit.device.type if devices else "cuda"
     try:
@@ -274,7 +275,7 @@ def load_frames(path: Path) -> list[Frame]:
 
 def _encoder(model: nn.Module) -> AdaptiveViTModel:
     model = extract_model_from_parallel(model, keep_torch_compile=False)
-    vit = getattr(model, "vit", model)
+    vit = getattr(model, getattr(model, "base_model_prefix", "vit"), model)
     if not hasattr(vit, "selection_relaxation"):
         raise TypeError(
             f"CurriculumRecorder needs a model that selects patches; {type(model).__name__} does not. Take the callback "

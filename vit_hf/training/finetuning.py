@@ -10,8 +10,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.shipping import NoFile, files_to_save
 from ..model.user_classes import classes_of
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
@@ -85,13 +85,16 @@ class FinetuningRun:
         )
 
 
-def describe_selection(config: AdaptiveViTConfig) -> str:
+def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     """What a model computes on."""
-    text = "all patches"
+    is_swin = isinstance(config, AdaptiveSwinConfig)
+    parts = "windows" if is_swin else "patches"
+    text = f"all {parts}"
     if config.patch_selector is not None:
-        number = config.num_selected_patches
+        number = config.num_selected_windows if is_swin else config.num_selected_patches
         share = f"{number:.1%} of the" if isinstance(number, float) else number
-        text = f"{share} patches of an image by {config.patch_selector}"
+        where = "an image's first stage" if is_swin and not isinstance(number, float) else "an image"
+        text = f"{share} {parts} of {where} by {config.patch_selector}"
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
         if config.merge_r is not None:
@@ -151,7 +154,7 @@ def prepare_run(
 
 
 def make_trainer(
-    model: AdaptiveViTForImageClassification,
+    model: PreTrainedModel,
     processor: BaseImageProcessor,
     data: ImageDataset,
     augmentation: AugmentationArguments,

@@ -1,5 +1,6 @@
 """A learning rate for each layer: head and predictors learn fastest, the embeddings slowest."""
 
+import math
 import re
 from typing import Any
 
@@ -22,8 +23,8 @@ def layerwise_parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
 
-    Of L encoder layers, layer i learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the
-    embeddings at `layer_decay ** (L + 1)`, and everything else (final norm, head, trained patch selectors and token
+    Of L encoder layers (of a Swin its blocks, and what merges patches behind those of a stage), layer i learns at
+    `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L + 1)`, and everything else (final norm, head, trained patch selectors and token
     reducers) at the full rate. What is in the base model and is no selector or reducer has all that times
     `backbone_lr_factor`. Biases, norms, layer scales, tokens and position embeddings are not decayed.
 
@@ -33,7 +34,8 @@ def layerwise_parameter_groups(
         Trainer(..., optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}))
 
     Args:
-        model: whose layers are named `layers.<i>`, as in transformers' ViT; frozen parameters are left out.
+        model: whose layers are named `layers.<i>`, as in transformers' ViT, or `encoder.layers.<stage>.blocks.<i>`, as in
+            its Swin; frozen parameters are left out.
         learning_rate: of the head.
         weight_decay: of the parameters that are decayed.
         layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
@@ -54,19 +56,20 @@ def layerwise_parameter_groups(
             f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To hold the backbone still, "
             "set freeze_backbone"
         )
-    depths = {name: _depth(name, model.base_model_prefix) for name, _ in model.named_parameters()}
-    layers = [depth for depth in depths.values() if depth is not None]
-    if not any(layers):
+    layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
+    order = sorted({layer for layer in layers.values() if layer is not None})
+    if not any(order):
         raise ValueError(
             f"layer_decay needs encoder layers named layers.0, layers.1, ...; {type(model).__name__} has none"
         )
-    top = max(layers) + 1
+    depths = {layer: depth for depth, layer in enumerate(order)}
+    top = len(order)
 
     groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = top if depths[name] is None else depths[name]
+        depth = depths.get(layers[name], top)
         decayed = parameter.ndim > 1 and not UNDECAYED.search(name)
         full_rate = backbone_lr_factor == 1 or part_of(model, name) != "backbone"
         groups.setdefault((full_rate, depth, decayed), []).append(parameter)
@@ -82,10 +85,15 @@ def layerwise_parameter_groups(
     ]
 
 
-def _depth(name: str, prefix: str) -> int | None:
-    """0 for the embeddings, i + 1 for layer i, None for what stands beside or above the layers."""
+def _layer(name: str, prefix: str) -> tuple[float, ...] | None:
+    """What sorts as layers follow each other: () for the embeddings, None for what stands beside or above the layers."""
     name = name.removeprefix(f"{prefix}.")
     if name.startswith("embeddings."):
-        return 0
-    layer = re.match(r"layers\.(\d+)\.", name)
-    return int(layer.group(1)) + 1 if layer else None
+        return ()
+    layer = re.match(r"(?:encoder\.)?layers\.(\d+)\.(?:blocks\.(\d+)\.|(downsample)\.)?", name)
+    if layer is None:
+        return None
+    stage, block, merging = layer.groups()
+    if merging:
+        return (int(stage), math.inf)
+    return (int(stage),) if block is None else (int(stage), int(block))

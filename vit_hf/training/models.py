@@ -1,6 +1,5 @@
 """The model that a run begins with, and the image processor that goes with it."""
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +7,6 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
@@ -17,12 +15,10 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
-from ..model.swin_configuration_checks import FOREIGN
 from .arguments import ArchitectureArguments, ModelArguments
+from .families import CLASSIFIERS, is_swin, model_type_of, swin_fields
 from .freezing import part_of
 from .loading import ImageDataset
 
@@ -33,29 +29,48 @@ logger = logging.get_logger(__name__)
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
     "AdaptiveViTForPreTraining": "decoder.",
+    "AdaptiveSwinForImageClassification": "classifier.",
     "AdaptiveViTForSemanticSegmentation": "decode_head.",
 }
 
 
-def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForImageClassification:
+def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel:
     """Load a checkpoint with a head for these labels, or build a model from scratch.
 
-    The head of a checkpoint is kept if it has as many outputs, and else replaced.
+    The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of patches is that
+    of as many windows as have these.
 
     Raises:
         OSError: if there is no such checkpoint.
         ValueError: for a field of the config that does not exist or does not fit the others, or a checkpoint
             whose weights do not fit.
     """
-    fields = arguments.config_fields() | {"num_labels": data.num_labels, "problem_type": data.problem_type}
+    fields = arguments.config_fields()
+    model_type = _model_type(arguments)
+    if model_type == AdaptiveSwinConfig.model_type:
+        fields = swin_fields(fields, arguments.model_name_or_path)
+    fields |= {"num_labels": data.num_labels, "problem_type": data.problem_type}
     if data.id2label:
         fields |= {"id2label": data.id2label, "label2id": data.label2id}
-    return load_or_build(AdaptiveViTForImageClassification, arguments, fields)
+    return load_or_build(CLASSIFIERS[model_type], arguments, fields)
+
+
+def _model_type(arguments: ArchitectureArguments) -> str:
+    wanted, path = getattr(arguments, "model_type", None), arguments.model_name_or_path
+    if wanted is not None and wanted not in CLASSIFIERS:
+        raise ValueError(f"model_type is {wanted!r}; choose one of {', '.join(CLASSIFIERS)}")
+    if path is None:
+        return wanted or AdaptiveViTConfig.model_type
+    check_path(path)
+    found = model_type_of(path)
+    if wanted not in (None, found):
+        raise ValueError(f"{path} is of model_type {found}, not {wanted}: leave model_type out")
+    return found
 
 
 def load_or_build(
-    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
-) -> AdaptiveViTPreTrainedModel:
+    model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> PreTrainedModel:
     """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from scratch.
 
     Args:
@@ -66,9 +81,18 @@ def load_or_build(
     Raises:
         OSError, ValueError: as `make_model`.
     """
-    unknown = arguments.config_overrides.keys() - AdaptiveViTConfig().to_dict().keys()
+    config_class = model_class.config_class
+    found = _model_type(arguments)
+    if found != config_class.model_type:
+        raise ValueError(
+            f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this needs "
+            f"{config_class.model_type}: scripts/finetune.py is for both"
+        )
+    unknown = fields.keys() - config_class().to_dict().keys() - {"num_labels"}
     if unknown:
-        raise ValueError(f"config_overrides: AdaptiveViTConfig has no field {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"config_overrides: {config_class.__name__} has no field {', '.join(sorted(unknown))}"
+        )
 
     try:
         model = (
@@ -88,17 +112,16 @@ def load_or_build(
 
 
 def _build(
-    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
-) -> AdaptiveViTPreTrainedModel:
+    model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> PreTrainedModel:
     if arguments.image_size is not None:
         fields["image_size"] = arguments.image_size
-    return model_class(AdaptiveViTConfig(**fields))
+    return model_class(model_class.config_class(**fields))
 
 
 def _load(
-    model_class: type[AdaptiveViTPreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
-) -> AdaptiveViTPreTrainedModel:
-    check_path(arguments.model_name_or_path)
+    model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> PreTrainedModel:
     # What transformers reports at length about a new head is no more than that there is one.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -164,10 +187,9 @@ def load_classifier(
         fields.setdefault("keep_rate", 1.0)
     elif "keep_rate" in fields or "token_reducer" in fields:
         fields["merge_r"] = None
-    model_class = AdaptiveViTForImageClassification
     if is_swin(path):
-        model_class = AdaptiveSwinForImageClassification
-        selection, fields = windows_for_patches(path, selection), fields_of_swin(fields)
+        selection, fields = swin_fields(selection | fields, path), {}
+    model_class = CLASSIFIERS[model_type_of(path)]
     try:
         model, report = model_class.from_pretrained(path, **selection, **fields, output_loading_info=True)
     except StrictDataclassError as error:
@@ -195,40 +217,6 @@ def load_classifier(
     return model, processor
 
 
-def is_swin(path: str) -> bool:
-    """Whether a checkpoint is one that `AdaptiveSwinForImageClassification` loads."""
-    model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-    return model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
-
-
-def windows_for_patches(path: str, selection: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a selection of patches as those of a Swin."""
-    selection = dict(selection)
-    if "num_selected_patches" in selection:
-        number = selection.pop("num_selected_patches")
-        if isinstance(number, int):
-            rows, columns = AdaptiveSwinConfig.from_pretrained(path).window_of(0)
-            number = max(1, math.ceil(number / (rows * columns)))
-        selection["num_selected_windows"] = number
-    return selection
-
-
-def fields_of_swin(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields without those that say that no token is to be thinned, which a Swin does not have.
-
-    Raises:
-        ValueError: for others that it does not have.
-    """
-    nothing = {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
-    left = {name: value for name, value in fields.items() if name not in nothing or value != nothing[name]}
-    known = AdaptiveSwinConfig().to_dict().keys() - FOREIGN.keys()
-    unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
-    if unknown:
-        reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
-        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
-    return left
-
-
 def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:
     """Makes an image processor resize to so many pixels a side, or not at all; None leaves it as it is."""
     if resolution is None:
@@ -241,7 +229,7 @@ def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["nat
 
 
 def make_image_processor(
-    arguments: ModelArguments, config: AdaptiveViTConfig, select: bool = True
+    arguments: ModelArguments, config: AdaptiveViTConfig | AdaptiveSwinConfig, select: bool = True
 ) -> BaseImageProcessor:
     """The image processor of the checkpoint, or a new one, resizing and cutting as asked for.
 
@@ -250,7 +238,16 @@ def make_image_processor(
         config: of the model.
         select: whether an image processor that cuts patches selects them as well, where a pixel heuristic does
             that. Otherwise the model does.
+
+    Raises:
+        ValueError: if it is to cut patches for a Swin.
     """
+    is_swin = isinstance(config, AdaptiveSwinConfig)
+    if is_swin and arguments.return_patches:
+        raise ValueError(
+            "return_patches is not for Swin, whose windows are cut from whole images: leave it out. Images of mixed sizes "
+            "go one at a time (per_device_train_batch_size=1, gradient_accumulation_steps), or resized (image_size)"
+        )
     options: dict[str, Any] = {"patch_size": config.patch_size}
     if arguments.return_patches:
         options["return_patches"] = True
@@ -275,7 +272,9 @@ def make_image_processor(
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are the model's to draw: in training they are others in each epoch.
-    is_cheap = config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
+    is_cheap = (
+        not is_swin and config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
+    )
     # A thumbnail needs every patch, and so does the CNN of a hybrid.
     is_cheap = is_cheap and not config.thumbnail_context and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches

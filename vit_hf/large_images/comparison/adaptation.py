@@ -59,6 +59,8 @@ def adapt(
         model_name_or_path=strategy.checkpoint.path, config_overrides=PLAIN_FIELDS, **strategy.training
     )
     model = make_model(arguments, data)
+    # Whole images of mixed sizes go one at a time.
+    alone = arguments.native_resolution and not arguments.return_patches
     processor = make_image_processor(arguments, model.config)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = make_trainer(
@@ -70,7 +72,8 @@ def adapt(
             RunArguments(
                 output_dir=scratch,
                 max_steps=steps,
-                per_device_train_batch_size=batch_size,
+                per_device_train_batch_size=1 if alone else batch_size,
+                gradient_accumulation_steps=batch_size if alone else 1,
                 learning_rate=learning_rate,
                 lr_scheduler_type="cosine",
                 warmup_steps=0.1,

@@ -25,6 +25,8 @@ class Checkpoint:
         patch_size: pixels a side of its patches; of a model that is none of ours 16, to count by.
         num_layers: of the encoder.
         selector: that the checkpoint was trained with, or None.
+        takes_cut_patches: whether images may come as patches, so that those of mixed sizes make one batch; a Swin wants
+            whole ones.
         fingerprint: of its files, to tell whether they are still the same.
     """
 
@@ -34,6 +36,7 @@ class Checkpoint:
     patch_size: int
     num_layers: int
     selector: str | None
+    takes_cut_patches: bool
     fingerprint: str
 
     @property
@@ -86,6 +89,7 @@ def open_checkpoint(path: str, folder: Path) -> Checkpoint:
         patch_size=16 if patch is None else max(to_pair(patch)),
         num_layers=getattr(config, "num_hidden_layers", 0),
         selector=getattr(config, "patch_selector", None),
+        takes_cut_patches=config.model_type != AdaptiveSwinConfig.model_type,
         fingerprint=fingerprint_of(given),
     )
 

@@ -164,7 +164,7 @@ class Dense(Strategy):
                 name="all patches",
                 checkpoint=setting.checkpoint,
                 changes=NATIVE | plain(setting.checkpoint),
-                training=train_native(),
+                training=train_native(setting.checkpoint),
             )
         ]
 
@@ -179,7 +179,7 @@ class Select(Strategy):
                 name=f"{budget} patches, {selector}",
                 checkpoint=setting.checkpoint,
                 changes=NATIVE | PLAIN | select(selector, budget),
-                training=train_native(selector, budget),
+                training=train_native(setting.checkpoint, selector, budget),
                 budget=budget,
             )
             for selector in setting.selectors
@@ -196,12 +196,12 @@ class Reduce(Strategy):
     @classmethod
     def variants(cls, setting: Setting) -> list[Self]:
         checkpoint, strategies = setting.checkpoint, []
-        before = [("all patches", {}, train_native())]
+        before = [("all patches", {}, train_native(checkpoint))]
         adaptive = [name for name in setting.selectors if name not in BASELINES]
         if adaptive:
             selector = "saliency" if "saliency" in adaptive else adaptive[0]
             budget = setting.budgets[-1]
-            chosen = select(selector, budget), train_native(selector, budget)
+            chosen = select(selector, budget), train_native(checkpoint, selector, budget)
             before.append((f"{budget} patches, {selector}", *chosen))
         for name, selection, training in before:
             for reducer in setting.token_reducers:
@@ -243,7 +243,7 @@ class Hybrid(Strategy):
                 checkpoint=setting.hybrid,
                 changes=NATIVE | PLAIN | (select(chosen, budget) if chosen else {}),
                 # Its stem reads whole images.
-                training=train_native(chosen, budget) | {"return_patches": False},
+                training=train_native(setting.hybrid, chosen, budget) | {"return_patches": False},
                 budget=budget,
             )
             for name, chosen, budget in choices
@@ -270,9 +270,11 @@ def select(selector: str, budget: int) -> dict[str, Any]:
     return {"patch_selector": selector, "num_selected_patches": budget}
 
 
-def train_native(selector: str | None = None, budget: int | None = None) -> dict[str, Any]:
+def train_native(
+    checkpoint: Checkpoint, selector: str | None = None, budget: int | None = None
+) -> dict[str, Any]:
     """Fields of `ModelArguments` for images as they are, of mixed sizes."""
-    native = {"native_resolution": True, "return_patches": True}
+    native = {"native_resolution": True, "return_patches": checkpoint.takes_cut_patches}
     return native | (select(selector, budget) if selector else {})
 
 
