@@ -6,7 +6,7 @@ import torch
 from transformers import BitConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from tests.app.helpers import make_explorer, photo
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_swin_config
 from vit_hf import PATCH_SELECTORS, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.app import explorer as explorer_module
 from vit_hf.app.explorer import ALL_PATCHES, PatchExplorer, load_explorer
@@ -182,6 +182,12 @@ def test_loads_stock_checkpoints(tmp_path):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_explorer("./nowhere")
+
+
+def test_a_swin_is_told_where_to_go(tmp_path):
+    tiny_swin_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a Swin, .*scripts/explain.py"):
+        load_explorer(str(tmp_path))
 
 
 def test_loads_its_own_checkpoints(tmp_path):

@@ -23,6 +23,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.patches import to_pair
 from ..model.selection import PATCH_SELECTORS
+from ..training.families import is_swin
 from ..training.models import check_path, load_classifier
 from .pictures import shrink_to
 
@@ -314,9 +315,13 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
 
     Raises:
         OSError: if there is no such checkpoint, or no image processor beside one of ours.
-        ValueError: if it is no Vision Transformer with a classifier.
+        ValueError: if it is no Vision Transformer with a classifier, or a Swin.
     """
     check_path(path)
+    if is_swin(path):
+        raise ValueError(
+            f"{path} is a Swin, and the page shows patches of a ViT: look at it with scripts/explain.py."
+        )
     config, _ = PreTrainedConfig.get_config_dict(path)
     if config.get("model_type") == AdaptiveViTConfig.model_type:
         model, image_processor = load_classifier(path)
