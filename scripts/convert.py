@@ -104,9 +104,8 @@ def print_table() -> None:
     print("|---|---|---|---|---|")
     for verdict in verify_all():
         selection = "works" if verdict.selection else "no"
-        print(
-            f"| {verdict.name} | {verdict.original} | {verdict.native:.1e} | {verdict.other:.1e} | {selection} |"
-        )
+        other = "takes none" if verdict.other is None else f"{verdict.other:.1e}"
+        print(f"| {verdict.name} | {verdict.original} | {verdict.native:.1e} | {other} | {selection} |")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
+    AutoModelForVideoClassification,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
@@ -44,6 +45,7 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTForPreTraining,
     AdaptiveViTForSemanticSegmentation,
+    AdaptiveViTForVideoClassification,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
@@ -72,6 +74,7 @@ AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageC
 AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
 AutoModelForPreTraining.register(AdaptiveViTConfig, AdaptiveViTForPreTraining)
 AutoModelForSemanticSegmentation.register(AdaptiveViTConfig, AdaptiveViTForSemanticSegmentation)
+AutoModelForVideoClassification.register(AdaptiveViTConfig, AdaptiveViTForVideoClassification)
 AutoConfig.register(AdaptiveSwinConfig.model_type, AdaptiveSwinConfig)
 AutoBackbone.register(AdaptiveSwinConfig, AdaptiveSwinBackbone)
 AutoModel.register(AdaptiveSwinConfig, AdaptiveSwinModel)
@@ -100,6 +103,7 @@ __all__ = [
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",
     "AdaptiveViTForSemanticSegmentation",
+    "AdaptiveViTForVideoClassification",
     "AdaptiveViTImageProcessor",
     "AdaptiveViTImageProcessorPil",
     "AdaptiveViTModel",

@@ -93,6 +93,11 @@ def explain(
             f"model is of type {type(model).__name__}: give an AdaptiveViTForImageClassification or "
             "AdaptiveSwinForImageClassification, whose from_pretrained loads stock checkpoints as well."
         )
+    if getattr(model.config, "num_frames", None) is not None:
+        raise ValueError(
+            f"explain draws images, and this model is for videos or volumes (num_frames={model.config.num_frames}): draw "
+            "its kept patches with vit_hf.explain_video."
+        )
     images = _as_list(images)
     labels = _check_labels(labels, len(images), model.config)
     names = _check_names(names, images)

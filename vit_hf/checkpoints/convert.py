@@ -11,12 +11,14 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
+    AdaptiveViTForVideoClassification,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
@@ -29,6 +31,7 @@ from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .swin import SWIN_FAMILIES, convert_swin
 from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
 from .timm_models import SWINS, convert_timm, is_timm
+from .videos import VIDEO_FAMILIES, convert_video_processor
 
 
 logger = logging.get_logger(__name__)
@@ -56,17 +59,18 @@ def convert(
     source: PreTrainedModel | nn.Module | Mapping[str, torch.Tensor] | str | PathLike,
     architecture: str | None = None,
     **fields: Any,
-) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
+) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor | BaseVideoProcessor]:
     """A model of another family as one of ours with the same outputs, and an image processor that prepares alike.
 
     Args:
-        source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2", or the `"vit-hybrid"` of
+        source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2", "vivit", "videomae", or the `"vit-hybrid"` of
             transformers 4; one of timm (see `convert_timm`); the name of a checkpoint of either, local or on the Hub;
             a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
             google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
             `AdaptiveViTForImageClassification`, a `ViTMAEForPreTraining` an `AdaptiveViTForPreTraining` (its encoder
             alone where `fields` select or reduce), any other an `AdaptiveViTModel` (to be loaded again with
-            `add_pooling_layer=False`, unless it is of the family `vit`); a Swin or SwinV2 the `AdaptiveSwin...` of the
+            `add_pooling_layer=False`, unless it is of the family `vit`); a ViViT or VideoMAE with a classifier an
+            `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the
             same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
         architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
@@ -74,8 +78,8 @@ def convert(
             num_selected_patches=196`; of a Swin, of `AdaptiveSwinConfig`.
 
     Returns:
-        The model, in evaluation mode and of the source's dtype, and the image processor; that of the family's
-        defaults if the source is a model without a path.
+        The model, in evaluation mode and of the source's dtype, and the image processor, for videos transformers' own
+        video processor; that of the family's defaults if the source is a model without a path.
 
     Raises:
         CannotConvert: a ValueError with the reason, for a family or an option that ours cannot represent.
@@ -117,6 +121,8 @@ def convert(
     config, family = family_of(model)
     base, head = getattr(model, family.prefix, model), family.head(model)
     weights = rename_weights(base, family)
+    if head is not None:
+        weights |= family.pooled(model)
     options = convert_config(config, family, model if head is not None else None)
     if "layernorm.weight" not in weights:
         options["final_norm"] = "none"
@@ -135,7 +141,8 @@ def convert(
     if pretrains:
         result, weights = convert_autoencoder(ours, weights, model)
     elif head is not None:
-        result = AdaptiveViTForImageClassification(ours)
+        is_video = ours.num_frames is not None
+        result = (AdaptiveViTForVideoClassification if is_video else AdaptiveViTForImageClassification)(ours)
         weights = {f"vit.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
         weights |= {f"classifier.{name}": value for name, value in head.items()}
     else:
@@ -183,11 +190,12 @@ def load_source(path: str | PathLike) -> PreTrainedModel:
 
 
 def check_family(config: PretrainedConfig) -> Family:
-    if config.model_type not in FAMILIES:
+    families = FAMILIES | VIDEO_FAMILIES
+    if config.model_type not in families:
         raise CannotConvert(
-            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted([*FAMILIES, *SWIN_FAMILIES]))}."
+            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted([*families, *SWIN_FAMILIES]))}."
         )
-    return FAMILIES[config.model_type]
+    return families[config.model_type]
 
 
 def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
@@ -260,13 +268,17 @@ def processor_name(model_type: str) -> str:
     return SWIN_FAMILIES.get(model_type) or FAMILIES[model_type].processor
 
 
-def convert_processor(source: PreTrainedModel | str | PathLike, model: PreTrainedModel) -> BaseImageProcessor:
-    """An image processor of ours that prepares images as that of the source.
+def convert_processor(
+    source: PreTrainedModel | str | PathLike, model: PreTrainedModel
+) -> BaseImageProcessor | BaseVideoProcessor:
+    """An image processor of ours that prepares images as that of the source; of videos theirs.
 
     Of a model without one it is the default of its family, at the model's size.
     """
     path = model.name_or_path if isinstance(source, PreTrainedModel) else str(source)
     config = getattr(model.config, "vision_config", model.config)
+    if config.model_type in VIDEO_FAMILIES:
+        return convert_video_processor(path, model)
     saved = path and is_image_processor_saved(path)
     if saved:
         theirs = AutoImageProcessor.from_pretrained(path)

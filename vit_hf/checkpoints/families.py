@@ -50,6 +50,10 @@ def load_state(model: nn.Module, weights: Weights) -> Any:
         ) from error
 
 
+def no_weights(model: nn.Module) -> Weights:
+    return {}
+
+
 def linear_head(model: nn.Module) -> Weights | None:
     head = getattr(model, "classifier", None)
     return head.state_dict() if isinstance(head, nn.Linear) else None
@@ -80,6 +84,7 @@ class Family:
         processor: name in transformers of the image processor that models without a path get.
         finish: what renaming alone cannot do, given all weights by our names, and their configuration.
         with_head: fields of our configuration where there is a classifier.
+        pooled: weights of a norm of what a model with a classifier pools, by our names.
     """
 
     fields: Callable[[PretrainedConfig], dict[str, Any]]
@@ -89,6 +94,7 @@ class Family:
     finish: Callable[[Weights, PretrainedConfig], Weights] = unchanged
     processor: str = "ViTImageProcessor"
     with_head: dict[str, Any] = field(default_factory=dict)
+    pooled: Callable[[nn.Module], Weights] = no_weights
 
     def name(self, name: str) -> str | None:
         """Our name of a weight of the base model; None if we have none for it."""

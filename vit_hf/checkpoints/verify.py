@@ -16,6 +16,7 @@ from ..model.patches import ImagePatches, flatten_channels_last
 from .convert import convert
 from .verify_hybrid import verify_hybrid
 from .verify_swin import verify_swin
+from .verify_videos import verify_videos
 
 
 TINY = {
@@ -209,14 +210,15 @@ class Verdict:
     Attributes:
         name: key of `ORIGINALS`, or of `TIMM` after "timm ", or "hybrid".
         original: its class in transformers, or timm.
-        native, other: largest difference of outputs, at the model's own image size and at others.
+        native, other: largest difference of outputs, at the model's own image size and at others; None if the original
+            takes no others.
         selection: whether the same model then computes on fewer patches.
     """
 
     name: str
     original: str
     native: float
-    other: float
+    other: float | None
     selection: bool
 
 
@@ -228,6 +230,8 @@ def verify_all() -> Iterator[Verdict]:
     for found in verify_hybrid():
         yield Verdict(*found)
     for found in verify_swin():
+        yield Verdict(*found)
+    for found in verify_videos(perturbed):
         yield Verdict(*found)
     if importlib.util.find_spec("timm") is None:
         return

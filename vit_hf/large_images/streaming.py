@@ -107,6 +107,11 @@ def stream_images(
 
 def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
     config = model.config
+    if config.num_frames is not None:
+        raise ValueError(
+            f"The model was built for videos or volumes (num_frames={config.num_frames}), which are not read by bands: give "
+            "it whole ones, (B, T, C, H, W)."
+        )
     if config.patch_selector is None:
         raise ValueError(
             "The model has patch_selector=None and would keep every patch: load it with a patch_selector and "

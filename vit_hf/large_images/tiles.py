@@ -272,6 +272,11 @@ class _TiledRun:
         check_overlap(overlap)
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1 tile.")
+        if getattr(model.config, "num_frames", None) is not None:
+            raise ValueError(
+                f"Tiles are images, and the model is for videos or volumes (num_frames={model.config.num_frames}): give it "
+                "whole ones, (B, T, C, H, W)."
+            )
         num_channels = getattr(model.config, "num_channels", 3)
         if num_channels not in (1, 3):
             raise ValueError(

@@ -8,8 +8,10 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import AttentionInputs
+from .axes import scout_sides
 from .blocks import make_norm, normalise
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .cutting import cut_patches
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer, split_prefix
 from .heads import (
@@ -21,7 +23,7 @@ from .outputs import (
     EncoderOutput,
     ScoutOutput,
 )
-from .patches import ImagePatches, cut_patches, to_pair
+from .patches import ImagePatches
 from .pretrained import AdaptiveViTPreTrainedModel
 from .reduction_base import trace_tokens
 from .restoring import Stage, fill_grid
@@ -42,6 +44,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     """
 
     _auto_class = "AutoModel"
+    _videos = None
 
     def __init__(
         self, config: AdaptiveViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
@@ -58,7 +61,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
-        self.layernorm = make_norm(config) if config.final_norm != "none" else None
+        eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
+        self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
         self.selection_relaxation = 0.0
         check_travel(classes_of(self))
@@ -81,12 +85,14 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """
         Args:
             pixel_values: `(B, C, H, W)` images of any size of at least one patch; or `(B, N, P*P*C)` patches that
-                were cut already, channel last in each patch, together with the three arguments below.
+                were cut already, channel last in each patch, together with the three arguments below. With
+                `config.num_frames`, videos or volumes `(B, T, C, H, W)`, or patches `(B, N, t*P*P*C)`; what is said of
+                rows and columns below then holds for time (or depth), rows and columns.
             bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
             interpolate_pos_encoding: False refuses images of another size than `config.image_size`, as
                 transformers' ViT does; otherwise positions are evaluated for the size at hand.
-            patch_coordinates: `(B, N, 2)` row and column of each cut patch.
-            spatial_shapes: `(B, 2)` rows and columns of each image's full grid.
+            patch_coordinates: `(B, N, A)` row and column of each cut patch, A = 2; with time before them A = 3.
+            spatial_shapes: `(B, A)` rows and columns of each image's full grid.
             pixel_attention_mask: `(B, N)` zero for cut patches that are padding.
             selected_patches: `(B, K)` int64 raster indices of the patches to compute on, -1 for none, instead of the
                 selector's choice.
@@ -140,7 +146,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         selection = self._select(patches, selected_patches, sample)
         thumbnails = None
         if config.thumbnail_context:
-            thumbnails = patches.thumbnail_patches(to_pair(config.scout_image_size or config.image_size))
+            thumbnails = patches.thumbnail_patches(scout_sides(config))
         sequence, tokens, context = self.embeddings(
             patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
         )

@@ -38,8 +38,8 @@ class TokenBatchNorm(nn.BatchNorm1d):
 NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm, "batchnorm": TokenBatchNorm}
 
 
-def make_norm(config) -> nn.Module:
-    return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
+def make_norm(config, eps: float | None = None) -> nn.Module:
+    return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps if eps is None else eps)
 
 
 def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:

@@ -15,6 +15,7 @@ from .configuration_checks import (
     check_selection,
     check_selection_options,
     check_sizes,
+    check_volumes,
 )
 from .convolutional import check_convolutional
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
@@ -27,13 +28,19 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
 
     Args:
+        num_frames (`int`, *optional*): frames of a video, or slices of a volume, that the model is made for, as in
+            transformers' VideoMAE and ViViT; None for images. Inputs are then `(B, T, C, H, W)` of any T of at least
+            `tubelet_size`, and patches have three coordinates. Not with `backbone_config`, a convolutional
+            `patch_embedding`, nor for pretraining and segmentation.
+        tubelet_size (`int`, defaults to 2): frames (or slices) that a patch of a video (or volume) spans.
         patch_embedding (`"linear"` or `"convolutional"`, defaults to `"linear"`): what makes a token of a patch: a matrix, or
             a small residual CNN that reads the pixels of each patch embedded, for large patches (IPS, Bergner et al., 2023).
         convolutional_hidden_sizes, convolutional_depths (lists of `int`, default to [64, 128] and [2, 2]): channels and
             residual blocks of that CNN's stages, named as in transformers' ResNet. The stem leaves a quarter of a patch's
             side, and each stage but the first half of that. The defaults are those of the first half of ResNet-18 (IPS).
         convolutional_num_groups (`int`, defaults to 32): groups of its group norms; each width is a multiple of it.
-        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS`, or as
+        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS` (for videos and volumes
+            `"sinusoidal_3d"` instead of `"sinusoidal_2d"`), or as
             `"my_positions.MyEncoding"` a class of your own; so are `patch_selector` and `token_reducer`.
         position_interpolation (`"bicubic"` or `"bilinear"`, defaults to `"bicubic"`): how `"learned"` is resized.
         position_antialias (`bool`, defaults to False): whether it is shrunk with antialiasing, as DINOv2 with
@@ -47,11 +54,11 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         rotary_shift, rotary_jitter, rotary_rescale (`float`, *optional*): while training coordinates are shifted by up
             to so much, and multiplied by a factor up to so much for each axis, and for both (DINOv3).
         rotary_reference_grid (`int` or pair, *optional*): rows and columns that `"native"` spreads over an image, default
-            those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too.
+            those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too. Of videos three numbers.
         relative_bias_shared (`bool`, defaults to True): whether all blocks share one `"relative_bias"`.
         fourier_num_features, fourier_scale (`int` and `float`, default to 128 and 10.0): learned features of
             `"fourier"`, and in patches how far apart they reach at first.
-        patch_selector (`str`, *optional*): a key of `PATCH_SELECTORS`; None computes on every patch.
+        patch_selector (`str`, *optional*): a key of `PATCH_SELECTORS`, or `"motion"` for videos; None computes on every patch.
         num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number K >= 1
             or as a share in (0, 1] of an image's patches.
         random_selector_seed (`int`, defaults to 0): which patches `"random"` keeps outside training.
@@ -60,6 +67,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         scout_num_layers (`int`, defaults to 3): blocks that the scout pass of `"attention"` and `"distilled"` goes
             through.
         scout_image_size (`int` or pair, *optional*): pixels of the scout's thumbnail, default `image_size`.
+        scout_num_frames (`int`, *optional*): frames of that thumbnail of a video, default `num_frames`.
         scout_reduction (`"mean"`, `"max"`, `"min"` or `"rollout"`, defaults to `"mean"`): what the scores of
             `"attention"` are: the CLS attention of the last scout block over heads, or attention rollout through all.
         thumbnail_context (`bool`, defaults to False): whether the patches of a thumbnail of `scout_image_size` go
@@ -101,6 +109,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         pre_layernorm (`bool`, defaults to False): whether tokens are normalised before the first block as well (CLIP).
         final_norm (`"tokens"`, `"pooled"` or `"none"`, defaults to `"tokens"`): whether the last norm is that of the
             tokens, or of what the classifier pools from them (BEiT).
+        pooled_norm_eps (`float`, *optional*): epsilon of that last norm with `final_norm="pooled"`, default
+            `layer_norm_eps`; VideoMAE has 1e-5 there.
         mlp_type (`"mlp"` or `"gated"`, defaults to `"mlp"`): two dense layers, or three of which one is a gate, SwiGLU
             with `hidden_act="silu"`.
         mlp_norm, attention_norm (`bool`, default to False): whether a layer norm stands before the last dense layer of
@@ -173,6 +183,8 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
 
+    num_frames: int | None = None
+    tubelet_size: int = 2
     patch_embedding: Literal["linear", "convolutional"] = "linear"
     convolutional_hidden_sizes: list[int] | tuple[int, ...] = (64, 128)
     convolutional_depths: list[int] | tuple[int, ...] = (2, 2)
@@ -186,7 +198,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     rotary_shift: float | int | None = None
     rotary_jitter: float | int | None = None
     rotary_rescale: float | int | None = None
-    rotary_reference_grid: int | list[int] | tuple[int, int] | None = None
+    rotary_reference_grid: int | list[int] | tuple[int, ...] | None = None
     relative_bias_shared: bool = True
     fourier_num_features: int = 128
     fourier_scale: float | int = 10.0
@@ -196,6 +208,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     exploration: float | int = 0.0
     scout_num_layers: int = 3
     scout_image_size: int | list[int] | tuple[int, int] | None = None
+    scout_num_frames: int | None = None
     scout_reduction: Literal["mean", "max", "min", "rollout"] = "mean"
     thumbnail_context: bool = False
     scorer_image_size: int | list[int] | tuple[int, int] | None = None
@@ -223,6 +236,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
     pre_layernorm: bool = False
     final_norm: Literal["tokens", "pooled", "none"] = "tokens"
+    pooled_norm_eps: float | None = None
     mlp_type: Literal["mlp", "gated"] = "mlp"
     mlp_norm: bool = False
     attention_norm: bool = False
@@ -273,6 +287,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             check_backbone_config(self)
         check_blocks(self)
         check_sizes(self)
+        check_volumes(self)
         check_convolutional(self)
         check_positions(self)
         check_selection(self)

@@ -2,20 +2,30 @@
 
 import math
 
+from .axes import has_frames
 from .blocks import ACTIVATIONS
 from .mae_decoder import decoder_config
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
-from .selection import PATCH_SELECTORS
-from .user_classes import TABLES, is_known
+from .user_classes import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of
 
 
 def check_class(config, field: str) -> None:
     """A class of a table, or of the user's own."""
+    name, legal = getattr(config, field), sorted(table_of(config, field))
+    if not has_frames(config) and name in VOLUME_TABLES[field]:
+        raise ValueError(
+            f"{field}={name!r} is for videos and volumes, and these are images: set num_frames, or choose one of {legal}."
+        )
+    if has_frames(config) and name in IMAGE_ONLY.get(field, {}):
+        raise ValueError(
+            f"{field}={name!r} is for images, and num_frames={config.num_frames} gives patches a third coordinate: use "
+            f"{IMAGE_ONLY[field][name]!r}, or another of {legal}."
+        )
     if not is_known(config, field):
         raise ValueError(
-            f"{field}={getattr(config, field)!r} is unknown. Choose one of {sorted(TABLES[field])}, or name a class of "
+            f"{field}={name!r} is unknown. Choose one of {legal}, or name a class of "
             'your own as "module.Class".'
         )
 
@@ -59,6 +69,8 @@ def check_blocks(config) -> None:
         raise ValueError(
             f"classifier_hidden_size={config.classifier_hidden_size} must be at least 1, or None for no layer."
         )
+    if config.pooled_norm_eps is not None and not 0 < config.pooled_norm_eps < 1:
+        raise ValueError(f"pooled_norm_eps={config.pooled_norm_eps} must lie in (0, 1), or be None.")
     if config.final_norm == "pooled" and config.pooling in ("cls+mean", "cls+register"):
         raise ValueError(
             f"final_norm='pooled' norms one vector, and pooling={config.pooling!r} gives two: use final_norm='tokens'."
@@ -84,9 +96,44 @@ def check_sizes(config) -> None:
             raise ValueError(f"{name}={value} is smaller than one patch of patch_size={config.patch_size}.")
 
 
+def check_volumes(config) -> None:
+    """Videos and volumes, which `num_frames` says there are."""
+    if not has_frames(config):
+        if config.scout_num_frames is not None:
+            raise ValueError(
+                f"scout_num_frames={config.scout_num_frames} is for videos and volumes: set num_frames, or leave it out."
+            )
+        return
+    if config.tubelet_size < 1:
+        raise ValueError(f"tubelet_size={config.tubelet_size} must be at least 1 frame (or slice) a patch.")
+    for name in ("num_frames", "scout_num_frames"):
+        value = getattr(config, name)
+        if value is not None and value < config.tubelet_size:
+            raise ValueError(
+                f"{name}={value} is less than one patch of tubelet_size={config.tubelet_size} frames (or slices)."
+            )
+    if config.patch_selector == "motion" and config.tubelet_size < 2:
+        raise ValueError(
+            "patch_selector='motion' compares frames of one patch, and tubelet_size=1 gives it one: use tubelet_size=2."
+        )
+    if config.backbone_config is not None:
+        raise ValueError(
+            f"The CNN of backbone_config reads images, and num_frames={config.num_frames} makes them videos or volumes: "
+            "leave out one of them."
+        )
+    if config.patch_embedding != "linear":
+        raise ValueError(
+            f"patch_embedding={config.patch_embedding!r} reads patches of images, and num_frames={config.num_frames} "
+            "makes them videos or volumes: use 'linear'."
+        )
+
+
 def check_positions(config) -> None:
     """Position encodings."""
     check_class(config, "position_encoding")
+    if has_frames(config):
+        check_volume_positions(config)
+        return
     channels = {"sinusoidal": ("hidden_size", config.hidden_size, 2)}
     channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", config.hidden_size, 4)
     channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
@@ -101,18 +148,44 @@ def check_positions(config) -> None:
                 f"position_encoding={config.position_encoding!r} needs {name} to be a multiple of {divisor}, "
                 f"got {size}."
             )
+    check_position_options(config, 2)
+
+
+def check_volume_positions(config) -> None:
+    """The same with a third axis. What is left over of a third of the channels goes without a position."""
+    name = config.position_encoding
+    head_dim = config.hidden_size // config.num_attention_heads
+    if name in ("rotary", "rotary_mixed", "learned_rotary") and (head_dim < 6 or head_dim % 2):
+        raise ValueError(
+            f"position_encoding={name!r} turns pairs of channels along three axes, and needs hidden_size / "
+            f"num_attention_heads to be even and at least 6, got {head_dim}."
+        )
+    if name in ("sinusoidal_3d", "learned_from_sinusoidal") and config.hidden_size < 6:
+        raise ValueError(
+            f"position_encoding={name!r} needs a hidden_size of at least 6, got {config.hidden_size}."
+        )
+    if name == "sinusoidal" and config.hidden_size % 2:
+        raise ValueError(
+            f"position_encoding='sinusoidal' needs an even hidden_size, got {config.hidden_size}."
+        )
+    check_position_options(config, 3)
+
+
+def check_position_options(config, num_axes: int) -> None:
+    """Options of encodings, which may stand there while another is used."""
     if config.rotary_shift is not None and not 0 <= config.rotary_shift < math.inf:
         raise ValueError(f"rotary_shift={config.rotary_shift} must be 0 or more, or None.")
     for name in ("rotary_jitter", "rotary_rescale"):
         if getattr(config, name) is not None and not 1 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name}={getattr(config, name)} is a factor and must be at least 1, or None.")
     reference = config.rotary_reference_grid
-    if reference is not None and (
-        not (isinstance(reference, int) or len(reference) == 2) or min(to_pair(reference)) < 1
-    ):
+    sides = [reference] * 2 if isinstance(reference, int) else reference
+    if reference is not None and (len(sides) != num_axes or min(sides) < 1):
+        legal = "a number of at least 1 patch a side or a pair (rows, columns) of them"
+        if num_axes == 3:
+            legal = "three numbers of at least 1 patch (time, rows, columns)"
         raise ValueError(
-            f"rotary_reference_grid={reference} must be a number of at least 1 patch a side or a pair (rows, columns) "
-            "of them, or None for those of image_size."
+            f"rotary_reference_grid={reference} must be {legal}, or None for those of image_size."
         )
     if not 0 < config.fourier_scale < math.inf:
         raise ValueError(f"fourier_scale={config.fourier_scale} must be above 0.")
@@ -131,7 +204,7 @@ def check_selection(config) -> None:
         for name, value in (("num_selected_patches", number), ("exploration", config.exploration or None)):
             if value is not None:
                 raise ValueError(
-                    f"{name}={value} needs a patch_selector: choose one of {sorted(PATCH_SELECTORS)}."
+                    f"{name}={value} needs a patch_selector: choose one of {sorted(table_of(config, 'patch_selector'))}."
                 )
         return
     check_class(config, "patch_selector")
@@ -249,7 +322,9 @@ def check_reduction(config) -> None:
 
 
 def check_decoder(config) -> None:
-    """What reconstructs in pretraining."""
+    """What reconstructs in pretraining, which there is of images alone."""
+    if has_frames(config):
+        return
     if not 0 < config.mask_ratio < 1:
         raise ValueError(f"mask_ratio={config.mask_ratio} is a share of the patches and must lie in (0, 1).")
     for name in (

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .patches import ImagePatches, PatchProjection, to_pair
+from .patch_embeddings import PatchProjection
+from .patches import ImagePatches, to_pair
 from .tokens import PatchTokens
 
 

@@ -5,7 +5,8 @@ from torch import nn
 
 from .convolutional import ConvolutionalPatchEmbeddings
 from .hybrid import HybridPatchEmbeddings
-from .patches import ImagePatches, PatchEmbeddings
+from .patch_embeddings import PatchEmbeddings
+from .patches import ImagePatches
 from .tokens import PatchTokens
 from .user_classes import find_class
 

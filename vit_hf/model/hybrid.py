@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone
 
-from .patches import ImagePatches, PatchProjection, to_pair
+from .patch_embeddings import PatchProjection
+from .patches import ImagePatches, to_pair
 from .tokens import PatchTokens, raster_indices
 
 

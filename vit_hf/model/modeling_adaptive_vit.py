@@ -10,6 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .cutting import cut_patches
 from .heads import (
     POOLINGS,
     MaskedImageDecoder,
@@ -24,7 +25,6 @@ from .outputs import (
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
 )
-from .patches import cut_patches
 from .pretrained import AdaptiveViTPreTrainedModel
 from .pretraining import AdaptiveViTForPreTraining
 from .scout import RECORD_NOTHING
@@ -153,6 +153,14 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         return losses
 
 
+class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
+    """The same for videos `(B, T, C, H, W)`, and for volumes, whose slices are their frames: `config.num_frames` is set."""
+
+    _auto_class = "AutoModelForVideoClassification"
+    _videos = True
+    input_modalities = ("video",)
+
+
 class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
     """The encoder with a decoder that reconstructs masked patches (SimMIM, Xie et al., 2021)."""
 
@@ -241,6 +249,7 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
     """
 
     _auto_class = "AutoBackbone"
+    _videos = None
 
     def __init__(self, config: AdaptiveViTConfig):
         if config.out_features is None:
@@ -270,7 +279,7 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
                 takes `selected_patches` and `sample_selection` as well.
 
         Returns:
-            `feature_maps`, one for each of `out_features`: `(B, D, R, S)`; or, with `reshape_hidden_states=False`,
+            `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or, with `reshape_hidden_states=False`,
             `(B, 1 + registers + R*S, D)`. Patches that never arrived have zeros.
 
         Raises:
@@ -288,8 +297,8 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
                 "columns. Give images of one size, or one at a time."
             )
         if self.config.reshape_hidden_states:
-            rows, columns = patches.full_grid or grid[0].tolist()
-            maps = [states.transpose(1, 2).unflatten(2, (rows, columns)) for _, states in stages]
+            cells = patches.full_grid or grid[0].tolist()
+            maps = [states.transpose(1, 2).unflatten(2, cells) for _, states in stages]
         else:
             maps = [torch.cat(parts, dim=1) for parts in stages]
         return AdaptiveViTBackboneOutput(
@@ -307,6 +316,7 @@ __all__ = [
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",
     "AdaptiveViTForSemanticSegmentation",
+    "AdaptiveViTForVideoClassification",
     "AdaptiveViTModel",
     "AdaptiveViTPreTrainedModel",
 ]

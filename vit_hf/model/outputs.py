@@ -47,10 +47,10 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
         pooler_output: `(B, pooler_output_size)`.
         selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
         patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
-        patch_coordinates: `(B, K, 2)` float row and column of the kept patches, in patches.
-        spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
+        patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row, column).
+        spatial_shapes: `(B, A)` int64 rows and columns of each image's full grid.
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
-        token_coordinates: `(B, M, 2)` float, where the last tokens are; of a merged one, the mean.
+        token_coordinates: `(B, M, A)` float, where the last tokens are; of a merged one, the mean.
         token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
             `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
         token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token

@@ -4,7 +4,7 @@ One function and one line in `PIXEL_SCORERS`; the image processors run them in t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -30,6 +30,8 @@ def variance_scores(
     mean = pixels.mean(-1).mean(-1)
     # A norm and a mean over rows read the image once; torch.var over a strided view takes four times as long.
     power = torch.linalg.vector_norm(pixels, dim=-1).square().mean(-1) / pixels.shape[-1]
+    if patches.num_axes == 3:
+        mean, power = mean.mean(-1), power.mean(-1)
     variance = power - mean.square()
     # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one grey level in 255.
     variance = torch.where(variance > 1e-6 * power, variance, 0)
@@ -40,7 +42,7 @@ def variance_scores(
 def gradient_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch.
+    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by frame.
 
     Only pixels whose 3x3 neighbourhood lies in the patch count, so that a patch scores the same alone as in its
     image.
@@ -54,14 +56,22 @@ def gradient_scores(
             f"{tuple(patches.pixels.shape[-2:])}. Use patch_selector='variance'."
         )
     if patches.image is None:
-        return _sobel_magnitude(patches.pixels.float().mean(-3)).mean((-1, -2))
+        magnitude = _sobel_magnitude(patches.pixels.float().mean(2)).mean((-1, -2))
+        return magnitude if patches.num_axes == 2 else magnitude.mean(-1)
     # One pass over the whole image is several times faster than many over small patches.
     height, width = patches.pixels.shape[-2:]
     magnitude = _sobel_magnitude(
         patches.image.float().mean(1)
     )  # its first row and column are the second of the image
-    inside = magnitude.unfold(1, height - 2, height).unfold(2, width - 2, width)  # (B, R, S, P - 2, P - 2)
-    return inside.mean(-1).mean(-1).flatten(1)
+    inside = magnitude.unfold(-2, height - 2, height).unfold(-2, width - 2, width)  # (B, R, S, P - 2, P - 2)
+    return _over_tubelets(inside.mean(-1).mean(-1), patches).flatten(1)
+
+
+def _over_tubelets(of_frames: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
+    """Means `(B, T', R, S)` over the frames of each patch of `(B, T, R, S)`; of images what there is."""
+    if patches.num_axes == 2:
+        return of_frames
+    return of_frames.unflatten(1, (-1, patches.patch_size[0])).mean(2)
 
 
 def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
@@ -83,20 +93,23 @@ def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed
     with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most noise. Pixels in 0..255 fall
     into the last bin, all of them.
     """
-    height, width = patches.pixels.shape[-2:]
-    grey = _grey(patches.pixels, -3) if patches.image is None else _grey(patches.image, 1)
+    grey = _grey(patches.pixels, 2) if patches.image is None else _grey(patches.image, 1)
     # Clamped as whole numbers, for a NaN that was cast is one: no index may leave the table.
     cells = grey.mul(BINS_PER_UNIT).add_(NUM_BINS / 2 + 0.5).long().clamp_(0, NUM_BINS - 1)
     if patches.image is None:  # (B, N, P, P)
-        cells += NUM_BINS * torch.arange(cells.shape[1], device=cells.device)[:, None, None]
+        number = torch.arange(cells.shape[1], device=cells.device)
+        cells += NUM_BINS * number.view(-1, *[1] * patches.num_axes)
     else:  # (B, R * P, S * P): to be counted by patch, pixels need not be sorted by patch
-        row, column = (torch.arange(length, device=cells.device) for length in cells.shape[1:])
-        cells += NUM_BINS * patches.pixels.shape[2] * (row // height)[:, None]
-        cells += NUM_BINS * (column // width)
+        step = NUM_BINS
+        for axis in reversed(range(patches.num_axes)):
+            pixel = torch.arange(cells.shape[1 + axis], device=cells.device)
+            of_patch = step * (pixel // patches.patch_size[axis])
+            cells += of_patch.view(-1, *[1] * (patches.num_axes - 1 - axis))
+            step *= patches.view_grid[axis]
     ones = grey.mul_(0).add_(1)  # NaN where a pixel is not finite
     histograms = ones.new_zeros(ones.shape[0], NUM_BINS * patches.num_patches)
     histograms.scatter_add_(1, cells.flatten(1), ones.flatten(1))
-    shares = histograms.div_(height * width).unflatten(1, (-1, NUM_BINS))
+    shares = histograms.div_(math.prod(patches.patch_size)).unflatten(1, (-1, NUM_BINS))
     return torch.special.entr(shares).sum(-1) / math.log(2)
 
 
@@ -114,13 +127,13 @@ def saliency_scores(
     "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the grey image resized to 64x64
     whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper has 8), by
     what lies inside the image only; its minimum is taken off. The local mean of the log spectrum wraps around, as
-    the spectrum does.
+    the spectrum does. Of a video each frame is an image, and a patch has the mean of its frames.
 
     Raises:
         ValueError: if some patches of an image are missing.
     """
     if patches.image is not None:
-        return _saliency(_grey(patches.image, 1), *patches.pixels.shape[1:3])
+        return _saliency_of(_grey(patches.image, 1), patches, patches.view_grid)
     if patches.pixels.is_meta:  # of images that are never whole in memory
         images = patches.thumbnails((SALIENCY_SIZE, SALIENCY_SIZE))
     else:
@@ -129,9 +142,17 @@ def saliency_scores(
     scores = torch.zeros(places.shape, device=places.device)
     for index, image in enumerate(images):
         present = slice(None) if patches.mask is None else patches.mask[index]
-        of_image = _saliency(_grey(image[None], 1), *patches.grid[index].tolist())[0]
+        of_image = _saliency_of(_grey(image[None], 1), patches, patches.grid[index].tolist())[0]
         scores[index, present] = of_image[places[index, present]]
     return scores
+
+
+def _saliency_of(grey: torch.Tensor, patches: ImagePatches, cells: Sequence[int]) -> torch.Tensor:
+    """`(B, N)` of grey images `(B, H, W)`, or videos `(B, T, H, W)`, of so many cells along each axis."""
+    if patches.num_axes == 2:
+        return _saliency(grey, *cells)
+    of_frames = _saliency(grey.flatten(0, 1), *cells[1:]).unflatten(0, grey.shape[:2])  # (B, T, R * S)
+    return _over_tubelets(of_frames, patches).flatten(1)
 
 
 def _saliency(grey: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -175,11 +196,12 @@ def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed:
     """
     if seed is None:
         return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
-    row, column = patches.coordinates.round().long().unbind(-1)
+    *time, row, column = patches.coordinates.round().long().unbind(-1)
     # An integer hash (the finaliser of MurmurHash3), in 31 bits so that products fit in int64.
-    value = (
-        row * 0x9E3779B1 + column * 0x85EBCA77 + (seed & 0x7FFFFFFF) * 0xC2B2AE3D + 0x27D4EB2F
-    ) & 0x7FFFFFFF
+    value = row * 0x9E3779B1 + column * 0x85EBCA77 + (seed & 0x7FFFFFFF) * 0xC2B2AE3D + 0x27D4EB2F
+    for place in time:
+        value = value + place * 0x165667B1
+    value = value & 0x7FFFFFFF
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):
         value = ((value ^ (value >> 16)) * multiplier) & 0x7FFFFFFF
     return (value ^ (value >> 15)).float() / 0x7FFFFFFF
@@ -187,19 +209,40 @@ def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed:
 
 def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
-    row, column = patches.coordinates.round().long().unbind(-1)  # (B, N)
-    rows, columns = patches.grid[:, :1], patches.grid[:, 1:]  # (B, 1)
-    wanted = torch.as_tensor(num_selected, device=rows.device).view(-1, 1).minimum(rows * columns)
+    places = patches.coordinates.round().long().unbind(-1)  # (B, N) for each axis
+    sides = patches.grid.split(1, dim=1)  # (B, 1) for each axis
+    wanted = torch.as_tensor(num_selected, device=patches.grid.device).view(-1, 1)
+    wanted = wanted.minimum(patches.grid.prod(dim=1, keepdim=True))
+    point, points, on_lattice = 0, 1, True
+    for place, side, number in zip(places, sides, _lattice(wanted, sides), strict=True):
+        nearest, on_axis = _nearest_lattice_point(place, side, number)
+        point, points, on_lattice = point * number + nearest, points * number, on_axis & on_lattice
+    # The lattice may have more points than asked for; leave some out evenly.
+    chosen = (point + 1) * wanted // points > point * wanted // points
+    return on_lattice.float() + (on_lattice & chosen).float()
+
+
+def _lattice(wanted: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Points along each axis of a lattice of `wanted` points, or a few more, in a grid; `(B, 1)` each."""
+    if len(sides) == 3:
+        length, *plane = sides
+        area = plane[0] * plane[1]
+        number = (wanted * length.square() / area).pow(1 / 3).round().long()
+        number = number.maximum(_ceil_divide(wanted, area)).clamp(min=1).minimum(length)
+        in_plane = _lattice(_ceil_divide(wanted, number), plane)
+        return [_ceil_divide(wanted, in_plane[0] * in_plane[1]), *in_plane]
+    rows, columns = sides
     lattice_rows = (wanted * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
     lattice_columns = _ceil_divide(wanted, lattice_rows).minimum(columns)
-    lattice_rows = _ceil_divide(wanted, lattice_columns)
-    lattice_row, on_row = _nearest_lattice_point(row, rows, lattice_rows)
-    lattice_column, on_column = _nearest_lattice_point(column, columns, lattice_columns)
-    # The lattice may have more points than asked for; leave some out evenly.
-    point, points = lattice_row * lattice_columns + lattice_column, lattice_rows * lattice_columns
-    chosen = (point + 1) * wanted // points > point * wanted // points
-    on_lattice = on_row & on_column
-    return on_lattice.float() + (on_lattice & chosen).float()
+    return [_ceil_divide(wanted, lattice_columns), lattice_columns]
+
+
+def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
+    """Mean absolute difference of successive frames inside each patch, averaged over channels, of videos and volumes.
+
+    Only differences between frames of the same patch count, so that a patch scores the same alone as in its video.
+    """
+    return patches.pixels.float().diff(dim=-3).abs().flatten(-4).mean(-1).flatten(1)
 
 
 def _ceil_divide(dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
@@ -223,8 +266,10 @@ PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None]
     "random": random_scores,
     "uniform": uniform_scores,
 }
+# For videos and volumes alone.
+VOLUME_SCORERS = {"motion": motion_scores}
 # Those that look at one patch at a time.
-LOCAL_SCORERS = ("variance", "gradient", "entropy")
+LOCAL_SCORERS = ("variance", "gradient", "entropy", "motion")
 
 
 @torch.no_grad()
@@ -234,7 +279,7 @@ def pixel_scores(
     """Scores `(B, N)` of a pixel heuristic.
 
     Args:
-        name: a key of `PIXEL_SCORERS`.
+        name: a key of `PIXEL_SCORERS`, or of videos of `VOLUME_SCORERS`.
         patches: all patches of a batch.
         num_selected: K, how many the caller will keep; `(B,)` if images keep different numbers.
         seed: for `random`; None draws afresh from torch's global generator.
@@ -242,8 +287,9 @@ def pixel_scores(
     Raises:
         ValueError: if no pixel heuristic has this name.
     """
-    if name not in PIXEL_SCORERS:
+    scorers = PIXEL_SCORERS | VOLUME_SCORERS if patches.num_axes == 3 else PIXEL_SCORERS
+    if name not in scorers:
         raise ValueError(
-            f"patch_selector={name!r} does not work on pixels alone: choose one of {sorted(PIXEL_SCORERS)}."
+            f"patch_selector={name!r} does not work on pixels alone: choose one of {sorted(scorers)}."
         )
-    return PIXEL_SCORERS[name](patches, num_selected, seed)
+    return scorers[name](patches, num_selected, seed)

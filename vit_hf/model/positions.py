@@ -3,15 +3,17 @@
 Here are the encodings that add to patch embeddings, and the table of all.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from .patches import to_pair
+from .axes import native_grid
 from .positions_base import PositionEncoding, geometric_frequencies, interpolation_weights
 from .positions_bias import Alibi, RelativeBias, RelativeBiasContinuous
 from .positions_rotary import Rotary, RotaryMixed
-from .tokens import PatchTokens, grid_coordinates
+from .tokens import PatchTokens, grid_coordinates, raster_places
 
 
 def sinusoid_1d(positions: torch.Tensor, dim: int) -> torch.Tensor:
@@ -34,6 +36,17 @@ def sinusoid_2d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat((row.sin(), row.cos(), column.sin(), column.cos()), dim=-1)
 
 
+def sinusoid_3d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sinusoid `(..., dim)` at `coordinates` `(..., 3)`: a third each for time, row and column, as `sinusoid_2d`.
+
+    Channels beyond a multiple of six stay zero.
+    """
+    frequencies = geometric_frequencies(dim // 6, 10000.0, coordinates.device)
+    angles = [axis.unsqueeze(-1) * frequencies for axis in coordinates.float().unbind(-1)]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1)
+    return nn.functional.pad(table, (0, dim - table.shape[-1]))
+
+
 class NoPosition(PositionEncoding):
     """A bag of patches."""
 
@@ -45,8 +58,7 @@ class Sinusoidal(PositionEncoding):
     """
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
-        row, column = tokens.coordinates.unbind(-1)
-        index = row * tokens.grid[:, 1:] + column
+        index = raster_places(tokens.coordinates, tokens.grid)
         table = sinusoid_1d(index + 1, tokens.features.shape[-1])
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
 
@@ -63,6 +75,14 @@ class Sinusoidal2D(PositionEncoding):
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
 
 
+class Sinusoidal3D(PositionEncoding):
+    """A third of the channels each for time (or depth), row and column; nothing for CLS."""
+
+    def add(self, tokens: PatchTokens) -> PatchTokens:
+        table = sinusoid_3d(tokens.coordinates, tokens.features.shape[-1])
+        return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
+
+
 # Of `interpolation_weights`, by what torch calls the interpolation.
 KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
 
@@ -72,14 +92,14 @@ class Learned(PositionEncoding):
 
     At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: of ViT and DINOv2 as
     it is, of DINOv2 with registers with `position_antialias`, of SigLIP 2 with that and `position_interpolation`
-    "bilinear", and of DINOv2's first code with a `position_scale_offset` of 0.1.
+    "bilinear", and of DINOv2's first code with a `position_scale_offset` of 0.1. Of videos and volumes the same kernel
+    works along the third axis.
     """
 
     def __init__(self, config):
         super().__init__(config)
-        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        num_patches = self.native_grid[0] * self.native_grid[1]
+        self.native_grid = native_grid(config)
+        num_patches = math.prod(self.native_grid)
         self.kernel = KERNELS[config.position_interpolation]
         if config.position_antialias:
             self.kernel += "_antialias"
@@ -107,7 +127,7 @@ class Learned(PositionEncoding):
 
 
 class LearnedFromSinusoidal(Learned):
-    """A learned table that starts as the 2D sinusoid, with zeros for CLS."""
+    """A learned table that starts as the sinusoid along two axes, or three, with zeros for CLS."""
 
     def reset_parameters(self, std: float) -> None:
         init.copy_(self.position_embeddings, self._sinusoid())
@@ -115,7 +135,8 @@ class LearnedFromSinusoidal(Learned):
     def _sinusoid(self) -> torch.Tensor:
         _, length, dim = self.position_embeddings.shape
         device = self.position_embeddings.device
-        patches = sinusoid_2d(grid_coordinates(*self.native_grid, device=device), dim)
+        sinusoid = sinusoid_3d if len(self.native_grid) == 3 else sinusoid_2d
+        patches = sinusoid(grid_coordinates(*self.native_grid, device=device), dim)
         return torch.cat((torch.zeros(self.num_cls, dim, device=device), patches)).view(1, length, dim)
 
 
@@ -143,11 +164,10 @@ class Fourier(PositionEncoding):
 
     def __init__(self, config):
         super().__init__(config)
-        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.native_grid = native_grid(config)
         self.scale = config.fourier_scale
         features = config.fourier_num_features
-        self.frequencies = nn.Parameter(torch.empty(features // 2, 2))
+        self.frequencies = nn.Parameter(torch.empty(features // 2, len(self.native_grid)))
         self.hidden = nn.Linear(features, config.hidden_size)
         self.activation = nn.GELU()
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
@@ -178,3 +198,5 @@ POSITION_ENCODINGS: dict[str, type[PositionEncoding]] = {
     "relative_bias_continuous": RelativeBiasContinuous,
     "none": NoPosition,
 }
+# For videos and volumes alone.
+VOLUME_ENCODINGS: dict[str, type[PositionEncoding]] = {"sinusoidal_3d": Sinusoidal3D}

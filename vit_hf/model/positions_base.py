@@ -50,28 +50,32 @@ class PositionEncoding(nn.Module):
 def interpolation_weights(
     coordinates: torch.Tensor,
     grid: torch.Tensor,
-    source: tuple[int, int],
+    source: tuple[int, ...],
     kernel: str,
     offset: float = 0.0,
 ) -> torch.Tensor:
     """How much each cell of a `source` grid counts at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
 
     A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of the
-    source to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may
+    source (of three axes, trilinear, or cubic along each) to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may
     have its own.
 
     Args:
-        coordinates: `(B, N, 2)`, see `PatchTokens`.
-        grid: `(B, 2)` rows and columns.
-        source: rows and columns of what is interpolated.
+        coordinates: `(B, N, A)`, see `PatchTokens`.
+        grid: `(B, A)` rows and columns.
+        source: rows and columns of what is interpolated, A sides.
         kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
         offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
     """
-    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, 2)
-    position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, 2) in cells of the source
-    rows = _axis_weights(position[..., 0], source[0], kernel, scale[:, :1])
-    columns = _axis_weights(position[..., 1], source[1], kernel, scale[:, 1:])
-    return (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, A)
+    position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, A) in cells of the source
+    weights, *others = (
+        _axis_weights(position[..., axis], side, kernel, scale[:, axis : axis + 1])
+        for axis, side in enumerate(source)
+    )
+    for of_axis in others:
+        weights = (weights.unsqueeze(-1) * of_axis.unsqueeze(-2)).flatten(-2)
+    return weights
 
 
 def _axis_weights(position: torch.Tensor, length: int, kernel: str, scale: torch.Tensor) -> torch.Tensor:

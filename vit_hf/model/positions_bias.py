@@ -3,11 +3,13 @@
 A bias is a number for each pair of tokens and head: memory is quadratic in T, whatever the attention.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from .patches import to_pair
+from .axes import native_grid
 from .positions_base import PositionEncoding
 from .tokens import PatchTokens
 
@@ -21,7 +23,7 @@ class AttentionBias(PositionEncoding):
         coordinates, grid = tokens.coordinates.float(), tokens.grid
         if tokens.full_grid is not None:  # the same for all images
             coordinates, grid = coordinates[:1], grid[:1]
-        differences = coordinates[:, :, None] - coordinates[:, None]  # (B, N, N, 2), query minus key
+        differences = coordinates[:, :, None] - coordinates[:, None]  # (B, N, N, A), query minus key
         bias = self.pairs(differences, grid, layer)
         return self.with_prefix(bias, layer, num_prefix).to(tokens.features.dtype)
 
@@ -29,8 +31,8 @@ class AttentionBias(PositionEncoding):
         """Bias `(B, heads, N, N)` of patches.
 
         Args:
-            differences: `(B, N, N, 2)`, place of the query minus that of the key, in patches.
-            grid: `(B, 2)`.
+            differences: `(B, N, N, A)`, place of the query minus that of the key, in patches.
+            grid: `(B, A)`.
         """
         raise NotImplementedError
 
@@ -66,13 +68,12 @@ class RelativeBias(AttentionBias):
 
     def __init__(self, config):
         super().__init__(config)
-        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.native_grid = native_grid(config)
         self.per_layer = not config.relative_bias_shared
         tables = config.num_hidden_layers if self.per_layer else 1
-        self.extent = (2 * self.native_grid[0] - 1, 2 * self.native_grid[1] - 1)
+        self.extent = tuple(2 * side - 1 for side in self.native_grid)
         self.relative_position_bias_table = nn.Parameter(
-            torch.empty(tables, self.extent[0] * self.extent[1] + 3, config.num_attention_heads)
+            torch.empty(tables, math.prod(self.extent) + 3, config.num_attention_heads)
         )
 
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
@@ -106,11 +107,10 @@ class RelativeBiasContinuous(AttentionBias):
 
     def __init__(self, config):
         super().__init__(config)
-        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        self.native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        self.native_grid = native_grid(config)
         self.per_layer = not config.relative_bias_shared
         self.networks = nn.ModuleList(
-            bias_network(config.num_attention_heads)
+            bias_network(config.num_attention_heads, len(self.native_grid))
             for _ in range(config.num_hidden_layers if self.per_layer else 1)
         )
 
@@ -119,22 +119,22 @@ class RelativeBiasContinuous(AttentionBias):
         if torch.compiler.is_compiling():  # how large the table must be is not known then
             return ask_bias_network(network, differences, self.native_grid).permute(0, 3, 1, 2)
         # One more: a thumbnail's places may be farther apart than those of patches.
-        rows, columns = (grid.amax(dim=0) + 1).tolist()
-        axes = [torch.arange(1 - side, side, device=grid.device).float() for side in (rows, columns)]
+        sides = (grid.amax(dim=0) + 1).tolist()
+        axes = [torch.arange(1 - side, side, device=grid.device).float() for side in sides]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
         table = ask_bias_network(network, places, self.native_grid)
-        whole = torch.tensor([[rows, columns]], device=grid.device).expand_as(grid)
-        return read_differences(table.permute(2, 0, 1), differences, whole)
+        whole = torch.tensor([sides], device=grid.device).expand_as(grid)
+        return read_differences(table.movedim(-1, 0), differences, whole)
 
 
-def bias_network(num_heads: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
+def bias_network(num_heads: int, num_axes: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_axes, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
 
 
 def ask_bias_network(
-    network: nn.Module, differences: torch.Tensor, native_grid: tuple[int, int]
+    network: nn.Module, differences: torch.Tensor, native_grid: tuple[int, ...]
 ) -> torch.Tensor:
-    """Bias `(..., heads)` of differences `(..., 2)`, see `RelativeBiasContinuous`."""
+    """Bias `(..., heads)` of differences `(..., A)`, see `RelativeBiasContinuous`."""
     native = torch.tensor([max(side - 1, 1) for side in native_grid], device=differences.device)
     scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
     return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
@@ -143,21 +143,24 @@ def ask_bias_network(
 def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """A table of differences in its native grid, read at those of other grids, `(B, heads, N, N)`.
 
-    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")` read there.
+    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")`, or "trilinear", read there.
 
     Args:
-        table: `(heads, 2R - 1, 2S - 1)`, the difference 0 in the middle.
-        differences: `(B, N, N, 2)`.
-        grid: `(B, 2)` rows and columns of the grids.
+        table: `(heads, 2R - 1, 2S - 1)`, or `(heads, 2T' - 1, 2R - 1, 2S - 1)`, the difference 0 in the middle.
+        differences: `(B, N, N, A)`.
+        grid: `(B, A)` rows and columns of the grids.
     """
     extent = torch.tensor(table.shape[1:], device=grid.device)
-    wanted = 2 * grid[:, None, None] - 1  # (B, 1, 1, 2)
+    wanted = 2 * grid[:, None, None] - 1  # (B, 1, 1, A)
     place = (differences + grid[:, None, None] - 0.5) * (extent / wanted)  # from 0 to extent
-    place = 2 * place / extent - 1
-    return nn.functional.grid_sample(
-        table.expand(differences.shape[0], -1, -1, -1),
-        place.flip(-1).to(table.dtype),
+    place = (2 * place / extent - 1).flip(-1).to(table.dtype)
+    if table.ndim == 4:
+        place = place.unsqueeze(1)
+    read = nn.functional.grid_sample(
+        table.expand(differences.shape[0], *table.shape),
+        place,
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
+    return read.squeeze(2) if table.ndim == 4 else read

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .patches import to_pair
+from .axes import native_grid
 from .positions_base import PositionEncoding, geometric_frequencies
 from .tokens import PatchTokens
 
@@ -26,6 +26,9 @@ def rotate_half_pairs(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.
 class Rotary(PositionEncoding):
     """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
 
+    Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six stays as it
+    is, as in V-JEPA 2 (Assran et al., 2025).
+
     Queries and keys are rotated by their coordinates, so attention sees differences of places. `rotary_coordinates`
     says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, or of
     `rotary_reference_grid`, as EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1,
@@ -39,18 +42,21 @@ class Rotary(PositionEncoding):
         self.base = config.rotary_base
         self.coordinates = config.rotary_coordinates
         self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)
-        image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
-        native_grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        self.reference_grid = to_pair(config.rotary_reference_grid or native_grid)
+        reference = config.rotary_reference_grid or native_grid(config)
+        self.reference_grid = (reference, reference) if isinstance(reference, int) else tuple(reference)
+        self.num_axes = len(self.reference_grid)
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = self.places(tokens)
-        frequencies = geometric_frequencies(self.head_dim // 4, self.base, places.device)
+        count = self.head_dim // (2 * self.num_axes)
+        frequencies = geometric_frequencies(count, self.base, places.device)
         angles = (places.unsqueeze(-1) * frequencies).flatten(-2)  # (B, N, head_dim / 2)
+        if angles.shape[-1] < self.head_dim // 2:
+            angles = nn.functional.pad(angles, (0, self.head_dim // 2 - angles.shape[-1]))
         return self._by_angles(angles.unsqueeze(1), tokens.features.dtype)
 
     def places(self, tokens: PatchTokens) -> torch.Tensor:
-        """Coordinates `(B, N, 2)` in the units that are asked for."""
+        """Coordinates `(B, N, A)` in the units that are asked for."""
         places, grid = tokens.coordinates.float(), tokens.grid[:, None]
         if self.coordinates == "native":
             return places * (torch.tensor(self.reference_grid, device=places.device) / grid)
@@ -63,8 +69,8 @@ class Rotary(PositionEncoding):
         if not self.training:
             return places
         if shift:
-            places = places + places.new_empty(2).uniform_(-shift, shift)
-        for factor, axes in ((jitter, 2), (rescale, 1)):
+            places = places + places.new_empty(self.num_axes).uniform_(-shift, shift)
+        for factor, axes in ((jitter, self.num_axes), (rescale, 1)):
             if factor:
                 limit = math.log(factor)
                 places = places * places.new_empty(axes).uniform_(-limit, limit).exp()
@@ -80,14 +86,15 @@ class RotaryMixed(Rotary):
     """Rotary embedding whose frequencies are learned, for each block and head, and mix rows and columns.
 
     RoPE-Mixed of "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), section 3: angles are
-    f_row * row + f_column * column. They start with the axial frequencies in a random direction for each head.
+    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random direction for
+    each head.
     """
 
     per_layer = True
 
     def __init__(self, config):
         super().__init__(config)
-        shape = (config.num_hidden_layers, config.num_attention_heads, 2, self.head_dim // 2)
+        shape = (config.num_hidden_layers, config.num_attention_heads, self.num_axes, self.head_dim // 2)
         self.frequencies = nn.Parameter(torch.empty(shape))
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +102,9 @@ class RotaryMixed(Rotary):
         return self._by_angles(angles, tokens.features.dtype)
 
     def reset_parameters(self, std: float) -> None:
+        if self.num_axes == 3:
+            init.copy_(self.frequencies, self._rotated_axes())
+            return
         layers, heads, _, channels = self.frequencies.shape
         magnitude = geometric_frequencies(channels // 2, self.base, self.frequencies.device)
         direction = 2 * math.pi * torch.rand(layers, heads, 1, device=self.frequencies.device)
@@ -102,3 +112,12 @@ class RotaryMixed(Rotary):
         rows = (magnitude[:, None] * directions.cos()).transpose(-1, -2).flatten(-2)
         columns = (magnitude[:, None] * directions.sin()).transpose(-1, -2).flatten(-2)
         init.copy_(self.frequencies, torch.stack((rows, columns), dim=2))
+
+    def _rotated_axes(self) -> torch.Tensor:
+        """Three axes at right angles, turned at random in each head, with the axial frequencies along each."""
+        layers, heads, _, channels = self.frequencies.shape
+        device = self.frequencies.device
+        magnitude = geometric_frequencies(self.head_dim // 6, self.base, device)
+        axes = torch.linalg.qr(torch.randn(layers, heads, 3, 3, device=device)).Q
+        turned = (axes.unsqueeze(-1) * magnitude).flatten(-2)  # (L, heads, 3, 3 * (head_dim // 6))
+        return nn.functional.pad(turned, (0, channels - turned.shape[-1]))

@@ -1,5 +1,7 @@
 """What all models with the encoder of ViT share: initialisation, and loading of stock checkpoints."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -10,6 +12,7 @@ from transformers.conversion_mapping import (
 )
 
 from .attention import AdaptiveViTAttention
+from .axes import has_frames
 from .blocks import LayerScale
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
@@ -25,6 +28,7 @@ from .user_classes import derives_from, find_class
 
 
 MODULE = "modeling_adaptive_vit"
+VIDEOS = "videos and volumes"
 AUTO_MAP = {
     "AutoConfig": "configuration_adaptive_vit.AdaptiveViTConfig",
     "AutoModel": f"{MODULE}.AdaptiveViTModel",
@@ -32,6 +36,7 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
     "AutoModelForPreTraining": f"{MODULE}.AdaptiveViTForPreTraining",
     "AutoModelForSemanticSegmentation": f"{MODULE}.AdaptiveViTForSemanticSegmentation",
+    "AutoModelForVideoClassification": f"{MODULE}.AdaptiveViTForVideoClassification",
     "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
     "AutoImageProcessor": {
         "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
@@ -45,6 +50,8 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
 
     _code_file = MODULE
     _auto_map = AUTO_MAP
+    # Whether a class is for videos and volumes alone; None for images as well.
+    _videos: ClassVar[bool | None] = False
     config: AdaptiveViTConfig
     config_class = AdaptiveViTConfig
     base_model_prefix = "vit"
@@ -61,6 +68,15 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig, *args, **kwargs):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
+        if self._videos is not None and self._videos != has_frames(config):
+            raise ValueError(
+                f"{type(self).__name__} is for {VIDEOS if self._videos else 'images'}, and num_frames={config.num_frames}. "
+                + (
+                    "Set num_frames, and give (B, T, C, H, W)."
+                    if self._videos
+                    else f"For {VIDEOS} there are AdaptiveViTForVideoClassification, AdaptiveViTModel and AdaptiveViTBackbone."
+                )
+            )
         if find_class(config, "position_encoding").has_bias:
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
@@ -71,7 +87,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, PatchConvolution):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             if self.config.initializer == "xavier_uniform":
                 # A convolution with the stride of its kernel is a matrix.
                 bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5

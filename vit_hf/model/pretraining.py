@@ -5,9 +5,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .cutting import cut_patches
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import AdaptiveViTForPreTrainingOutput
-from .patches import cut_patches
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
 

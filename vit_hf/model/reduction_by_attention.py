@@ -34,7 +34,7 @@ class AttentiveReducer(TokenReducer):
         total = dropped.sum(dim=1, keepdim=True)
         # Not a matrix product, which mixed precision would round to whole patches.
         shares = (dropped / total.clamp(min=1e-12)).unsqueeze(-1)  # (B, M, 1)
-        place = (shares * tokens.coordinates).sum(dim=1, keepdim=True)  # (B, 1, 2)
+        place = (shares * tokens.coordinates).sum(dim=1, keepdim=True)  # (B, 1, A)
         if mask is not None:
             # Not where an image has dropped nothing.
             mask = torch.cat((mask, (tokens.mask.sum(dim=1) > counts)[:, None]), dim=1)

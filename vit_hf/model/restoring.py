@@ -54,7 +54,7 @@ def fill_grid(
         if thumbnails is None:
             unseen = embed()
         else:
-            source = tuple(thumbnails.pixels.shape[1:3])
+            source = thumbnails.view_grid
             weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
             unseen = weights.to(context.dtype) @ context
         states = put_tokens(unseen, selection.indices, states, selection.mask)

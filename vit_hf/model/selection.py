@@ -7,7 +7,7 @@ class and one line in `PATCH_SELECTORS`. The highest scores are kept.
 import torch
 
 from .patches import ImagePatches
-from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, pixel_scores
+from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
 from .selection_attention import AttentionSelector, DistilledSelector
 from .selection_base import PatchSelector, Scout, Selection
 from .selection_cross_attention import CrossAttentionSelector
@@ -16,7 +16,7 @@ from .selection_policy import PolicySelector
 
 
 class PixelSelector(PatchSelector):
-    """A heuristic of `PIXEL_SCORERS`."""
+    """A heuristic of `PIXEL_SCORERS` or `VOLUME_SCORERS`."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -49,3 +49,5 @@ PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
     "perturbed": PerturbedSelector,
     "cross_attention": CrossAttentionSelector,
 }
+# For videos and volumes alone.
+VOLUME_SELECTORS: dict[str, type[PatchSelector]] = dict.fromkeys(VOLUME_SCORERS, PixelSelector)

@@ -5,24 +5,30 @@ import math
 import torch
 from torch import nn
 
-from .patches import ImagePatches, to_pair
+from .axes import scout_sides
+from .patches import ImagePatches
 from .selection_base import PatchSelector, Scout
 
 
 def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
-    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids."""
+    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids.
+
+    One `(B, f, r, c)` over videos is read trilinearly.
+    """
     # In [-1, 1] from border to border, column first, as grid_sample wants it.
-    places = ((patches.coordinates + 0.5) / patches.grid.unsqueeze(1) * 2 - 1).flip(-1).unsqueeze(1)
+    places = ((patches.coordinates + 0.5) / patches.grid.unsqueeze(1) * 2 - 1).flip(-1)
+    for _ in range(patches.num_axes - 1):
+        places = places.unsqueeze(1)
     read = nn.functional.grid_sample(
         values.unsqueeze(1), places.to(values.dtype), padding_mode="border", align_corners=False
     )  # (B, 1, 1, N)
-    return read[:, 0, 0]
+    return read.flatten(1)
 
 
-def small_images(patches: ImagePatches, size: tuple[int, int]) -> ImagePatches:
+def small_images(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
     """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
     thumbnails = patches.thumbnail_patches(size)
-    return ImagePatches.from_images(thumbnails.image, tuple(patches.pixels.shape[-2:]))
+    return ImagePatches.from_images(thumbnails.image, patches.patch_size)
 
 
 class AttentionSelector(PatchSelector):
@@ -37,12 +43,12 @@ class AttentionSelector(PatchSelector):
         super().__init__(config)
         self.num_layers = config.scout_num_layers
         self.reduction = config.scout_reduction
-        self.size = to_pair(config.scout_image_size or config.image_size)
+        self.size = scout_sides(config)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         thumbnails = small_images(patches, self.size)
         attention = scout.attention(thumbnails, self.num_layers, self.reduction).float()
-        return read_map(attention.unflatten(1, thumbnails.pixels.shape[1:3]), patches)
+        return read_map(attention.unflatten(1, thumbnails.full_grid), patches)
 
 
 class DistilledSelector(PatchSelector):
@@ -60,7 +66,7 @@ class DistilledSelector(PatchSelector):
         super().__init__(config)
         self.num_layers = config.scout_num_layers
         self.last_layer = config.num_hidden_layers
-        self.size = to_pair(config.scout_image_size or config.image_size)
+        self.size = scout_sides(config)
         self.weight = config.distilled_loss_weight
         self.share = config.distilled_share
         self.norm = nn.LayerNorm(config.hidden_size)
@@ -72,8 +78,10 @@ class DistilledSelector(PatchSelector):
         thumbnails = small_images(patches, self.size)
         features = scout.features(thumbnails, self.num_layers)
         scores = self.output(self.activation(self.hidden(self.norm(features)))).float()  # (B, n, detail^2)
-        scores = scores.transpose(1, 2).unflatten(2, thumbnails.pixels.shape[1:3])  # (B, detail^2, r, c)
-        return read_map(nn.functional.pixel_shuffle(scores, self.detail).squeeze(1), patches)
+        scores = scores.transpose(1, 2).unflatten(2, thumbnails.full_grid)  # (B, detail^2, r, c)
+        # Of a video a tubelet is one in time.
+        detailed = nn.functional.pixel_shuffle(scores.movedim(1, -3), self.detail)
+        return read_map(detailed.squeeze(-3), patches)
 
     def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
         if not self.weight:

@@ -9,7 +9,9 @@ from transformers.conversion_mapping import WeightRenaming, register_checkpoint_
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
-from .patches import ImagePatches, PatchEmbeddings, cut_patches
+from .cutting import cut_patches
+from .patch_embeddings import PatchEmbeddings
+from .patches import ImagePatches
 from .positions import Learned
 from .pretrained_base import AdaptivePreTrainedModel
 from .shipping import check_travel

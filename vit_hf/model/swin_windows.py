@@ -53,7 +53,7 @@ class WindowLayout:
 
     def coordinates(self) -> torch.Tensor:
         """`(L, 2)` float row and column of a window's cells in it."""
-        return grid_coordinates(*self.window, self.cells.device)
+        return grid_coordinates(*self.window, device=self.cells.device)
 
     def cells_of(self, indices: torch.Tensor) -> torch.Tensor:
         """Cells `(B, K * L)` of the windows at `indices` `(B, K)`, -1 for padding."""

@@ -5,6 +5,8 @@ Shapes, here and in the sibling files:
     N  patches of an image             P     patch height = width (a pair is legal)
     K  patches kept, K <= N            C     colour channels
     R, S  rows and columns of a grid   D     hidden size
+    A  axes: 2 of images; 3 of videos and volumes, whose frames or slices come first. What is said of (R, S) holds for
+       (T', R, S) there, and what is said of (H, W) for (T, H, W); `(B, 2)` of images is `(B, 3)`.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -18,10 +20,10 @@ class PatchTokens:
 
     Attributes:
         features: `(B, N, D)`, pixels before the embedding and hidden states after it.
-        coordinates: `(B, N, 2)` float, (row, column) in units of patches of the full-resolution grid, at
+        coordinates: `(B, N, A)` float, (row, column) or (time, row, column) in units of patches of the full-resolution grid, at
             patch centres minus one half: patch (r, c) has coordinate exactly (r, c), and a patch of a
             thumbnail a fractional one.
-        grid: `(B, 2)` int64, rows and columns of each image's full grid.
+        grid: `(B, A)` int64, rows and columns of each image's full grid.
         mask: `(B, N)` bool, False where an image has fewer patches than the batch is wide; None if all count.
         sizes: `(B, N)` float, how many patches a token stands for, where that is not one for all: more than one
             after merging, 0 for one that is to be ignored. None if all stand for one.
@@ -34,7 +36,7 @@ class PatchTokens:
     grid: torch.Tensor
     mask: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
-    full_grid: tuple[int, int] | None = None
+    full_grid: tuple[int, ...] | None = None
 
     def gather(self, indices: torch.Tensor) -> "PatchTokens":
         """The tokens at `indices` `(B, K)`, with everything that belongs to them."""
@@ -54,7 +56,7 @@ class PatchTokens:
         return move_fields(self, device, non_blocking)
 
     def raster_indices(self) -> torch.Tensor:
-        """`(B, N)` int64 row * columns + column of each token in its image's full grid."""
+        """`(B, N)` int64 row * columns + column of each token in its image's full grid; see `raster_indices`."""
         return raster_indices(self.coordinates, self.grid)
 
 
@@ -105,16 +107,19 @@ def put_tokens(
 
 
 def raster_indices(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """Raster index `(B, N)` int64 of whole-numbered coordinates `(B, N, 2)` in grids `(B, 2)`."""
-    rows, columns = coordinates.round().long().unbind(-1)
-    return rows * grid[:, 1:] + columns
+    """Raster index `(B, N)` int64 of whole-numbered coordinates `(B, N, A)` in grids `(B, A)`."""
+    return raster_places(coordinates.round().long(), grid)
 
 
-def grid_coordinates(rows: int, columns: int, device: torch.device | None = None) -> torch.Tensor:
-    """`(rows * columns, 2)` float coordinates of a full grid in raster order."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, device=device, dtype=torch.float32),
-        torch.arange(columns, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
-    return torch.stack((row.flatten(), column.flatten()), dim=-1)
+def raster_places(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """row * columns + column, or (time * rows + row) * columns + column, `(B, N)`, of any coordinates `(B, N, A)`."""
+    place, *others = coordinates.unbind(-1)
+    for axis, other in enumerate(others, start=1):
+        place = place * grid[:, axis : axis + 1] + other
+    return place
+
+
+def grid_coordinates(*sides: int, device: torch.device | None = None) -> torch.Tensor:
+    """`(N, A)` float coordinates of a full grid with A `sides`, in raster order."""
+    axes = [torch.arange(side, device=device, dtype=torch.float32) for side in sides]
+    return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], dim=-1)

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from .positions import POSITION_ENCODINGS
+from .axes import has_frames
+from .positions import POSITION_ENCODINGS, VOLUME_ENCODINGS
 from .reduction import TOKEN_REDUCERS
-from .selection import PATCH_SELECTORS
+from .selection import PATCH_SELECTORS, VOLUME_SELECTORS
 
 
 TABLES: dict[str, dict[str, type]] = {
@@ -22,12 +23,19 @@ TABLES: dict[str, dict[str, type]] = {
     "patch_selector": PATCH_SELECTORS,
     "token_reducer": TOKEN_REDUCERS,
 }
+# What is for videos and volumes alone, and what is not for them, with what is instead.
+VOLUME_TABLES: dict[str, dict[str, type]] = {
+    "position_encoding": VOLUME_ENCODINGS,
+    "patch_selector": VOLUME_SELECTORS,
+    "token_reducer": {},
+}
+IMAGE_ONLY = {"position_encoding": {"sinusoidal_2d": "sinusoidal_3d"}}
 BASES = {
     "position_encoding": "PositionEncoding",
     "patch_selector": "PatchSelector",
     "token_reducer": "TokenReducer",
 }
-BUILT_IN = {field: frozenset(table) for field, table in TABLES.items()}
+BUILT_IN = {field: frozenset(table) | VOLUME_TABLES[field].keys() for field, table in TABLES.items()}
 # Classes that came with checkpoints, by field, name and checkpoint: two may give the same name to different ones.
 FETCHED: dict[tuple[str, str, str], type] = {}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision")
@@ -85,11 +93,20 @@ def check_class(field: str, name: str, cls: Any) -> type:
     return cls
 
 
+def table_of(config, field: str) -> dict[str, type]:
+    """The classes that a field may name, for images or for videos and volumes."""
+    if not has_frames(config):
+        return TABLES[field]
+    of_images = IMAGE_ONLY.get(field, {})
+    fit = {name: cls for name, cls in TABLES[field].items() if name not in of_images}
+    return fit | VOLUME_TABLES[field]
+
+
 def is_known(config, field: str) -> bool:
     """Whether the class that a field names can be found now or, in a module or a checkpoint's file, later."""
     name = getattr(config, field)
     shipped = getattr(config, "auto_map", None) or {}
-    return name in TABLES[field] or "." in name.strip(".") or field in shipped
+    return name in table_of(config, field) or "." in name.strip(".") or field in shipped
 
 
 def find_class(config, field: str) -> type | None:
@@ -98,9 +115,9 @@ def find_class(config, field: str) -> type | None:
     Raises:
         ValueError: if there is no such class.
     """
-    name = getattr(config, field)
-    if name is None or name in TABLES[field]:
-        return TABLES[field].get(name)
+    name, table = getattr(config, field), table_of(config, field)
+    if name is None or name in table:
+        return table.get(name)
     cls = FETCHED.get((field, name, str(config._name_or_path))) or _shipped(name)
     if cls is None:
         if config._name_or_path and not _is_loaded(name):
@@ -161,7 +178,7 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
     """
     for field, table in TABLES.items():
         name = values.get(field)
-        if name is None or name in table or _shipped(name) or _is_loaded(name):
+        if name is None or name in table or name in BUILT_IN[field] or _shipped(name) or _is_loaded(name):
             continue
         if not trust:
             _distrust(source, field, name)
