@@ -27,6 +27,11 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
 
     Args:
+        head_dim (`int`, *optional*): channels of a head, default hidden_size / num_attention_heads; all heads together may
+            be wider or narrower than `hidden_size` (AutoFormer, Chen et al., 2021, has 64 throughout).
+        layer_num_attention_heads, layer_intermediate_sizes (lists of `int`, *optional*): heads and width of the feed-forward
+            network of each block, where they differ. A block with fewer than `num_attention_heads` has the first of those
+            that the position encoding counts.
         patch_embedding (`"linear"` or `"convolutional"`, defaults to `"linear"`): what makes a token of a patch: a matrix, or
             a small residual CNN that reads the pixels of each patch embedded, for large patches (IPS, Bergner et al., 2023).
         convolutional_hidden_sizes, convolutional_depths (lists of `int`, default to [64, 128] and [2, 2]): channels and
@@ -160,6 +165,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    head_dim: int | None = None
+    layer_num_attention_heads: list[int] | tuple[int, ...] | None = None
+    layer_intermediate_sizes: list[int] | tuple[int, ...] | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -255,6 +263,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
             setattr(self, name, list(getattr(self, name)))
+        for name in ("layer_num_attention_heads", "layer_intermediate_sizes"):
+            if getattr(self, name) is not None:
+                setattr(self, name, list(getattr(self, name)))
         if self.backbone_config is not None:
             self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)

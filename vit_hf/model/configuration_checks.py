@@ -3,6 +3,7 @@
 import math
 
 from .blocks import ACTIVATIONS
+from .layer_sizes import check_layer_sizes, head_dim_of
 from .mae_decoder import decoder_config
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
@@ -33,10 +34,7 @@ def check_blocks(config) -> None:
     ):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}."
-        )
+    check_layer_sizes(config)
     for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must lie in [0, 1).")
@@ -90,8 +88,8 @@ def check_positions(config) -> None:
     channels = {"sinusoidal": ("hidden_size", config.hidden_size, 2)}
     channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", config.hidden_size, 4)
     channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
-        "hidden_size / num_attention_heads",
-        config.hidden_size // config.num_attention_heads,
+        "the channels of a head (hidden_size / num_attention_heads, or head_dim)",
+        head_dim_of(config),
         4,
     )
     if config.position_encoding in channels:
