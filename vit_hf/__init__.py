@@ -29,6 +29,7 @@ from .large_images import (
 )
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
+from .model.elastic_space import SearchSpace, SubNetwork
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_swin import (
@@ -40,6 +41,7 @@ from .model.modeling_adaptive_swin import (
 )
 from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
+    AdaptiveViTForElasticImageClassification,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTForPreTraining,
@@ -96,6 +98,7 @@ __all__ = [
     "AdaptiveSwinPreTrainedModel",
     "AdaptiveViTBackbone",
     "AdaptiveViTConfig",
+    "AdaptiveViTForElasticImageClassification",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",
@@ -112,7 +115,9 @@ __all__ = [
     "PatchTokens",
     "PositionEncoding",
     "Reduction",
+    "SearchSpace",
     "StreamingCollator",
+    "SubNetwork",
     "TokenReducer",
     "__version__",
     "convert",
