@@ -30,6 +30,7 @@ from .large_images import (
 )
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
+from .model.elastic_space import SearchSpace, SubNetwork
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_swin import (
@@ -41,6 +42,7 @@ from .model.modeling_adaptive_swin import (
 )
 from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
+    AdaptiveViTForElasticImageClassification,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTForPreTraining,
@@ -99,6 +101,7 @@ __all__ = [
     "AdaptiveSwinPreTrainedModel",
     "AdaptiveViTBackbone",
     "AdaptiveViTConfig",
+    "AdaptiveViTForElasticImageClassification",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",
@@ -116,7 +119,9 @@ __all__ = [
     "PatchTokens",
     "PositionEncoding",
     "Reduction",
+    "SearchSpace",
     "StreamingCollator",
+    "SubNetwork",
     "TokenReducer",
     "__version__",
     "convert",

@@ -145,6 +145,33 @@ def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
     trainer.save_model(folder / "model")
 
 
+def train_elastic(folder: Path) -> None:
+    """Both ways of training an elastic classifier: without distillation no process may wait for what has no gradient."""
+    from tests.conftest import tiny_config
+    from tests.training.test_trainer import train as run
+    from vit_hf import AdaptiveViTForElasticImageClassification
+
+    for distils in (False, True):
+        torch.manual_seed(0)
+        config = tiny_config(
+            elastic_hidden_sizes=[16, 32], elastic_depths=[1, 2, 3], elastic_distillation=distils
+        )
+        model = AdaptiveViTForElasticImageClassification(config)
+        drawn = []
+        sample = model.space.sample
+        object.__setattr__(
+            model.space,
+            "sample",
+            lambda generator, sample=sample, drawn=drawn: drawn.append(sample(generator)) or drawn[-1],
+        )
+        run(folder / str(distils), model, max_steps=4, ddp_find_unused_parameters=not distils)
+        everyone = [None] * dist.get_world_size()
+        state = {name: value.double().sum().item() for name, value in model.state_dict().items()}
+        dist.all_gather_object(everyone, (drawn, state))
+        assert len(set(drawn)) > 1 and len(drawn) == (8 if distils else 4)
+        assert everyone[0] == everyone[1]
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
     sys.stdout.flush()

@@ -50,6 +50,7 @@ OPTIONS = (
     "norm_pix_loss",
     "segmentation_",
     "semantic_",
+    "elastic_",
 )
 # Of an image processor: what transformers' ViT has not.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")

@@ -104,6 +104,17 @@ class AttentionInputs:
             )
         return cls(attention_mask, key_mask, key_bias, show_weights=show_weights)
 
+    def of_heads(self, num_heads: int) -> "AttentionInputs":
+        """The same for a block that has only the first heads of those that the position encoding counts."""
+        rotation, bias = self.rotation, self.bias
+        if rotation is not None and rotation[0].shape[1] > num_heads:
+            rotation = tuple(part[:, :num_heads] for part in rotation)
+        if bias is not None and bias.shape[1] > num_heads:
+            bias = bias[:, :num_heads]
+        if rotation is self.rotation and bias is self.bias:
+            return self
+        return replace(self, rotation=rotation, bias=bias)
+
     def with_positions(
         self,
         config,
@@ -163,28 +174,36 @@ class AttentionStates:
 
 
 class AdaptiveViTAttention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention.
 
-    def __init__(self, config):
+    Args:
+        config: of the model.
+        num_heads, head_dim: where they are not those of the configuration; all heads together may have another width than
+            the hidden states.
+    """
+
+    def __init__(self, config, num_heads: int | None = None, head_dim: int | None = None):
         super().__init__()
         self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_attention_heads = num_heads or config.num_attention_heads
+        self.head_dim = head_dim or config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        width = self.num_attention_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         # A bias of keys changes no attention; DINOv3 and BEiT have none.
         key_bias = config.qkv_bias and config.key_bias
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=key_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.norm = make_inner_norm(config, config.hidden_size, config.attention_norm)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.projection_bias)
+        self.k_proj = nn.Linear(config.hidden_size, width, bias=key_bias)
+        self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.norm = make_inner_norm(config, width, config.attention_norm)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, inputs: AttentionInputs, return_states: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionStates | None]:
         """Attention `(B, T, D)`; its weights, if the implementation has them; what it was computed from, if asked."""
+        inputs = inputs.of_heads(self.num_attention_heads)
         states = self.states(hidden_states, inputs)
         query, key, value = states.query, states.key, states.value
         implementation = "eager" if inputs.show_weights else self.config._attn_implementation
@@ -210,11 +229,13 @@ class AdaptiveViTAttention(nn.Module):
         if torch.compiler.is_exporting():
             # Exporters replace fused attention by steps that leave other strides, which a view would not fit.
             attention = attention.clone(memory_format=torch.contiguous_format)
-        attention = attention.reshape(hidden_states.shape).contiguous()
+        width = self.num_attention_heads * self.head_dim
+        attention = attention.reshape(*hidden_states.shape[:2], width).contiguous()
         return self.o_proj(self.norm(attention)), weights, states if return_states else None
 
     def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
         """Queries, keys and values of normalised hidden states."""
+        inputs = inputs.of_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         value = self._split_heads(self.v_proj(hidden_states))
@@ -224,6 +245,7 @@ class AdaptiveViTAttention(nn.Module):
 
     def cls_states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
         """The same for the CLS query alone, without values: all that `cls_attention` needs."""
+        inputs = inputs.of_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states[:, :1]))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         if inputs.rotation is not None:

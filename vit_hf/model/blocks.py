@@ -57,14 +57,15 @@ def normalise(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor |
 
 
 class AdaptiveViTMLP(nn.Module):
-    """Two dense layers, named as in transformers' ViT."""
+    """Two dense layers, named as in transformers' ViT; `size` wide, or as the configuration says."""
 
-    def __init__(self, config):
+    def __init__(self, config, size: int | None = None):
         super().__init__()
+        size = size or config.intermediate_size
         self.activation_fn = ACTIVATIONS[config.hidden_act]()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, config.intermediate_size, config.mlp_norm)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.fc1 = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, size, config.mlp_norm)
+        self.fc2 = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
@@ -76,13 +77,14 @@ class GatedMLP(nn.Module):
     Named as in transformers' DINOv3. Three matrices, so `intermediate_size` is usually 2/3 of that of two.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, size: int | None = None):
         super().__init__()
+        size = size or config.intermediate_size
         self.act_fn = ACTIVATIONS[config.hidden_act]()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, config.intermediate_size, config.mlp_norm)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, size, config.mlp_norm)
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)

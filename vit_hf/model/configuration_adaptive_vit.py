@@ -18,6 +18,7 @@ from .configuration_checks import (
     check_volumes,
 )
 from .convolutional import check_convolutional
+from .elastic_space import CHOICES, check_elastic
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 
 
@@ -33,6 +34,11 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `tubelet_size`, and patches have three coordinates. Not with `backbone_config`, a convolutional
             `patch_embedding`, nor for pretraining and segmentation.
         tubelet_size (`int`, defaults to 2): frames (or slices) that a patch of a video (or volume) spans.
+        head_dim (`int`, *optional*): channels of a head, default hidden_size / num_attention_heads; all heads together may
+            be wider or narrower than `hidden_size` (AutoFormer, Chen et al., 2021, has 64 throughout).
+        layer_num_attention_heads, layer_intermediate_sizes (lists of `int`, *optional*): heads and width of the feed-forward
+            network of each block, where they differ. A block with fewer than `num_attention_heads` has the first of those
+            that the position encoding counts.
         patch_embedding (`"linear"` or `"convolutional"`, defaults to `"linear"`): what makes a token of a patch: a matrix, or
             a small residual CNN that reads the pixels of each patch embedded, for large patches (IPS, Bergner et al., 2023).
         convolutional_hidden_sizes, convolutional_depths (lists of `int`, default to [64, 128] and [2, 2]): channels and
@@ -141,6 +147,16 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `AdaptiveViTForSemanticSegmentation`: a classifier on each patch, or transposed convolutions to 4 times as many
             rows and columns.
         semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that do not count in its loss.
+        elastic_hidden_sizes, elastic_depths, elastic_num_attention_heads, elastic_mlp_ratios, elastic_keep_rates (lists of
+            numbers, *optional*): what sub-networks of `AdaptiveViTForElasticImageClassification` choose from, as AutoFormer
+            (Chen et al., 2021): hidden sizes; numbers of blocks; of each block by itself, heads, and widths of the
+            feed-forward network as multiples of the hidden size; and shares of the patches that the selector keeps, or
+            without one `keep_rate`. The largest of each is what the configuration says. None for no choice.
+        elastic_distillation (`bool`, defaults to False): whether each training step runs the largest sub-network, which
+            learns from the labels, and the smallest and others, which learn from its answers (Yu & Huang, 2019, "Universally
+            Slimmable Networks"); otherwise it runs one, which learns from the labels.
+        elastic_num_sampled (`int`, defaults to 2): how many others.
+        elastic_seed (`int`, defaults to 0): of drawing them.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -170,6 +186,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    head_dim: int | None = None
+    layer_num_attention_heads: list[int] | tuple[int, ...] | None = None
+    layer_intermediate_sizes: list[int] | tuple[int, ...] | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -261,6 +280,14 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     norm_pix_loss: bool = False
     segmentation_decoder: Literal["linear", "convolutional"] = "linear"
     semantic_loss_ignore_index: int = 255
+    elastic_hidden_sizes: list[int] | tuple[int, ...] | None = None
+    elastic_depths: list[int] | tuple[int, ...] | None = None
+    elastic_num_attention_heads: list[int] | tuple[int, ...] | None = None
+    elastic_mlp_ratios: list[float | int] | tuple[float | int, ...] | None = None
+    elastic_keep_rates: list[float | int] | tuple[float | int, ...] | None = None
+    elastic_distillation: bool = False
+    elastic_num_sampled: int = 2
+    elastic_seed: int = 0
 
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
@@ -269,6 +296,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
             setattr(self, name, list(getattr(self, name)))
+        for name in ("layer_num_attention_heads", "layer_intermediate_sizes", *CHOICES):
+            if getattr(self, name) is not None:
+                setattr(self, name, list(getattr(self, name)))
         if self.backbone_config is not None:
             self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -294,6 +324,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         check_selection_options(self)
         check_reduction(self)
         check_decoder(self)
+        check_elastic(self)
 
     @classmethod
     def get_config_dict(

@@ -4,6 +4,7 @@ import math
 
 from .axes import has_frames
 from .blocks import ACTIVATIONS
+from .layer_sizes import check_layer_sizes, head_dim_of
 from .mae_decoder import decoder_config
 from .patches import to_pair
 from .positions import POSITION_ENCODINGS
@@ -43,10 +44,7 @@ def check_blocks(config) -> None:
     ):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}."
-        )
+    check_layer_sizes(config)
     for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must lie in [0, 1).")
@@ -137,8 +135,8 @@ def check_positions(config) -> None:
     channels = {"sinusoidal": ("hidden_size", config.hidden_size, 2)}
     channels["sinusoidal_2d"] = channels["learned_from_sinusoidal"] = ("hidden_size", config.hidden_size, 4)
     channels["rotary"] = channels["rotary_mixed"] = channels["learned_rotary"] = (
-        "hidden_size / num_attention_heads",
-        config.hidden_size // config.num_attention_heads,
+        "the channels of a head (hidden_size / num_attention_heads, or head_dim)",
+        head_dim_of(config),
         4,
     )
     if config.position_encoding in channels:
@@ -154,7 +152,7 @@ def check_positions(config) -> None:
 def check_volume_positions(config) -> None:
     """The same with a third axis. What is left over of a third of the channels goes without a position."""
     name = config.position_encoding
-    head_dim = config.hidden_size // config.num_attention_heads
+    head_dim = head_dim_of(config)
     if name in ("rotary", "rotary_mixed", "learned_rotary") and (head_dim < 6 or head_dim % 2):
         raise ValueError(
             f"position_encoding={name!r} turns pairs of channels along three axes, and needs hidden_size / "

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
 from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
+from .layer_sizes import head_dim_of, heads_of, intermediate_size_of
 from .reduction_base import Reduction, TokenReducer
 from .tokens import PatchTokens
 
@@ -26,10 +27,10 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
 
     def __init__(self, config, layer_index: int):
         super().__init__()
-        self.attention = AdaptiveViTAttention(config)
+        self.attention = AdaptiveViTAttention(config, heads_of(config, layer_index), head_dim_of(config))
         self.layernorm_before = make_norm(config)
         self.layernorm_after = make_norm(config)
-        self.mlp = FEED_FORWARDS[config.mlp_type](config)
+        self.mlp = FEED_FORWARDS[config.mlp_type](config, intermediate_size_of(config, layer_index))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layerscale_value is not None
         self.layer_scale1 = LayerScale(config) if scaled else None

@@ -26,6 +26,7 @@ def decoder_config(config):
     config.num_hidden_layers = config.decoder_num_hidden_layers
     config.num_attention_heads = config.decoder_num_attention_heads
     config.intermediate_size = config.decoder_intermediate_size
+    config.head_dim = config.layer_num_attention_heads = config.layer_intermediate_sizes = None
     config.position_encoding = config.decoder_position_encoding
     config.drop_path_rate = 0.0
     config.layerscale_value = None

@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
+from .elastic import ElasticClassifier
 from .heads import (
     POOLINGS,
     MaskedImageDecoder,
@@ -159,6 +160,21 @@ class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
     _auto_class = "AutoModelForVideoClassification"
     _videos = True
     input_modalities = ("video",)
+
+
+class AdaptiveViTForElasticImageClassification(ElasticClassifier, AdaptiveViTForImageClassification):
+    """A classifier that is many: every training step runs sub-networks of it, which share their weights.
+
+    AutoFormer (Chen et al., 2021); with `config.elastic_distillation` as "Universally Slimmable Networks" (Yu & Huang, 2019)
+    and BigNAS (Yu et al., 2020). What may differ between sub-networks, the fields `elastic_...` of the configuration say.
+    In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest as an ordinary
+    `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
+
+    With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
+    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`.
+    """
+
+    _ordinary_class = AdaptiveViTForImageClassification
 
 
 class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
@@ -312,6 +328,7 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
 
 __all__ = [
     "AdaptiveViTBackbone",
+    "AdaptiveViTForElasticImageClassification",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",

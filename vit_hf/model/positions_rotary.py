@@ -7,6 +7,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .axes import native_grid
+from .layer_sizes import head_dim_of
 from .positions_base import PositionEncoding, geometric_frequencies
 from .tokens import PatchTokens
 
@@ -38,7 +39,7 @@ class Rotary(PositionEncoding):
 
     def __init__(self, config):
         super().__init__(config)
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = head_dim_of(config)
         self.base = config.rotary_base
         self.coordinates = config.rotary_coordinates
         self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)

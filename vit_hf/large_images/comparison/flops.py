@@ -35,7 +35,7 @@ class Tally:
 @contextmanager
 def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
     """Sums up over all calls of a model."""
-    tally, vit, hidden = Tally(), model.vit, model.config.hidden_size
+    tally, vit = Tally(), model.vit
     select, is_selecting = vit._select, False
 
     def select_uncounted(*args: Any, **kwargs: Any) -> Selection:
@@ -53,7 +53,8 @@ def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
 
     def attention(module: nn.Module, args: tuple) -> None:
         batch, length, _ = args[0].shape
-        add(batch * (length * weights_of(module) + 2 * length**2 * hidden))
+        width = module.num_attention_heads * module.head_dim
+        add(batch * (length * weights_of(module) + 2 * length**2 * width))
 
     def linear(module: nn.Module, args: tuple) -> None:
         add(args[0].shape[:-1].numel() * weights_of(module))

@@ -1,0 +1,188 @@
+"""One classifier that holds many: sub-networks are run, trained and extracted. See `elastic_space.py`."""
+
+import random
+from collections import OrderedDict
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.initialization import no_init_weights
+from transformers.utils.generic import can_return_tuple
+
+from .elastic_space import CHOICES, SearchSpace, SubNetwork, is_elastic, subnetwork_config
+from .heads import distillation_loss
+from .outputs import AdaptiveViTImageClassifierOutput
+
+
+# Shells that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.
+NUM_SHELLS = 16
+
+
+class ElasticClassifier:
+    """What makes an ordinary classifier, its other base, elastic.
+
+    A sub-network runs as an ordinary model of its own configuration, without storage (a shell), which is given the first
+    parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to the bit.
+    """
+
+    _ordinary_class: ClassVar[type]
+    # Recomputing a block would find the shell without the parameters that it was given.
+    supports_gradient_checkpointing = False
+    _keys_to_ignore_on_load_missing = [r"^elastic_steps$"]
+
+    def __init__(self, config):
+        if not is_elastic(config):
+            raise ValueError(f"Nothing of this configuration is elastic: set one of {list(CHOICES)}.")
+        super().__init__(config)
+        # Saved with the model, so that a run that is resumed goes on with the sub-networks that would have come.
+        self.register_buffer("elastic_steps", torch.zeros((), dtype=torch.int64))
+        self.space = SearchSpace.of(config)
+        self.subnetwork = self.space.uniform(-1)
+        self._shells: OrderedDict[SubNetwork, nn.Module] = OrderedDict()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs,
+    ) -> AdaptiveViTImageClassifierOutput:
+        """As `AdaptiveViTForImageClassification.forward`, of the sub-network that is set.
+
+        While training, of one that is drawn; or, with `config.elastic_distillation`, of the largest, with the mean loss
+        of all that were run (the papers sum; a mean leaves learning rate and clipping what they are for one network).
+
+        Raises:
+            ValueError: for training with distillation without labels.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "labels": labels,
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            **kwargs,
+        }
+        if not self.training:
+            return self._run(self.subnetwork, inputs)
+        generator = self._next_generator()
+        if not self.config.elastic_distillation:
+            return self._run(self.space.sample(generator), inputs)
+        if labels is None:
+            raise ValueError(
+                "elastic_distillation learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
+                "them from it: set that to 0."
+            )
+        return self._sandwich(generator, inputs)
+
+    def set_subnetwork(self, subnetwork: SubNetwork | None) -> None:
+        """What the model is outside training; None for the largest.
+
+        Raises:
+            ValueError: if it is none of the space.
+        """
+        subnetwork = subnetwork or self.space.uniform(-1)
+        self.space.check(subnetwork)
+        self.subnetwork = subnetwork
+
+    @torch.no_grad()
+    def extract(self, subnetwork: SubNetwork | None = None):
+        """A sub-network, by default the one that is set, as an `AdaptiveViTForImageClassification` with weights of its own.
+
+        Raises:
+            ValueError: if it is none of the space.
+        """
+        subnetwork = subnetwork or self.subnetwork
+        self.space.check(subnetwork)
+        with no_init_weights():
+            network = self._ordinary_class(self._config_of(subnetwork))
+        network = network.to(self.device, self.dtype).train(self.training)
+        tensors = network.state_dict()
+        for name, part in self._parts(network).items():
+            tensors[name].copy_(part)
+        return network
+
+    def num_parameters_of(self, subnetwork: SubNetwork) -> int:
+        """Parameters of a sub-network.
+
+        Raises:
+            ValueError: if it is none of the space.
+        """
+        self.space.check(subnetwork)
+        return sum(parameter.numel() for parameter in self._shell(subnetwork).parameters())
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and hasattr(self, "elastic_steps"):
+            init.zeros_(self.elastic_steps)
+
+    def _next_generator(self) -> random.Random:
+        """The chance of a training step: the same in every process, and again when the step is repeated."""
+        step = int(self.elastic_steps)
+        self.elastic_steps += 1
+        return random.Random(f"{self.config.elastic_seed} {step}")
+
+    def _sandwich(
+        self, generator: random.Random, inputs: dict[str, torch.Tensor]
+    ) -> AdaptiveViTImageClassifierOutput:
+        outputs = self._run(self.space.uniform(-1), inputs)
+        losses, teacher = [outputs.loss], outputs.logits.detach()
+        drawn = [self.space.sample(generator) for _ in range(self.config.elastic_num_sampled)]
+        for subnetwork in (self.space.uniform(0), *drawn):
+            student = self._run(subnetwork, inputs)
+            loss = self._distance(student.logits, teacher)
+            # What a selector or reducer learns from is the student's own.
+            losses.append(loss if student.selection_loss is None else loss + student.selection_loss)
+        outputs.loss = torch.stack(losses).mean()
+        return outputs
+
+    def _distance(self, logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        if self.config.problem_type == "regression":
+            return nn.functional.mse_loss(logits.float(), teacher.float())
+        return distillation_loss(logits, teacher, self.config.problem_type)
+
+    def _run(
+        self, subnetwork: SubNetwork, inputs: dict[str, torch.Tensor]
+    ) -> AdaptiveViTImageClassifierOutput:
+        if subnetwork == self.space.uniform(-1):
+            return super().forward(**inputs)
+        shell = self._shell(subnetwork)
+        shell.train(self.training)
+        shell.set_selection_relaxation(self.vit.selection_relaxation)
+        shell.config._attn_implementation = self.config._attn_implementation
+        outputs = torch.func.functional_call(
+            shell, self._parts(shell), kwargs={**inputs, "return_dict": True}
+        )
+        # Where the first labels decide.
+        self.config.problem_type = shell.config.problem_type
+        return outputs
+
+    def _parts(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """The first parts of the own parameters and buffers, in the shapes of a sub-network's."""
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        parts = {}
+        for name, wanted in (*network.named_parameters(), *network.named_buffers()):
+            part = own[name]
+            for axis, length in enumerate(wanted.shape):
+                if length < part.shape[axis]:
+                    part = part.narrow(axis, 0, length)
+            # Products of strided matrices might be rounded otherwise than those of an extracted network.
+            parts[name] = part.contiguous()
+        return parts
+
+    def _shell(self, subnetwork: SubNetwork) -> nn.Module:
+        """A sub-network as a model without storage."""
+        shell = self._shells.pop(subnetwork, None)
+        if shell is None:
+            with torch.device("meta"), no_init_weights():
+                shell = self._ordinary_class(self._config_of(subnetwork))
+        self._shells[subnetwork] = shell
+        if len(self._shells) > NUM_SHELLS:
+            self._shells.popitem(last=False)
+        return shell
+
+    def _config_of(self, subnetwork: SubNetwork):
+        config = subnetwork_config(self.config, subnetwork)
+        config.architectures = [self._ordinary_class.__name__]
+        return config
