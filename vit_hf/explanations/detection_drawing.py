@@ -88,7 +88,7 @@ def draw_detections(
     processor: BaseImageProcessor,
     examples: Dataset,
     number: int = 4,
-    threshold: float = 0.5,
+    threshold: float = 0.3,
 ) -> Any:
     """Pictures of some images side by side: true boxes, those found, and patches that were not computed in pale grey.
 
