@@ -1,13 +1,13 @@
 """Photos for measurements on real images: aerial ones with boxes around trees, and windows of photos of any size."""
 
 import importlib.util
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from .voc import read_voc
 
 
 def installed_folder(package: str, version: str) -> Path:
@@ -53,18 +53,10 @@ def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
 
     Raises:
         FileNotFoundError: if there is none, or an image that is named is missing.
+        ValueError: for a file that is none; see `read_voc`.
     """
-    photos = []
-    for path in sorted(folder.glob("*.xml")):
-        root = ElementTree.parse(path).getroot()
-        image = folder / root.findtext("filename", default="")
-        if not image.is_file():
-            raise FileNotFoundError(f"{path} annotates {image.name!r}, which is not in {folder}.")
-        boxes = [
-            [float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
-            for box in root.iter("bndbox")
-        ]
-        photos.append((image, np.array(boxes).reshape(-1, 4)))
+    found = [read_voc(path) for path in sorted(folder.glob("*.xml"))]
+    photos = [(annotation.image, annotation.boxes) for annotation in found]
     if not photos:
         raise FileNotFoundError(f"There are no Pascal VOC files (*.xml beside the images) in {folder}.")
     return photos

@@ -26,6 +26,8 @@ _MODULES = {
     "collation": ("ImageCollator",),
     "curriculum": ("CurriculumRecorder",),
     "command_line": ("format_metrics", "make_parser", "parse_arguments"),
+    "detection": ("DetectionArguments", "DetectionTrainer", "prepare_detection"),
+    "detection_metrics": ("AveragePrecision", "BoxCollator"),
     "ema": ("EmaCallback",),
     "evaluation": ("EvaluationArguments", "evaluate_model"),
     "execution": ("PreparedRun", "run_and_report"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from huggingface_hub.constants import ENDPOINT
 from torch.utils.data import Dataset
 from transformers import TrainerState, TrainingArguments
@@ -73,13 +74,20 @@ def execute_run(trainer: HubTrainer, splits: dict[str, Dataset], checkpoint: Pat
     if trainer.state.global_step > steps_done:
         trainer.save_metrics("train", result.metrics)
         metrics |= result.metrics
+    metrics |= evaluate_splits(trainer, splits)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    return metrics
+
+
+def evaluate_splits(trainer: HubTrainer, splits: dict[str, Dataset]) -> dict[str, float]:
+    """Metrics of validation (`eval_`) and test (`test_`), as far as there are any, which are saved to `output_dir`."""
+    metrics = {}
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
             scores = trainer.evaluate(splits[split], metric_key_prefix=prefix)
             trainer.save_metrics(prefix, scores)
             metrics |= scores
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
     return metrics
 
 
@@ -118,7 +126,7 @@ def check_batch(trainer: HubTrainer) -> None:
     examples = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
     batch = trainer.data_collator(examples)
     model = trainer.model.eval()
-    model(**{name: values.to(model.device) for name, values in batch.items()})
+    model(**send_to_device(batch, model.device))
 
 
 def _which_step(trainer: HubTrainer) -> str:
@@ -132,11 +140,11 @@ def _which_step(trainer: HubTrainer) -> str:
 def run_and_report(script: str, prepare: Callable[[], Run], training: TrainingArguments) -> None:
     """What the training scripts do: prepare a run, say what it is, execute it and print its metrics.
 
-    What is wrong with arguments, data or the Hub ends the program with a message.
+    What is wrong with arguments, data, what is installed or the Hub ends the program with a message.
     """
     try:
         run = prepare()
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"{script}: {error}")
     # A bar for each file of a checkpoint would tear Trainer's own apart.
     disable_progress_bar()

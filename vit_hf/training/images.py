@@ -48,9 +48,14 @@ def decode_image(source: ImageSource) -> PIL.Image.Image:
 
 
 def prepare_images(
-    image_processor: BaseImageProcessor, images: list[PIL.Image.Image | torch.Tensor]
+    image_processor: BaseImageProcessor, images: list[PIL.Image.Image | torch.Tensor], **options: Any
 ) -> dict[str, torch.Tensor]:
     """The inputs of a model, stacked.
+
+    Args:
+        image_processor: of the model.
+        images: to prepare.
+        options: others of a call of the image processor.
 
     Raises:
         ValueError: as the image processor does, for instance for sizes that do not stack.
@@ -59,7 +64,7 @@ def prepare_images(
         # Those of transformers fail on grey and transparent images.
         convert_rgb = len(image_processor.image_mean) == 3
         images = [to_pixels(image, convert_rgb) for image in images]
-    return dict(image_processor(images, return_tensors="pt"))
+    return dict(image_processor(images, return_tensors="pt", **options))
 
 
 def check_header(path: str | PathLike) -> None:

@@ -157,7 +157,13 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     if weights.is_file():
         # Trainer itself would only warn, and go on from random weights.
         with safe_open(weights, framework="pt") as file:
-            missing = sorted(model.state_dict().keys() - set(file.keys()))
+            saved_names = set(file.keys())
+        values = model.state_dict()
+        # Of weights that share their memory, one is saved.
+        places = {values[name].data_ptr() for name in saved_names & values.keys()}
+        missing = sorted(
+            name for name in values.keys() - saved_names if values[name].data_ptr() not in places
+        )
         if missing:
             raise ValueError(
                 f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights)"

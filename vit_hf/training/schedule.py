@@ -61,6 +61,12 @@ def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, i
         raise ValueError(f"num_buckets is {num_buckets}; the decay needs at least 1")
 
 
+def selecting_part(model: nn.Module) -> nn.Module | None:
+    """The model itself or, of a detector, its backbone: the outermost part that can be relaxed."""
+    modules = extract_model_from_parallel(model, keep_torch_compile=False).modules()
+    return next((part for part in modules if callable(getattr(part, "set_selection_relaxation", None))), None)
+
+
 class KeepRateSchedule(TrainerCallback):
     """Lets the model see all patches first and leads it to its target, for training that is stable.
 
@@ -102,12 +108,13 @@ class KeepRateSchedule(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        unwrapped = extract_model_from_parallel(model, keep_torch_compile=False)
-        if not callable(getattr(unwrapped, "set_selection_relaxation", None)):
+        unwrapped = selecting_part(model)
+        if unwrapped is None:
             raise TypeError(
                 f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
                 f"set_selection_relaxation(float); "
-                f"{type(unwrapped).__name__} has none. Take the callback away, or train an AdaptiveViT model."
+                f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} has none. Take the callback "
+                "away, or train an AdaptiveViT model."
             )
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
@@ -154,7 +161,7 @@ class KeepRateSchedule(TrainerCallback):
         **kwargs,
     ) -> None:
         self.relaxation = 0.0
-        extract_model_from_parallel(model, keep_torch_compile=False).set_selection_relaxation(0.0)
+        selecting_part(model).set_selection_relaxation(0.0)
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         self.relaxation = keep_rate_relaxation(
@@ -165,4 +172,4 @@ class KeepRateSchedule(TrainerCallback):
             self.num_buckets,
             self.initial,
         )
-        extract_model_from_parallel(model, keep_torch_compile=False).set_selection_relaxation(self.relaxation)
+        selecting_part(model).set_selection_relaxation(self.relaxation)

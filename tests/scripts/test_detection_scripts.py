@@ -1,0 +1,121 @@
+"""`scripts/detect.py` on pieces of aerial photos and on digits, and `scripts/detection_ap.py` on a few tiny canvases."""
+
+import json
+import shutil
+
+import PIL.Image
+import pytest
+import yaml
+from transformers import AutoModelForObjectDetection, pipeline
+
+from tests.scripts.test_pretraining_and_segmentation import SCRIPTS, TINY, load
+from vit_hf.data.tree_photos import deepforest_folder
+from vit_hf.training import (
+    DataArguments,
+    DetectionArguments,
+    ModelArguments,
+    RunArguments,
+    make_parser,
+)
+from vit_hf.training.command_line import read_config
+
+
+pytest.importorskip("pycocotools", reason="pip install vit_hf[detection]")
+pytest.importorskip("torchmetrics", reason="pip install vit_hf[detection]")
+
+VIT = {name: value for name, value in TINY.items() if name != "num_channels"}
+HEAD = {
+    "d_model": 32,
+    "num_queries": 30,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_feature_levels": 1,
+}
+
+
+@pytest.fixture
+def trees(tmp_path):
+    """Photos of forests as people have them: TIFF and PNG of 400x400 pixels with 98 boxes of three classes."""
+    try:
+        source = deepforest_folder()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    for split, name in {"train": "OSBS_029.tif", "validation": "SOAP_061.png"}.items():
+        (tmp_path / "trees" / split).mkdir(parents=True)
+        for file in (source / name, (source / name).with_suffix(".xml")):
+            shutil.copy(file, tmp_path / "trees" / split)
+    return tmp_path / "trees"
+
+
+def test_trees(trees, tmp_path, capsys):
+    flags = ["--dataset", str(trees), "--single_class", "true", "--crop_size", "128"]
+    flags += ["--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--use_cpu", "true"]
+    model = ["--config_overrides", json.dumps(VIT), "--detector_overrides", json.dumps(HEAD)]
+    model += ["--patch_selector", "saliency", "--num_selected_patches", "0.5", "--num_train_epochs", "1"]
+    script, output = load("detect"), tmp_path / "run"
+    script.main([*flags, *model, "--horizontal_flip", "0.5", "--output_dir", str(output)])
+    printed = capsys.readouterr().out
+    assert "1 train with 61 boxes in 16 pieces, 1 validation with 37 boxes in 16 pieces; 1 class" in printed
+    assert "eval_map_50" in printed and f"Saved to {output}" in printed
+    metrics = json.loads((output / "all_results.json").read_text())
+    assert {"train_loss", "eval_loss", "eval_map", "eval_map_50", "eval_mar_100"} <= metrics.keys()
+    assert PIL.Image.open(output / "detections.png").size[0] > 1000
+
+    assert AutoModelForObjectDetection.from_pretrained(output).config.id2label == {0: "object"}
+    detect = pipeline("object-detection", model=str(output))
+    found = detect(str(trees / "validation" / "SOAP_061.png"), threshold=0.0)
+    assert len(found) == 30 and {answer["label"] for answer in found} == {"object"}
+
+    # On whole photos, and with another number of patches; nothing is trained.
+    flags += [
+        "--model_name_or_path",
+        str(output),
+        "--evaluate_only",
+        "true",
+        "--evaluate_whole_images",
+        "true",
+    ]
+    script.main([*flags, "--num_selected_patches", "200", "--output_dir", str(tmp_path / "again")])
+    printed = capsys.readouterr().out
+    assert "Run:    evaluates" in printed and "200 patches of an image by saliency" in printed
+    assert "eval_map_50" in printed and "train_loss" not in printed
+
+
+def test_average_precision_beside_the_share_of_patches(tmp_path, capsys, monkeypatch):
+    script = load("detection_ap")
+    monkeypatch.setattr(script, "ARCHITECTURE", script.ARCHITECTURE | VIT)
+    monkeypatch.setattr(script, "DETECTOR", script.DETECTOR | HEAD)
+    flags = ["--size", "96", "--num-noise", "2", "--num-digits", "2", "--batch-size", "4", "--num-test", "4"]
+    flags += ["--steps", "2", "--seeds", "1", "--ways", "variance", "resize", "--shares", "0.25"]
+    script.main([*flags, "--jobs", "1", "--use-cpu", "--output", str(tmp_path / "runs")])
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert results.keys() == {"all 1.0", "variance 0.25", "resize 0.25"}
+    printed = capsys.readouterr().out
+    # Patches of 8 pixels: 144 of a canvas, a quarter of them, and those of a canvas of half the side.
+    for row in ("| all | 144 | 1 |", "| variance | 36 | 1 |", "| resize | 36 | 1 |"):
+        assert row in printed
+
+
+def test_configuration_is_flags():
+    path = SCRIPTS / "configs" / "detect_digits.yaml"
+    parser = make_parser([ModelArguments, DataArguments, DetectionArguments, RunArguments], "")
+    flags = read_config(parser, str(path))
+    assert {flag[2:] for flag in flags if flag.startswith("--")} == yaml.safe_load(path.read_text()).keys()
+
+
+@pytest.mark.slow
+def test_digits_of_the_configuration_are_found(tmp_path):
+    """The run that the configuration describes, and no step less."""
+    flags = ["--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true", "--use_cpu", "true"]
+    load("detect").main([str(SCRIPTS / "configs" / "detect_digits.yaml"), *flags])
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())["test_map_50"] > 0.7
+
+
+def test_what_is_wrong_ends_with_a_message(tmp_path):
+    with pytest.raises(SystemExit, match=r"detect.py: there is no file or folder .*nowhere"):
+        load("detect").main(["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

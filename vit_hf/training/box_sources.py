@@ -1,0 +1,237 @@
+"""Finding images with boxes: folders of Pascal VOC files, columns of data sets, the embedded digits."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from ..data.digit_canvas import RECIPE_PREFIX, Recipe
+from ..data.voc import read_voc
+from .arguments import DataArguments
+from .box_columns import find_object_column, read_objects
+from .boxed_images import BoxedImages
+from .images import IMAGE_SUFFIXES, check_header
+from .loading import check_validation_share, hold_out
+from .sources import MEGAPIXEL_DIGITS, SPLIT_NAMES, find_image_column, load_splits
+
+
+# How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count from 1.
+TOLERANCE = 1.0
+# Of EXIF, and its values that swap width and height.
+ORIENTATION, SWAPPED = 0x0112, (5, 6, 7, 8)
+ONE_CLASS = "object"
+
+
+@dataclass
+class BoxData:
+    """Splits of images with boxes, and what the classes are called.
+
+    Attributes:
+        splits: by name, some of "train", "validation" and "test".
+        names: of the classes.
+        notes: what was left out or changed, for people.
+    """
+
+    splits: dict[str, BoxedImages]
+    names: list[str]
+    notes: list[str]
+
+
+@dataclass
+class FoundSplit:
+    """One split as it was found: for each image its size (width, height), what to call it, boxes, and their classes."""
+
+    rows: datasets.Dataset
+    image_column: str
+    sizes: list[tuple[int, int]]
+    places: list[str]
+    boxes: list[np.ndarray]
+    names: list[list[str | None]]
+
+    def numbered(self, classes: list[str], clip_boxes: bool) -> tuple[BoxedImages, int]:
+        """Boxes within their images, classes as numbers; and how many boxes had to be changed for that.
+
+        Raises:
+            ValueError: as `load_boxed_images`.
+        """
+        numbers = {name: number for number, name in enumerate(classes)}
+        all_boxes, all_labels, num_changed = [], [], 0
+        for place, size, boxes, names in zip(self.places, self.sizes, self.boxes, self.names, strict=True):
+            if None in names:
+                raise ValueError(f"{place} has an object without a class: name it, or set single_class")
+            if unknown := sorted(set(names) - numbers.keys()):
+                raise ValueError(
+                    f"{place} has an object of the class {unknown[0]!r}; the classes are {', '.join(classes)}"
+                )
+            cut, wrong = fit_boxes(boxes, size)
+            if wrong.any() and not clip_boxes:
+                raise ValueError(
+                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, bottom) is empty or reaches "
+                    f"beyond the image of {size[0]}x{size[1]} pixels. Mend it, or set clip_boxes"
+                )
+            num_changed += int(wrong.sum())
+            kept = (cut[:, :2] < cut[:, 2:]).all(axis=1)
+            all_boxes.append(cut[kept])
+            all_labels.append(np.array([numbers[name] for name in names], np.int64)[kept])
+        return BoxedImages(self.rows, self.image_column, all_boxes, all_labels, self.sizes), num_changed
+
+
+def load_boxed_images(
+    data: DataArguments,
+    class_names: list[str] | None = None,
+    known_names: list[str] | None = None,
+    single_class: bool = False,
+    clip_boxes: bool = False,
+) -> BoxData:
+    """Load images and their boxes, each of which is looked at, and hold out a validation split where there is none.
+
+    A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and `test`)
+    has the images that these name. Other data have a column `objects`, see `read_objects`. "megapixel_digits" has
+    its digits.
+
+    Args:
+        data: which; `label_column` is the column of boxes.
+        class_names: all classes, in order; by default those of the data.
+        known_names: classes of a model, which are taken instead of those of the data if they include them.
+        single_class: take all classes for one.
+        clip_boxes: cut boxes at the border of their image and drop empty ones, instead of failing.
+
+    Raises:
+        FileNotFoundError: if there is nothing at that path, or an annotated image is missing.
+        ValueError: naming the image, for a damaged one, a box that is empty or beyond it, and a class that is not among
+            `class_names`; and if there is no box at all.
+    """
+    check_validation_share(data.validation_share)
+    notes: list[str] = []
+    found, known = _find(data, notes)
+    if single_class:
+        known = [ONE_CLASS]
+        for split in found.values():
+            split.names = [[ONE_CLASS] * len(names) for names in split.names]
+    present = {name for split in found.values() for names in split.names for name in names}
+    if not present:
+        raise ValueError(f"there is no box on any image of {data.dataset}: nothing to detect")
+    if known_names is not None and present <= {*known_names}:
+        known = known_names
+    classes = class_names or known or sorted(present - {None}, key=_in_order)
+    splits, num_changed = {}, 0
+    for name, split in found.items():
+        splits[name], changed = split.numbered(classes, clip_boxes)
+        num_changed += changed
+    if num_changed:
+        notes.append(f"{num_changed} boxes were cut at the border of their image, or dropped as empty")
+    if "train" in splits and "validation" not in splits and data.validation_share:
+        kept, held_out = hold_out(
+            np.zeros(len(splits["train"]), np.int64), data.validation_share, data.validation_seed
+        )
+        splits |= {"validation": splits["train"].select(held_out), "train": splits["train"].select(kept)}
+    return BoxData({name: splits[name] for name in SPLIT_NAMES if name in splits}, classes, notes)
+
+
+def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """`boxes` `(T, 4)` cut at the border of an image of `size` (width, height), and which were wrong `(T,)`."""
+    cut = boxes.clip(0, [*size, *size])
+    beyond = (np.abs(cut - boxes) > TOLERANCE).any(axis=1)
+    return cut, beyond | ~(cut[:, :2] < cut[:, 2:]).all(axis=1)
+
+
+def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit], list[str] | None]:
+    """Splits, and the classes where the data know them."""
+    folder = Path(data.dataset).expanduser()
+    if folder.is_dir() and any(folder.rglob("*.xml")):
+        return _find_voc(folder, notes), None
+    loaded = load_splits(data.dataset, data.dataset_options)
+    first = next(iter(loaded.values()))
+    image_column = find_image_column(first, data.image_column)
+    splits, classes = {}, None
+    for name, rows in loaded.items():
+        if data.dataset == MEGAPIXEL_DIGITS:
+            classes = rows.features["digits"].feature.names
+            boxes = [np.array(found, np.float64) for found in rows.select_columns("boxes")[:]["boxes"]]
+            digits = rows.select_columns("digits")[:]["digits"]
+            labels = [[classes[digit] for digit in found] for found in digits]
+        else:
+            boxes, labels, classes = read_objects(rows, find_object_column(rows, data.label_column))
+        splits[name] = _open_rows(rows, image_column, name, boxes, labels)
+    return splits, classes
+
+
+def _find_voc(folder: Path, notes: list[str]) -> dict[str, FoundSplit]:
+    aliases = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+    parts = {"train": [folder]}
+    if names and all(name in aliases for name in names):
+        parts = {}
+        for name in names:
+            parts.setdefault(aliases[name], []).append(folder / name)
+    splits, num_images = {}, 0
+    for split, folders in parts.items():
+        annotations = [read_voc(path) for part in folders for path in sorted(part.rglob("*.xml"))]
+        num_images += sum(
+            path.suffix.lower() in IMAGE_SUFFIXES for part in folders for path in part.rglob("*")
+        )
+        if not annotations:
+            raise ValueError(f"the {split} split of {folder} has no Pascal VOC file (*.xml)")
+        rows = datasets.Dataset.from_dict({"image": [str(found.image) for found in annotations]})
+        splits[split] = _open_rows(
+            rows.cast_column("image", datasets.Image()),
+            "image",
+            split,
+            [found.boxes for found in annotations],
+            [found.names for found in annotations],
+        )
+    num_left = num_images - len({place for split in splits.values() for place in split.places})
+    if num_left:
+        notes.append(f"{num_left} images without a Pascal VOC file were left out")
+    return splits
+
+
+def _open_rows(
+    rows: datasets.Dataset, image_column: str, split: str, boxes: list[np.ndarray], names: list[list[str]]
+) -> FoundSplit:
+    """Looks at the header of every image."""
+    rows = rows.select_columns(image_column)
+    feature = rows.features[image_column]
+    stored = rows
+    if isinstance(feature, datasets.Image):
+        stored = rows.cast_column(image_column, type(feature)(decode=False))
+        # Subclasses draw their images.
+        rows = stored if type(feature) is datasets.Image else rows
+    sizes, places = [], []
+    with tqdm(total=len(rows), desc=f"Looking at images ({split})", leave=False, delay=1) as bar:
+        for batch in stored.iter(16):
+            for source in batch[image_column]:
+                path = source["path"] if isinstance(source, dict) else None
+                places.append(path or f"image {len(places)} of {split}")
+                sizes.append(_upright_size(source, places[-1]))
+            bar.update(len(batch[image_column]))
+    return FoundSplit(rows, image_column, sizes, places, boxes, names)
+
+
+def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
+    if isinstance(source, PIL.Image.Image):
+        image = source
+    elif source["bytes"] is None:
+        check_header(source["path"])
+        image = PIL.Image.open(source["path"])
+    elif source["bytes"].startswith(RECIPE_PREFIX):
+        recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
+        return recipe.width, recipe.height
+    else:
+        try:
+            image = PIL.Image.open(io.BytesIO(source["bytes"]))
+        except Exception as error:
+            raise ValueError(f"Cannot read the embedded {place}: {error}") from error
+    width, height = image.size
+    return (height, width) if image.getexif().get(ORIENTATION) in SWAPPED else (width, height)
+
+
+def _in_order(name: str) -> tuple:
+    """10 after 9."""
+    return (0, int(name), "") if re.fullmatch(r"\d+", name) else (1, 0, name)
