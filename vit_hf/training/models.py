@@ -16,9 +16,14 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
+from ..model.modeling_adaptive_vit import (
+    AdaptiveViTForElasticImageClassification,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTPreTrainedModel,
+)
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.swin_configuration_checks import FOREIGN
@@ -32,6 +37,7 @@ logger = logging.get_logger(__name__)
 # What each class has beside the encoder, by the beginning of names of weights.
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
+    "AdaptiveViTForElasticImageClassification": "classifier.",
     "AdaptiveViTForPreTraining": "decoder.",
     "AdaptiveViTForSemanticSegmentation": "decode_head.",
 }
@@ -40,7 +46,8 @@ HEADS = {
 def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForImageClassification:
     """Load a checkpoint with a head for these labels, or build a model from scratch.
 
-    The head of a checkpoint is kept if it has as many outputs, and else replaced.
+    The head of a checkpoint is kept if it has as many outputs, and else replaced. With fields `elastic_...` it is a
+    supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -50,7 +57,21 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> AdaptiveViTForI
     fields = arguments.config_fields() | {"num_labels": data.num_labels, "problem_type": data.problem_type}
     if data.id2label:
         fields |= {"id2label": data.id2label, "label2id": data.label2id}
-    return load_or_build(AdaptiveViTForImageClassification, arguments, fields)
+    return load_or_build(class_for(arguments, fields), arguments, fields)
+
+
+def class_for(
+    arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> type[AdaptiveViTForImageClassification]:
+    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the ordinary one."""
+    values = {}
+    if arguments.model_name_or_path is not None:
+        check_path(arguments.model_name_or_path)
+        values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
+    values |= fields
+    if any(values.get(name) is not None for name in CHOICES):
+        return AdaptiveViTForElasticImageClassification
+    return AdaptiveViTForImageClassification
 
 
 def load_or_build(
