@@ -60,14 +60,17 @@ class SearchRun:
         """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
 
         Returns:
-            A table, which is also in `results.md`, beside `results.json` and `pareto.png`.
+            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there after each seed.
         """
-        rows, histories = [], []
+        rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
             found, history = self._execute_seed(seed)
             rows += found
             histories.append(history)
-        return write_report(self.folder, rows, histories, self.search.budget, *self._metric())
+            table = write_report(
+                self.folder, rows, histories, self.search.budget, *BEST_MODEL_METRIC[self.data.problem_type]
+            )
+        return table
 
     def describe(self) -> str:
         """What is going to happen, in a few lines."""
@@ -89,11 +92,8 @@ class SearchRun:
             ]
         )
 
-    def _metric(self) -> tuple[str, bool]:
-        return BEST_MODEL_METRIC[self.data.problem_type]
-
     def _execute_seed(self, seed: int) -> tuple[list[Row], History]:
-        folder = self.folder if self.search.num_seeds == 1 else self.folder / f"seed-{seed}"
+        folder = self.folder / f"seed-{seed}"
         supernet, processor = self._supernet(folder, seed)
         bench = Bench(supernet, processor, self.data, self.recipe.training, folder / "history.jsonl")
         if not self.budgets:
