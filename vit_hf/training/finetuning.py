@@ -12,6 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.elastic_space import is_elastic
 from ..model.shipping import NoFile, files_to_save
 from ..model.user_classes import classes_of
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
@@ -207,10 +208,12 @@ def make_trainer(
     training.report_to = []
 
     if training.ddp_find_unused_parameters is None:
-        # Of the model only predictors and what is frozen can be without a gradient, and torch warns of looking in vain.
+        # Of the model only predictors, what is frozen, and what an elastic one leaves out can be without a gradient, and
+        # torch warns of looking in vain.
         names = [name for name, _ in model.named_parameters()]
         has_predictors = any(part_of(model, name) == "predictor" for name in names)
-        training.ddp_find_unused_parameters = has_predictors or freeze.share > 0
+        draws_one = is_elastic(model.config) and not model.config.elastic_distillation
+        training.ddp_find_unused_parameters = has_predictors or freeze.share > 0 or draws_one
 
     optimizer, options = HubTrainer.get_optimizer_cls_and_kwargs(training, model)
     groups = layerwise_parameter_groups(

@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
@@ -14,7 +15,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.modeling_adaptive_vit import AdaptiveViTForElasticImageClassification
 from ..model.patches import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
 from .arguments import ArchitectureArguments, ModelArguments
@@ -28,6 +31,7 @@ logger = logging.get_logger(__name__)
 # What each class has beside the encoder, by the beginning of names of weights.
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
+    "AdaptiveViTForElasticImageClassification": "classifier.",
     "AdaptiveViTForPreTraining": "decoder.",
     "AdaptiveSwinForImageClassification": "classifier.",
     "AdaptiveViTForSemanticSegmentation": "decode_head.",
@@ -38,7 +42,7 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel
     """Load a checkpoint with a head for these labels, or build a model from scratch.
 
     The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of patches is that
-    of as many windows as have these.
+    of as many windows as have these. With fields `elastic_...` it is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -52,7 +56,7 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel
     fields |= {"num_labels": data.num_labels, "problem_type": data.problem_type}
     if data.id2label:
         fields |= {"id2label": data.id2label, "label2id": data.label2id}
-    return load_or_build(CLASSIFIERS[model_type], arguments, fields)
+    return load_or_build(_class_for(model_type, arguments, fields), arguments, fields)
 
 
 def _model_type(arguments: ArchitectureArguments) -> str:
@@ -66,6 +70,19 @@ def _model_type(arguments: ArchitectureArguments) -> str:
     if wanted not in (None, found):
         raise ValueError(f"{path} is of model_type {found}, not {wanted}: leave model_type out")
     return found
+
+
+def _class_for(
+    model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
+) -> type[PreTrainedModel]:
+    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the ordinary one."""
+    values = {}
+    if arguments.model_name_or_path is not None:
+        values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
+    values |= fields
+    if any(values.get(name) is not None for name in CHOICES):
+        return AdaptiveViTForElasticImageClassification
+    return CLASSIFIERS[model_type]
 
 
 def load_or_build(

@@ -1,0 +1,298 @@
+"""A search from its arguments to checkpoints, a table and a plot."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..measure import alternate
+from ..model.elastic_space import SearchSpace, SubNetwork
+from ..model.modeling_adaptive_vit import (
+    AdaptiveViTForElasticImageClassification,
+    AdaptiveViTForImageClassification,
+)
+from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from ..training.augmentation import AugmentationArguments, EvaluationExamples
+from ..training.collation import ImageCollator
+from ..training.loading import ImageDataset
+from ..training.metrics import BEST_MODEL_METRIC, compute_metrics_for
+from ..training.models import make_model
+from .arguments import SearchArguments, check_model_arguments
+from .costs import COSTS, measure_costs, timed_forward
+from .evolution import evolve
+from .fitness import PreparedSplit
+from .hand_made import hand_made_networks
+from .history import History
+from .report import Row, write_report
+from .training import Recipe
+
+
+# Within a budget is what exceeds it by no more than rounding.
+TOLERANCE = 1 + 1e-9
+LATENCY_REPEATS = 15
+
+
+@dataclass
+class SearchRun:
+    """A search about which nothing is left to be found wrong.
+
+    Attributes:
+        recipe: how everything is trained.
+        search: what was asked for.
+        data: all splits; what is found is chosen on "validation".
+        space: to search in.
+        hand_made: networks to compare with, from small to large.
+        folder: for everything.
+    """
+
+    recipe: Recipe
+    search: SearchArguments
+    data: ImageDataset
+    space: SearchSpace
+    hand_made: list[SubNetwork]
+    folder: Path
+    budgets: list[float] = field(default_factory=list)
+
+    def execute(self) -> str:
+        """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
+
+        Returns:
+            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there after each seed.
+        """
+        rows, histories, table = [], [], ""
+        for seed in range(self.search.num_seeds):
+            found, history = self._execute_seed(seed)
+            rows += found
+            histories.append(history)
+            table = write_report(
+                self.folder, rows, histories, self.search.budget, *BEST_MODEL_METRIC[self.data.problem_type]
+            )
+        return table
+
+    def describe(self) -> str:
+        """What is going to happen, in a few lines."""
+        sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
+        choices = "; ".join(
+            f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
+            for name, values in asdict(self.space).items()
+            if values != (None,)
+        )
+        evolution = self.search.evolution(0)
+        supernet = self.search.supernet or "to be trained"
+        return "\n".join(
+            [
+                f"Data:     {sizes} images; networks are chosen on validation",
+                f"Space:    {choices}",
+                f"Supernet: {supernet}",
+                f"Search:   {evolution.generations} generations of {evolution.population} networks for each budget of "
+                f"{self.search.budget}; {self.search.num_seeds} seed(s)",
+            ]
+        )
+
+    def _execute_seed(self, seed: int) -> tuple[list[Row], History]:
+        folder = self.folder / f"seed-{seed}"
+        supernet, processor = self._supernet(folder, seed)
+        bench = Bench(supernet, processor, self.data, self.recipe.training, folder / "history.jsonl")
+        if not self.budgets:
+            kind = self.search.budget
+            self.budgets = self.search.budgets or [bench.cost(network, kind) for network in self.hand_made]
+        rows = []
+        for number, budget in enumerate(self.budgets, start=1):
+            rows += self._search(bench, folder, seed, number, budget)
+        recipe = self.recipe.prepared_as(processor) if self.search.supernet else self.recipe
+        for number, network in enumerate(self.hand_made, start=1):
+            row = Row("hand-made", number, seed, network, str(folder / f"hand-made-{number}"))
+            rows.append(self._trained(recipe, bench, row))
+            rows.append(bench.measure(replace(row, way="hand-made, weights of the supernet", folder="")))
+        if self.search.retrain:
+            for row in [row for row in rows if row.way == "found"]:
+                again = replace(row, way="found, retrained", folder=f"{row.folder}-retrained")
+                rows.append(self._trained(recipe, bench, again))
+        bench.time(rows)
+        return rows, bench.history
+
+    def _supernet(
+        self, folder: Path, seed: int
+    ) -> tuple[AdaptiveViTForElasticImageClassification, BaseImageProcessor]:
+        path = self.search.supernet
+        if path is None:
+            path = str(folder / "supernet")
+            self.recipe.train(folder / "supernet", seed)
+        model = AdaptiveViTForElasticImageClassification.from_pretrained(path)
+        return model.to(self.recipe.training.device).eval(), AutoImageProcessor.from_pretrained(path)
+
+    def _search(self, bench: "Bench", folder: Path, seed: int, number: int, budget: float) -> list[Row]:
+        kind = self.search.budget
+
+        def report(generation: int, network: SubNetwork, fitness: float) -> None:
+            print(
+                f"budget {budget:.4g}, generation {generation + 1}: best {abs(fitness):.4f} with "
+                f"{bench.cost(network, kind):.4g}",
+                flush=True,
+            )
+
+        try:
+            results = evolve(
+                self.space,
+                bench.fitness,
+                lambda network: bench.cost(network, kind) <= budget * TOLERANCE,
+                self.search.evolution(1000 * seed + number),
+                report,
+            )
+        except ValueError as error:
+            least = bench.cost(self.space.uniform(0), kind)
+            raise ValueError(f"{kind} of {budget:.4g}: {error} (it has {least:.4g})") from error
+        network, _ = results[0]
+        path = folder / f"found-{number}"
+        model = bench.supernet.extract(network)
+        model.save_pretrained(path)
+        bench.processor.save_pretrained(path)
+        return [bench.measure(Row("found", number, seed, network, str(path)))]
+
+    def _trained(self, recipe: Recipe, bench: "Bench", row: Row) -> Row:
+        path = Path(row.folder)
+        recipe.train(path, row.seed, recipe.model_of(bench.supernet.config, row.network))
+        model = AdaptiveViTForImageClassification.from_pretrained(path).to(bench.supernet.device).eval()
+        return bench.measure(row, model)
+
+
+class Bench:
+    """Where networks of a supernet are measured; what was measured is remembered.
+
+    Args:
+        supernet: in evaluation mode.
+        processor: prepares its images.
+        data: with a validation and perhaps a test split.
+        training: batch size and workers of evaluation.
+        path: of the history.
+
+    Raises:
+        ValueError: if that is the history of another supernet, or of other data.
+    """
+
+    def __init__(
+        self,
+        supernet: AdaptiveViTForElasticImageClassification,
+        processor: BaseImageProcessor,
+        data: ImageDataset,
+        training: RunArguments,
+        path: Path,
+    ):
+        self.supernet, self.processor = supernet, processor
+        self.splits = {
+            name: PreparedSplit(
+                EvaluationExamples(images),
+                ImageCollator(processor),
+                training.per_device_eval_batch_size,
+                training.dataloader_num_workers,
+                supernet.device,
+            )
+            for name, images in data.splits.items()
+            if name != "train"
+        }
+        self.metric, self.more_is_better = BEST_MODEL_METRIC[data.problem_type]
+        self.compute_metrics = compute_metrics_for(data.problem_type, data.num_labels)
+        sizes = {name: len(images) for name, images in data.splits.items()}
+        self.history = History(path, {"supernet": fingerprint(supernet), "images": sizes})
+
+    def cost(self, network: SubNetwork, kind: str) -> float:
+        """One of `COSTS`."""
+        known = self.history.get(network, kind)
+        if known is None:
+            if kind == "parameters":
+                known = self.supernet.num_parameters_of(network) / 1e6
+            else:
+                model = self.supernet.extract(network)
+                known = measure_costs(model, self.splits["validation"].one_image(), (kind,))[kind]
+            self.history.add(network, **{kind: known})
+        return known
+
+    def fitness(self, network: SubNetwork) -> float:
+        """The metric on the validation split, with the supernet's weights; negative where less of it is better."""
+        value = self.history.get(network, self.metric)
+        if value is None:
+            value = self._score("validation", self.supernet.extract(network))
+            self.history.add(network, **{self.metric: value})
+        return value if self.more_is_better else -value
+
+    def measure(self, row: Row, model: AdaptiveViTForImageClassification | None = None) -> Row:
+        """A row with its metrics, of a model or with the supernet's weights."""
+        model = model or self.supernet.extract(row.network)
+        test = self._score("test", model) if "test" in self.splits else None
+        return replace(row, validation=self._score("validation", model), test=test)
+
+    def time(self, rows: list[Row]) -> None:
+        """Gives rows their costs; latencies are taken by turns."""
+        inputs = self.splits["validation"].one_image()
+        models = {network: self.supernet.extract(network) for network in {row.network for row in rows}}
+        calls = [timed_forward(model, inputs) for model in models.values()]
+        latencies = dict(zip(models, alternate(calls, LATENCY_REPEATS, warmup=2), strict=True))
+        for row in rows:
+            row.costs = measure_costs(models[row.network], inputs, ("parameters", "gflops"))
+            row.costs["latency"] = latencies[row.network] * 1e3
+
+    def _score(self, split: str, model: AdaptiveViTForImageClassification) -> float:
+        return self.splits[split].evaluate(model, self.compute_metrics)[self.metric]
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def prepare_search(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    augmentation: AugmentationArguments,
+    method: MethodArguments,
+    search: SearchArguments,
+    training: RunArguments,
+) -> SearchRun:
+    """Everything up to the first step.
+
+    Raises:
+        OSError, TypeError, ValueError: for arguments or data that are wrong.
+    """
+    check_model_arguments(model_arguments, search)
+    if training.world_size > 1:
+        raise ValueError(
+            "a search runs in one process: train the supernet by torchrun and scripts/finetune.py, with the choices as "
+            "config_overrides, and name it as supernet"
+        )
+    if training.push_to_hub:
+        raise ValueError(
+            "push_to_hub is not for a search, which makes many models: use scripts/push_to_hub.py"
+        )
+    if method.start_anew:
+        raise ValueError(
+            "start_anew is not for a search, which has a folder of runs: name another output_dir"
+        )
+    data = data_arguments.load()
+    if "validation" not in data.splits:
+        raise ValueError(
+            "there is no validation split to search on: give one, or set validation_share above 0"
+        )
+    overrides = model_arguments.config_overrides | search.elastic_fields()
+    named = replace(
+        model_arguments,
+        config_overrides=overrides,
+        model_name_or_path=search.supernet or model_arguments.model_name_or_path,
+    )
+    model = make_model(named, data)
+    if not isinstance(model, AdaptiveViTForElasticImageClassification):
+        raise ValueError(
+            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, elastic_num_attention_heads, "
+            "elastic_mlp_ratios or elastic_keep_rates"
+        )
+    if search.budget not in COSTS:
+        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
+    hand_made = hand_made_networks(model.space, search.num_hand_made)
+    recipe = Recipe(named, data_arguments, augmentation, method, training)
+    return SearchRun(recipe, search, data, model.space, hand_made, Path(training.output_dir))

@@ -1,0 +1,254 @@
+"""Settings of an optimiser, chosen by Optuna through `Trainer.hyperparameter_search`."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformers.integrations import is_optuna_available
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from ..training.augmentation import AugmentationArguments
+from ..training.finetuning import make_trainer
+from ..training.hub_trainer import HubTrainer
+from ..training.layer_decay import layerwise_parameter_groups
+from ..training.metrics import BEST_MODEL_METRIC
+from ..training.models import make_image_processor, make_model
+from ..training.runs import check_output_dir
+
+
+if TYPE_CHECKING:
+    import optuna
+
+
+STUDY_NAME = "vit_hf"
+# In the folder of a study.
+JOURNAL_NAME = "study.journal"
+
+
+@dataclass
+class TuningArguments:
+    """Which settings to try."""
+
+    _argument_group_name = "tuning"
+
+    num_trials: int = field(
+        default=20, metadata={"help": "settings to try, those of an earlier start included"}
+    )
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-5, 1e-2], metadata={"help": "least and highest, on a logarithmic scale"}
+    )
+    weight_decays: list[float] | None = field(
+        default_factory=lambda: [1e-3, 0.3], metadata={"help": "least and highest, on a logarithmic scale"}
+    )
+    warmup_shares: list[float] | None = field(
+        default_factory=lambda: [0.0, 0.3],
+        metadata={"help": "least and highest share of the steps in which the learning rate rises"},
+    )
+    layer_decays: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "least and highest factor of the learning rate from a layer to the one below, such as 0.6 1.0; for "
+            "checkpoints, not for models from scratch"
+        },
+    )
+    batch_sizes: list[int] | None = field(
+        default=None, metadata={"help": "to choose per_device_train_batch_size from, such as 32 64 128"}
+    )
+    prune: bool = field(
+        default=True,
+        metadata={"help": "stop a trial early that is worse than the median of the others at the same step"},
+    )
+
+    def __post_init__(self):
+        if self.num_trials < 1:
+            raise ValueError(f"num_trials is {self.num_trials}; it must be at least 1")
+        for name, least, most in (
+            ("learning_rates", 0, float("inf")),
+            ("weight_decays", 0, float("inf")),
+            ("warmup_shares", None, 1),
+            ("layer_decays", 0, 1),
+        ):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            low = 0 if least is None else least
+            legal = len(values) == 2 and low <= values[0] <= values[1] <= most
+            if not legal or (least is not None and values[0] == least):
+                where = f"from 0 to {most}" if least is None else f"above 0, and at most {most}"
+                raise ValueError(f"{name} is {values}; give the least and the highest, {where}")
+        if self.batch_sizes is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
+            raise ValueError(f"batch_sizes is {self.batch_sizes}; give numbers of at least 1")
+
+    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """Settings to try, by the names that `scripts/finetune.py` has for them."""
+        settings = {"learning_rate": trial.suggest_float("learning_rate", *self.learning_rates, log=True)}
+        if self.weight_decays is not None:
+            settings["weight_decay"] = trial.suggest_float("weight_decay", *self.weight_decays, log=True)
+        if self.warmup_shares is not None:
+            settings["warmup_steps"] = trial.suggest_float("warmup_steps", *self.warmup_shares)
+        if self.layer_decays is not None:
+            settings["layer_decay"] = trial.suggest_float("layer_decay", *self.layer_decays)
+        if self.batch_sizes is not None:
+            name = "per_device_train_batch_size"
+            settings[name] = trial.suggest_categorical(name, self.batch_sizes)
+        return settings
+
+
+@dataclass
+class TuningRun:
+    """A study about which nothing is left to be found wrong.
+
+    Attributes:
+        trainer: as fine-tuning makes it, and makes a model anew for each trial.
+        tuning: which settings to try.
+        method: beside them.
+        metric, more_is_better: what a trial is judged by, on the validation split.
+        given: what was asked for, by the flags of `scripts/finetune.py`.
+        folder: of the study.
+    """
+
+    trainer: HubTrainer
+    tuning: TuningArguments
+    method: MethodArguments
+    metric: str
+    more_is_better: bool
+    given: dict[str, Any]
+    folder: Path
+
+    def execute(self) -> "optuna.Study":
+        """Tries settings; those that the study in the folder has already count, and the last one, if it was killed, does not.
+
+        Writes `best.yaml`, which `scripts/finetune.py` takes, and `study.png`.
+        """
+        import optuna
+
+        storage = journal(self.folder)
+        direction = "maximize" if self.more_is_better else "minimize"
+        study = optuna.create_study(
+            storage=storage, study_name=STUDY_NAME, load_if_exists=True, direction=direction
+        )
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        left = self.tuning.num_trials - len(finished(study))
+        if left > 0:
+            self.trainer.hyperparameter_search(
+                hp_space=self._set_up,
+                compute_objective=lambda metrics: metrics[f"eval_{self.metric}"],
+                n_trials=left,
+                direction=direction,
+                backend="optuna",
+                storage=storage,
+                study_name=STUDY_NAME,
+                load_if_exists=True,
+                # Not the same draws again in a study that goes on.
+                sampler=optuna.samplers.TPESampler(seed=self.trainer.args.seed + len(study.trials)),
+                pruner=optuna.pruners.MedianPruner() if self.tuning.prune else optuna.pruners.NopPruner(),
+            )
+        study = optuna.load_study(storage=storage, study_name=STUDY_NAME)
+        self._write(study)
+        return study
+
+    def describe(self) -> str:
+        """What is going to happen, in a line."""
+        return f"Study: {self.tuning.num_trials} trials, judged by {self.metric} on the validation split; in {self.folder}"
+
+    def _set_up(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """Gives the trainer the settings of a trial; called when it has a new model."""
+        settings, args, model = self.tuning.suggest(trial), self.trainer.args, self.trainer.model
+        for name, value in settings.items():
+            if name != "layer_decay":
+                setattr(args, name, value)
+        self.trainer._train_batch_size = args.train_batch_size
+        optimizer, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
+        groups = layerwise_parameter_groups(
+            model,
+            args.learning_rate,
+            args.weight_decay,
+            settings.get("layer_decay", self.method.layer_decay),
+            self.method.backbone_lr_factor,
+        )
+        self.trainer.optimizer_cls_and_kwargs = (optimizer, options | {"params": groups})
+        # All is set: by Trainer, a share of steps would become a whole number where one stood before.
+        return {}
+
+    def _write(self, study: "optuna.Study") -> None:
+        from .tuning_drawing import draw_study
+
+        best = self.given | study.best_trial.params | {"output_dir": str(self.folder / "best")}
+        path = self.folder / "best.yaml"
+        comment = f"# {self.metric} {study.best_value:.4f} on the validation split, trial {study.best_trial.number}\n"
+        path.write_text(comment + yaml.safe_dump(best, sort_keys=False))
+        figure = draw_study(finished(study), self.metric, self.more_is_better)
+        figure.savefig(self.folder / "study.png")
+
+
+def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
+    """Trials that came to an end, at the last step or before it as hopeless."""
+    import optuna
+
+    states = [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED]
+    return study.get_trials(deepcopy=False, states=states)
+
+
+def journal(folder: Path) -> "optuna.storages.BaseStorage":
+    """Where a study is kept."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL_NAME)))
+
+
+def prepare_tuning(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    augmentation: AugmentationArguments,
+    method: MethodArguments,
+    tuning: TuningArguments,
+    training: RunArguments,
+    given: set[str],
+) -> TuningRun:
+    """Everything up to the first step.
+
+    Args:
+        given: names of the arguments that were asked for, which `best.yaml` repeats.
+
+    Raises:
+        ImportError: without Optuna.
+        OSError, TypeError, ValueError: for arguments or data that are wrong.
+    """
+    if not is_optuna_available():
+        raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
+    if training.world_size > 1:
+        raise ValueError("a study runs in one process: start it without torchrun")
+    for name in ("ema_decay", "freeze_backbone", "curriculum_images", "start_anew"):
+        if getattr(method, name):
+            raise ValueError(
+                f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it to finetune.py "
+                "with best.yaml"
+            )
+    folder = Path(training.output_dir)
+    if not (folder / JOURNAL_NAME).is_file():
+        check_output_dir(folder)
+    values = training.to_dict()
+    for group in (model_arguments, data_arguments, augmentation, method):
+        values |= asdict(group)
+    own = TuningArguments.__dataclass_fields__.keys()
+    repeated = {name: values[name] for name in values if name in given and name not in own}
+    data = data_arguments.load()
+    if "validation" not in data.splits or training.eval_strategy == IntervalStrategy.NO:
+        raise ValueError(
+            "trials are judged on a validation split: give one, or set validation_share above 0, and leave eval_strategy"
+        )
+    # Of trials nothing is kept but how good they were.
+    training.save_strategy, training.load_best_model_at_end = SaveStrategy.NO, False
+    training.push_to_hub = False
+
+    model = make_model(model_arguments, data)
+    processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
+    trainer = make_trainer(model, processor, data, augmentation, method, training)
+    trainer.model_init = lambda: make_model(model_arguments, data)
+    metric, more_is_better = BEST_MODEL_METRIC[data.problem_type]
+    return TuningRun(trainer, tuning, method, metric, more_is_better, repeated, folder)
