@@ -136,7 +136,7 @@ class SearchSpace:
 
 def is_elastic(config) -> bool:
     """Whether a configuration leaves anything open."""
-    return any(getattr(config, name) is not None for name in CHOICES)
+    return any(getattr(config, name, None) is not None for name in CHOICES)
 
 
 def subnetwork_config(config, network: SubNetwork):

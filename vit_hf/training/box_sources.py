@@ -216,18 +216,21 @@ def _open_rows(
 
 def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
     if isinstance(source, PIL.Image.Image):
-        image = source
-    elif source["bytes"] is None:
+        return _upright(source)
+    if source["bytes"] is None:
         check_header(source["path"])
-        image = PIL.Image.open(source["path"])
-    elif source["bytes"].startswith(RECIPE_PREFIX):
+        with PIL.Image.open(source["path"]) as image:
+            return _upright(image)
+    if source["bytes"].startswith(RECIPE_PREFIX):
         recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
         return recipe.width, recipe.height
-    else:
-        try:
-            image = PIL.Image.open(io.BytesIO(source["bytes"]))
-        except Exception as error:
-            raise ValueError(f"Cannot read the embedded {place}: {error}") from error
+    try:
+        return _upright(PIL.Image.open(io.BytesIO(source["bytes"])))
+    except Exception as error:
+        raise ValueError(f"Cannot read the embedded {place}: {error}") from error
+
+
+def _upright(image: PIL.Image.Image) -> tuple[int, int]:
     width, height = image.size
     return (height, width) if image.getexif().get(ORIENTATION) in SWAPPED else (width, height)
 
