@@ -14,6 +14,9 @@ from transformers import (
     SwinForImageClassification,
     Trainer,
     TrainingArguments,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEVideoProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -71,6 +74,15 @@ def swin_checkpoint(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def video_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videomae")
+    fields = {name: value for name, value in SMALL.items() if name != "num_hidden_layers"}
+    VideoMAEForVideoClassification(VideoMAEConfig(**fields, num_hidden_layers=2)).save_pretrained(folder)
+    VideoMAEVideoProcessor(size={"height": 96, "width": 96}, do_center_crop=False).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def names(checkpoint, tmp_path, monkeypatch):
     """What stands before a piece of code in a reader's mind, in a folder with the files that it names."""
@@ -97,6 +109,7 @@ def names(checkpoint, tmp_path, monkeypatch):
         "processor": processor,
         "name": checkpoint,
         "pixel_values": torch.randn(2, 3, 96, 96),
+        "video": torch.randint(0, 256, (16, 3, 120, 140), dtype=torch.uint8),
         "labels": torch.tensor([0, 1]),
         "rows": [{"image": "slide.tif", "label": 1}],
         "dataset": Dataset.from_dict({"image": images, "label": [0, 1]}),
@@ -107,12 +120,13 @@ def names(checkpoint, tmp_path, monkeypatch):
     "number",
     [pytest.param(i, marks=[pytest.mark.slow] * is_slow(code)) for i, code in enumerate(BLOCKS)],
 )
-def test_readme(number, names, checkpoint, swin_checkpoint):
+def test_readme(number, names, checkpoint, swin_checkpoint, video_checkpoint):
     code = re.sub(r'"google/vit-[^"]*"', repr(checkpoint), BLOCKS[number])
     code = re.sub(r'"microsoft/swin-[^"]*"', repr(swin_checkpoint), code)
+    code = re.sub(r'"MCG-NJU/[^"]*"', repr(video_checkpoint), code)
     code = code.replace("1024, 1024", "96, 96")
     # Small images have fewer patches.
-    code = re.sub(r"\b(196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
+    code = re.sub(r"\b(392|196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):
         Path(file[1]).write_text(code)
     exec(compile(code, f"README.md, piece {number}", "exec"), names)

@@ -18,6 +18,7 @@ from transformers.utils import is_torchvision_available
 
 from .checkpoints import convert
 from .explain import explain
+from .explanations.video_strip import explain_video
 from .hub import push_to_hub
 from .large_images import (
     ImageSource,
@@ -126,6 +127,7 @@ __all__ = [
     "__version__",
     "convert",
     "explain",
+    "explain_video",
     "open_image",
     "predict_streaming",
     "predict_tiled",
