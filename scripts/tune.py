@@ -13,13 +13,12 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.search import TuningArguments, prepare_tuning
+from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
     MethodArguments,
     ModelArguments,
-    RunArguments,
     make_parser,
     parse_arguments,
 )
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         AugmentationArguments,
         MethodArguments,
         TuningArguments,
-        RunArguments,
+        TrialArguments,
     ]
     parser = make_parser(
         groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"

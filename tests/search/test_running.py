@@ -83,6 +83,7 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     values = {**VALUES, "output_dir": str(tmp_path / "run"), "retrain": True, "num_seeds": 2}
+    values["supernet_factor"] = 2.0
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
     script.main([str(tmp_path / "search.yaml")])
     printed = capsys.readouterr().out
@@ -95,6 +96,11 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
             assert type(model) is AdaptiveViTForImageClassification
             assert model.config.elastic_depths is None
             assert model.num_parameters() / 1e6 == row["costs"]["parameters"]
+    steps = {
+        path.parent.name: json.loads(path.read_text())["global_step"]
+        for path in (tmp_path / "run" / "seed-1").glob("*/trainer_state.json")
+    }
+    assert steps.pop("supernet") == 4 and set(steps.values()) == {2} and len(steps) == 4
     gflops = {(row["seed"], row["budget"], row["way"]): row["costs"]["gflops"] for row in results}
     for seed in (0, 1):
         for budget in (1, 2):
@@ -164,6 +170,7 @@ def saved_processor(folder, supernet) -> Path:
         ({"num_hand_made": 0}, "give budgets"),
         ({"budgets": [-1.0]}, "above 0"),
         ({"num_seeds": 0}, "num_seeds is 0"),
+        ({"supernet_factor": 0.0}, "supernet_factor is 0"),
         ({"population": 0}, "population is 0"),
         ({"supernet": "nowhere"}, "leave elastic_"),
         ({"start_anew": True}, "start_anew"),

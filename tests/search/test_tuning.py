@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.conftest import dataset_cache, image_folder  # noqa: F401
-from vit_hf.search import TuningArguments, prepare_tuning
+from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
 from vit_hf.search import tuning as tuning_module
 from vit_hf.training import (
     AugmentationArguments,
@@ -26,6 +26,7 @@ FLAGS = [
     *("--validation_share", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),
     *("--config_overrides", '{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}'),
     *("--layer_decays", "0.5", "0.9", "--batch_sizes", "1", "3", "--use_cpu", "--disable_tqdm", "true"),
+    *("--eval_strategy", "steps", "--eval_steps", "1"),
     *("--seed", "3", "--learning_rates", "1e-4", "1e-2", "--weight_decays", "0.01", "0.1"),
 ]  # fmt: skip
 
@@ -78,6 +79,7 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
     assert (training.warmup_steps, method.layer_decay) == (best["warmup_steps"], best["layer_decay"])
     assert training.per_device_train_batch_size == best["per_device_train_batch_size"]
     assert (data.dataset, training.max_steps, training.seed) == (str(image_folder), 2, 3)
+    assert (training.save_strategy, training.save_steps) == ("steps", 1) and training.load_best_model_at_end
     assert model.config_overrides["hidden_size"] == 16 and training.output_dir == str(folder / "best")
     assert (folder / "study.png").stat().st_size > 10_000
 
@@ -89,7 +91,7 @@ def prepare(folder, output_dir, training=None, method=None, **tuning):
         AugmentationArguments(),
         MethodArguments(**(method or {})),
         TuningArguments(**tuning),
-        RunArguments(output_dir=str(output_dir), use_cpu=True, **(training or {})),
+        TrialArguments(output_dir=str(output_dir), use_cpu=True, **(training or {})),
         set(),
     )
 

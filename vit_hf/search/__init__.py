@@ -14,7 +14,7 @@ _MODULES = {
     "hand_made": ("hand_made_networks",),
     "history": ("History",),
     "running": ("SearchRun", "prepare_search"),
-    "tuning": ("TuningArguments", "TuningRun", "prepare_tuning"),
+    "tuning": ("TrialArguments", "TuningArguments", "TuningRun", "prepare_tuning"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -52,6 +52,13 @@ class SearchArguments:
             "help": "checkpoint of a supernet that was trained already; otherwise one is trained in output_dir"
         },
     )
+    supernet_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "how many times as long the supernet is trained as networks from scratch; each of its networks learns "
+            "in a few of its steps alone"
+        },
+    )
     budget: str = field(default="gflops", metadata={"help": "what is limited", "choices": [*COSTS]})
     budgets: list[float] | None = field(
         default=None,
@@ -88,6 +95,8 @@ class SearchArguments:
             raise ValueError(
                 "num_hand_made is 0, so that nothing says how large a network may be: give budgets"
             )
+        if not 0 < self.supernet_factor < float("inf"):
+            raise ValueError(f"supernet_factor is {self.supernet_factor}; it must be above 0")
         if self.num_seeds < 1 or self.num_hand_made < 0:
             raise ValueError(
                 f"num_seeds is {self.num_seeds} and num_hand_made {self.num_hand_made}; they must be at least 1 and 0"

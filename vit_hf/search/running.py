@@ -120,7 +120,7 @@ class SearchRun:
         path = self.search.supernet
         if path is None:
             path = str(folder / "supernet")
-            self.recipe.train(folder / "supernet", seed)
+            self.recipe.train(folder / "supernet", seed, factor=self.search.supernet_factor)
         model = AdaptiveViTForElasticImageClassification.from_pretrained(path)
         return model.to(self.recipe.training.device).eval(), AutoImageProcessor.from_pretrained(path)
 

@@ -41,13 +41,16 @@ class Recipe:
     method: MethodArguments
     training: RunArguments
 
-    def train(self, folder: Path, seed: int, model: ModelArguments | None = None) -> dict[str, float]:
+    def train(
+        self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
+    ) -> dict[str, float]:
         """Trains in a folder, or goes on there; what was complete already is not trained again.
 
         Args:
             folder: of the run.
             seed: added to that of the arguments.
             model: another than the supernet.
+            factor: of the number of steps or epochs.
 
         Returns:
             Metrics, as `execute` of a run.
@@ -57,6 +60,9 @@ class Recipe:
             return json.loads(done.read_text())
         training = copy.deepcopy(self.training)
         training.output_dir, training.seed = str(folder), training.seed + seed
+        training.num_train_epochs *= factor
+        if training.max_steps > 0:
+            training.max_steps = round(training.max_steps * factor)
         run = prepare_run(model or self.model, self.data, self.augmentation, copy.copy(self.method), training)
         metrics = run.execute()
         done.write_text(json.dumps(metrics, indent=2))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STUDY_NAME = "vit_hf"
 # In the folder of a study.
 JOURNAL_NAME = "study.journal"
+# What the best run should not repeat.
+KEPT_FOR_TRIALS = {"save_strategy", "save_steps", "load_best_model_at_end", "push_to_hub"}
 
 
 @dataclass
@@ -94,6 +96,14 @@ class TuningArguments:
             name = "per_device_train_batch_size"
             settings[name] = trial.suggest_categorical(name, self.batch_sizes)
         return settings
+
+
+@dataclass
+class TrialArguments(RunArguments):
+    """Trainer's own arguments for trials, of which nothing is kept but how good they were."""
+
+    save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "trials are not saved"})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "trials are not saved"})
 
 
 @dataclass
@@ -207,7 +217,7 @@ def prepare_tuning(
     augmentation: AugmentationArguments,
     method: MethodArguments,
     tuning: TuningArguments,
-    training: RunArguments,
+    training: TrialArguments,
     given: set[str],
 ) -> TuningRun:
     """Everything up to the first step.
@@ -235,15 +245,16 @@ def prepare_tuning(
     values = training.to_dict()
     for group in (model_arguments, data_arguments, augmentation, method):
         values |= asdict(group)
-    own = TuningArguments.__dataclass_fields__.keys()
-    repeated = {name: values[name] for name in values if name in given and name not in own}
+    repeated = {name: values[name] for name in values if name in given and name not in KEPT_FOR_TRIALS}
+    # Where finetune.py evaluates it saves, to end with the best.
+    for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
+        if evaluates in repeated:
+            repeated[saves] = repeated[evaluates]
     data = data_arguments.load()
     if "validation" not in data.splits or training.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
             "trials are judged on a validation split: give one, or set validation_share above 0, and leave eval_strategy"
         )
-    # Of trials nothing is kept but how good they were.
-    training.save_strategy, training.load_best_model_at_end = SaveStrategy.NO, False
     training.push_to_hub = False
 
     model = make_model(model_arguments, data)
