@@ -108,6 +108,7 @@ def test_configuration_is_flags():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_digits_of_the_configuration_are_found(tmp_path):
     """The run that the configuration describes, and no step less."""
     flags = ["--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true", "--use_cpu", "true"]

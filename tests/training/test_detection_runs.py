@@ -172,7 +172,13 @@ def test_trains_goes_on_and_is_measured_again(make_detection, tmp_path):
         "eval_results.json",
         "detections.png",
     }
-    with pytest.raises(ValueError, match=r"config_overrides|detector_overrides|d_model|cannot be changed"):
+    voc(tmp_path / "late" / "test", "a", [("dark", 1, 2, 30, 40)], size=(64, 64))
+    late = make_detection(
+        "late-run", model_name_or_path=str(folder), dataset=str(tmp_path / "late"), evaluate_only=True
+    )
+    assert late.execute().keys() >= {"test_map", "test_loss"}  # of a known class, though others are not there
+    assert late.trainer.model.config.id2label == {0: "bright", 1: "dark"}
+    with pytest.raises(ValueError, match="d_model cannot be changed"):
         make_detection("other", model_name_or_path=str(folder), detector_overrides={"d_model": 64})
 
 

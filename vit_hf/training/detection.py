@@ -214,6 +214,9 @@ def prepare_detection(
     if checkpoint is not None:
         check_same_rates(training.output_dir, arguments)
     if method.evaluate_only:
+        training.eval_strategy = (
+            IntervalStrategy.NO
+        )  # while training, for which Trainer wants a validation split
         training_examples = next(iter(splits.values()))  # which check_batch looks at
     trainer = make_detection_trainer(
         model, processor, training_examples, splits.get("validation"), data.names, method, training
