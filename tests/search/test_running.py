@@ -197,4 +197,4 @@ def test_a_budget_below_the_smallest_names_it(tmp_path, monkeypatch):
 
 def test_the_shipped_configuration_is_read():
     arguments = parse_arguments(make_parser(GROUPS, ""), [str(SCRIPTS / "configs" / "search_digits.yaml")])
-    assert arguments[4].num_seeds == 3 and arguments[4].elastic_depths == [2, 3, 4]
+    assert arguments[4].supernet_factor == 3 and arguments[4].elastic_depths == [2, 3, 4]
