@@ -115,9 +115,14 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
     history = (tmp_path / "run" / "seed-0" / "history.jsonl").read_text()
     script.main([str(tmp_path / "search.yaml")])
     assert (tmp_path / "run" / "seed-0" / "history.jsonl").read_text() == history
-    # A supernet that was trained already, and a budget that is measured.
-    arguments = [str(tmp_path / "search.yaml"), "--num_seeds", "1", "--retrain", "false"]
+    # One that was killed after its last step, without a checkpoint.
     monkeypatch.undo()
+    folder = tmp_path / "run" / "seed-0" / "hand-made-1"
+    (folder / "done.json").unlink()
+    arguments = [str(tmp_path / "search.yaml"), "--num_seeds", "1", "--retrain", "false"]
+    script.main(arguments)
+    assert (folder / "done.json").is_file() and folder.with_name("hand-made-1-previous-1").is_dir()
+    # A supernet that was trained already, and a budget that is measured.
     given = {name: value for name, value in values.items() if not name.startswith(("elastic_", "config_"))}
     given = {name: value for name, value in given.items() if name not in ("position_encoding", "image_size")}
     given |= {
@@ -192,4 +197,4 @@ def test_a_budget_below_the_smallest_names_it(tmp_path, monkeypatch):
 
 def test_the_shipped_configuration_is_read():
     arguments = parse_arguments(make_parser(GROUPS, ""), [str(SCRIPTS / "configs" / "search_digits.yaml")])
-    assert arguments[4].num_seeds == 3 and arguments[4].elastic_depths == [2, 3, 4]
+    assert arguments[4].supernet_factor == 3 and arguments[4].elastic_depths == [2, 3, 4]

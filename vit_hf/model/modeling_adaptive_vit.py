@@ -171,7 +171,8 @@ class AdaptiveViTForElasticImageClassification(ElasticClassifier, AdaptiveViTFor
     `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
 
     With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
-    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`.
+    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards parameters, and
+    activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
     """
 
     _ordinary_class = AdaptiveViTForImageClassification

@@ -12,6 +12,7 @@ from ..model.elastic_space import SubNetwork, subnetwork_config
 from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from ..training.augmentation import AugmentationArguments
 from ..training.finetuning import prepare_run
+from ..training.runs import find_last_checkpoint
 
 
 # Written when a training is complete: its metrics.
@@ -63,7 +64,9 @@ class Recipe:
         training.num_train_epochs *= factor
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
-        run = prepare_run(model or self.model, self.data, self.augmentation, copy.copy(self.method), training)
+        # What was killed where there is nothing to go on from begins again.
+        method = replace(self.method, start_anew=folder.exists() and find_last_checkpoint(folder) is None)
+        run = prepare_run(model or self.model, self.data, self.augmentation, method, training)
         metrics = run.execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
