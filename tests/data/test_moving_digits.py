@@ -6,19 +6,18 @@ import torch
 
 from vit_hf.data import MovingDigits
 from vit_hf.data.digits import digits_of_split, load_digits
-from vit_hf.data.moving_digits import bounce, draw_clip
+from vit_hf.data.moving_digits import bounce
 
 
 def test_only_the_labelled_digit_moves():
-    clips = MovingDigits("train", 20, num_frames=8, size=96, num_still=5, seed=3)
+    clips = MovingDigits("train", 20, num_frames=8, size=96, num_still=3, num_strokes=3, seed=3)
     for index in range(len(clips)):
         row = clips[index]
         assert row["pixel_values"].shape == (8, 1, 96, 96) and 0 <= row["pixel_values"].min() <= 1
         assert row["pixel_values"].max() == pytest.approx(1, abs=0.05)
         assert load_digits().classes[clips.moving[index]] == row["labels"]
-        still = draw_clip(int(clips.moving[index]), clips.still[index], 8, 96, int(clips.seeds[index]))
-        background = still.min(axis=0)  # what is there in every frame
-        moved = (still > background).any(axis=0)
+        clip = clips.clip(index)
+        moved = (clip > clip.min(axis=0)).any(axis=0)  # brighter than what is there in every frame
         rows, columns = np.nonzero(moved)
         # 7 steps of at most 3 pixels, and a digit of 28.
         assert 0 < np.ptp(rows) < 28 + 21 and 0 < np.ptp(columns) < 28 + 21
@@ -26,7 +25,7 @@ def test_only_the_labelled_digit_moves():
 
 def test_the_same_arguments_give_the_same_clips_and_others_do_not():
     first, again, other, test = (
-        MovingDigits(split, 3, 4, 64, 2, seed)
+        MovingDigits(split, 3, 4, 64, 2, 2, seed)
         for split, seed in (("train", 0), ("train", 0), ("train", 1), ("test", 0))
     )
     assert torch.equal(first[1]["pixel_values"], again[1]["pixel_values"])

@@ -167,7 +167,7 @@ def test_trainer_learns_clips(tmp_path):
         initializer_range=0.02,
     )
     model = AdaptiveViTForVideoClassification(config)
-    rows = MovingDigits("train", 10, num_frames=6, size=32, num_still=0)
+    rows = MovingDigits("train", 10, num_frames=6, size=32, num_strokes=0)
     arguments = TrainingArguments(
         str(tmp_path / "run"),
         max_steps=40,

@@ -1,4 +1,4 @@
-"""Clips in which one digit moves among others that do not: what it is cannot be told from a single frame.
+"""Clips in which one digit moves, among strokes that do not, or among other digits: then no single frame tells which.
 
 T frames; G = 28 pixels, the side of a digit.
 """
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .digits import GLYPH_SIZE, digits_of_split, load_digits
+from .digits_noise import NUM_PATTERNS, noise_patterns
 
 
 # Pixels that the digit moves in a frame, along its way.
@@ -25,12 +26,12 @@ def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndar
     )
 
 
-def draw_clip(moving: int, still: Sequence[int], num_frames: int, size: int, seed: int) -> np.ndarray:
-    """Draws digits on black, the lighter pixel where they meet.
+def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
+    """Draws a digit that moves over what does not, on black, the lighter pixel where they meet.
 
     Args:
         moving: which digit moves, an index into `load_digits().images`.
-        still: which do not.
+        still: `(28, 28)` uint8 pictures of what does not.
         num_frames: T.
         size: side of a frame in pixels, at least 28.
         seed: of places and of the direction.
@@ -41,9 +42,9 @@ def draw_clip(moving: int, still: Sequence[int], num_frames: int, size: int, see
     generator = np.random.default_rng(seed)
     images, room = load_digits().images, size - GLYPH_SIZE
     background = np.zeros((size, size), np.uint8)
-    for glyph, (top, left) in zip(still, generator.integers(0, room + 1, (len(still), 2)), strict=True):
+    for picture, (top, left) in zip(still, generator.integers(0, room + 1, (len(still), 2)), strict=True):
         square = background[top : top + GLYPH_SIZE, left : left + GLYPH_SIZE]
-        np.maximum(square, images[glyph], out=square)
+        np.maximum(square, picture, out=square)
     speed, angle = generator.uniform(*SPEEDS), generator.uniform(0, 2 * np.pi)
     tops, lefts = (
         bounce(generator.uniform(0, room), speed * part, num_frames, room)
@@ -68,6 +69,7 @@ class MovingDigits(Dataset):
         num_frames: T.
         size: side of a frame in pixels.
         num_still: digits that do not move.
+        num_strokes: strokes that do not move (see `straight_strokes`).
         seed: of the clips.
 
     Raises:
@@ -81,7 +83,8 @@ class MovingDigits(Dataset):
         number: int,
         num_frames: int = 16,
         size: int = 112,
-        num_still: int = 6,
+        num_still: int = 0,
+        num_strokes: int = 8,
         seed: int = 0,
     ):
         if size < GLYPH_SIZE:
@@ -93,6 +96,8 @@ class MovingDigits(Dataset):
         self.labels = np.arange(number) % len(digits)
         self.moving = digits[self.labels, generator.integers(0, digits.shape[1], number)]
         self.still = generator.choice(digits.ravel(), (number, num_still))
+        self.strokes = generator.integers(0, NUM_PATTERNS, (number, num_strokes))
+        self.patterns = noise_patterns("strokes", 2 * seed + (split == "test"))
         self.seeds = generator.integers(0, 2**31, number)
 
     def __len__(self) -> int:
@@ -100,9 +105,8 @@ class MovingDigits(Dataset):
 
     def clip(self, index: int) -> np.ndarray:
         """`(T, size, size)` uint8; see `draw_clip`."""
-        return draw_clip(
-            int(self.moving[index]), self.still[index], self.num_frames, self.size, int(self.seeds[index])
-        )
+        still = [*load_digits().images[self.still[index]], *self.patterns[self.strokes[index]]]
+        return draw_clip(int(self.moving[index]), still, self.num_frames, self.size, int(self.seeds[index]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pixels = torch.from_numpy(self.clip(index)).float().div_(255)
