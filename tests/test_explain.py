@@ -10,7 +10,12 @@ from transformers import ViTForImageClassification, ViTImageProcessor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.conftest import TINY, tiny_config
-from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+from vit_hf import (
+    POSITION_ENCODINGS,
+    AdaptiveViTForImageClassification,
+    AdaptiveViTImageProcessor,
+    AdaptiveViTModel,
+)
 from vit_hf.explain import IMAGE_PICTURES, PICTURES, explain, unique_names
 from vit_hf.explanations import attention_maps
 from vit_hf.explanations.position_maps import position_similarity
@@ -305,6 +310,10 @@ class TestPositions:
         assert positions.columns.tolist() == [0, 6, 13, 20, 26, 32, 39]
         assert positions.similarity.shape == (10, 7, 10, 40)
         np.testing.assert_allclose(positions.similarity[4, 2, 4, 13], 1, rtol=1e-5)
+
+    def test_of_videos_is_refused(self):
+        with pytest.raises(ValueError, match="num_frames=4"):
+            position_similarity(AdaptiveViTModel(tiny_config(num_frames=4)))
 
     def test_none_is_said_in_words(self):
         positions = position_similarity(tiny_model(position_encoding="none"))

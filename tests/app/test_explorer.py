@@ -3,7 +3,14 @@
 import PIL.Image
 import pytest
 import torch
-from transformers import BitConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    BitConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    VivitConfig,
+    VivitForVideoClassification,
+)
 
 from tests.app.helpers import make_explorer, photo
 from tests.conftest import tiny_config, tiny_swin_config
@@ -188,6 +195,14 @@ def test_a_swin_is_told_where_to_go(tmp_path):
     tiny_swin_config().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"is a Swin, .*scripts/explain.py"):
         load_explorer(str(tmp_path))
+
+
+def test_videos_are_refused(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = VivitConfig(**sizes, image_size=16, num_frames=4, tubelet_size=[2, 8, 8])
+    VivitForVideoClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is for videos"):
+        load_explorer(str(tmp_path), "cpu")
 
 
 def test_loads_its_own_checkpoints(tmp_path):

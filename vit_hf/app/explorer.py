@@ -19,6 +19,7 @@ from ..checkpoints import convert
 from ..explain import explain
 from ..explanations.results import Explanation
 from ..explanations.seen_images import process
+from ..model.axes import has_frames
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.patches import to_pair
@@ -315,7 +316,7 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
 
     Raises:
         OSError: if there is no such checkpoint, or no image processor beside one of ours.
-        ValueError: if it is no Vision Transformer with a classifier, or a Swin.
+        ValueError: if it is no Vision Transformer with a classifier of images, or a Swin.
     """
     check_path(path)
     if is_swin(path):
@@ -330,6 +331,10 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
     if not isinstance(model, AdaptiveViTForImageClassification):
         raise ValueError(
             f"{path} has no classifier: the page shows classes. Fine-tune it with scripts/finetune.py first."
+        )
+    if has_frames(model.config):
+        raise ValueError(
+            f"{path} is for videos (num_frames={model.config.num_frames}), and the page shows patches of images."
         )
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return PatchExplorer(model.to(device), image_processor)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.axes import has_frames
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import to_pair
 from ..model.positions_base import PositionEncoding
@@ -57,11 +58,19 @@ def position_similarity(
     place that it favours most.
 
     Args:
-        model: any adaptive ViT.
+        model: any adaptive ViT for images.
         max_tiles: rows, or columns, are all compared if there are no more than this,
         sampled_tiles: or else as many of them, evenly spread.
+
+    Raises:
+        ValueError: for a model for videos or volumes, whose grid has three axes.
     """
     config = model.config
+    if has_frames(config):
+        raise ValueError(
+            f"Positions are compared on a grid of rows and columns, and num_frames={config.num_frames} gives it a third axis: "
+            "give a model for images."
+        )
     image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
     grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
     rows, columns = (

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
+from ..model.elastic import as_it_answers
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import flatten_channels_last, to_pair
@@ -149,6 +150,7 @@ def select_streaming(
     Raises:
         ValueError: if the model has no selector, or one that cannot choose without the whole image.
     """
+    model = as_it_answers(model)
     with as_source(source) as opened, evaluating(model), torch.no_grad():
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
         return _select(model, patches, num_patches)
@@ -186,6 +188,7 @@ def predict_streaming(
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the patches
         that were kept.
     """
+    model = as_it_answers(model)
     with as_source(source) as opened, evaluating(model):
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
         selection = _select(model, patches, num_patches)

@@ -17,6 +17,8 @@ from .outputs import AdaptiveViTImageClassifierOutput
 
 # Shells that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.
 NUM_SHELLS = 16
+# What a configuration may be told after shells were made.
+LATER = ("_attn_implementation", "problem_type", "output_hidden_states", "output_attentions")
 
 
 class ElasticClassifier:
@@ -146,11 +148,13 @@ class ElasticClassifier:
         self, subnetwork: SubNetwork, inputs: dict[str, torch.Tensor]
     ) -> AdaptiveViTImageClassifierOutput:
         if subnetwork == self.space.uniform(-1):
-            return super().forward(**inputs)
+            return super().forward(**inputs, return_dict=True)
         shell = self._shell(subnetwork)
         shell.train(self.training)
         shell.set_selection_relaxation(self.vit.selection_relaxation)
-        shell.config._attn_implementation = self.config._attn_implementation
+        for name in LATER:
+            if getattr(shell.config, name) != getattr(self.config, name):
+                setattr(shell.config, name, getattr(self.config, name))
         outputs = torch.func.functional_call(
             shell, self._parts(shell), kwargs={**inputs, "return_dict": True}
         )
@@ -159,10 +163,19 @@ class ElasticClassifier:
         return outputs
 
     def _parts(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """The first parts of the own parameters and buffers, in the shapes of a sub-network's."""
+        """The first parts of the own parameters and buffers, in the shapes of a sub-network's.
+
+        Raises:
+            ValueError: if they are no longer there by their names.
+        """
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         parts = {}
         for name, wanted in (*network.named_parameters(), *network.named_buffers()):
+            if name not in own:
+                raise ValueError(
+                    f"There is no {name} to take a part of: its layer was replaced or wrapped, as LoRA and DataParallel do. "
+                    "Train with DistributedDataParallel, and adapt an ordinary model that extract() gives."
+                )
             part = own[name]
             for axis, length in enumerate(wanted.shape):
                 if length < part.shape[axis]:
@@ -186,3 +199,8 @@ class ElasticClassifier:
         config = subnetwork_config(self.config, subnetwork)
         config.architectures = [self._ordinary_class.__name__]
         return config
+
+
+def as_it_answers(model: nn.Module) -> nn.Module:
+    """What an elastic classifier is outside training, as an ordinary one, whose parts can be looked at; others as they are."""
+    return model.extract() if isinstance(model, ElasticClassifier) else model

@@ -156,7 +156,9 @@ def subnetwork_config(config, network: SubNetwork):
     if len(set(widths)) > 1:
         config.layer_intermediate_sizes = widths
     if network.keep_rate is not None:
-        setattr(config, "num_selected_patches" if config.patch_selector else "keep_rate", network.keep_rate)
+        # As a number of patches a whole number would be a single one.
+        name = "num_selected_patches" if config.patch_selector else "keep_rate"
+        setattr(config, name, float(network.keep_rate))
     for name in CHOICES:
         setattr(config, name, None)
     config.elastic_distillation = False
