@@ -19,7 +19,7 @@ def script(monkeypatch):
 def test_every_way_is_trained_and_told(script, tmp_path, capsys):
     arguments = [
         "--seeds",
-        "2",
+        "1",
         "--first-steps",
         "1",
         "1",
