@@ -2,7 +2,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard
 
 from tests.conftest import tiny_config
-from vit_hf import AdaptiveViTForImageClassification
+from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTForVideoClassification
 from vit_hf.model_card import make_model_card
 
 
@@ -48,6 +48,23 @@ def test_card_tells_what_the_model_is(tmp_path):
     for words in ("layer_decay", "fp16", "hf_secret"):
         assert words not in read.text
     assert "{{" not in read.text and "![" not in read.text
+
+
+def test_card_of_a_model_of_videos():
+    config = tiny_config(num_frames=4, num_labels=2, patch_selector="motion", num_selected_patches=4)
+    text = make_model_card(AdaptiveViTForVideoClassification(config), model_name="clips").content
+    for words in (
+        "pipeline_tag: video-classification",
+        "A Vision Transformer of `vit_hf` that tells 2 classes apart.",
+        "8x8 pixels in 2 frames",
+        "| classes |",
+        "AutoModelForVideoClassification.from_pretrained(name, trust_remote_code=True)",
+        "pixel_values = torch.rand(1, 4, 3, 224, 224)",
+        "print(model.config.id2label[",
+        "`vit_hf.explain_video`",
+    ):
+        assert words in text
+    assert "PIL" not in text and "{%" not in text
 
 
 def test_metrics_of_numpy_and_what_is_no_number():

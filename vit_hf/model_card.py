@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import SwinConfig, TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .model.axes import has_frames
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.patches import to_pair
@@ -54,6 +55,7 @@ FACTORS = ("gradient_accumulation_steps", "layer_decay", "backbone_lr_factor")
 # How a model is loaded elsewhere, and where the Hub lists it.
 USES = {
     "AdaptiveViTForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "AdaptiveViTForVideoClassification": ("AutoModelForVideoClassification", "video-classification"),
     "AdaptiveViTForMaskedImageModeling": ("AutoModelForMaskedImageModeling", "image-feature-extraction"),
     "AdaptiveViTForPreTraining": ("AutoModelForPreTraining", "image-feature-extraction"),
     "AdaptiveViTForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation"),
@@ -64,6 +66,7 @@ USES = {
     "AdaptiveSwinBackbone": ("AutoBackbone", "image-feature-extraction"),
     "AdaptiveSwinModel": ("AutoModel", "image-feature-extraction"),
 }
+CLASSIFIERS = ("AutoModelForImageClassification", "AutoModelForVideoClassification")
 
 SPLITS = {"eval": "validation", "test": "test"}
 # Endings of what Trainer reports beside metrics.
@@ -195,11 +198,12 @@ def _training(arguments: TrainingArguments | Mapping[str, Any] | None) -> str:
 def _summary(
     model: AdaptivePreTrainedModel, auto_class: str, base_model: str | None, dataset: str | None
 ) -> str:
-    does = "turns images into features"
-    if auto_class == "AutoModelForImageClassification":
+    seen = "a video" if has_frames(model.config) else "an image"
+    does = f"turns {seen.partition(' ')[2]}s into features"
+    if auto_class in CLASSIFIERS:
         does = f"tells {model.config.num_labels} classes apart"
         if model.config.problem_type == "regression" or model.config.num_labels == 1:
-            does = f"predicts {model.config.num_labels} numbers of an image"
+            does = f"predicts {model.config.num_labels} numbers of {seen}"
     kind = "Swin" if isinstance(model.config, AdaptiveSwinConfig) else "Vision"
     text = f"A {kind} Transformer of `vit_hf` that {does}."
     if base_model:
@@ -210,13 +214,17 @@ def _summary(
 
 
 def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor | None) -> str:
-    text = "Not examined beyond the results above: measure it on images of your own before relying on it."
+    videos = has_frames(config)
+    text = (
+        f"Not examined beyond the results above: measure it on {'videos' if videos else 'images'} of your own before relying "
+        "on it."
+    )
     if config.patch_selector or getattr(image_processor, "patch_selector", None):
         # Windows of a Swin that are not computed on pass their patches on as they are.
         share = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
         text += (
             f" What lies in patches that were not selected has {share} part in the answer; look at what was kept with "
-            "`vit_hf.explain`."
+            f"`vit_hf.{'explain_video' if videos else 'explain'}`."
         )
     return text
 
@@ -234,7 +242,7 @@ def _describe(
     if image_processor is not None:
         size = image_processor.size if image_processor.do_resize else None
         images = "as they are, not resized" if size is None else "resized to " + _size(dict(size))
-        rows.append(("images", images))
+        rows.append(("videos" if has_frames(config) else "images", images))
     selection = [(config, "by the model")]
     if image_processor is not None:
         selection.append((image_processor, "by the image processor"))
@@ -252,7 +260,7 @@ def _describe(
         rows.append(("token reduction", f"`{config.token_reducer}` {amount} at each of the blocks {layers}"))
     if settings := _settings(config):
         rows.append(("other settings", ", ".join(settings)))
-    if type(model).__name__.endswith("ForImageClassification"):
+    if type(model).__name__.endswith(("ImageClassification", "VideoClassification")):
         rows.append(("classes", _classes(config.id2label.values())))
     return rows
 
@@ -276,6 +284,8 @@ TOLD = {
 def _architecture(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     height, width = to_pair(config.patch_size)
     patches = f"patches of {height}x{width} pixels"
+    if has_frames(config):
+        patches += f" in {config.tubelet_size} frames"
     if not isinstance(config, AdaptiveSwinConfig):
         return (
             f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {config.num_attention_heads} heads, "
