@@ -29,6 +29,7 @@ from vit_hf.checkpoints.verify_hybrid import timm_hybrid
 
 OTHERS = {
     "position_encoding": "rotary",
+    "head_dim": 12,
     "position_antialias": True,
     "position_interpolation": "bilinear",
     "position_scale_offset": 0.1,
@@ -52,6 +53,7 @@ MEANINGLESS = {
     "rotary_base": 7.0,
     "scout_num_layers": 1,
     "drop_path_rate": 0.1,
+    "head_dim": tiny_config().hidden_size // tiny_config().num_attention_heads,
     "initializer": "truncated_normal",
     "qkv_bias": False,
     "image_size": [32, 48],

@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_swin_config
 from vit_hf import (
     PATCH_SELECTORS,
+    AdaptiveSwinForImageClassification,
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
     AdaptiveViTModel,
     predict_streaming,
     select_streaming,
+    stream_images,
 )
 from vit_hf.large_images import streamed_image
 from vit_hf.large_images.sources import ArraySource
@@ -183,6 +185,11 @@ def test_base_model_and_training_flag():
 
 
 class TestErrors:
+    def test_a_swin(self, tmp_path):
+        model = AdaptiveSwinForImageClassification(tiny_swin_config())
+        with pytest.raises(TypeError, match="AdaptiveSwinForImageClassification: use predict_tiled"):
+            stream_images(model, [tmp_path / "slide.tif"])
+
     def test_no_selector(self):
         with pytest.raises(ValueError, match="patch_selector=None"):
             predict_streaming(AdaptiveViTForImageClassification(tiny_config()), picture(64, 64))

@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
+from ..model.layer_sizes import head_dim_of
 from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
     AdaptiveViTModel,
@@ -69,6 +70,8 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
     """
     # What every configuration has, and what every ViT has.
     fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *ELSEWHERE, *keeps}
+    if head_dim_of(config) * config.num_attention_heads == config.hidden_size:
+        fits.add("head_dim")
     plain = AdaptiveViTConfig().to_dict()
     for name, value in config.to_dict().items():
         if name in fits or name.startswith(OPTIONS) or name not in plain:

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
@@ -90,6 +91,7 @@ def stream_images(
         progress: shows how far each pass has come.
 
     Raises:
+        TypeError: for a Swin, which computes on whole images.
         ValueError: if the model has no selector, or one that cannot choose without the whole image; or if an image
             cannot be read or is smaller than a patch.
     """
@@ -108,6 +110,10 @@ def stream_images(
 
 def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
     config = model.config
+    if not isinstance(config, AdaptiveViTConfig):
+        raise TypeError(
+            f"Patches are streamed into an AdaptiveViT, and this is {type(model).__name__}: use predict_tiled."
+        )
     if config.num_frames is not None:
         raise ValueError(
             f"The model was built for videos or volumes (num_frames={config.num_frames}), which are not read by bands: give "
