@@ -5,7 +5,7 @@
             "intermediate_size": 960, "head_dim": 64}' \\
         --elastic_hidden_sizes 192 216 240 --elastic_depths 12 13 14 --elastic_num_attention_heads 3 4 \\
         --elastic_mlp_ratios 3.5 4 --num_train_epochs 300
-    python scripts/search.py --dataset photos/ --output_dir runs/search --supernet runs/photos/seed-0/supernet \\
+    python scripts/search.py --dataset photos/ --output_dir runs/latency --supernet runs/search/seed-0/supernet \\
         --budget latency --budgets 20 40
 
 The supernet is trained as scripts/finetune.py trains, with the same flags; what is found under each budget becomes an
