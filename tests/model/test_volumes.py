@@ -405,7 +405,10 @@ def test_the_class_of_videos_refuses_images():
     [
         ((2, 3, 32, 32), r"\(B, T, C, H, W\)"),
         ((2, 6, 1, 32, 32), "1 channels"),
-        ((2, 1, 3, 32, 32), "smaller than one patch of 2x8x8"),
+        (
+            (2, 1, 3, 32, 32),
+            r"Videos of 1x32x32 \(frames, rows, columns\) are smaller than one patch of 2x8x8",
+        ),
         ((2, 48, 384), "patch_coordinates"),
     ],
 )

@@ -323,6 +323,7 @@ class TestRefuses:
             ({"evaluate_only": True}, "name it with model_name_or_path"),
             ({"evaluate_whole_images": True}, "for crop_size"),
             ({"detector_overrides": {"d_modle": 3}}, "DeformableDetrConfig has no field d_modle"),
+            ({"detector_overrides": {"decoder_layers": 1}}, "decoder_layers=1 must be at least 2"),
             ({"config_overrides": {"hidden": 3}}, "AdaptiveViTConfig has no field hidden"),
             ({"return_patches": True}, "return_patches is not for detectors"),
             ({"native_resolution": False, "longest_edge": 40}, "longest_edge is not for detectors"),

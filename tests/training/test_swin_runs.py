@@ -85,14 +85,20 @@ def test_interrupted_run_ends_with_the_same_weights(make_run, tmp_path):
 
 
 def test_images_of_mixed_sizes_one_at_a_time(make_run, tmp_path):
-    for name, size in (("wide", (32, 48)), ("tall", (64, 40))):
-        write_images(tmp_path / "data" / name, 4, size=size)
+    for name, sizes in (("wide", ((32, 48), (40, 64))), ("tall", ((64, 40), (48, 32)))):
+        for number, size in enumerate(sizes):
+            write_images(tmp_path / "data" / name, 4, size=size)
+            for file in (tmp_path / "data" / name).glob("?.png"):
+                file.rename(file.with_stem(f"{file.stem}{number}"))
+    mixed = {"dataset": tmp_path / "data", "native_resolution": True, "image_size": None, **SCRATCH}
+    with pytest.raises(ValueError, match="a Swin takes them one at a time"):
+        make_run(**mixed, per_device_train_batch_size=8)
     one = {
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
         "gradient_accumulation_steps": 2,
     }
-    run = make_run(dataset=tmp_path / "data", native_resolution=True, image_size=None, **SCRATCH, **one)
+    run = make_run(**mixed, **one)
     assert run.execute()["train_loss"] > 0
 
 

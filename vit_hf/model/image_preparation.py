@@ -375,7 +375,7 @@ def _check_stackable(images: list[Any]) -> None:
     if len(shapes) > 1:
         raise ValueError(
             f"Images of different shapes {shapes} do not stack into one tensor. Give return_patches=True, which takes "
-            "mixed sizes; or a fixed size, as in size={'height': 224, 'width': 224} with do_resize=True; or "
+            "mixed sizes (a Swin takes them one at a time, in batches of 1); or a fixed size, as in size={'height': 224, 'width': 224} with do_resize=True; or "
             "return_tensors=None for a list."
         )
 

@@ -80,8 +80,9 @@ class ImagePatches:
         batch_size, _, *sides = pixel_values.shape
         cells = tuple(side // of_patch for side, of_patch in zip(sides, patch, strict=True))
         if 0 in cells:
+            things = "Images of {} pixels" if len(patch) == 2 else "Videos of {} (frames, rows, columns)"
             raise ValueError(
-                f"Images of {by(sides)} pixels are smaller than one patch of {by(patch)}. "
+                f"{things.format(by(sides))} are smaller than one patch of {by(patch)}. "
                 "Resize them to at least one patch, or drop them."
             )
         image, axes = pixel_values, range(len(cells))

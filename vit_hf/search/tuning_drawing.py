@@ -9,6 +9,7 @@ from ..explanations.sheets import FAINT_INK, INK, MARGIN, Cell, Sheet, house_sty
 
 from matplotlib.axes import Axes  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # isort: skip
 
 if TYPE_CHECKING:
     import optuna
@@ -74,6 +75,10 @@ def _panel(
         )  # fmt: skip
     if name in LOGARITHMIC:
         axes.set_xscale("log")
+        # Labels that can be read where the values lie within a decade, and text is not parsed as mathematics.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(name.replace("_", " "))
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):

@@ -136,6 +136,11 @@ def _build(
         raise ValueError(
             f"detector_overrides: {classes.config.__name__} has no field {', '.join(sorted(unknown))}"
         )
+    if detector == "deformable_detr" and overrides.get("decoder_layers", 2) < 2:
+        raise ValueError(
+            f"detector_overrides: decoder_layers={overrides['decoder_layers']} must be at least 2 for deformable_detr; "
+            "conditional_detr and detr take 1"
+        )
     backbone = _make_backbone(arguments, crop_size)
     config = classes.config(
         **({"num_channels": backbone.config.num_channels} | overrides),

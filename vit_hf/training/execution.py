@@ -117,14 +117,14 @@ def open_output_dir(
 
 @torch.no_grad()
 def check_batch(trainer: HubTrainer) -> None:
-    """Run the model on two images, so that what does not fit fails before training begins.
+    """Run the model on an image or two, as many as a batch has, so that what does not fit fails before training begins.
 
     Raises:
         ValueError: as the image processor and the model do, for instance for images of fewer patches than are to
             be selected.
     """
-    examples = [trainer.train_dataset[index] for index in range(min(2, len(trainer.train_dataset)))]
-    batch = trainer.data_collator(examples)
+    number = min(2, len(trainer.train_dataset), trainer.args.per_device_train_batch_size)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(number)])
     model = trainer.model.eval()
     model(**send_to_device(batch, model.device))
 

@@ -161,7 +161,8 @@ def find_columns(
     if mask_column is None or (image_column is None and len(others) != 1):
         raise ValueError(
             f"name the columns of images and masks with image_column and label_column; those that hold images are "
-            f"{', '.join(pictures) or 'none'}"
+            f"{', '.join(pictures) or 'none'}. A folder of images says which mask belongs to which by a metadata.csv with "
+            "the columns file_name and mask_file_name"
         )
     return image_column or others[0], mask_column
 
