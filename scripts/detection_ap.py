@@ -132,7 +132,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5], help="of the patches kept")
     parser.add_argument("--seeds", type=int, default=3, help="of data, initialisation and order")
-    parser.add_argument("--steps", type=int, default=400, help="of training, of each way")
+    parser.add_argument("--steps", type=int, default=1000, help="of training, of each way")
     parser.add_argument("--batch-size", type=int, default=16, help="of training")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest")
     parser.add_argument("--size", type=int, default=160, help="side of the canvases in pixels")

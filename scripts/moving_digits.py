@@ -3,8 +3,9 @@
     python scripts/moving_digits.py
 
 For each seed a small video transformer first learns digits that move alone, on small clips, then on larger ones among few
-strokes. From that checkpoint each way is fine-tuned with as many steps on the same clips: on all patches; on as many as a smaller clip has, chosen by motion, by
-variance or at random; and on the smaller clip. Then the time of a ViT-S at a real size, all patches beside some.
+strokes. From that checkpoint each way is fine-tuned with as many steps on the same clips: on all patches; on as many as a
+smaller clip has, chosen by motion, by variance or at random; and on the smaller clip. Then the time of a ViT-S at a real
+size, all patches beside some.
 """
 
 import argparse

@@ -23,10 +23,12 @@ from transformers import (
 from tests.conftest import tiny_config
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+from vit_hf.search import SearchArguments
 from vit_hf.training import (
     ArchitectureArguments,
     AugmentationArguments,
     DataArguments,
+    DetectionArguments,
     MethodArguments,
     ModelArguments,
     PretrainingArguments,
@@ -329,14 +331,14 @@ EXAMPLES = sorted(set(SCRIPTS.glob("configs/*.yaml")) - set(SCRIPTS.glob("config
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_configurations_are_valid(path):
-    # What pretrain.py and segment.py take, and finetune.py.
+    # What the scripts take that a configuration's name begins with, and finetune.py.
+    finetune = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments]
     groups = {
         "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
         "segment": [ModelArguments, DataArguments, SegmentationArguments],
-    }.get(
-        path.name.partition("_")[0],
-        [ModelArguments, DataArguments, AugmentationArguments, MethodArguments],
-    )
+        "detect": [ModelArguments, DataArguments, DetectionArguments],
+        "search": [*finetune, SearchArguments],
+    }.get(path.name.partition("_")[0], finetune)
     parser = make_parser([*groups, RunArguments], "")
     arguments = parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
     AdaptiveViTConfig(**arguments[0].config_fields())
