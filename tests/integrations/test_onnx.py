@@ -40,8 +40,8 @@ def compare(exported: ExportedModel, model, inputs: dict) -> None:
 
 def cases():
     for name, fields in SELECTIONS.items():
-        # A scout pass, a thumbnail that goes along, and merging: one of them for every day.
-        yield pytest.param(fields, id=name, marks=() if name == "both_merge" else pytest.mark.slow)
+        # A selection with a thumbnail that goes along: one of them for every day.
+        yield pytest.param(fields, id=name, marks=() if name == "context" else pytest.mark.slow)
     for name in POSITION_ENCODINGS:
         yield pytest.param({"position_encoding": name}, id=name, marks=pytest.mark.slow)
 

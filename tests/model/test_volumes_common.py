@@ -120,8 +120,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(selection):
         torch.testing.assert_close(value.grad, other.grad, msg=name)
 
 
-# Tracing takes seconds: some are traced every time, all by the slow tests.
-TRACED = {("motion", "learned"), ("both_gumbel", "rotary_mixed")}
+# Tracing takes seconds: one is traced every time, all by the slow tests.
+TRACED = {("motion", "learned")}
 COMBINATIONS = [
     *((selection, "learned") for selection in [*SELECTIONS, "motion"]),
     *(("motion", encoding) for encoding in ENCODINGS if encoding != "learned"),

@@ -38,6 +38,7 @@ def load(name: str):
     return module
 
 
+@pytest.mark.slow
 def test_what_pretraining_brings(tmp_path, capsys, monkeypatch):
     script = load("pretraining_gain")
     monkeypatch.setattr(script, "ARCHITECTURE", script.ARCHITECTURE | TINY)
@@ -101,6 +102,7 @@ def test_what_is_wrong_ends_with_a_message(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_accuracy_of_swin_by_the_size_of_objects(tmp_path, capsys, monkeypatch):
     script = load("swin_accuracy")
     tiny = {
