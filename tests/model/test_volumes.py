@@ -436,3 +436,14 @@ def test_grey_volumes_have_their_slices_as_frames():
     model = AdaptiveViTForVideoClassification(config).eval()
     assert model.vit.embeddings.patch_embeddings.projection.weight.shape == (32, 1, 4, 4, 4)
     assert model(torch.randn(2, 12, 1, 32, 32)).logits.shape == (2, 5)
+
+
+def test_a_scorer_sees_all_of_a_video_whose_frames_are_no_whole_tubelets():
+    config = video_config(
+        num_frames=5, tubelet_size=2, patch_selector="policy", num_selected_patches=4, scorer_hidden_size=8
+    )
+    model = AdaptiveViTModel(config).eval()
+    videos = torch.randn(1, 6, 3, 32, 32, requires_grad=True)
+    patches = ImagePatches.from_images(videos.transpose(1, 2), (2, 8, 8))
+    (model.selector.score(patches, 4, None) ** 3).sum().backward()
+    assert (videos.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()

@@ -37,7 +37,6 @@ def scout_sides(config) -> tuple[int, ...]:
 
 
 def scorer_sides(config) -> tuple[int, ...]:
-    """Sides of the thumbnail that the network of `"policy"` and `"perturbed"` sees."""
-    return _with_frames(
-        config, getattr(config, "num_frames", None), config.scorer_image_size or config.image_size
-    )
+    """Sides of the thumbnail that the network of `"policy"` and `"perturbed"` sees, of whole tubelets."""
+    frames = native_grid(config)[0] * config.tubelet_size if has_frames(config) else None
+    return _with_frames(config, frames, config.scorer_image_size or config.image_size)
