@@ -1,5 +1,6 @@
 """What a study tried: how good, one after the other, and beside each setting."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from ..explanations.sheets import FAINT_INK, INK, MARGIN, Cell, Sheet, house_sty
 
 from matplotlib.axes import Axes  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # isort: skip
+from matplotlib.ticker import NullLocator  # isort: skip
 
 if TYPE_CHECKING:
     import optuna
@@ -75,10 +76,12 @@ def _panel(
         )  # fmt: skip
     if name in LOGARITHMIC:
         axes.set_xscale("log")
-        # Labels that can be read where the values lie within a decade, and text is not parsed as mathematics.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        # Labels that can be read wherever the values lie: matplotlib's own run into each other within a decade.
+        tried = [trial.params[name] for trial in trials if name in trial.params]
+        low, high = min(tried), max(tried)
+        ticks = sorted({low, math.sqrt(low * high), high})
+        axes.set_xticks(ticks, [f"{tick:.1e}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(name.replace("_", " "))
     axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
