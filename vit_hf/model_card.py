@@ -12,10 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import SwinConfig, TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .model.axes import has_frames
+from .model.axes import has_frames, to_pair
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
-from .model.patches import to_pair
 from .model.pretrained_base import AdaptivePreTrainedModel
 
 

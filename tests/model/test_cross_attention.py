@@ -16,7 +16,7 @@ from vit_hf.model.selection_cross_attention import CrossAttentionSelector
 def test_scores_by_hand():
     model = AdaptiveViTModel(tiny_config(patch_selector="cross_attention")).eval()
     selector, images = model.selector, torch.randn(2, 3, 32, 32)
-    embedded = model.embeddings(ImagePatches.from_images(images, 8))[0][:, 1:]
+    embedded = model.embeddings(ImagePatches.from_images(images, 8)).hidden_states[:, 1:]
     keys = selector.key(nn.functional.gelu(selector.hidden(selector.norm(embedded))))
     heads, size = selector.query.shape
     products = (keys * selector.query.flatten()).unflatten(-1, (heads, size)).sum(-1)

@@ -370,7 +370,7 @@ def test_stages_may_lie_on_several_devices():
 
 def test_images_of_whole_patches_are_not_copied():
     model, images = AdaptiveSwinModel(tiny_swin_config()), torch.randn(1, 3, 64, 64)
-    assert model._cut(images, None).image.data_ptr() == images.data_ptr()
+    assert model.to_patches(images, None).image.data_ptr() == images.data_ptr()
 
 
 def test_works_without_the_package(tmp_path):

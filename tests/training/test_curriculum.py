@@ -131,7 +131,7 @@ class TestWhatIsSeen:
         states = torch.get_rng_state(), np.random.get_state()[1].copy()
         recorder._prepare(model.vit)
         recorder._look(model.vit, 0, 0.7)
-        with pytest.raises(RuntimeError, match="broken"), without_chance(model.vit, 0.7):
+        with pytest.raises(RuntimeError, match="broken"), without_chance(model.vit):
             torch.rand(3)
             raise RuntimeError("broken")
         assert torch.equal(torch.get_rng_state(), states[0])

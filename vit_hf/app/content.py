@@ -9,7 +9,7 @@ import PIL.Image
 from transformers.utils import logging
 
 from ..explanations.results import Prediction
-from ..model.patches import to_pair
+from ..model.axes import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.selection import PATCH_SELECTORS
 from .explorer import ALL_PATCHES, MAX_TOKENS, Exploration, PatchExplorer, Size

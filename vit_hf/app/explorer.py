@@ -19,10 +19,9 @@ from ..checkpoints import convert
 from ..explain import explain
 from ..explanations.results import Explanation
 from ..explanations.seen_images import process
-from ..model.axes import has_frames
+from ..model.axes import has_frames, to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.patches import to_pair
 from ..model.selection import PATCH_SELECTORS
 from ..training.families import is_swin
 from ..training.models import check_path, load_classifier

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..model.attention import eager_attention_forward
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.outputs import AdaptiveViTImageClassifierOutput
 from .token_stages import blocks_that_see_all
@@ -44,11 +42,11 @@ class AttentionMaps:
 
 @dataclass
 class BlockAttention:
-    """Queries and keys `(heads, T, d)` of one block, rotated if they are, and the additive or boolean mask."""
+    """Queries and keys `(heads, T, d)` of one block, and what is added to its logits `(heads or 1, T or 1, T)`."""
 
     query: torch.Tensor
     key: torch.Tensor
-    mask: torch.Tensor | None
+    bias: torch.Tensor | None
     scaling: float
 
     def pull_back(self, row: torch.Tensor) -> torch.Tensor:
@@ -60,9 +58,8 @@ class BlockAttention:
         needed = row.nonzero().squeeze(-1)
         for chunk in needed.split(max(1, CHUNK_SIZE // (num_heads * num_tokens))):
             logits = self.query[:, chunk].float() @ key * self.scaling  # (heads, chunk, T)
-            if self.mask is not None:
-                mask = self.mask[0] if self.mask.shape[-2] == 1 else self.mask[0][:, chunk]
-                logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+            if self.bias is not None:
+                logits = logits + (self.bias if self.bias.shape[-2] == 1 else self.bias[:, chunk])
             result += torch.einsum("c,hct->t", row[chunk], logits.softmax(dim=-1))
         return result / num_heads
 
@@ -82,7 +79,7 @@ def run_with_attention_maps(
     """
     # Tokens that were fused or merged stand for no single patch, so the maps end before the first reduction.
     modules = [layer.attention for layer in model.vit.layers[: blocks_that_see_all(model.vit)]]
-    with record_attention(model, modules, max_rollout_tokens) as records:
+    with record_attention(modules, max_rollout_tokens) as records:
         outputs = model(**inputs)
     num_patches = outputs.selected_patches.shape[1]
     lengths = [records[module].key.shape[1] if module in records else None for module in modules]
@@ -99,34 +96,29 @@ def run_with_attention_maps(
 
 
 @contextmanager
-def record_attention(
-    model: nn.Module, modules: list[nn.Module], max_tokens: int
-) -> Iterator[dict[nn.Module, BlockAttention]]:
-    """Collects what `modules` attend with, under whatever implementation the model runs.
+def record_attention(modules: list[nn.Module], max_tokens: int) -> Iterator[dict[nn.Module, BlockAttention]]:
+    """Collects the queries and keys of `modules` in the latest pass, under any attention implementation.
 
-    Wraps the attention function for the time of the context; it still computes what it always did. Of sequences
-    of more than `max_tokens` tokens only the latest block is held.
+    Of sequences of more than `max_tokens` tokens only the latest block is held.
     """
     records: dict[nn.Module, BlockAttention] = {}
-    name = model.config._attn_implementation
-    original = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
-    def recording_attention(module, query, key, value, attention_mask, scaling, **kwargs):
-        if module in modules:
-            if query.shape[2] > max_tokens:
-                records.clear()
-            # A scout pass through the first blocks comes before the real one, which overwrites its records.
-            records[module] = BlockAttention(query[0], key[0], attention_mask, scaling)
-        return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    def record(module: nn.Module, args: tuple, output: tuple) -> None:
+        states = output[2]
+        if states.query.shape[2] > max_tokens:
+            records.clear()
+        # A probe of the first blocks comes before the real pass, which overwrites its records.
+        bias = states.logit_bias()
+        records[module] = BlockAttention(
+            states.query[0], states.key[0], None if bias is None else bias[0], states.scaling
+        )
 
-    ALL_ATTENTION_FUNCTIONS[name] = recording_attention
+    handles = [module.register_forward_hook(record) for module in modules]
     try:
         yield records
     finally:
-        # What stood there before was an entry of the whole library, or of this one instance.
-        del ALL_ATTENTION_FUNCTIONS[name]
-        if ALL_ATTENTION_FUNCTIONS.get(name, eager_attention_forward) is not original:
-            ALL_ATTENTION_FUNCTIONS[name] = original
+        for handle in handles:
+            handle.remove()
 
 
 def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.device) -> torch.Tensor:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model.axes import has_frames
+from ..model.axes import has_frames, to_pair
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import to_pair
 from ..model.positions_base import PositionEncoding
 from ..model.tokens import PatchTokens, grid_coordinates
 

@@ -13,11 +13,12 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
+from ..model.axes import to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import flatten_channels_last, to_pair
+from ..model.patches import flatten_channels_last
 from ..model.selection_base import resolve_num_selected
 from ..model.tokens import raster_indices
 from ..training.models import is_image_processor_saved
@@ -167,7 +168,7 @@ def _select(
 ) -> StreamedSelection:
     wanted = model.config.num_selected_patches if num_patches is None else num_patches
     resolve_num_selected(wanted, patches.num_patches)
-    selection = model.base_model._select(patches, None, sample=False, wanted=num_patches)
+    selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
     tokens = patches.take(selection.indices)
     (image,) = patches.images
     return StreamedSelection(

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .blocks import make_inner_norm
 from .positions_rotary import rotate_half_pairs
-from .tokens import move_fields
+from .tokens import TokenSequence, move_fields
 
 
 # Below this a token of size 0 weighs nothing, and yet passes a gradient on.
@@ -135,6 +135,35 @@ class AttentionInputs:
         return replace(self, rotation=rotation, bias=bias)
 
 
+class LayerInputs:
+    """The attention inputs of each block, by its index: masks once, positions once or for each block.
+
+    Args:
+        config: of the model.
+        encoding: the model's position encoding.
+        sequence: tokens that the blocks read, until a reducer changes them.
+        show_weights: whether attention weights are returned.
+    """
+
+    def __init__(self, config, encoding: nn.Module, sequence: TokenSequence, show_weights: bool = False):
+        patches = sequence.patches
+        self.config = config
+        self.encoding = encoding
+        self.masks = AttentionInputs.build(
+            config, sequence.hidden_states, patches.mask, patches.sizes, show_weights
+        )
+        self.tokens = sequence.placed()
+        self.num_prefix = sequence.hidden_states.shape[1] - self.tokens.coordinates.shape[1]
+        self.shared = None if encoding.per_layer else self._for_layer(0)
+
+    def __getitem__(self, layer: int) -> AttentionInputs:
+        return self.shared or self._for_layer(layer)
+
+    def _for_layer(self, layer: int) -> AttentionInputs:
+        positions = self.encoding(self.tokens, layer, self.num_prefix)
+        return self.masks.with_positions(self.config, positions.rotation, positions.bias)
+
+
 @dataclass
 class AttentionStates:
     """What a block's attention was computed from, for token reducers.
@@ -165,11 +194,23 @@ class AttentionStates:
             logits = logits.masked_fill(~self.inputs.key_mask[:, None], -torch.inf)
         return logits.softmax(dim=-1)
 
+    def logit_bias(self) -> torch.Tensor | None:
+        """Everything that is added to the logits, `(B or 1, heads or 1, T or 1, T)`; None for nothing."""
+        bias, key_bias, key_mask = self.inputs.bias, self.inputs.key_bias, self.inputs.key_mask
+        if key_bias is not None:
+            key_bias = key_bias[:, None, None]
+            bias = key_bias if bias is None else bias + key_bias
+        if key_mask is not None:
+            zeros = torch.zeros_like(key_mask, dtype=torch.float32)[:, None, None]
+            bias = add_masks(zeros if bias is None else bias, key_mask[:, None, None])
+        return bias
+
     def pull_back(self, row: torch.Tensor) -> torch.Tensor:
         """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is quadratic."""
         logits = (self.query @ self.key.transpose(2, 3)).float() * self.scaling
-        if self.inputs.bias is not None:
-            logits = logits + self.inputs.bias
+        bias = self.logit_bias()
+        if bias is not None:
+            logits = logits + bias
         return torch.einsum("bt,bhts->bs", row, logits.softmax(dim=-1)) / logits.shape[1]
 
 
@@ -200,11 +241,11 @@ class AdaptiveViTAttention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, inputs: AttentionInputs, return_states: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionStates | None]:
-        """Attention `(B, T, D)`; its weights, if the implementation has them; what it was computed from, if asked."""
-        inputs = inputs.of_heads(self.num_attention_heads)
+        self, hidden_states: torch.Tensor, inputs: AttentionInputs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionStates]:
+        """Attention `(B, T, D)`; its weights, None if the implementation has none; and its projections."""
         states = self.states(hidden_states, inputs)
+        inputs = states.inputs
         query, key, value = states.query, states.key, states.value
         implementation = "eager" if inputs.show_weights else self.config._attn_implementation
         if inputs.key_bias is not None and needs_bias_channel(implementation):
@@ -231,10 +272,10 @@ class AdaptiveViTAttention(nn.Module):
             attention = attention.clone(memory_format=torch.contiguous_format)
         width = self.num_attention_heads * self.head_dim
         attention = attention.reshape(*hidden_states.shape[:2], width).contiguous()
-        return self.o_proj(self.norm(attention)), weights, states if return_states else None
+        return self.o_proj(self.norm(attention)), weights, states
 
     def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
-        """Queries, keys and values of normalised hidden states."""
+        """Projects normalized hidden states to queries, keys and values."""
         inputs = inputs.of_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
@@ -243,14 +284,21 @@ class AdaptiveViTAttention(nn.Module):
             query, key = rotate_half_pairs(query, inputs.rotation), rotate_half_pairs(key, inputs.rotation)
         return AttentionStates(query, key, value, unrotated_key, inputs, self.scaling)
 
-    def cls_states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
-        """The same for the CLS query alone, without values: all that `cls_attention` needs."""
+    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        """Attention `(B, heads, T)` of the CLS token, from normalized hidden states; without the other queries."""
         inputs = inputs.of_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states[:, :1]))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         if inputs.rotation is not None:
             key = rotate_half_pairs(key, inputs.rotation)
-        return AttentionStates(query, key, key, unrotated_key, inputs, self.scaling)
+        return AttentionStates(query, key, key, unrotated_key, inputs, self.scaling).cls_attention()
+
+    def propagate_rollout(
+        self, hidden_states: torch.Tensor, inputs: AttentionInputs, row: torch.Tensor
+    ) -> torch.Tensor:
+        """A `row` `(B, T)` of attention rollout times this block's attention, averaged over heads, and the identity."""
+        row = row.to(hidden_states.device)  # the next block may lie on another device
+        return (self.states(hidden_states, inputs).pull_back(row) + row) / 2
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)

@@ -3,7 +3,10 @@
 Shape legend: `tokens.py`; T frames, t of them in a patch.
 """
 
-from .patches import to_pair
+
+def to_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size that a configuration may give as one number."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def has_frames(config) -> bool:

@@ -1,37 +1,32 @@
 """The encoder with what comes before it: patches, selection, positions, reduction. Shape legend: `tokens.py`."""
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import AttentionInputs
+from .attention import LayerInputs
 from .axes import scout_sides
 from .blocks import make_norm, normalise
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .cutting import cut_patches
 from .embeddings import AdaptiveViTEmbeddings
-from .encoder import AdaptiveViTLayer, split_prefix
-from .heads import (
-    AdaptiveViTPooler,
-    token_distillation_loss,
-)
-from .outputs import (
-    AdaptiveViTModelOutput,
-    EncoderOutput,
-    ScoutOutput,
-)
+from .encoder import AdaptiveViTLayer
+from .heads import AdaptiveViTPooler, token_distillation_loss
+from .outputs import AdaptiveViTModelOutput, EncoderOutput
 from .patches import ImagePatches
 from .pretrained import AdaptiveViTPreTrainedModel
-from .reduction_base import trace_tokens
+from .probe import ModelScout
+from .reduction_base import ReductionStep, restore_tokens, trace_tokens
 from .restoring import Stage, fill_grid
-from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
 from .shipping import check_travel
-from .tokens import PatchTokens, check_finite
+from .tokens import TokenSequence, check_finite, split_tokens
 from .user_classes import classes_of, find_class
+
+
+RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -79,6 +74,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         selected_patches: torch.LongTensor | None = None,
         sample_selection: bool | None = None,
+        relaxation: float | None = None,
         restore: bool = False,
         **kwargs,
     ) -> AdaptiveViTModelOutput:
@@ -98,6 +94,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 selector's choice.
             sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K mixes,
                 exploration); by default it does while training.
+            relaxation: how far selection and reduction are loosened, from 0 (as configured) to 1 (everything is kept);
+                by default `selection_relaxation` while training, and 0 otherwise.
             restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have the
                 state of their group and dropped ones the last state they had; those never selected have that of the
                 thumbnail at their place, if it goes along, or else their embedding.
@@ -106,7 +104,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
                 `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
-        patches = cut_patches(
+        patches = ImagePatches.from_inputs(
             self.config,
             pixel_values,
             patch_coordinates,
@@ -114,12 +112,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             pixel_attention_mask,
             interpolate_pos_encoding,
         )
-        stages = (len(self.layers),) if restore else ()
-        outputs, restored = self._compute(
-            patches, bool_masked_pos, selected_patches, sample_selection, stages, **kwargs
-        )
+        selection = self.select(patches, selected_patches, sample_selection, relaxation)
+        sequence = self.embed(patches, selection, bool_masked_pos)
+        encoded = self.encode(sequence, relaxation, (len(self.layers),) if restore else (), **kwargs)
+        outputs = self.outputs(patches, selection, sequence, encoded)
         if restore:
-            outputs.restored_hidden_state = restored[0][1]
+            _, outputs.restored_hidden_state = self.restore(encoded.stages[0], patches, selection, sequence)
         return outputs
 
     def pluggable_parts(self) -> dict[str, nn.Module | None]:
@@ -130,217 +128,189 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             "token_reducer": next(iter(self.reducers.values()), None),
         }
 
-    def _compute(
+    def select(
         self,
         patches: ImagePatches,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        selected_patches: torch.LongTensor | None = None,
-        sample_selection: bool | None = None,
-        stages: tuple[int, ...] = (),
-        normed: bool = True,
-        **kwargs,
-    ) -> tuple[AdaptiveViTModelOutput, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """What `forward` returns, and `_restore` after each number of blocks in `stages`."""
-        config = self.config
-        sample = self.training if sample_selection is None else sample_selection
-        selection = self._select(patches, selected_patches, sample)
-        thumbnails = None
-        if config.thumbnail_context:
-            thumbnails = patches.thumbnail_patches(scout_sides(config))
-        sequence, tokens, context = self.embeddings(
-            patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
-        )
-        tokens.mask = selection.mask
-        if self.selector is not None:
-            tokens.sizes = self.selector.weigh(tokens)
-        if self.pre_layernorm is not None:
-            sequence = normalise(self.pre_layernorm, sequence, tokens.mask)
-        check_finite(sequence, "pixel_values")
-        outputs = self._encode(sequence, tokens, context, stages=stages, return_dict=True, **kwargs)
-        losses = [loss for loss in (selection.loss, outputs.loss) if loss is not None]
-        dense = None
-        if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
-            with torch.no_grad():
-                dense = self._encode(sequence, tokens, context, reduce=False, **RECORD_NOTHING)
-            dense = dense.last_hidden_state
-            losses.append(
-                config.gumbel_token_weight
-                * token_distillation_loss(outputs.last_hidden_state, dense, outputs.token_sizes)
-            )
-        restored = [
-            self._restore(stage, entered, patches, selection, thumbnails, normed)
-            for stage, entered in outputs.stages or ()
-        ]
-        result = AdaptiveViTModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            selected_patches=selection.raster_indices(patches),
-            patch_scores=selection.scores,
-            patch_coordinates=tokens.coordinates,
-            spatial_shapes=tokens.grid,
-            patch_mask=selection.mask,
-            token_coordinates=outputs.token_coordinates,
-            token_sizes=outputs.token_sizes,
-            token_assignments=outputs.token_assignments,
-            selection_loss=sum(losses) if losses else None,
-            selection_log_prob=selection.log_prob,
-            favourite_patches=selection.favourites and selection.favourites.raster_indices(patches),
-            dense_hidden_state=dense,
-        )
-        return result, restored
-
-    def _select(
-        self,
-        patches: ImagePatches,
-        selected_patches: torch.Tensor | None,
-        sample: bool,
-        wanted: int | float | None = None,
+        selected_patches: torch.Tensor | None = None,
+        sample: bool | None = None,
+        relaxation: float | None = None,
+        num_selected: int | float | None = None,
     ) -> Selection:
-        """What `config.num_selected_patches` or `wanted` asks for; or the patches that were selected elsewhere."""
+        """Chooses the patches that the encoder gets.
+
+        Args:
+            patches: all patches of the batch.
+            selected_patches, sample, relaxation: see `forward`, where `sample` is `sample_selection`.
+            num_selected: a number or fraction of patches, instead of `config.num_selected_patches`.
+        """
         if selected_patches is not None:
             return Selection(*patches.places_of(selected_patches))
         if self.selector is None:
             return Selection(None, patches.mask)
-        wanted = self.config.num_selected_patches if wanted is None else wanted
-        relaxation = self.selection_relaxation if self.training else 0.0
-        num_selected, counts = count_selected(patches, wanted, relaxation)
-        if not patches.is_whole and num_selected >= patches.num_patches:
+        budget = self.config.num_selected_patches if num_selected is None else num_selected
+        number, counts = count_selected(patches, budget, self._relaxation(relaxation))
+        if not patches.is_whole and number >= patches.num_patches:
             # The data loader selected already.
             return Selection(None, patches.mask)
-        scout = ModelScout(self)
+        sample = self.training if sample is None else sample
+        return self.selector(patches, number, counts, ModelScout(self), sample, self.training and sample)
 
-        def score(patches: ImagePatches) -> torch.Tensor:
-            return self.selector.score(patches, num_selected if counts is None else counts, scout)
-
-        apart = self.selector.sees_one_patch
-        scores = patches.score_apart(score, num_selected) if apart else score(patches)
-        if scores.shape != patches.coordinates.shape[:2]:
-            raise ValueError(
-                f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
-                f"each patch, {tuple(patches.coordinates.shape[:2])}."
-            )
-        check_finite(scores, "pixel_values, or the weights of the patch selector,")
-        if patches.mask is not None:
-            scores = scores.masked_fill(~patches.mask, -torch.inf)
-        selection = self.selector.select(scores, num_selected, counts, sample)
-        if self.training and sample:
-            selection.loss = self.selector.loss(patches, scores, scout)
-        return selection
-
-    @capture_outputs(tie_last_hidden_states=False)
-    def _encode(
+    def embed(
         self,
-        sequence: torch.Tensor,
-        tokens: PatchTokens,
-        context: PatchTokens | None,
-        reduce: bool = True,
-        stages: tuple[int, ...] = (),
-        output_attentions: bool | None = None,
-        # Read by the decorator, and named here so that misspelt arguments are refused.
-        output_hidden_states: bool | None = None,
-    ) -> EncoderOutput:
-        """Runs the blocks; hidden states and attentions are recorded if asked for."""
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        relaxation = self.selection_relaxation if self.training else 0.0
-        inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
-        reductions, losses, restored = [], [], {}
-
-        def remember(number: int) -> None:
-            if number in stages:
-                restored[number] = Stage(*split_prefix(sequence, tokens), len(reductions))
-
-        remember(0)
-        for index, layer in enumerate(self.layers):
-            reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
-            if reducer is None or reducer.keeps_all(relaxation):
-                sequence = layer(sequence, inputs(index))
-                remember(index + 1)
-                continue
-            if reducer.inside_block:
-                sequence, reduction, before = layer(sequence, inputs(index), reducer, tokens, relaxation)
-            else:
-                prefix, before = split_prefix(sequence, tokens)
-                reduction = reducer(tokens.with_features(before), None, relaxation)
-                reduced = reduction.tokens.features
-                sequence = torch.cat((prefix.to(reduced.device), reduced), dim=1)
-            tokens = reduction.tokens
-            reductions.append((reduction.assignment, before if stages else None))
-            if reduction.loss is not None:
-                losses.append(reduction.loss)
-            inputs = self._attention_inputs(sequence, tokens, context, output_attentions)
-            if not reducer.inside_block:
-                sequence = layer(sequence, inputs(index))
-            remember(index + 1)
-        sizes = tokens.sizes
-        if tokens.mask is not None:
-            sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
-        return EncoderOutput(
-            last_hidden_state=self._final(sequence, tokens.mask),
-            token_coordinates=tokens.coordinates,
-            token_sizes=sizes,
-            token_assignments=trace_tokens([assignment for assignment, _ in reductions]),
-            stages=[(restored[number], restored[number].entered(reductions)) for number in stages],
-            loss=sum(losses) if losses else None,
-        )
-
-    def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        if self.config.final_norm != "tokens":
-            return hidden_states
-        return normalise(self.layernorm, hidden_states, mask)
-
-    def _attention_inputs(
-        self,
-        sequence: torch.Tensor,
-        tokens: PatchTokens,
-        context: PatchTokens | None,
-        output_attentions: bool = False,
-    ) -> Callable[[int], AttentionInputs]:
-        """What the attention of each block is told beside the hidden states."""
-        inputs = AttentionInputs.build(self.config, sequence, tokens.mask, tokens.sizes, output_attentions)
-        coordinates, full_grid = tokens.coordinates, tokens.full_grid
-        if context is not None:
-            coordinates = torch.cat((context.coordinates.to(coordinates.device), coordinates), dim=1)
-            full_grid = None
-        num_prefix = sequence.shape[1] - coordinates.shape[1]
-        placed = PatchTokens(sequence[:, num_prefix:], coordinates, tokens.grid, full_grid=full_grid)
-        encoding = self.embeddings.position_encoding
-
-        def of_block(index: int) -> AttentionInputs:
-            rotation = encoding("rotation", placed, index)
-            return inputs.with_positions(self.config, rotation, encoding("bias", placed, index, num_prefix))
-
-        if encoding.per_layer:
-            return of_block
-        same = of_block(0)
-        return lambda index: same
-
-    # A recorder of its own keeps passes beside the main one out of what the caller records.
-    @capture_outputs(tie_last_hidden_states=False)
-    def _look(self, patches: ImagePatches, num_layers: int, reduction: str | None, **kwargs) -> ScoutOutput:
-        return look(self, patches, num_layers, reduction)
-
-    def _restore(
-        self,
-        stage: Stage,
-        entered: torch.Tensor,
         patches: ImagePatches,
         selection: Selection,
-        thumbnails: ImagePatches | None,
-        normed: bool,
+        bool_masked_pos: torch.BoolTensor | None = None,
+    ) -> TokenSequence:
+        """Embeds the selected patches, as the sequence that the first block reads."""
+        thumbnails = None
+        if self.config.thumbnail_context:
+            thumbnails = patches.thumbnail_patches(scout_sides(self.config))
+        sequence = self.embeddings(patches, selection, bool_masked_pos, thumbnails)
+        if self.selector is not None:
+            sequence.patches.sizes = self.selector.weigh(sequence.patches)
+        sequence = self.pre_normalize(sequence)
+        check_finite(sequence.hidden_states, "pixel_values")
+        return sequence
+
+    def pre_normalize(self, sequence: TokenSequence) -> TokenSequence:
+        """Normalizes the tokens before the first block, in models that do (`config.pre_layernorm`)."""
+        if self.pre_layernorm is None:
+            return sequence
+        states = normalise(self.pre_layernorm, sequence.hidden_states, sequence.patches.mask)
+        return replace(sequence, hidden_states=states)
+
+    def encode(
+        self,
+        sequence: TokenSequence,
+        relaxation: float | None = None,
+        stages: tuple[int, ...] = (),
+        **kwargs,
+    ) -> EncoderOutput:
+        """Runs the blocks, which may reduce tokens.
+
+        Args:
+            sequence: from `embed`.
+            relaxation: see `forward`.
+            stages: numbers of blocks after which the states of all tokens that entered are returned.
+            kwargs: `output_hidden_states` and `output_attentions`.
+        """
+        encoded = self._run_blocks(sequence, self._relaxation(relaxation), stages, return_dict=True, **kwargs)
+        if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
+            with torch.no_grad():
+                teacher = self._run_blocks(sequence, reduce=False, **RECORD_NOTHING).last_hidden_state
+            distance = token_distillation_loss(encoded.last_hidden_state, teacher, encoded.token_sizes)
+            encoded.losses.append(self.config.gumbel_token_weight * distance)
+            encoded.dense_hidden_state = teacher
+        return encoded
+
+    def outputs(
+        self, patches: ImagePatches, selection: Selection, sequence: TokenSequence, encoded: EncoderOutput
+    ) -> AdaptiveViTModelOutput:
+        """Collects what the model returns."""
+        losses = [loss for loss in (selection.loss, *encoded.losses) if loss is not None]
+        return AdaptiveViTModelOutput.from_outputs(
+            encoded,
+            pooler_output=self.pooler(encoded.last_hidden_state) if self.pooler is not None else None,
+            selected_patches=selection.raster_indices(patches),
+            patch_scores=selection.scores,
+            patch_coordinates=sequence.patches.coordinates,
+            spatial_shapes=sequence.patches.grid,
+            patch_mask=selection.mask,
+            selection_loss=sum(losses) if losses else None,
+            selection_log_prob=selection.log_prob,
+            favourite_patches=selection.favourites and selection.favourites.raster_indices(patches),
+        )
+
+    def restore(
+        self,
+        stage: Stage,
+        patches: ImagePatches,
+        selection: Selection,
+        sequence: TokenSequence,
+        norm: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the tokens without a place `(B, T, D)`, and for the full grid `(B, R*S, D)`."""
-        finish = self._final if normed else lambda states, mask=None: states
+        """Hidden states of CLS and registers `(B, T, D)`, and of the full grid `(B, R*S, D)`, after a stage.
+
+        Args:
+            stage: from `encode`.
+            patches, selection, sequence: as they entered the encoder.
+            norm: whether the last norm is applied.
+        """
+        finish = self._final if norm else lambda states, mask=None: states
 
         def embed() -> torch.Tensor:
-            unseen = self.embeddings(patches)[1].features
+            unseen = self.embeddings.embed_patches(patches).features
             if self.pre_layernorm is not None:
                 unseen = normalise(self.pre_layernorm, unseen, patches.mask)
             return finish(unseen, patches.mask)
 
         prefix = finish(stage.prefix)
-        num_context = 0 if thumbnails is None else thumbnails.num_patches
+        num_context = 0 if sequence.context is None else sequence.context.shape[1]
         own, context = prefix.split((prefix.shape[1] - num_context, num_context), dim=1)
-        return own, fill_grid(patches, selection, finish(entered), context, thumbnails, embed)
+        return own, fill_grid(patches, selection, finish(stage.states), context, sequence.context_grid, embed)
+
+    # A recorder of its own, so that the passes of a probe before it are not in what the caller records.
+    @capture_outputs(tie_last_hidden_states=False)
+    def _run_blocks(
+        self,
+        sequence: TokenSequence,
+        relaxation: float = 0.0,
+        stages: tuple[int, ...] = (),
+        reduce: bool = True,
+        output_attentions: bool | None = None,
+        # Read by the decorator, and named here so that misspelt arguments are refused.
+        output_hidden_states: bool | None = None,
+    ) -> EncoderOutput:
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        encoding = self.embeddings.position_encoding
+        inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+        hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
+        for index, layer in enumerate(self.layers):
+            if index in stages:
+                kept[index] = (*split_tokens(hidden_states, tokens), len(steps))
+            reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
+            if reducer is None or reducer.keeps_all(relaxation):
+                hidden_states = layer(hidden_states, inputs[index])
+                continue
+            step = ReductionStep(reducer, tokens, relaxation)
+            steps.append(step)
+            if reducer.inside_block:
+                hidden_states = layer(hidden_states, inputs[index], step)
+            else:
+                hidden_states = step.apply(hidden_states)
+            if not stages:
+                step.before = None  # nobody asks for the states of what was dropped
+            tokens = step.result.tokens
+            sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
+            inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+            if not reducer.inside_block:
+                hidden_states = layer(hidden_states, inputs[index])
+        if len(self.layers) in stages:
+            kept[len(self.layers)] = (*split_tokens(hidden_states, tokens), len(steps))
+        sizes = tokens.sizes
+        if tokens.mask is not None:
+            sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
+        losses = [step.result.loss for step in steps if step.result.loss is not None]
+        reductions = [(step.result.assignment, step.before) for step in steps]
+        return EncoderOutput(
+            last_hidden_state=self._final(hidden_states, tokens.mask),
+            token_coordinates=tokens.coordinates,
+            token_sizes=sizes,
+            token_assignments=trace_tokens([assignment for assignment, _ in reductions]) if steps else None,
+            stages=[
+                Stage(prefix, restore_tokens(states, reductions[:number]))
+                for prefix, states, number in (kept[stage] for stage in stages)
+            ],
+            losses=[sum(losses)] if losses else [],
+        )
+
+    def _relaxation(self, relaxation: float | None) -> float:
+        if relaxation is not None:
+            return relaxation
+        return self.selection_relaxation if self.training else 0.0
+
+    def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.config.final_norm != "tokens":
+            return hidden_states
+        return normalise(self.layernorm, hidden_states, mask)

@@ -4,11 +4,38 @@ from functools import partial
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 
 # Those of transformers, and one that it lacks.
 ACTIVATIONS = {**{name: partial(ACT2FN.__getitem__, name) for name in ACT2FN}, "elu": nn.ELU}
+
+
+class Initialized:
+    """A module that initializes its own parameters, with functions of `transformers.initialization`.
+
+    These skip what a checkpoint brought.
+    """
+
+    def reset_parameters(self, std: float) -> None:
+        """Initializes the module's own parameters.
+
+        Args:
+            std: `initializer_range` of the configuration.
+        """
+
+
+def initialize_dense(module: nn.Module, initializer: str, std: float) -> None:
+    """Initializes the weight of a dense layer or a convolution by `initializer` of the configuration."""
+    if isinstance(module, Initialized) or not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        return
+    if initializer == "xavier_uniform":
+        # A convolution with the stride of its kernel is a matrix.
+        bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
+        init.uniform_(module.weight, -bound, bound)
+    elif initializer == "truncated_normal":
+        init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
@@ -94,15 +121,19 @@ class GatedMLP(nn.Module):
 FEED_FORWARDS = {"mlp": AdaptiveViTMLP, "gated": GatedMLP}
 
 
-class LayerScale(nn.Module):
+class LayerScale(Initialized, nn.Module):
     """A learned scale of a residual branch (Touvron et al., 2021), named as in transformers' DINOv2."""
 
     def __init__(self, config):
         super().__init__()
-        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), float(config.layerscale_value)))
+        self.initial_value = float(config.layerscale_value)
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), self.initial_value))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states * self.lambda1
+
+    def reset_parameters(self, std: float) -> None:
+        init.constant_(self.lambda1, self.initial_value)
 
 
 class StochasticDepth(nn.Module):

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .patches import to_pair
+from .axes import to_pair
 from .swin_configuration_checks import (
     check_architecture,
     check_foreign_fields,

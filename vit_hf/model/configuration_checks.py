@@ -2,11 +2,10 @@
 
 import math
 
-from .axes import has_frames
+from .axes import has_frames, to_pair
 from .blocks import ACTIVATIONS
 from .layer_sizes import check_layer_sizes, head_dim_of
 from .mae_decoder import decoder_config
-from .patches import to_pair
 from .positions import POSITION_ENCODINGS
 from .reduction import TOKEN_REDUCERS
 from .user_classes import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of

@@ -6,10 +6,13 @@ For patches that hold more than a matrix can tell apart, such as the 50x50 pixel
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .axes import to_pair
+from .blocks import Initialized
 from .patch_embeddings import PatchProjection
-from .patches import ImagePatches, to_pair
+from .patches import ImagePatches
 from .tokens import PatchTokens
 
 
@@ -17,7 +20,7 @@ from .tokens import PatchTokens
 CHUNK = 512
 
 
-class PatchConvolution(nn.Conv2d):
+class PatchConvolution(Initialized, nn.Conv2d):
     """A convolution with standardised filters, and without bias, as a norm follows.
 
     A filter of mean zero does not answer to a plain background, which would make up most of what a group norm divides
@@ -29,6 +32,12 @@ class PatchConvolution(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+    def reset_parameters(self, std: float | None = None) -> None:
+        if std is None:  # called by the constructor of torch
+            super(Initialized, self).reset_parameters()
+            return
+        init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(cells, self.standardised(), None)
@@ -58,7 +67,7 @@ class ResidualBlock(GradientCheckpointingLayer):
         return (inner + (cells if self.shortcut is None else self.shortcut(cells))).relu()
 
 
-class ConvolutionalPatchEmbeddings(nn.Module):
+class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
     """A residual CNN reads each patch that is embedded, and the mean of its last feature map is projected.
 
     By default the stem and first two stages of ResNet-18, as in IPS, but with standardised filters and group norms ("Group
@@ -101,6 +110,10 @@ class ConvolutionalPatchEmbeddings(nn.Module):
         if indices is None and weights is None:
             tokens.full_grid = patches.full_grid
         return tokens
+
+    def reset_parameters(self, std: float) -> None:
+        # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
+        init.normal_(self.projection.weight, std=self.projection.in_channels**-0.5)
 
     def _read(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the CNN makes of patches `(B*K, C, P, P)`, `(B*K, F)`."""

@@ -1,13 +1,18 @@
 """From patches to the sequence that the encoder reads. Shape legend: `tokens.py`."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from transformers import initialization as init
 
+from .blocks import Initialized
 from .convolutional import ConvolutionalPatchEmbeddings
 from .hybrid import HybridPatchEmbeddings
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
-from .tokens import PatchTokens
+from .selection_base import Selection
+from .tokens import PatchTokens, TokenSequence
 from .user_classes import find_class
 
 
@@ -17,7 +22,7 @@ PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
 }
 
 
-class AdaptiveViTEmbeddings(nn.Module):
+class AdaptiveViTEmbeddings(Initialized, nn.Module):
     """Patch embeddings with their positions, and the tokens that have no place in the image."""
 
     def __init__(self, config, use_mask_token: bool = False):
@@ -43,54 +48,48 @@ class AdaptiveViTEmbeddings(nn.Module):
     def forward(
         self,
         patches: ImagePatches,
-        indices: torch.Tensor | None = None,
+        selection: Selection | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
-        weights: torch.Tensor | None = None,
         thumbnails: ImagePatches | None = None,
-        alone: bool = False,
-    ) -> tuple[torch.Tensor | None, PatchTokens, PatchTokens | None]:
-        """The sequence `(B, 1 + registers + thumbnail + K, D)`, its patch tokens, and those of the thumbnail.
+    ) -> TokenSequence:
+        """CLS, registers, the tokens of thumbnails and those of the selected patches, with positions added.
 
         Args:
             patches: all patches of the batch.
-            indices: `(B, K)` of those to embed; None for all.
+            selection: which of them to embed, or means of them; None for all.
             bool_masked_pos: `(B, N)` True for patches that the mask token replaces.
-            weights: `(B, K, N)`, to embed means of patches instead.
-            thumbnails: patches of the images made small, which go along as context.
-            alone: whether the patch tokens are all that is wanted.
+            thumbnails: patches of the images made small, which serve as context.
         """
-        tokens = self.patch_embeddings(patches, indices, weights)
+        selection = Selection(None, patches.mask) if selection is None else selection
+        tokens = self.patch_embeddings(patches, selection.indices, selection.weights)
         if bool_masked_pos is not None:
-            tokens = self._mask(
-                tokens, bool_masked_pos if indices is None else bool_masked_pos.gather(1, indices)
-            )
-        tokens = self._add_positions(tokens)
-        if alone:
-            return None, tokens, None
-        parts = []
-        if self.cls_token is not None:
-            # By name, as torch cannot count the FLOPs of a module that is given a parameter by place.
-            parts.append(self.position_encoding("add_to_cls", cls_token=self.cls_token))
-        if self.register_tokens is not None:
-            parts.append(self.register_tokens)
+            if selection.indices is not None:
+                bool_masked_pos = bool_masked_pos.gather(1, selection.indices)
+            tokens = self._mask(tokens, bool_masked_pos)
+        # By name, as torch cannot count the FLOPs of a module that is given a parameter by place.
+        positions = self.position_encoding(tokens, cls_token=self.cls_token)
+        parts = [part for part in (positions.cls_token, self.register_tokens) if part is not None]
         parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
-        context = None
+        context = context_grid = None
         if thumbnails is not None:
-            context = self._add_positions(self.patch_embeddings(thumbnails))
-            parts.append(context.features + self.scale_embedding)
-        parts.append(tokens.features)
-        return self.dropout(torch.cat(parts, dim=1)), tokens, context
+            context, context_grid = thumbnails.coordinates, thumbnails.view_grid
+            parts.append(self.embed_patches(thumbnails).features + self.scale_embedding)
+        hidden_states = self.dropout(torch.cat((*parts, positions.features), dim=1))
+        tokens = replace(tokens, features=positions.features, mask=selection.mask)
+        return TokenSequence(hidden_states, tokens, context, context_grid)
 
-    def _add_positions(self, tokens: PatchTokens) -> PatchTokens:
-        placed = self.position_encoding("add", tokens)
-        shape = getattr(getattr(placed, "features", None), "shape", None)
-        if shape != tokens.features.shape:
-            raise ValueError(
-                f"{type(self.position_encoding).__name__}.add must return the tokens with features of the shape "
-                f"{tuple(tokens.features.shape)}, by tokens.with_features(...), got "
-                f"{type(placed).__name__ if shape is None else tuple(shape)}."
-            )
-        return placed
+    def embed_patches(self, patches: ImagePatches) -> PatchTokens:
+        """All patches with their positions, without CLS, registers and dropout."""
+        tokens = self.patch_embeddings(patches)
+        return tokens.with_features(self.position_encoding(tokens).features)
+
+    def reset_parameters(self, std: float) -> None:
+        for tokens in (self.cls_token, self.register_tokens):
+            if tokens is not None:
+                init.trunc_normal_(tokens, mean=0.0, std=std)
+        for tokens in (self.mask_token, self.scale_embedding):
+            if tokens is not None:
+                init.zeros_(tokens)
 
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
         if masked.shape != tokens.features.shape[:2]:

@@ -3,23 +3,17 @@
 Modules and parameters carry the names of transformers' ViT.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
+from .attention import AdaptiveViTAttention, AttentionInputs
 from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
 from .layer_sizes import head_dim_of, heads_of, intermediate_size_of
-from .reduction_base import Reduction, TokenReducer
-from .tokens import PatchTokens
-
-
-def split_prefix(hidden_states: torch.Tensor, tokens: PatchTokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sequence's tokens before those of patches, and these."""
-    num_tokens = tokens.coordinates.shape[1]
-    return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
+from .reduction_base import ReductionStep
 
 
 class AdaptiveViTLayer(GradientCheckpointingLayer):
@@ -43,35 +37,45 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         inputs: AttentionInputs,
-        reducer: TokenReducer | None = None,
-        tokens: PatchTokens | None = None,
-        relaxation: float = 0.0,
-        look: Literal["cls", "all"] | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Reduction, torch.Tensor] | AttentionStates:
-        """Hidden states `(B, T, D)`.
+        reduction: ReductionStep | None = None,
+        probe: Callable[..., torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Hidden states `(B, T, D)`, or `(B, T', D)` where tokens are reduced.
 
-        With a `reducer`, which thins the last tokens of the sequence (described by `tokens`) before the feed-forward
-        network: hidden states `(B, T', D)`, the reduction, and the hidden states `(B, M, D)` of what was thinned.
-
-        With `look`, only the queries (of the CLS token, or of all) and keys of the block's attention. That goes
-        through `forward` so that whatever wraps the block (sharding, offloading) is there.
+        Args:
+            hidden_states: `(B, T, D)`.
+            inputs: masks and positions for attention.
+            reduction: thins the last tokens between attention and the feed-forward network.
+            probe: a method of the attention that runs instead of the block, see `cls_attention`.
         """
-        if look is not None:
-            states = self.attention.cls_states if look == "cls" else self.attention.states
-            return states(normalise(self.layernorm_before, hidden_states, inputs.key_mask), inputs)
         normed = normalise(self.layernorm_before, hidden_states, inputs.key_mask)
-        attention, _, states = self.attention(normed, inputs, return_states=reducer is not None)
+        if probe is not None:
+            return probe(self.attention, normed, inputs)
+        attention, _, states = self.attention(normed, inputs)
         hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
-        if reducer is None:
-            return self._feed_forward(hidden_states, inputs.key_mask)
-        prefix, patches = split_prefix(hidden_states, tokens)
-        reduction = reducer(tokens.with_features(patches), states, relaxation)
-        hidden_states = torch.cat((prefix, reduction.tokens.features), dim=1)
-        return self._feed_forward(hidden_states, reduction.tokens.mask), reduction, patches
-
-    def _feed_forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        mask = inputs.key_mask
+        if reduction is not None:
+            hidden_states = reduction.apply(hidden_states, states)
+            mask = reduction.result.tokens.mask
+        del attention, states  # no need to hold them while the feed-forward network runs
         mlp = self.mlp(normalise(self.layernorm_after, hidden_states, mask))
         return hidden_states + self._branch(mlp, self.layer_scale2)
+
+    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        """What the CLS token would attend to in this block, `(B, heads, T)`, at a cost linear in T."""
+        return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, inputs)
+
+    def propagate_rollout(
+        self, hidden_states: torch.Tensor, inputs: AttentionInputs, row: torch.Tensor
+    ) -> torch.Tensor:
+        """Carries a `row` `(B, T)` of attention rollout from the block's output to its input."""
+        return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, inputs)
+
+    def _probe(
+        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, inputs: AttentionInputs
+    ) -> torch.Tensor:
+        # Through the module's call, so that whatever wraps the block (sharding, offloading) takes part.
+        return self(hidden_states, inputs, probe=probe)
 
     def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:
         states = self.dropout(states)

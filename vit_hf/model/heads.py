@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from .attention import SMALLEST_SIZE
-from .blocks import ACTIVATIONS, AdaptiveViTMLP
+from .blocks import ACTIVATIONS, AdaptiveViTMLP, Initialized
 
 
 class AdaptiveViTPooler(nn.Module):
@@ -76,7 +77,7 @@ class ClsAndRegisterPooling(Pooling):
         return hidden_states[:, :2].flatten(1)
 
 
-class AttentionPooling(Pooling):
+class AttentionPooling(Initialized, Pooling):
     """A learned query attends to the tokens that stand for patches, then a feed-forward network, `(B, D)`.
 
     "Scaling Vision Transformers" (Zhai et al., 2022), section 3.2, MAP head; named as in transformers' SigLIP.
@@ -102,6 +103,9 @@ class AttentionPooling(Pooling):
             mask = mask.repeat_interleave(self.attention.num_heads, dim=0)
         state = self.attention(probe, tokens, tokens, attn_mask=mask, need_weights=False)[0]
         return (state + self.mlp(self.layernorm(state)))[:, 0]
+
+    def reset_parameters(self, std: float) -> None:
+        init.trunc_normal_(self.probe, mean=0.0, std=std)
 
 
 POOLINGS: dict[str, type[Pooling]] = {

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone
 
+from .axes import to_pair
 from .patch_embeddings import PatchProjection
-from .patches import ImagePatches, to_pair
+from .patches import ImagePatches
 from .tokens import PatchTokens, raster_indices
 
 

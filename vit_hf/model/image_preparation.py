@@ -23,9 +23,10 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
+from .axes import to_pair
 from .image_loading import flatten_images, read_image, to_pixels
 from .image_resizing import size_for_patches, target_size
-from .patches import ImagePatches, flatten_channels_last, to_pair
+from .patches import ImagePatches, flatten_channels_last
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
 from .segmentation_maps import SegmentationMaps
 from .selection_base import keep_top, resolve_num_selected

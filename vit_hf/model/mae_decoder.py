@@ -4,19 +4,20 @@
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
-from .attention import AttentionInputs
-from .blocks import make_norm, normalise
+from .attention import LayerInputs
+from .axes import to_pair
+from .blocks import Initialized, make_norm, normalise
 from .encoder import AdaptiveViTLayer
-from .patches import ImagePatches, flatten_channels_last, to_pair
+from .patches import ImagePatches, flatten_channels_last
 from .pixel_scorers import pixel_scores
 from .positions import POSITION_ENCODINGS
-from .tokens import PatchTokens, gather_tokens, move_fields, raster_indices
+from .tokens import PatchTokens, TokenSequence, gather_tokens, move_fields, raster_indices
 
 
 def decoder_config(config):
@@ -76,7 +77,7 @@ def draw_noise(patches: ImagePatches, seed: int | None) -> torch.Tensor:
     return pixel_scores("random", patches, patches.num_patches, seed)
 
 
-class MaskedAutoencoderDecoder(nn.Module):
+class MaskedAutoencoderDecoder(Initialized, nn.Module):
     """Reconstructs all patches from the states of those that the encoder saw."""
 
     def __init__(self, config):
@@ -106,32 +107,18 @@ class MaskedAutoencoderDecoder(nn.Module):
         tokens = PatchTokens(
             states, patches.coordinates, patches.grid, patches.mask, full_grid=patches.full_grid
         ).to(device)
-        states = self.position_encoding("add", tokens).features
         cls, registers = prefix[:, : self.num_cls], prefix[:, self.num_cls :]
-        if self.num_cls:
-            cls = self.position_encoding("add_to_cls", cls_token=cls)
-        sequence = torch.cat((cls, registers, states), dim=1)
-        inputs = self._attention_inputs(sequence, tokens)
+        positions = self.position_encoding(tokens, cls_token=cls if self.num_cls else None)
+        cls = positions.cls_token if self.num_cls else cls
+        hidden_states = torch.cat((cls, registers, positions.features), dim=1)
+        inputs = LayerInputs(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
         for index, layer in enumerate(self.decoder_layers):
-            sequence = layer(sequence, inputs(index))
-        sequence = normalise(self.decoder_norm, sequence, tokens.mask)
-        return self.decoder_pred(sequence[:, -tokens.coordinates.shape[1] :])
+            hidden_states = layer(hidden_states, inputs[index])
+        hidden_states = normalise(self.decoder_norm, hidden_states, tokens.mask)
+        return self.decoder_pred(hidden_states[:, -tokens.coordinates.shape[1] :])
 
-    def _attention_inputs(
-        self, sequence: torch.Tensor, tokens: PatchTokens
-    ) -> Callable[[int], AttentionInputs]:
-        """What the attention of each block is told beside the hidden states."""
-        inputs = AttentionInputs.build(self.config, sequence, tokens.mask, None, False)
-        encoding, num_prefix = self.position_encoding, sequence.shape[1] - tokens.coordinates.shape[1]
-
-        def of_block(index: int) -> AttentionInputs:
-            rotation = encoding("rotation", tokens, index)
-            return inputs.with_positions(self.config, rotation, encoding("bias", tokens, index, num_prefix))
-
-        if encoding.per_layer:
-            return of_block
-        same = of_block(0)
-        return lambda index: same
+    def reset_parameters(self, std: float) -> None:
+        init.trunc_normal_(self.mask_token, mean=0.0, std=std)
 
 
 def reconstruction_loss(

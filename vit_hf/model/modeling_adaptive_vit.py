@@ -8,9 +8,8 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .base_model import AdaptiveViTModel
+from .base_model import RECORD_NOTHING, AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .cutting import cut_patches
 from .elastic import ElasticClassifier
 from .heads import (
     POOLINGS,
@@ -26,9 +25,9 @@ from .outputs import (
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
 )
+from .patches import ImagePatches
 from .pretrained import AdaptiveViTPreTrainedModel
 from .pretraining import AdaptiveViTForPreTraining
-from .scout import RECORD_NOTHING
 from .selection_policy import reinforce_loss
 from .semantic_segmentation import AdaptiveViTForSemanticSegmentation
 
@@ -96,19 +95,8 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
                 if losses:
                     selection_loss = sum(losses)
                     loss = loss + selection_loss
-        return AdaptiveViTImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            selected_patches=outputs.selected_patches,
-            patch_scores=outputs.patch_scores,
-            patch_coordinates=outputs.patch_coordinates,
-            spatial_shapes=outputs.spatial_shapes,
-            token_coordinates=outputs.token_coordinates,
-            token_sizes=outputs.token_sizes,
-            token_assignments=outputs.token_assignments,
-            selection_loss=selection_loss,
+        return AdaptiveViTImageClassifierOutput.from_outputs(
+            outputs, loss=loss, logits=logits, selection_loss=selection_loss
         )
 
     def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
@@ -244,12 +232,8 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             loss = masked_reconstruction_loss(
                 whole, reconstruction, bool_masked_pos.unflatten(1, (rows, columns)), patch_size
             )
-        return AdaptiveViTMaskedImageModelingOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            spatial_shapes=outputs.spatial_shapes,
+        return AdaptiveViTMaskedImageModelingOutput.from_outputs(
+            outputs, loss=loss, reconstruction=reconstruction
         )
 
 
@@ -288,12 +272,14 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
         patch_coordinates: torch.Tensor | None = None,
         spatial_shapes: torch.LongTensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
+        selected_patches: torch.LongTensor | None = None,
+        sample_selection: bool | None = None,
         **kwargs,
     ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask: see `AdaptiveViTModel.forward`, which
-                takes `selected_patches` and `sample_selection` as well.
+            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches, sample_selection:
+                see `AdaptiveViTModel.forward`.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or, with `reshape_hidden_states=False`,
@@ -302,11 +288,16 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
         Raises:
             ValueError: if the images of the batch have different grids.
         """
-        stages = tuple(self.config.stage_names.index(name) for name in self.out_features)
-        patches = cut_patches(
-            self.config, pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, None
+        numbers = tuple(self.config.stage_names.index(name) for name in self.out_features)
+        patches = ImagePatches.from_inputs(
+            self.config, pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask
         )
-        outputs, stages = self._compute(patches, stages=stages, normed=self.config.apply_layernorm, **kwargs)
+        selection = self.select(patches, selected_patches, sample_selection)
+        sequence = self.embed(patches, selection)
+        encoded = self.encode(sequence, stages=numbers, **kwargs)
+        outputs = self.outputs(patches, selection, sequence, encoded)
+        norm = self.config.apply_layernorm
+        stages = [self.restore(stage, patches, selection, sequence, norm) for stage in encoded.stages]
         grid = outputs.spatial_shapes
         if not torch.compiler.is_compiling() and (grid != grid[:1]).any():
             raise ValueError(
@@ -318,13 +309,7 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
             maps = [states.transpose(1, 2).unflatten(2, cells) for _, states in stages]
         else:
             maps = [torch.cat(parts, dim=1) for parts in stages]
-        return AdaptiveViTBackboneOutput(
-            feature_maps=tuple(maps),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            selected_patches=outputs.selected_patches,
-            selection_loss=outputs.selection_loss,
-        )
+        return AdaptiveViTBackboneOutput.from_outputs(outputs, feature_maps=tuple(maps))
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What the models return. Shape legend: `tokens.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from transformers.modeling_outputs import (
@@ -14,17 +14,56 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
-class ScoutOutput(ModelOutput):
-    """CLS attention over patches `(B, N)`, and their hidden states `(B, N, D)`, whichever was asked for."""
+class SelectionOutput(ModelOutput):
+    """What was selected; the part that all outputs share.
 
-    attention: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
+    Attributes:
+        selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
+        patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
+        spatial_shapes: `(B, A)` int64 rows and columns of each image's full grid.
+        selection_loss: what training a selector or reducer adds to the loss, if anything.
+    """
+
+    selected_patches: torch.LongTensor | None = None
+    patch_scores: torch.FloatTensor | None = None
+    spatial_shapes: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None
+
+    @classmethod
+    def from_outputs(cls, outputs: ModelOutput, **values):
+        """The fields that `outputs` has as well, from there, but for those of `values`."""
+        shared = {field.name: getattr(outputs, field.name, None) for field in fields(cls)}
+        return cls(**{**shared, **values})
+
+
+@dataclass
+class TokenOutput(SelectionOutput):
+    """What was selected, and where the tokens are.
+
+    Attributes:
+        patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row,
+            column).
+        token_coordinates: `(B, M, A)` float, where the last tokens are; of a merged one, the mean.
+        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
+            `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
+        token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token
+            stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was reduced.
+    """
+
+    patch_coordinates: torch.FloatTensor | None = None
+    token_coordinates: torch.FloatTensor | None = None
+    token_sizes: torch.FloatTensor | None = None
+    token_assignments: torch.LongTensor | None = None
 
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """What came out of the blocks; see `AdaptiveViTModelOutput`. `stages` are those that were
-    asked for, each a `Stage` with the states `(B, K, D)` of all patches that entered, before the final norm."""
+    """What the blocks return; see `AdaptiveViTModelOutput`.
+
+    Attributes:
+        stages: a `Stage` for each number of blocks that was given, before the final norm.
+        losses: of reducers, and of learning from the dense pass.
+    """
 
     last_hidden_state: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -32,76 +71,48 @@ class EncoderOutput(ModelOutput):
     token_coordinates: torch.FloatTensor | None = None
     token_sizes: torch.FloatTensor | None = None
     token_assignments: torch.LongTensor | None = None
+    dense_hidden_state: torch.FloatTensor | None = None
     stages: list | None = None
-    loss: torch.FloatTensor | None = None
+    losses: list | None = None
 
 
 @dataclass
-class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
-    """Hidden states, and what was selected and why.
+class AdaptiveViTModelOutput(TokenOutput, BaseModelOutputWithPooling):
+    """Hidden states, and what was selected and why: see `TokenOutput` and `SelectionOutput`.
 
     Attributes:
-        last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail if it
-            goes along, and the tokens that stand for patches: the K kept ones in raster order, or what a token
-            reducer made of them.
+        last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail with
+            `thumbnail_context`, and the tokens that stand for patches: the K kept ones in raster order, or what a
+            token reducer made of them.
         pooler_output: `(B, pooler_output_size)`.
-        selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
-        patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
-        patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row, column).
-        spatial_shapes: `(B, A)` int64 rows and columns of each image's full grid.
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
-        token_coordinates: `(B, M, A)` float, where the last tokens are; of a merged one, the mean.
-        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
-            `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
-        token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token
-            stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was reduced.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
-        selection_loss: what training a selector or reducer adds to the loss, if anything.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
         favourite_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for none.
         dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and gradient;
             only while training a reducer that learns from it.
     """
 
-    selected_patches: torch.LongTensor | None = None
-    patch_scores: torch.FloatTensor | None = None
-    patch_coordinates: torch.FloatTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
     patch_mask: torch.BoolTensor | None = None
-    token_coordinates: torch.FloatTensor | None = None
-    token_sizes: torch.FloatTensor | None = None
-    token_assignments: torch.LongTensor | None = None
     restored_hidden_state: torch.FloatTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
     selection_log_prob: torch.FloatTensor | None = None
     favourite_patches: torch.LongTensor | None = None
     dense_hidden_state: torch.FloatTensor | None = None
 
 
 @dataclass
-class AdaptiveViTImageClassifierOutput(ImageClassifierOutput):
-    """Logits `(B, num_labels)`, and what was selected: see `AdaptiveViTModelOutput`."""
-
-    selected_patches: torch.LongTensor | None = None
-    patch_scores: torch.FloatTensor | None = None
-    patch_coordinates: torch.FloatTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
-    token_coordinates: torch.FloatTensor | None = None
-    token_sizes: torch.FloatTensor | None = None
-    token_assignments: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+class AdaptiveViTImageClassifierOutput(TokenOutput, ImageClassifierOutput):
+    """Logits `(B, num_labels)`, and what was selected."""
 
 
 @dataclass
-class AdaptiveViTMaskedImageModelingOutput(MaskedImageModelingOutput):
+class AdaptiveViTMaskedImageModelingOutput(SelectionOutput, MaskedImageModelingOutput):
     """Reconstruction `(B, C, H, W)` in pixels, and the grid it was made on."""
 
-    spatial_shapes: torch.LongTensor | None = None
-
 
 @dataclass
-class AdaptiveViTForPreTrainingOutput(ModelOutput):
-    """What a masked autoencoder made of the images; the first six as in transformers' ViTMAE.
+class AdaptiveViTForPreTrainingOutput(SelectionOutput):
+    """Reconstruction of the dropped patches; fields as in transformers' ViTMAE, and the kept patches.
 
     Attributes:
         loss: mean squared error over the pixels of dropped patches.
@@ -124,18 +135,10 @@ class AdaptiveViTForPreTrainingOutput(ModelOutput):
 
 
 @dataclass
-class AdaptiveViTSemanticSegmenterOutput(SemanticSegmenterOutput):
-    """Logits `(B, num_labels, h, w)` for the whole image, and of `AdaptiveViTModelOutput` what was selected."""
-
-    selected_patches: torch.LongTensor | None = None
-    patch_scores: torch.FloatTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+class AdaptiveViTSemanticSegmenterOutput(TokenOutput, SemanticSegmenterOutput):
+    """Logits `(B, num_labels, h, w)` for the whole image, and what was selected."""
 
 
 @dataclass
-class AdaptiveViTBackboneOutput(BackboneOutput):
-    """Feature maps, and of `AdaptiveViTModelOutput` what was selected."""
-
-    selected_patches: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+class AdaptiveViTBackboneOutput(TokenOutput, BackboneOutput):
+    """Feature maps, and what was selected."""

@@ -1,18 +1,37 @@
 """What every position encoding shares. Shape legend: `tokens.py`; T tokens of a sequence, the last N of patches."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .blocks import Initialized
 from .tokens import PatchTokens
 
 
-class PositionEncoding(nn.Module):
-    """What the model may ask of an encoding; each answer is "nothing" unless a class has one.
+class Positions(NamedTuple):
+    """Positions as the embeddings use them (`features`, `cls_token`), or the attention of a block (the others).
 
-    Every answer is evaluated at coordinates, which may be fractional, so any resolution and any subset of patches
-    works. What has no parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+    Attributes:
+        features: `(B, N, D)` patch embeddings with positions added.
+        cls_token: `(1, 1, D)` CLS token with its position added; None if none was given.
+        rotation: cosines and sines, see `PositionEncoding.rotation`; None for none.
+        bias: see `PositionEncoding.bias`; None for none.
+    """
+
+    features: torch.Tensor | None = None
+    cls_token: torch.Tensor | None = None
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
+
+
+class PositionEncoding(Initialized, nn.Module):
+    """Adds positions to embeddings, rotates queries and keys, or adds a bias to attention.
+
+    A class overrides `add`, `add_to_cls`, `rotation` or `bias`; what it leaves out changes nothing. All are evaluated
+    at coordinates, which may be fractional, so any resolution and any subset of patches works. An encoding without
+    parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
     """
 
     # Whether rotation or bias differ from block to block.
@@ -23,9 +42,35 @@ class PositionEncoding(nn.Module):
     def __init__(self, config):
         super().__init__()
 
-    def forward(self, answer: str, *args, **kwargs):
-        """One of the answers, by name. The model asks by this, so that whatever wraps modules (offloading) is there."""
-        return getattr(self, answer)(*args, **kwargs)
+    def forward(
+        self,
+        tokens: PatchTokens,
+        layer: int | None = None,
+        num_prefix: int = 0,
+        cls_token: torch.Tensor | None = None,
+    ) -> Positions:
+        """Positions of `tokens`. The model calls the module, so that whatever wraps it (offloading) takes part.
+
+        Args:
+            tokens: patch embeddings; or, with a `layer`, the tokens of the sequence that have coordinates.
+            layer: index of the block whose attention needs positions; None for the embeddings.
+            num_prefix: tokens of the sequence before `tokens`.
+            cls_token: `(1, 1, D)`, for the embeddings.
+
+        Raises:
+            ValueError: if the `add` of a class returns features of another shape.
+        """
+        if layer is not None:
+            return Positions(rotation=self.rotation(tokens, layer), bias=self.bias(tokens, layer, num_prefix))
+        added = self.add(tokens)
+        shape = getattr(getattr(added, "features", None), "shape", None)
+        if shape != tokens.features.shape:
+            raise ValueError(
+                f"{type(self).__name__}.add must return the tokens with features of the shape "
+                f"{tuple(tokens.features.shape)}, by tokens.with_features(...), got "
+                f"{type(added).__name__ if shape is None else tuple(shape)}."
+            )
+        return Positions(added.features, None if cls_token is None else self.add_to_cls(cls_token))
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         """Patch embeddings with what is to be added at their coordinates."""
@@ -42,9 +87,6 @@ class PositionEncoding(nn.Module):
     def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor | None:
         """What is added to a block's attention logits, `(B or 1, heads, T, T)`, T = num_prefix + N."""
         return None
-
-    def reset_parameters(self, std: float) -> None:
-        """Initialises own parameters; called by the model's `_init_weights`."""
 
 
 def interpolation_weights(

@@ -13,18 +13,12 @@ from transformers.conversion_mapping import (
 
 from .attention import AdaptiveViTAttention
 from .axes import has_frames
-from .blocks import LayerScale
+from .blocks import initialize_dense
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
-from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
-from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
-from .mae_decoder import MaskedAutoencoderDecoder
-from .pretrained_base import AdaptivePreTrainedModel
-from .segmentation_decoders import Upsampling
-from .selection_cross_attention import CrossAttentionSelector
-from .user_classes import derives_from, find_class
+from .pretrained_base import AdaptivePreTrainedModel, initialize_own
+from .user_classes import find_class
 
 
 MODULE = "modeling_adaptive_vit"
@@ -86,41 +80,8 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, PatchConvolution):
-            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
-        elif isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-            if self.config.initializer == "xavier_uniform":
-                # A convolution with the stride of its kernel is a matrix.
-                bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
-                init.uniform_(module.weight, -bound, bound)
-            elif self.config.initializer == "truncated_normal":
-                init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
-        if isinstance(module, AdaptiveViTEmbeddings):
-            if module.cls_token is not None:
-                init.trunc_normal_(module.cls_token, mean=0.0, std=std)
-            if module.register_tokens is not None:
-                init.trunc_normal_(module.register_tokens, mean=0.0, std=std)
-            if module.mask_token is not None:
-                init.zeros_(module.mask_token)
-            if module.scale_embedding is not None:
-                init.zeros_(module.scale_embedding)
-        elif isinstance(module, ConvolutionalPatchEmbeddings):
-            # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
-            init.normal_(module.projection.weight, std=module.projection.in_channels**-0.5)
-        elif isinstance(module, AttentionPooling):
-            init.trunc_normal_(module.probe, mean=0.0, std=std)
-        elif isinstance(module, MaskedAutoencoderDecoder):
-            init.trunc_normal_(module.mask_token, mean=0.0, std=std)
-        elif isinstance(module, Upsampling):
-            # From few channels, a deviation of `initializer_range` would leave hardly anything of a map.
-            init.normal_(module.weight, std=(2 / module.in_channels) ** 0.5)
-        elif isinstance(module, CrossAttentionSelector):
-            init.normal_(module.query)
-        elif derives_from(type(module), "PositionEncoding"):
-            module.reset_parameters(std)
-        elif isinstance(module, LayerScale):
-            init.constant_(module.lambda1, self.config.layerscale_value)
+        initialize_dense(module, self.config.initializer, self.config.initializer_range)
+        initialize_own(module, self.config.initializer_range)
 
     @torch.no_grad()
     def _initialize_missing_keys(self, *args, **kwargs) -> None:

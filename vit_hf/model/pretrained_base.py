@@ -3,15 +3,22 @@
 from os import PathLike
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .code_version import report_code, stamp
 from .shipping import CannotTravel, NoFile, references, save_classes
-from .user_classes import TABLES, classes_of, fetch_classes, import_class
+from .user_classes import TABLES, classes_of, derives_from, fetch_classes, import_class
 
 
 logger = logging.get_logger(__name__)
+
+
+def initialize_own(module: nn.Module, std: float) -> None:
+    """Lets a module of ours, or a position encoding of a user's, initialize its own parameters."""
+    if derives_from(type(module), "Initialized"):
+        module.reset_parameters(std)
 
 
 class AdaptivePreTrainedModel(PreTrainedModel):

@@ -5,9 +5,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .cutting import cut_patches
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import AdaptiveViTForPreTrainingOutput
+from .patches import ImagePatches
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
 
@@ -76,7 +76,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         Raises:
             ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
         """
-        patches = cut_patches(
+        patches = ImagePatches.from_inputs(
             self.config,
             pixel_values,
             patch_coordinates,
@@ -94,13 +94,10 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         masking = draw_mask(patches, self.config.mask_ratio, noise)
         outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
         logits = self.decoder(outputs.last_hidden_state, patches, masking)
-        return AdaptiveViTForPreTrainingOutput(
+        return AdaptiveViTForPreTrainingOutput.from_outputs(
+            outputs,
             loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
             logits=logits,
             mask=masking.mask,
             ids_restore=masking.ids_restore,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            selected_patches=outputs.selected_patches,
-            spatial_shapes=outputs.spatial_shapes,
         )

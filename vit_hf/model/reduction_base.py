@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .attention import AttentionStates
-from .tokens import PatchTokens, gather_tokens
+from .tokens import PatchTokens, gather_tokens, split_tokens
 
 
 @dataclass
@@ -57,6 +57,33 @@ class TokenReducer(nn.Module, ABC):
     def keeps_all(self, relaxation: float) -> bool:
         """Whether there is nothing to do."""
         return self.keep_rate(relaxation) >= 1
+
+
+@dataclass
+class ReductionStep:
+    """One reduction on the way through the encoder: what it works on, and after `apply` what it made of it.
+
+    Attributes:
+        reducer: of the block.
+        tokens: those to reduce, whose hidden states `apply` is given.
+        relaxation: see `TokenReducer.forward`.
+        before: hidden states `(B, M, D)` of the tokens that were reduced.
+        result: what the reducer returned.
+    """
+
+    reducer: TokenReducer
+    tokens: PatchTokens
+    relaxation: float
+    before: torch.Tensor | None = None
+    result: Reduction | None = None
+
+    def apply(self, hidden_states: torch.Tensor, states: AttentionStates | None = None) -> torch.Tensor:
+        """Hidden states `(B, T', D)` of the reduced sequence, of those `(B, T, D)` that it has now."""
+        tokens = self.tokens.to(hidden_states.device)  # the block may lie on another device
+        prefix, self.before = split_tokens(hidden_states, tokens)
+        self.result = self.reducer(tokens.with_features(self.before), states, self.relaxation)
+        reduced = self.result.tokens.features
+        return torch.cat((prefix.to(reduced.device), reduced), dim=1)
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:

@@ -7,28 +7,21 @@ import torch
 
 from .patches import ImagePatches
 from .positions_base import interpolation_weights
-from .reduction_base import restore_tokens
 from .selection_base import Selection
 from .tokens import put_tokens, raster_indices
 
 
 @dataclass
 class Stage:
-    """What there is after some number of blocks.
+    """Hidden states after some number of blocks.
 
     Attributes:
         prefix: `(B, T - M, D)` CLS, registers, and the tokens of a thumbnail.
-        states: `(B, M, D)` of the tokens that stand for patches.
-        num_reductions: how many reductions came before.
+        states: `(B, K, D)` of all patches that entered the encoder; see `restore_tokens`.
     """
 
     prefix: torch.Tensor
     states: torch.Tensor
-    num_reductions: int
-
-    def entered(self, reductions: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """States `(B, K, D)` of all patches that entered the encoder; see `restore_tokens`."""
-        return restore_tokens(self.states, reductions[: self.num_reductions])
 
 
 def fill_grid(
@@ -36,7 +29,7 @@ def fill_grid(
     selection: Selection,
     entered: torch.Tensor,
     context: torch.Tensor | None,
-    thumbnails: ImagePatches | None,
+    context_grid: tuple[int, ...] | None,
     embed: Callable[[], torch.Tensor],
 ) -> torch.Tensor:
     """Hidden states `(B, R*S, D)` for the full grid; patches that never arrived have zeros.
@@ -46,16 +39,15 @@ def fill_grid(
         selection: which of them entered.
         entered: `(B, K, D)` their states.
         context: `(B, T, D)` states of the thumbnail's tokens, which stand for patches that were not selected.
-        thumbnails: where these are; None if there is no thumbnail.
+        context_grid: rows and columns of the thumbnail; None if there is none.
         embed: what stands for them otherwise, `(B, N, D)`.
     """
     states, mask = entered, patches.mask
     if selection.indices is not None:
-        if thumbnails is None:
+        if context_grid is None:
             unseen = embed()
         else:
-            source = thumbnails.view_grid
-            weights = interpolation_weights(patches.coordinates, patches.grid, source, "linear")
+            weights = interpolation_weights(patches.coordinates, patches.grid, context_grid, "linear")
             unseen = weights.to(context.dtype) @ context
         states = put_tokens(unseen, selection.indices, states, selection.mask)
     if patches.is_whole:

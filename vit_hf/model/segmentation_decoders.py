@@ -2,6 +2,9 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+from .blocks import Initialized
 
 
 class LinearDecoder(nn.Module):
@@ -16,11 +19,18 @@ class LinearDecoder(nn.Module):
         return self.classifier(maps)
 
 
-class Upsampling(nn.ConvTranspose2d):
+class Upsampling(Initialized, nn.ConvTranspose2d):
     """A transposed convolution that makes 2x2 places of one."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def reset_parameters(self, std: float | None = None) -> None:
+        if std is None:  # called by the constructor of torch
+            super(Initialized, self).reset_parameters()
+            return
+        # From few channels, a deviation of `initializer_range` would leave hardly anything of a map.
+        init.normal_(self.weight, std=(2 / self.in_channels) ** 0.5)
 
 
 class ConvolutionalDecoder(nn.Module):

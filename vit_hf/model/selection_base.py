@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches
-from .tokens import PatchTokens, gather_tokens, raster_indices
+from .tokens import PatchTokens, check_finite, gather_tokens, raster_indices
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
@@ -161,6 +161,53 @@ class PatchSelector(nn.Module, ABC):
     def __init__(self, config):
         super().__init__()
         self.exploration = config.exploration
+
+    def forward(
+        self,
+        patches: ImagePatches,
+        num_selected: int,
+        counts: torch.Tensor | None,
+        scout: Scout,
+        sample: bool = False,
+        learn: bool = False,
+    ) -> Selection:
+        """Scores all patches and keeps the best.
+
+        Args:
+            patches: all patches of the batch.
+            num_selected: K, how many the batch keeps.
+            counts: `(B,)` how many each image keeps; None if all keep K.
+            scout: the model's own blocks.
+            sample: whether chance may play a part, as it does in training.
+            learn: whether to compute the selector's loss.
+
+        Raises:
+            ValueError: if `score` returned another shape, or scores that are not finite.
+        """
+
+        def score(patches: ImagePatches) -> torch.Tensor:
+            return self.score(patches, num_selected if counts is None else counts, scout)
+
+        scores = patches.score_apart(score, num_selected) if self.sees_one_patch else score(patches)
+        self.check_scores(scores, patches)
+        if patches.mask is not None:
+            scores = scores.masked_fill(~patches.mask, -torch.inf)
+        selection = self.select(scores, num_selected, counts, sample)
+        if learn:
+            selection.loss = self.loss(patches, scores, scout)
+        return selection
+
+    def check_scores(self, scores: torch.Tensor, patches: ImagePatches) -> None:
+        """
+        Raises:
+            ValueError: if there is not one finite score for each patch.
+        """
+        if scores.shape != patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
+                f"each patch, {tuple(patches.coordinates.shape[:2])}."
+            )
+        check_finite(scores, "pixel_values, or the weights of the patch selector,")
 
     @abstractmethod
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:

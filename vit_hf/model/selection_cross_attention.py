@@ -4,13 +4,15 @@ import math
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
+from .blocks import Initialized
 from .patches import ImagePatches
 from .selection_base import PatchSelector, Scout
 from .tokens import PatchTokens
 
 
-class CrossAttentionSelector(PatchSelector):
+class CrossAttentionSelector(Initialized, PatchSelector):
     """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
 
     Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the image is
@@ -43,6 +45,9 @@ class CrossAttentionSelector(PatchSelector):
             return scores.softmax(dim=-1) * scores.shape[1]
         scores = scores.masked_fill(~tokens.mask, -torch.inf)
         return scores.softmax(dim=-1) * tokens.mask.sum(dim=-1, keepdim=True)
+
+    def reset_parameters(self, std: float) -> None:
+        init.normal_(self.query)
 
     def _attend(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.

@@ -3,12 +3,11 @@
 import torch
 from transformers.utils.generic import can_return_tuple
 
-from .base_model import AdaptiveViTModel
+from .axes import to_pair
+from .base_model import RECORD_NOTHING, AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .outputs import AdaptiveViTModelOutput, AdaptiveViTSemanticSegmenterOutput
-from .patches import to_pair
 from .pretrained import AdaptiveViTPreTrainedModel
-from .scout import RECORD_NOTHING
 from .segmentation_decoders import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
 from .selection_policy import reinforce_loss
 
@@ -78,15 +77,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
                 selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
             if self.training and selection_loss is not None:
                 loss = loss + selection_loss
-        return AdaptiveViTSemanticSegmenterOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            selected_patches=outputs.selected_patches,
-            patch_scores=outputs.patch_scores,
-            spatial_shapes=outputs.spatial_shapes,
-            selection_loss=selection_loss,
+        return AdaptiveViTSemanticSegmenterOutput.from_outputs(
+            outputs, loss=loss, logits=logits, selection_loss=selection_loss
         )
 
     def _segment(self, outputs: AdaptiveViTModelOutput, grid: tuple[int, int]) -> torch.Tensor:

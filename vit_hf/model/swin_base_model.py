@@ -8,18 +8,18 @@ from transformers import initialization as init
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.utils.generic import can_return_tuple
 
+from .blocks import Initialized
 from .configuration_adaptive_swin import AdaptiveSwinConfig
-from .cutting import cut_patches
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
 from .positions import Learned
-from .pretrained_base import AdaptivePreTrainedModel
+from .pretrained_base import AdaptivePreTrainedModel, initialize_own
 from .shipping import check_travel
-from .swin_blocks import AdaptiveSwinAttention, AdaptiveSwinStage, Choose, StageConfig, StageResult
+from .swin_blocks import AdaptiveSwinStage, Choose, StageConfig, StageResult
 from .swin_outputs import AdaptiveSwinModelOutput
 from .swin_selection import WindowChooser
 from .tokens import check_finite
-from .user_classes import classes_of, derives_from, find_class
+from .user_classes import classes_of, find_class
 
 
 MODULE = "modeling_adaptive_swin"
@@ -36,7 +36,7 @@ AUTO_MAP = {
 }
 
 
-class AdaptiveSwinEmbeddings(nn.Module):
+class AdaptiveSwinEmbeddings(Initialized, nn.Module):
     """Patch embeddings, normalised, with learned positions if the configuration wants them."""
 
     def __init__(self, config: AdaptiveSwinConfig, use_mask_token: bool = False):
@@ -65,8 +65,12 @@ class AdaptiveSwinEmbeddings(nn.Module):
                 )
             embeddings = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token, embeddings)
         if self.position_encoding is not None:
-            embeddings = self.position_encoding("add", tokens.with_features(embeddings)).features
+            embeddings = self.position_encoding(tokens.with_features(embeddings)).features
         return self.dropout(embeddings)
+
+    def reset_parameters(self, std: float) -> None:
+        if self.mask_token is not None:
+            init.zeros_(self.mask_token)
 
 
 class AdaptiveSwinEncoder(nn.Module):
@@ -125,12 +129,7 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, AdaptiveSwinEmbeddings) and module.mask_token is not None:
-            init.zeros_(module.mask_token)
-        elif isinstance(module, AdaptiveSwinAttention):
-            module.reset_parameters()
-        elif derives_from(type(module), "PositionEncoding"):
-            module.reset_parameters(self.config.initializer_range)
+        initialize_own(module, self.config.initializer_range)
 
 
 @dataclass
@@ -180,6 +179,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         always_partition: bool = False,
         sample_selection: bool | None = None,
+        relaxation: float | None = None,
         **kwargs,
     ) -> AdaptiveSwinModelOutput:
         """
@@ -190,6 +190,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
                 learned positions in the image; otherwise these are evaluated for the size at hand.
             always_partition: as `window_fit="fixed"` of the configuration.
             sample_selection: whether chance may play a part in selecting; by default it does while training.
+            relaxation: how far selection is loosened, from 0 (as configured) to 1 (all windows); by default
+                `selection_relaxation` while training, and 0 otherwise.
 
         Raises:
             ValueError: if the input has the wrong shape, or is not finite.
@@ -200,6 +202,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             interpolate_pos_encoding,
             always_partition,
             sample_selection,
+            relaxation,
             **kwargs,
         ).outputs
 
@@ -210,6 +213,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         always_partition: bool = False,
         sample_selection: bool | None = None,
+        relaxation: float | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SwinPass:
@@ -218,11 +222,12 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        patches = self._cut(pixel_values, interpolate_pos_encoding)
+        patches = self.to_patches(pixel_values, interpolate_pos_encoding)
         embeddings = self.embeddings(patches, bool_masked_pos)
         check_finite(embeddings, "pixel_values")
         sample = self.training if sample_selection is None else sample_selection
-        relaxation = self.selection_relaxation if self.training else 0.0
+        if relaxation is None:
+            relaxation = self.selection_relaxation if self.training else 0.0
         chooser = WindowChooser(config, self.selector, patches, relaxation, sample)
         stages = self.encoder(embeddings, patches.full_grid, chooser, always_partition, output_attentions)
         last = self.layernorm(stages[-1].states)
@@ -247,7 +252,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             outputs.selected_shifted_windows = tuple(_chosen(stage, -1, number) for stage in stages)
         return SwinPass(embeddings, stages, chooser, outputs)
 
-    def _cut(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> ImagePatches:
+    def to_patches(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> ImagePatches:
+        """Cuts images, padded with zeros, to patches; see `forward`."""
         if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
             height, width = self.embeddings.patch_embeddings.patch_size
             missing = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
@@ -264,7 +270,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
                 "processor that cuts patches needs return_patches=False."
             )
         interpolate = interpolate_pos_encoding if self.config.use_absolute_embeddings else None
-        return cut_patches(self.config, pixel_values, None, None, None, interpolate)
+        return ImagePatches.from_inputs(self.config, pixel_values, interpolate_pos_encoding=interpolate)
 
 
 def to_map(states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
-from .blocks import AdaptiveViTMLP, StochasticDepth
+from .blocks import AdaptiveViTMLP, Initialized, StochasticDepth
 from .swin_positions import WINDOW_BIASES
 from .swin_windows import WindowLayout, fit_window, lay_out
 from .tokens import PatchTokens
@@ -48,7 +48,7 @@ class StageConfig:
         return getattr(self.model_config, name)
 
 
-class AdaptiveSwinAttention(AdaptiveViTAttention):
+class AdaptiveSwinAttention(Initialized, AdaptiveViTAttention):
     """Self-attention inside windows, by products of queries and keys or by their cosines."""
 
     def __init__(self, config: StageConfig):
@@ -67,7 +67,7 @@ class AdaptiveSwinAttention(AdaptiveViTAttention):
         query, key = directions(states.query) * scale, directions(states.key)
         return replace(states, query=query.to(states.query.dtype), key=key.to(states.key.dtype))
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, std: float) -> None:
         if self.logit_scale is not None:
             init.constant_(self.logit_scale, math.log(10))
 
@@ -142,7 +142,7 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
         coordinates = layout.coordinates()[None]
         grid = torch.tensor([layout.window], device=coordinates.device)
         cells = PatchTokens(states[:1, : coordinates.shape[1]], coordinates, grid, full_grid=layout.window)
-        return self.attention.relative_position_bias("bias", cells, 0, 0)
+        return self.attention.relative_position_bias(cells, layer=0).bias
 
     def _branch(self, states: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
         states = self.dropout(states)

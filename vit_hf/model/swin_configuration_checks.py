@@ -2,9 +2,9 @@
 
 import math
 
+from .axes import to_pair
 from .blocks import ACTIVATIONS
 from .configuration_checks import check_class
-from .patches import to_pair
 from .pixel_scorers import PIXEL_SCORERS
 from .selection import PATCH_SELECTORS
 

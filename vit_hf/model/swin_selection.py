@@ -6,7 +6,6 @@ from .configuration_adaptive_swin import num_windows_selected
 from .patches import ImagePatches
 from .selection_base import PatchSelector
 from .swin_windows import WindowLayout, pool_cells, pool_windows
-from .tokens import check_finite
 
 
 class NoScout:
@@ -69,12 +68,7 @@ class WindowChooser:
         if self.scores is not None and not self.selector.uses_number:
             return self.scores
         scores = self.selector.score(self.patches, number, NoScout())
-        if scores.shape != self.patches.coordinates.shape[:2]:
-            raise ValueError(
-                f"{type(self.selector).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score "
-                f"for each patch, {tuple(self.patches.coordinates.shape[:2])}."
-            )
-        check_finite(scores, "pixel_values, or the weights of the patch selector,")
+        self.selector.check_scores(scores, self.patches)
         if self.scores is None:
             self.scores = scores
         return scores

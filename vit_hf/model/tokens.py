@@ -60,6 +60,34 @@ class PatchTokens:
         return raster_indices(self.coordinates, self.grid)
 
 
+@dataclass
+class TokenSequence:
+    """The tokens of a batch in the encoder: CLS, registers, thumbnail, and those that stand for patches.
+
+    Attributes:
+        hidden_states: `(B, T, D)`, whose last M tokens stand for patches.
+        patches: where these M are, which of them count, and for how many patches each stands.
+        context: coordinates of the thumbnail's tokens before them, `(B, C, A)`; None without a thumbnail.
+        context_grid: rows and columns of the thumbnail's own grid.
+    """
+
+    hidden_states: torch.Tensor
+    patches: PatchTokens
+    context: torch.Tensor | None = None
+    context_grid: tuple[int, ...] | None = None
+
+    def placed(self) -> PatchTokens:
+        """The tokens that have coordinates: the thumbnail's, and those of patches."""
+        coordinates, full_grid = self.patches.coordinates, self.patches.full_grid
+        if self.context is not None:
+            coordinates = torch.cat((self.context.to(coordinates.device), coordinates), dim=1)
+            full_grid = None
+        num_prefix = self.hidden_states.shape[1] - coordinates.shape[1]
+        return PatchTokens(
+            self.hidden_states[:, num_prefix:], coordinates, self.patches.grid, full_grid=full_grid
+        )
+
+
 def check_finite(values: torch.Tensor, source: str) -> None:
     """Refuses NaN and infinity where they enter, rather than in the loss; traced graphs go without."""
     if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
@@ -85,6 +113,12 @@ def gather_tokens(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """`values` `(B, N, ...)` at `indices` `(B, K)`, as `(B, K, ...)`."""
     shape = indices.shape + values.shape[2:]
     return values.gather(1, indices.reshape(indices.shape + (1,) * (values.ndim - 2)).expand(shape))
+
+
+def split_tokens(hidden_states: torch.Tensor, patches: PatchTokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits `(B, T, D)` into the tokens before those of `patches` and these, `(B, T - M, D)` and `(B, M, D)`."""
+    num_tokens = patches.coordinates.shape[1]
+    return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
 
 
 def scatter_tokens(values: torch.Tensor, indices: torch.Tensor, length: int) -> torch.Tensor:

@@ -20,9 +20,9 @@ from transformers.utils import logging
 
 from ..explanations.animation import Tile, tile_side, write_animation
 from ..explanations.seen_images import load_upright, process, shrink, to_picture
-from ..explanations.token_stages import record_reductions, reducers_of, to_stages
+from ..explanations.token_stages import record_reductions, to_stages
+from ..model.axes import to_pair
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
-from ..model.patches import to_pair
 
 
 logger = logging.get_logger(__name__)
@@ -192,11 +192,11 @@ class CurriculumRecorder(TrainerCallback):
     def _look(self, vit: AdaptiveViTModel, step: int, relaxation: float) -> Frame:
         """What `vit` keeps of the images at a relaxation."""
         frame = Frame(step, [], [])
-        with without_chance(vit, relaxation):
+        with without_chance(vit):
             for inputs in self.inputs:
                 inputs = {name: values.to(vit.device) for name, values in inputs.items()}
                 with record_reductions(vit) as reductions:
-                    outputs = vit(**inputs, sample_selection=False, return_dict=True)
+                    outputs = vit(**inputs, relaxation=relaxation, sample_selection=False, return_dict=True)
                 kept = outputs.selected_patches[0].cpu().numpy()
                 kept = kept[kept >= 0]  # windows may reach beyond the image
                 grid = tuple(outputs.spatial_shapes[0].tolist())
@@ -222,27 +222,16 @@ class CurriculumRecorder(TrainerCallback):
 
 
 @contextmanager
-def without_chance(vit: AdaptiveViTModel, relaxation: float) -> Iterator[None]:
-    """Lets a model select as in training at a relaxation, but without chance and gradient, and leaves no trace."""
+def without_chance(vit: AdaptiveViTModel) -> Iterator[None]:
+    """Puts a model into evaluation, without gradient, for a while; random numbers go on as if nothing had been."""
     modes = [(module, module.training) for module in vit.modules()]
-    before = vit.selection_relaxation
-    teachers = [reducer for reducer in reducers_of(vit).values() if reducer.learns_from_dense]
     devices = [] if vit.device.type == "cpu" else [vit.device]
     device_type = vit.device.type if devices else "cuda"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices, device_type=device_type):
             vit.eval()
-            # Relaxation acts while the encoder itself is in training; dropout, predictors and the like ask their own
-            # modules, which are not. What else the encoder does then is to run a teacher, for nothing.
-            vit.training = True
-            vit.selection_relaxation = relaxation
-            for reducer in teachers:
-                reducer.learns_from_dense = False
             yield
     finally:
-        for reducer in teachers:
-            del reducer.learns_from_dense
-        vit.selection_relaxation = before
         for module, mode in modes:
             module.training = mode
 

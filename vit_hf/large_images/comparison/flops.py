@@ -6,14 +6,12 @@ Both count 2 for a multiply-add, and neither what is no matrix product: norms, s
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ...model.selection_base import Selection
 
 
 @dataclass
@@ -35,16 +33,15 @@ class Tally:
 @contextmanager
 def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
     """Sums up over all calls of a model."""
-    tally, vit = Tally(), model.vit
-    select, is_selecting = vit._select, False
+    tally, vit, is_selecting = Tally(), model.vit, False
 
-    def select_uncounted(*args: Any, **kwargs: Any) -> Selection:
+    def begin_selecting(module: nn.Module, args: tuple) -> None:
         nonlocal is_selecting
         is_selecting = True
-        try:
-            return select(*args, **kwargs)
-        finally:
-            is_selecting = False
+
+    def end_selecting(module: nn.Module, args: tuple, output: object) -> None:
+        nonlocal is_selecting
+        is_selecting = False
 
     def add(multiply_adds: int) -> None:
         # Selectors look through the same layers, and embed patches for themselves.
@@ -71,11 +68,12 @@ def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
     for layer in vit.layers:
         handles.append(layer.attention.register_forward_pre_hook(attention))
         handles.append(layer.mlp.register_forward_pre_hook(linear))
-    vit._select = select_uncounted
+    if vit.selector is not None:
+        handles.append(vit.selector.register_forward_pre_hook(begin_selecting))
+        handles.append(vit.selector.register_forward_hook(end_selecting, always_call=True))
     try:
         yield tally
     finally:
-        del vit._select
         for handle in handles:
             handle.remove()
 
