@@ -32,8 +32,8 @@ class SelectionOutput(ModelOutput):
     @classmethod
     def from_outputs(cls, outputs: ModelOutput, **values):
         """The fields that `outputs` has as well, from there, but for those of `values`."""
-        shared = {field.name: getattr(outputs, field.name, None) for field in fields(cls)}
-        return cls(**{**shared, **values})
+        names = [field.name for field in fields(outputs) if hasattr(cls, field.name)]
+        return cls(**{**{name: getattr(outputs, name) for name in names}, **values})
 
 
 @dataclass
