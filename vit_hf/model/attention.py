@@ -12,7 +12,6 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .blocks import make_inner_norm
-from .positions_rotary import rotate_half_pairs
 from .tokens import TokenSequence, move_fields
 
 
@@ -302,6 +301,18 @@ class AdaptiveViTAttention(nn.Module):
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
+
+
+def rotate_half_pairs(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotates the last tokens of `states` `(B, heads, T, d)` by cosines and sines `(B, 1 or heads, N, d)`, N <= T.
+
+    Tokens before them (CLS, registers) have no place in the image and stay as they are.
+    """
+    cosine, sine = rotation
+    prefix = states.shape[2] - cosine.shape[2]
+    first, second = states[:, :, prefix:].chunk(2, dim=-1)
+    rotated = states[:, :, prefix:] * cosine + torch.cat((-second, first), dim=-1) * sine
+    return torch.cat((states[:, :, :prefix], rotated), dim=2) if prefix else rotated
 
 
 def add_masks(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -207,18 +207,19 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self, patches: ImagePatches, selection: Selection, sequence: TokenSequence, encoded: EncoderOutput
     ) -> AdaptiveViTModelOutput:
         """Collects what the model returns."""
+        greedy = selection.favourites
         losses = [loss for loss in (selection.loss, *encoded.losses) if loss is not None]
         return AdaptiveViTModelOutput.from_outputs(
             encoded,
             pooler_output=self.pooler(encoded.last_hidden_state) if self.pooler is not None else None,
-            selected_patches=selection.raster_indices(patches),
+            selected_patches=patches.raster_indices(selection.indices, selection.mask),
             patch_scores=selection.scores,
             patch_coordinates=sequence.patches.coordinates,
             spatial_shapes=sequence.patches.grid,
             patch_mask=selection.mask,
             selection_loss=sum(losses) if losses else None,
             selection_log_prob=selection.log_prob,
-            favourite_patches=selection.favourites and selection.favourites.raster_indices(patches),
+            favourite_patches=greedy and patches.raster_indices(greedy.indices, greedy.mask),
         )
 
     def restore(
@@ -278,7 +279,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             if reducer.inside_block:
                 hidden_states = layer(hidden_states, inputs[index], step)
             else:
-                hidden_states = step.apply(hidden_states)
+                hidden_states, _ = step(hidden_states)
             if not stages:
                 step.before = None  # nobody asks for the states of what was dropped
             tokens = step.result.tokens

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import AdaptiveViTAttention, AttentionInputs
+from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
 from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
 from .layer_sizes import head_dim_of, heads_of, intermediate_size_of
-from .reduction_base import ReductionStep
+
+
+# Hidden states `(B, T', D)` and the mask of their patch tokens, of `(B, T, D)` and what attention was computed from.
+ReduceTokens = Callable[[torch.Tensor, AttentionStates], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class AdaptiveViTLayer(GradientCheckpointingLayer):
@@ -37,7 +40,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         inputs: AttentionInputs,
-        reduction: ReductionStep | None = None,
+        reduce: ReduceTokens | None = None,
         probe: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Hidden states `(B, T, D)`, or `(B, T', D)` where tokens are reduced.
@@ -45,7 +48,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         Args:
             hidden_states: `(B, T, D)`.
             inputs: masks and positions for attention.
-            reduction: thins the last tokens between attention and the feed-forward network.
+            reduce: thins the last tokens between attention and the feed-forward network.
             probe: a method of the attention that runs instead of the block, see `cls_attention`.
         """
         normed = normalise(self.layernorm_before, hidden_states, inputs.key_mask)
@@ -54,9 +57,8 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         attention, _, states = self.attention(normed, inputs)
         hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
         mask = inputs.key_mask
-        if reduction is not None:
-            hidden_states = reduction.apply(hidden_states, states)
-            mask = reduction.result.tokens.mask
+        if reduce is not None:
+            hidden_states, mask = reduce(hidden_states, states)
         del attention, states  # no need to hold them while the feed-forward network runs
         mlp = self.mlp(normalise(self.layernorm_after, hidden_states, mask))
         return hidden_states + self._branch(mlp, self.layer_scale2)

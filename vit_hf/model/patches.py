@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .axes import has_frames, native_sides, patch_sides
-from .tokens import PatchTokens, grid_coordinates, raster_indices
+from .tokens import PatchTokens, gather_tokens, grid_coordinates, raster_indices
 
 
 @dataclass
@@ -272,6 +272,14 @@ class ImagePatches:
                 f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
             )
         return found.int().argmax(dim=-1), None if present.all() else present
+
+    def raster_indices(
+        self, indices: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Raster indices `(B, K)` int64 of the patches at `indices` `(B, K)`, None for all; -1 where `mask` is False."""
+        coordinates = self.coordinates if indices is None else gather_tokens(self.coordinates, indices)
+        raster = raster_indices(coordinates, self.grid)
+        return raster if mask is None else raster.masked_fill(~mask, -1)
 
     def mix(self, weights: torch.Tensor) -> PatchTokens:
         """Weighted means of patches, `(B, K, C*P*P)`, or of their features, at the means of their coordinates.

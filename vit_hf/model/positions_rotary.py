@@ -12,18 +12,6 @@ from .positions_base import PositionEncoding, geometric_frequencies
 from .tokens import PatchTokens
 
 
-def rotate_half_pairs(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates the last tokens of `states` `(B, heads, T, d)` by cosines and sines `(B, 1 or heads, N, d)`, N <= T.
-
-    Tokens before them (CLS, registers) have no place in the image and stay as they are.
-    """
-    cosine, sine = rotation
-    prefix = states.shape[2] - cosine.shape[2]
-    first, second = states[:, :, prefix:].chunk(2, dim=-1)
-    rotated = states[:, :, prefix:] * cosine + torch.cat((-second, first), dim=-1) * sine
-    return torch.cat((states[:, :, :prefix], rotated), dim=2) if prefix else rotated
-
-
 class Rotary(PositionEncoding):
     """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
 

@@ -61,11 +61,11 @@ class TokenReducer(nn.Module, ABC):
 
 @dataclass
 class ReductionStep:
-    """One reduction on the way through the encoder: what it works on, and after `apply` what it made of it.
+    """One reduction on the way through the encoder; calling it fills `before` and `result`.
 
     Attributes:
         reducer: of the block.
-        tokens: those to reduce, whose hidden states `apply` is given.
+        tokens: those to reduce, whose hidden states the call is given.
         relaxation: see `TokenReducer.forward`.
         before: hidden states `(B, M, D)` of the tokens that were reduced.
         result: what the reducer returned.
@@ -77,13 +77,15 @@ class ReductionStep:
     before: torch.Tensor | None = None
     result: Reduction | None = None
 
-    def apply(self, hidden_states: torch.Tensor, states: AttentionStates | None = None) -> torch.Tensor:
-        """Hidden states `(B, T', D)` of the reduced sequence, of those `(B, T, D)` that it has now."""
+    def __call__(
+        self, hidden_states: torch.Tensor, states: AttentionStates | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Reduces a sequence `(B, T, D)` to `(B, T', D)`, and returns it with the mask of its patch tokens."""
         tokens = self.tokens.to(hidden_states.device)  # the block may lie on another device
         prefix, self.before = split_tokens(hidden_states, tokens)
         self.result = self.reducer(tokens.with_features(self.before), states, self.relaxation)
         reduced = self.result.tokens.features
-        return torch.cat((prefix.to(reduced.device), reduced), dim=1)
+        return torch.cat((prefix.to(reduced.device), reduced), dim=1), self.result.tokens.mask
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:

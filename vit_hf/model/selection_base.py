@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .patches import ImagePatches
-from .tokens import PatchTokens, check_finite, gather_tokens, raster_indices
+from .tokens import PatchTokens, check_finite
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
@@ -125,14 +125,6 @@ class Selection:
     log_prob: torch.Tensor | None = None
     favourites: "Selection | None" = None
     loss: torch.Tensor | None = None
-
-    def raster_indices(self, patches: ImagePatches) -> torch.Tensor:
-        """`(B, K)` int64 raster indices in each image's full grid, -1 for none."""
-        coordinates = patches.coordinates
-        if self.indices is not None:
-            coordinates = gather_tokens(coordinates, self.indices)
-        raster = raster_indices(coordinates, patches.grid)
-        return raster if self.mask is None else raster.masked_fill(~self.mask, -1)
 
 
 class Scout(Protocol):
