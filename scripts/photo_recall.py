@@ -35,9 +35,9 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from vit_hf import PATCH_SELECTORS, AdaptiveViTModel
 from vit_hf.data.tree_photos import annotated_photos, deepforest_folder, photo_processor, windows
-from vit_hf.model.axes import to_pair
 from vit_hf.model.image_loading import read_image
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
+from vit_hf.model.sizes import to_pair
 
 
 MEASURES = ("hit", "touched", "covered", "on trees")

@@ -19,7 +19,7 @@ from vit_hf import (
 from vit_hf.explain import IMAGE_PICTURES, PICTURES, explain, unique_names
 from vit_hf.explanations import attention_maps
 from vit_hf.explanations.position_maps import position_similarity
-from vit_hf.model.tokens import PatchTokens, grid_coordinates
+from vit_hf.model.patches import PatchTokens, grid_coordinates
 
 
 NATIVE = {"do_resize": False}

@@ -52,19 +52,12 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
-from .model.patches import ImagePatches
-from .model.positions import POSITION_ENCODINGS
-from .model.positions_base import PositionEncoding
-from .model.reduction import TOKEN_REDUCERS
-from .model.reduction_base import Reduction, TokenReducer
-from .model.selection import PATCH_SELECTORS
-from .model.selection_base import PatchSelector
-from .model.tokens import PatchTokens
-from .model.user_classes import (
-    register_patch_selector,
-    register_position_encoding,
-    register_token_reducer,
-)
+from .model.patches import ImagePatches, PatchTokens
+from .model.positions import POSITION_ENCODINGS, PositionEncoding
+from .model.reducers import TOKEN_REDUCERS, Reduction, TokenReducer
+from .model.registry import register_patch_selector, register_position_encoding, register_token_reducer
+from .model.selection import PatchSelector
+from .model.selectors import PATCH_SELECTORS
 from .model.version import __version__
 from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule

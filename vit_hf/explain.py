@@ -22,15 +22,15 @@ from .explanations.results import IMAGE_PICTURES, Explanation, Prediction
 from .explanations.seen_images import load_upright, process, shrink, to_picture, to_picture_boxes
 from .explanations.token_stages import Stage, record_reductions, to_stages
 from .explanations.windows import window_stages
-from .model.axes import to_pair
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic import as_it_answers
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .model.outputs import AdaptiveViTImageClassifierOutput
-from .model.selection_policy import PolicySelector
-from .model.tokens import raster_indices
+from .model.patches import raster_indices
+from .model.selectors import PolicySelector
+from .model.sizes import to_pair
 
 
 if TYPE_CHECKING:

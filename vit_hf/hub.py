@@ -15,9 +15,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from .explain import explain
-from .model.pretrained_base import AdaptivePreTrainedModel
+from .model.pretrained import AdaptivePreTrainedModel
+from .model.registry import classes_of
 from .model.shipping import files_to_save
-from .model.user_classes import classes_of
 from .model_card import make_model_card
 
 

@@ -12,10 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import SwinConfig, TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .model.axes import has_frames, to_pair
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
-from .model.pretrained_base import AdaptivePreTrainedModel
+from .model.pretrained import AdaptivePreTrainedModel
+from .model.sizes import has_frames, to_pair
 
 
 # What a card tells of a training run, and nothing else of it: paths and tokens stay at home.

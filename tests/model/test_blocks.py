@@ -19,8 +19,8 @@ from vit_hf import (
     AdaptiveViTModel,
     explain,
 )
-from vit_hf.model.blocks import GatedMLP, TokenBatchNorm
 from vit_hf.model.heads import POOLINGS
+from vit_hf.model.layers import GatedMLP, TokenBatchNorm
 
 
 OPTIONS = {

@@ -9,8 +9,8 @@ from tests.model.test_learned_selection import batch, learn
 from tests.model.test_modeling import cut
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
-from vit_hf.model.selection_base import PatchSelector
-from vit_hf.model.selection_cross_attention import CrossAttentionSelector
+from vit_hf.model.selection import PatchSelector
+from vit_hf.model.selectors import CrossAttentionSelector
 
 
 def test_scores_by_hand():

@@ -14,8 +14,7 @@ from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.measure import peak_memory
 from vit_hf.model import selection_perturbed
 from vit_hf.model.heads import distillation_loss
-from vit_hf.model.selection_perturbed import perturbed_top_k
-from vit_hf.model.selection_policy import draw_plackett_luce, plackett_luce_log_prob, reinforce_loss
+from vit_hf.model.selectors import draw_plackett_luce, perturbed_top_k, plackett_luce_log_prob, reinforce_loss
 
 
 def within(estimates: torch.Tensor, expected: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from skimage.measure import shannon_entropy
 
 from vit_hf.model.patches import ImagePatches, flatten_channels_last
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS, pixel_scores
-from vit_hf.model.selection_base import keep_top
+from vit_hf.model.selection import keep_top
 
 
 def patches_of(*shape: int, patch_size: int = 8) -> ImagePatches:

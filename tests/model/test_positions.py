@@ -12,11 +12,9 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 from tests.conftest import tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTModel
-from vit_hf.model.attention import rotate_half_pairs
-from vit_hf.model.patches import ImagePatches
-from vit_hf.model.positions import KERNELS, sinusoid_1d, sinusoid_2d
-from vit_hf.model.positions_base import interpolation_weights
-from vit_hf.model.tokens import PatchTokens, grid_coordinates
+from vit_hf.model.layers import rotate_half_pairs
+from vit_hf.model.patches import ImagePatches, PatchTokens, grid_coordinates
+from vit_hf.model.positions import KERNELS, interpolation_weights, sinusoid_1d, sinusoid_2d
 
 
 sides = st.integers(1, 9)

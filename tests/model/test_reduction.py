@@ -11,9 +11,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.conftest import SELECTIONS, tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification
-from vit_hf.model.attention import AttentionInputs, AttentionStates, append_bias_channel
-from vit_hf.model.reduction_by_attention import SamplingReducer
-from vit_hf.model.tokens import PatchTokens, grid_coordinates
+from vit_hf.model.layers import AttentionInputs, AttentionStates, append_bias_channel
+from vit_hf.model.patches import PatchTokens, grid_coordinates
+from vit_hf.model.reducers import SamplingReducer
 
 
 REGISTERS = 2

@@ -11,7 +11,7 @@ from tests.conftest import SELECTIONS, every_selection, tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
-from vit_hf.model.selection_attention import small_images
+from vit_hf.model.selectors import small_images
 
 
 reducers = pytest.mark.parametrize("reducer", TOKEN_REDUCERS)

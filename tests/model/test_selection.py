@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_hf.model.selection_base import keep_top, resolve_num_selected
+from vit_hf.model.selection import keep_top, resolve_num_selected
 
 
 @settings(deadline=None, max_examples=60)

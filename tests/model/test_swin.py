@@ -18,7 +18,7 @@ from vit_hf import (
     register_patch_selector,
 )
 from vit_hf.model.configuration_adaptive_swin import num_windows_selected
-from vit_hf.model.swin_windows import arrange, fit_window, lay_out, pool_cells, pool_windows, split
+from vit_hf.model.swin_layers import arrange, fit_window, lay_out, pool_cells, pool_windows, split
 
 
 GRIDS = [(8, 8), (10, 7), (3, 9), (4, 4)]

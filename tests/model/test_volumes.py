@@ -20,13 +20,16 @@ from vit_hf import (
     AdaptiveViTForVideoClassification,
     AdaptiveViTModel,
 )
-from vit_hf.model.patches import ImagePatches, flatten_channels_last
+from vit_hf.model.patches import (
+    ImagePatches,
+    PatchTokens,
+    flatten_channels_last,
+    grid_coordinates,
+    raster_indices,
+)
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from vit_hf.model.positions import VOLUME_ENCODINGS, sinusoid_3d
-from vit_hf.model.positions_base import interpolation_weights
-from vit_hf.model.positions_bias import read_differences
-from vit_hf.model.selection import VOLUME_SELECTORS
-from vit_hf.model.tokens import PatchTokens, grid_coordinates, raster_indices
+from vit_hf.model.positions import VOLUME_ENCODINGS, interpolation_weights, read_differences, sinusoid_3d
+from vit_hf.model.selectors import VOLUME_SELECTORS
 
 
 ENCODINGS = [*(name for name in POSITION_ENCODINGS if name != "sinusoidal_2d"), *VOLUME_ENCODINGS]

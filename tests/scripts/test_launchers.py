@@ -17,7 +17,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 
 from tests.conftest import tiny_config
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.model.encoder import AdaptiveViTLayer
+from vit_hf.model.layers import AdaptiveViTLayer
 
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import PIL.Image
 from transformers.utils import logging
 
 from ..explanations.results import Prediction
-from ..model.axes import to_pair
 from ..model.pixel_scorers import PIXEL_SCORERS
-from ..model.selection import PATCH_SELECTORS
+from ..model.selectors import PATCH_SELECTORS
+from ..model.sizes import to_pair
 from .explorer import ALL_PATCHES, MAX_TOKENS, Exploration, PatchExplorer, Size
 from .pictures import draw_kept, draw_map, read_picture
 

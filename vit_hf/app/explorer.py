@@ -19,10 +19,10 @@ from ..checkpoints import convert
 from ..explain import explain
 from ..explanations.results import Explanation
 from ..explanations.seen_images import process
-from ..model.axes import has_frames, to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.selection import PATCH_SELECTORS
+from ..model.selectors import PATCH_SELECTORS
+from ..model.sizes import has_frames, to_pair
 from ..training.families import is_swin
 from ..training.models import check_path, load_classifier
 from .pictures import shrink_to

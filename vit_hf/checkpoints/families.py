@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from ..model.axes import to_pair
+from ..model.sizes import to_pair
 
 
 # Fields that mean the same everywhere.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import BitConfig, PreTrainedConfig
 
-from ..model.hybrid_configuration import bit_stride
+from ..model.configuration_adaptive_vit import bit_stride
 from .families import CannotConvert
 
 

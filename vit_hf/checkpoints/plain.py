@@ -12,12 +12,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
-from ..model.layer_sizes import head_dim_of
 from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
+from ..model.sizes import head_dim_of
 from .families import CannotConvert
 
 

@@ -6,7 +6,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.axes import to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import (
@@ -14,6 +13,7 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
+from ..model.sizes import to_pair
 from ..training.models import is_image_processor_saved
 from .families import CannotConvert
 

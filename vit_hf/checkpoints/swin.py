@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig, read_swinv2
 from ..model.modeling_adaptive_swin import (
+    RENAMED,
     AdaptiveSwinBackbone,
     AdaptiveSwinForImageClassification,
     AdaptiveSwinForMaskedImageModeling,
     AdaptiveSwinModel,
     AdaptiveSwinPreTrainedModel,
 )
-from ..model.swin_base_model import RENAMED
 from .families import CannotConvert, Weights, load_state
 from .timm_parts import ACTIVATIONS, read_labels, refuse
 

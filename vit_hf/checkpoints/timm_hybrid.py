@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import BitConfig
 
-from ..model.hybrid_configuration import bit_stride
+from ..model.configuration_adaptive_vit import bit_stride
 from .families import CannotConvert
 
 

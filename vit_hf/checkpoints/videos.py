@@ -10,7 +10,7 @@ from transformers import AutoVideoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..model.axes import to_pair
+from ..model.sizes import to_pair
 from .families import POSITIONS, CannotConvert, Family, Weights, linear_head, vit_fields
 
 

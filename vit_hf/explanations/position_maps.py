@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model.axes import has_frames, to_pair
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.positions_base import PositionEncoding
-from ..model.tokens import PatchTokens, grid_coordinates
+from ..model.patches import PatchTokens, grid_coordinates
+from ..model.positions import PositionEncoding
+from ..model.sizes import has_frames, to_pair
 
 
 if TYPE_CHECKING:

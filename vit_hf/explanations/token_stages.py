@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
-from ..model.reduction_base import Reduction, TokenReducer
+from ..model.reducers import Reduction, TokenReducer
 
 
 @dataclass

@@ -5,8 +5,8 @@ import PIL.Image
 import PIL.ImageDraw
 import torch
 
-from ..model.axes import has_frames, patch_sides
 from ..model.modeling_adaptive_vit import AdaptiveViTForVideoClassification
+from ..model.sizes import has_frames, patch_sides
 
 
 # Pixels that a frame is high and wide at least, so that outlines show; and between frames.

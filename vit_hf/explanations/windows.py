@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
-from ..model.swin_outputs import AdaptiveSwinImageClassifierOutput
-from ..model.swin_windows import fit_window, lay_out
+from ..model.modeling_adaptive_swin import AdaptiveSwinImageClassifierOutput
+from ..model.swin_layers import fit_window, lay_out
 
 
 @dataclass

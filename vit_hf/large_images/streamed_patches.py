@@ -7,9 +7,8 @@ from itertools import starmap
 
 import torch
 
-from ..model.patches import ImagePatches
-from ..model.selection_base import keep_top
-from ..model.tokens import PatchTokens, gather_tokens, grid_coordinates, raster_indices
+from ..model.patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, raster_indices
+from ..model.selection import keep_top
 from .streamed_image import StreamedImage
 
 

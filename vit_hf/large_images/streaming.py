@@ -13,14 +13,13 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
-from ..model.axes import to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import flatten_channels_last
-from ..model.selection_base import resolve_num_selected
-from ..model.tokens import raster_indices
+from ..model.patches import flatten_channels_last, raster_indices
+from ..model.selection import resolve_num_selected
+from ..model.sizes import to_pair
 from ..training.models import is_image_processor_saved
 from .contexts import AnyImage, as_source, evaluating
 from .sources import open_image

@@ -2,13 +2,12 @@
 
 import math
 
-from .axes import has_frames, to_pair
-from .blocks import ACTIVATIONS
-from .layer_sizes import check_layer_sizes, head_dim_of
+from .layers import ACTIVATIONS
 from .mae_decoder import decoder_config
 from .positions import POSITION_ENCODINGS
-from .reduction import TOKEN_REDUCERS
-from .user_classes import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of
+from .reducers import TOKEN_REDUCERS
+from .registry import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of
+from .sizes import check_layer_sizes, has_frames, head_dim_of, to_pair
 
 
 def check_class(config, field: str) -> None:

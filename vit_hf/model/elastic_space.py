@@ -9,7 +9,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .layer_sizes import head_dim_of
+from .sizes import head_dim_of
 
 
 # What a configuration may leave open, and which of its fields says the largest.

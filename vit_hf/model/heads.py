@@ -4,8 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention import SMALLEST_SIZE
-from .blocks import ACTIVATIONS, AdaptiveViTMLP, Initialized
+from .layers import ACTIVATIONS, SMALLEST_SIZE, AdaptiveViTMLP, Initialized
 
 
 class AdaptiveViTPooler(nn.Module):

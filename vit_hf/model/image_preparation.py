@@ -4,6 +4,7 @@
 the K patches that matter are all that leaves it. Shape legend: `tokens.py`.
 """
 
+import math
 import os
 from typing import Any
 
@@ -13,24 +14,119 @@ import torch
 from torch import nn
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
+    get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
-from .axes import to_pair
 from .image_loading import flatten_images, read_image, to_pixels
-from .image_resizing import size_for_patches, target_size
-from .patches import ImagePatches, flatten_channels_last
+from .patches import ImagePatches, PatchTokens, flatten_channels_last
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
-from .segmentation_maps import SegmentationMaps
-from .selection_base import keep_top, resolve_num_selected
-from .tokens import PatchTokens
+from .selection import keep_top, resolve_num_selected
+from .sizes import to_pair
+
+
+def target_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """(height, width) that an image gets by an option `size`, as transformers' backends have it.
+
+    A longest edge alone is a cap.
+    """
+    if size.longest_edge and not size.shortest_edge:
+        scale = min(1, size.longest_edge / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+    if size.shortest_edge and size.longest_edge:
+        return tuple(get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge))
+    if size.shortest_edge:
+        longer = int(size.shortest_edge * max(height, width) / min(height, width))
+        return (longer, size.shortest_edge) if height > width else (size.shortest_edge, longer)
+    if size.max_height and size.max_width:
+        return get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    return size.height, size.width
+
+
+def size_for_patches(
+    height: int, width: int, patch_size: tuple[int, int], max_num_patches: int
+) -> tuple[int, int]:
+    """(height, width) in whole patches, at most so many, of about the aspect of an image, as large as that allows.
+
+    Found by halving, as transformers' `Siglip2ImageProcessor` does, to the same precision, so that sizes agree.
+    """
+
+    def patches(scale: float) -> tuple[int, int]:
+        rows, columns = (
+            max(1, math.ceil(side * scale / patch))
+            for side, patch in zip((height, width), patch_size, strict=True)
+        )
+        return rows, columns
+
+    fits, too_large = 1e-6, 100.0
+    while too_large - fits >= 1e-5:
+        middle = (fits + too_large) / 2
+        if math.prod(patches(middle)) <= max_num_patches:
+            fits = middle
+        else:
+            too_large = middle
+    rows, columns = patches(fits)
+    return rows * patch_size[0], columns * patch_size[1]
+
+
+class SegmentationMaps:
+    """Stands before an image processor."""
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
+        """As in transformers: class maps `(height, width)` int64, one for each image.
+
+        Args:
+            outputs: of `AdaptiveViTForSemanticSegmentation`, with logits `(B, L, h, w)`. A single class is a yes (1) or a
+                no (0).
+            target_sizes: (height, width) of each image as it was before preparation; None for maps of the logits' size.
+                Pixels that no whole patch covered have the class beside them.
+            return_segmentation_scores: whether to return objects with `segmentation` and `segmentation_scores` (logits
+                `(L, height, width)`) instead.
+
+        Raises:
+            ValueError: for another number of sizes than of images.
+        """
+        logits = outputs.logits
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(
+                f"target_sizes has {len(target_sizes)} sizes for {len(logits)} images: give one (height, width) each."
+            )
+        results = []
+        for index, image in enumerate(logits):
+            if target_sizes is not None:
+                image = self._resize_logits(image, tuple(int(side) for side in target_sizes[index]))
+            segmentation = image.argmax(dim=0) if len(image) > 1 else (image[0] > 0).long()
+            results.append(BatchFeature(data={"segmentation": segmentation, "segmentation_scores": image}))
+        return results if return_segmentation_scores else [result.segmentation for result in results]
+
+    def _resize_logits(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """`(L, height, width)` of `(L, h, w)`, bilinearly as in the loss."""
+        prepared = covered = size
+        if self.do_resize:
+            prepared = target_size(*size, self.size)
+        if not self.do_resize or self.max_num_patches is None:  # which resizes to whole patches
+            covered = tuple(
+                max(1, round(side * (pixels - pixels % patch) / pixels))
+                for side, pixels, patch in zip(size, prepared, to_pair(self.patch_size), strict=True)
+            )
+        logits = nn.functional.interpolate(
+            logits[None].float(), size=covered, mode="bilinear", align_corners=False
+        )
+        beyond = (0, size[1] - covered[1], 0, size[0] - covered[0])
+        return nn.functional.pad(logits, beyond, mode="replicate")[0]
 
 
 logger = logging.get_logger(__name__)

@@ -10,14 +10,19 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .attention import LayerInputs
-from .axes import to_pair
-from .blocks import Initialized, make_norm, normalise
-from .encoder import AdaptiveViTLayer
-from .patches import ImagePatches, flatten_channels_last
+from .layers import AdaptiveViTLayer, Initialized, LayerInputs, make_norm, normalise
+from .patches import (
+    ImagePatches,
+    PatchTokens,
+    TokenSequence,
+    flatten_channels_last,
+    gather_tokens,
+    move_fields,
+    raster_indices,
+)
 from .pixel_scorers import pixel_scores
 from .positions import POSITION_ENCODINGS
-from .tokens import PatchTokens, TokenSequence, gather_tokens, move_fields, raster_indices
+from .sizes import to_pair
 
 
 def decoder_config(config):

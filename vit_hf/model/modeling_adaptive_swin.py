@@ -1,20 +1,385 @@
 """Adaptive Swin Transformer: the models that users load, and their heads. Shape legend: `swin_windows.py`."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
+from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .heads import MaskedImageDecoder, MeanPooling, classification_loss, masked_reconstruction_loss
-from .swin_base_model import AdaptiveSwinModel, AdaptiveSwinPreTrainedModel, to_map
-from .swin_outputs import (
-    AdaptiveSwinBackboneOutput,
-    AdaptiveSwinImageClassifierOutput,
-    AdaptiveSwinMaskedImageModelingOutput,
+from .layers import Initialized
+from .patch_embeddings import PatchEmbeddings
+from .patches import ImagePatches, check_finite
+from .positions import Learned
+from .pretrained import AdaptivePreTrainedModel, initialize_own
+from .registry import classes_of, find_class
+from .shipping import check_travel
+from .swin_layers import AdaptiveSwinStage, Choose, StageConfig, StageResult, WindowChooser
+
+
+@dataclass
+class AdaptiveSwinModelOutput(BaseModelOutputWithPooling):
+    """Hidden states, and what was selected and why.
+
+    Attributes:
+        last_hidden_state: `(B, N, D)` of the last stage's grid, in raster order.
+        pooler_output: `(B, D)` their mean.
+        hidden_states: what enters the first stage and what each stage gives to the next, `(B, N, D)` of their grids.
+        reshaped_hidden_states: the same as `(B, D, R, S)`.
+        attentions: of each stage the last block's, `(B * K, heads, L, L)`, windows of one image after another.
+        selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block computed
+            on, -1 for padding; all patches in raster order where it computed on all.
+        selected_windows: for each stage, `(B, K)` int64 raster indices of the windows that blocks without shift computed
+            on; None without a selector.
+        selected_shifted_windows: the same for blocks with shift, of windows of the rolled grid.
+        patch_scores: `(B, N)` the selector's scores of all patches; None without a selector.
+        spatial_shapes: `(B, 2)` int64 rows and columns of the grid of patches.
+        selection_loss: what training a selector adds to the loss, if anything.
+    """
+
+    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    selected_patches: torch.LongTensor | None = None
+    selected_windows: tuple[torch.LongTensor, ...] | None = None
+    selected_shifted_windows: tuple[torch.LongTensor, ...] | None = None
+    patch_scores: torch.FloatTensor | None = None
+    spatial_shapes: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class AdaptiveSwinImageClassifierOutput(ImageClassifierOutput):
+    """Logits `(B, num_labels)`, and what was selected: see `AdaptiveSwinModelOutput`."""
+
+    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    selected_patches: torch.LongTensor | None = None
+    selected_windows: tuple[torch.LongTensor, ...] | None = None
+    selected_shifted_windows: tuple[torch.LongTensor, ...] | None = None
+    patch_scores: torch.FloatTensor | None = None
+    spatial_shapes: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class AdaptiveSwinMaskedImageModelingOutput(MaskedImageModelingOutput):
+    """Reconstruction `(B, C, H, W)` in pixels, and what `AdaptiveSwinModelOutput` has."""
+
+    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    spatial_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class AdaptiveSwinBackboneOutput(BackboneOutput):
+    """Feature maps, and of `AdaptiveSwinModelOutput` what was selected."""
+
+    selected_patches: torch.LongTensor | None = None
+    selection_loss: torch.FloatTensor | None = None
+
+
+MODULE = "modeling_adaptive_swin"
+AUTO_MAP = {
+    "AutoConfig": "configuration_adaptive_swin.AdaptiveSwinConfig",
+    "AutoModel": f"{MODULE}.AdaptiveSwinModel",
+    "AutoModelForImageClassification": f"{MODULE}.AdaptiveSwinForImageClassification",
+    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveSwinForMaskedImageModeling",
+    "AutoBackbone": f"{MODULE}.AdaptiveSwinBackbone",
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
+        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+    },
+}
+
+
+class AdaptiveSwinEmbeddings(Initialized, nn.Module):
+    """Patch embeddings, normalised, with learned positions if the configuration wants them."""
+
+    def __init__(self, config: AdaptiveSwinConfig, use_mask_token: bool = False):
+        super().__init__()
+        stage_config = StageConfig(config, 0)
+        self.patch_embeddings = PatchEmbeddings(stage_config)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.position_encoding = Learned(stage_config) if config.use_absolute_embeddings else None
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim)) if use_mask_token else None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, patches: ImagePatches, bool_masked_pos: torch.BoolTensor | None = None) -> torch.Tensor:
+        """Embeddings `(B, N, D)`, of which the mask token replaces those with a True in `bool_masked_pos` `(B, N)`."""
+        tokens = self.patch_embeddings(patches)
+        embeddings = self.norm(tokens.features)
+        if bool_masked_pos is not None:
+            if bool_masked_pos.shape != embeddings.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos has the shape {tuple(bool_masked_pos.shape)}, but there are "
+                    f"{tuple(embeddings.shape[:2])} patches (images, patches of each)."
+                )
+            if self.mask_token is None:
+                raise ValueError(
+                    "bool_masked_pos needs a mask token: use AdaptiveSwinForMaskedImageModeling, or build "
+                    "AdaptiveSwinModel(config, use_mask_token=True)."
+                )
+            embeddings = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token, embeddings)
+        if self.position_encoding is not None:
+            embeddings = self.position_encoding(tokens.with_features(embeddings)).features
+        return self.dropout(embeddings)
+
+    def reset_parameters(self, std: float) -> None:
+        if self.mask_token is not None:
+            init.zeros_(self.mask_token)
+
+
+class AdaptiveSwinEncoder(nn.Module):
+    """The stages."""
+
+    def __init__(self, config: AdaptiveSwinConfig):
+        super().__init__()
+        number = sum(config.depths)
+        rates = [config.drop_path_rate * index / max(number - 1, 1) for index in range(number)]
+        ends = [sum(config.depths[: stage + 1]) for stage in range(config.num_layers)]
+        self.layers = nn.ModuleList(
+            AdaptiveSwinStage(config, stage, rates[end - depth : end])
+            for stage, (end, depth) in enumerate(zip(ends, config.depths, strict=True))
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        grid: tuple[int, int],
+        choose: Choose,
+        always_partition: bool,
+        show_weights: bool,
+    ) -> list[StageResult]:
+        results = []
+        for stage in self.layers:
+            results.append(stage(hidden_states, grid, choose, always_partition, show_weights))
+            hidden_states, grid = results[-1].merged, results[-1].merged_grid
+        return results
+
+
+class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
+    """Loading, saving and initialisation."""
+
+    _code_file = MODULE
+    _auto_map = AUTO_MAP
+    config: AdaptiveSwinConfig
+    config_class = AdaptiveSwinConfig
+    base_model_prefix = "swin"
+    # A stage hands its blocks where its windows are.
+    _no_split_modules = ["AdaptiveSwinEmbeddings", "AdaptiveSwinStage"]
+    # Both lack the bias that positions are here.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    # Buffers that Microsoft's and older checkpoints of transformers hold: ours are computed.
+    _keys_to_ignore_on_load_unexpected = [
+        r"relative_position_index$",
+        r"relative_coords_table$",
+        r"attn_mask$",
+    ]
+
+    def __init__(self, config: AdaptiveSwinConfig, *args, **kwargs):
+        # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
+        config.validate_architecture()
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        initialize_own(module, self.config.initializer_range)
+
+
+@dataclass
+class SwinPass:
+    """What a pass through the model left: embeddings `(B, N, D)`, stages, and what chose their windows."""
+
+    embeddings: torch.Tensor
+    stages: list[StageResult]
+    chooser: WindowChooser
+    outputs: AdaptiveSwinModelOutput
+
+
+class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
+    """The encoder without a head.
+
+    Args:
+        config: see `AdaptiveSwinConfig`.
+        add_pooling_layer: whether outputs have the mean of the last hidden states, as Swin's do.
+        use_mask_token: whether to have a mask token for masked image modelling.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(
+        self, config: AdaptiveSwinConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
+    ):
+        super().__init__(config)
+        self.embeddings = AdaptiveSwinEmbeddings(config, use_mask_token=use_mask_token)
+        selector = find_class(config, "patch_selector")
+        self.selector = selector(config) if selector else None
+        self.encoder = AdaptiveSwinEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.add_pooling_layer = add_pooling_layer
+        self.selection_relaxation = 0.0
+        check_travel(classes_of(self))
+        self.post_init()
+
+    def pluggable_parts(self) -> dict[str, nn.Module | None]:
+        """The parts whose class the configuration names, by its field."""
+        return {"patch_selector": self.selector}
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        always_partition: bool = False,
+        sample_selection: bool | None = None,
+        relaxation: float | None = None,
+        **kwargs,
+    ) -> AdaptiveSwinModelOutput:
+        """
+        Args:
+            pixel_values: `(B, C, H, W)` images of any size, which are padded with zeros to whole patches.
+            bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`, where there are
+                learned positions in the image; otherwise these are evaluated for the size at hand.
+            always_partition: as `window_fit="fixed"` of the configuration.
+            sample_selection: whether chance may play a part in selecting; by default it does while training.
+            relaxation: how far selection is loosened, from 0 (as configured) to 1 (all windows); by default
+                `selection_relaxation` while training, and 0 otherwise.
+
+        Raises:
+            ValueError: if the input has the wrong shape, or is not finite.
+        """
+        return self._compute(
+            pixel_values,
+            bool_masked_pos,
+            interpolate_pos_encoding,
+            always_partition,
+            sample_selection,
+            relaxation,
+            **kwargs,
+        ).outputs
+
+    def _compute(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        always_partition: bool = False,
+        sample_selection: bool | None = None,
+        relaxation: float | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SwinPass:
+        config = self.config
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        patches = self.to_patches(pixel_values, interpolate_pos_encoding)
+        embeddings = self.embeddings(patches, bool_masked_pos)
+        check_finite(embeddings, "pixel_values")
+        sample = self.training if sample_selection is None else sample_selection
+        if relaxation is None:
+            relaxation = self.selection_relaxation if self.training else 0.0
+        chooser = WindowChooser(config, self.selector, patches, relaxation, sample)
+        stages = self.encoder(embeddings, patches.full_grid, chooser, always_partition, output_attentions)
+        last = self.layernorm(stages[-1].states)
+        outputs = AdaptiveSwinModelOutput(
+            last_hidden_state=last,
+            pooler_output=last.mean(dim=1) if self.add_pooling_layer else None,
+            attentions=tuple(stage.weights for stage in stages) if output_attentions else None,
+            patch_scores=chooser.scores,
+            spatial_shapes=patches.grid,
+            selected_patches=_selected_patches(stages[0], patches),
+            selection_loss=chooser.loss() if self.training and sample else None,
+        )
+        if output_hidden_states:
+            states = [(embeddings, patches.full_grid)] + [
+                (stage.merged, stage.merged_grid) for stage in stages
+            ]
+            outputs.hidden_states = tuple(values for values, _ in states)
+            outputs.reshaped_hidden_states = tuple(to_map(*state) for state in states)
+        if self.selector is not None:
+            number = patches.grid.shape[0]
+            outputs.selected_windows = tuple(_chosen(stage, 0, number) for stage in stages)
+            outputs.selected_shifted_windows = tuple(_chosen(stage, -1, number) for stage in stages)
+        return SwinPass(embeddings, stages, chooser, outputs)
+
+    def to_patches(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> ImagePatches:
+        """Cuts images, padded with zeros, to patches; see `forward`."""
+        if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
+            height, width = self.embeddings.patch_embeddings.patch_size
+            missing = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
+            if any(missing):  # by nothing it would copy, too
+                pixel_values = nn.functional.pad(pixel_values, missing)
+        elif not isinstance(pixel_values, ImagePatches) or pixel_values.full_grid is None:
+            shape = (
+                tuple(pixel_values.shape)
+                if isinstance(pixel_values, torch.Tensor)
+                else "patches of some images"
+            )
+            raise ValueError(
+                f"Swin computes on whole images (B, C, H, W), got {shape}. One image needs a batch dimension; an image "
+                "processor that cuts patches needs return_patches=False."
+            )
+        interpolate = interpolate_pos_encoding if self.config.use_absolute_embeddings else None
+        return ImagePatches.from_inputs(self.config, pixel_values, interpolate_pos_encoding=interpolate)
+
+
+def to_map(states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """`(B, D, R, S)` of states `(B, N, D)` in raster order."""
+    return states.transpose(1, 2).unflatten(2, grid)
+
+
+def _selected_patches(first: StageResult, patches: ImagePatches) -> torch.Tensor:
+    if first.chosen[0] is not None:
+        return first.layouts[0].cells_of(first.chosen[0])
+    places = torch.arange(patches.num_patches, device=patches.grid.device)
+    return places.expand(patches.grid.shape[0], -1)
+
+
+def _chosen(stage: StageResult, which: int, batch_size: int) -> torch.Tensor:
+    if stage.chosen[which] is not None:
+        return stage.chosen[which]
+    layout = stage.layouts[which]
+    return torch.arange(layout.num_windows, device=layout.cells.device).expand(batch_size, -1)
+
+
+# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours.
+RENAMED = (
+    (r"^swinv2\.", "swin."),
+    (r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"),
+    (r"attention\.self\.query", "attention.q_proj"),
+    (r"attention\.self\.key", "attention.k_proj"),
+    (r"attention\.self\.value", "attention.v_proj"),
+    (r"attention\.self\.logit_scale", "attention.logit_scale"),
+    (
+        r"attention\.self\.relative_position_bias_table",
+        "attention.relative_position_bias.relative_position_bias_table",
+    ),
+    (
+        r"attention\.self\.continuous_position_bias_mlp",
+        "attention.relative_position_bias.continuous_position_bias_mlp",
+    ),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"output\.dense", "mlp.fc2"),
 )
+for _name in ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone"):
+    register_checkpoint_conversion_mapping(
+        f"AdaptiveSwin{_name}", [WeightRenaming(*pair) for pair in RENAMED], overwrite=True
+    )
 
 
 # transformers saves the file that a class names, with what that imports: this one has everything.

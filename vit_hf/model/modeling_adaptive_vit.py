@@ -1,35 +1,611 @@
 """Adaptive Vision Transformer: the models that users load, and their heads. Shape legend: `tokens.py`."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
-from .base_model import RECORD_NOTHING, AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .elastic import ElasticClassifier
 from .heads import (
     POOLINGS,
+    AdaptiveViTPooler,
     MaskedImageDecoder,
     classification_loss,
     distillation_loss,
     masked_reconstruction_loss,
     reward_per_image,
+    token_distillation_loss,
 )
+from .layers import AdaptiveViTLayer, Initialized, LayerInputs, make_norm, normalise
+from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import (
     AdaptiveViTBackboneOutput,
+    AdaptiveViTForPreTrainingOutput,
     AdaptiveViTImageClassifierOutput,
     AdaptiveViTMaskedImageModelingOutput,
     AdaptiveViTModelOutput,
+    AdaptiveViTSemanticSegmenterOutput,
+    EncoderOutput,
 )
-from .patches import ImagePatches
+from .patch_embeddings import ConvolutionalPatchEmbeddings, HybridPatchEmbeddings, PatchEmbeddings
+from .patches import ImagePatches, PatchTokens, TokenSequence, check_finite, split_tokens
+from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
-from .pretraining import AdaptiveViTForPreTraining
-from .selection_policy import reinforce_loss
-from .semantic_segmentation import AdaptiveViTForSemanticSegmentation
+from .probe import ModelScout
+from .reducers import ReductionStep, Stage, fill_grid, restore_tokens, trace_tokens
+from .registry import classes_of, find_class
+from .segmentation import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
+from .selection import Selection, count_selected
+from .selectors import reinforce_loss
+from .shipping import check_travel
+from .sizes import scout_sides, to_pair
+
+
+PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
+    "linear": PatchEmbeddings,
+    "convolutional": ConvolutionalPatchEmbeddings,
+}
+
+
+class AdaptiveViTEmbeddings(Initialized, nn.Module):
+    """Patch embeddings with their positions, and the tokens that have no place in the image."""
+
+    def __init__(self, config, use_mask_token: bool = False):
+        super().__init__()
+        stem = PATCH_EMBEDDINGS[config.patch_embedding]
+        if config.backbone_config is not None:
+            stem = HybridPatchEmbeddings
+        self.patch_embeddings = stem(config)
+        self.position_encoding = find_class(config, "position_encoding")(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.use_cls_token else None
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
+            if config.num_register_tokens
+            else None
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
+        # Tells a thumbnail's tokens from those of patches. It starts at zero: nothing changes until it is trained.
+        self.scale_embedding = (
+            nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.thumbnail_context else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        patches: ImagePatches,
+        selection: Selection | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        thumbnails: ImagePatches | None = None,
+    ) -> TokenSequence:
+        """CLS, registers, the tokens of thumbnails and those of the selected patches, with positions added.
+
+        Args:
+            patches: all patches of the batch.
+            selection: which of them to embed, or means of them; None for all.
+            bool_masked_pos: `(B, N)` True for patches that the mask token replaces.
+            thumbnails: patches of the images made small, which serve as context.
+        """
+        selection = Selection(None, patches.mask) if selection is None else selection
+        tokens = self.patch_embeddings(patches, selection.indices, selection.weights)
+        if bool_masked_pos is not None:
+            if selection.indices is not None:
+                bool_masked_pos = bool_masked_pos.gather(1, selection.indices)
+            tokens = self._mask(tokens, bool_masked_pos)
+        # By name, as torch cannot count the FLOPs of a module that is given a parameter by place.
+        positions = self.position_encoding(tokens, cls_token=self.cls_token)
+        parts = [part for part in (positions.cls_token, self.register_tokens) if part is not None]
+        parts = [part.expand(tokens.features.shape[0], -1, -1) for part in parts]
+        context = context_grid = None
+        if thumbnails is not None:
+            context, context_grid = thumbnails.coordinates, thumbnails.view_grid
+            parts.append(self.embed_patches(thumbnails).features + self.scale_embedding)
+        hidden_states = self.dropout(torch.cat((*parts, positions.features), dim=1))
+        tokens = replace(tokens, features=positions.features, mask=selection.mask)
+        return TokenSequence(hidden_states, tokens, context, context_grid)
+
+    def embed_patches(self, patches: ImagePatches) -> PatchTokens:
+        """All patches with their positions, without CLS, registers and dropout."""
+        tokens = self.patch_embeddings(patches)
+        return tokens.with_features(self.position_encoding(tokens).features)
+
+    def reset_parameters(self, std: float) -> None:
+        for tokens in (self.cls_token, self.register_tokens):
+            if tokens is not None:
+                init.trunc_normal_(tokens, mean=0.0, std=std)
+        for tokens in (self.mask_token, self.scale_embedding):
+            if tokens is not None:
+                init.zeros_(tokens)
+
+    def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
+        if masked.shape != tokens.features.shape[:2]:
+            raise ValueError(
+                f"bool_masked_pos has the shape {tuple(masked.shape)}, but there are {tuple(tokens.features.shape[:2])} "
+                "patches (images, patches of each)."
+            )
+        if self.mask_token is None:
+            raise ValueError(
+                "bool_masked_pos needs a mask token: use AdaptiveViTForMaskedImageModeling, or build "
+                "AdaptiveViTModel(config, use_mask_token=True)."
+            )
+        return tokens.with_features(
+            torch.where(masked.bool().unsqueeze(-1), self.mask_token, tokens.features)
+        )
+
+
+RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+
+
+class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
+    """The encoder without a head.
+
+    Args:
+        config: see `AdaptiveViTConfig`.
+        add_pooling_layer: whether to add a dense layer on the CLS token, as ViT does.
+        use_mask_token: whether to have a mask token for masked image modelling.
+    """
+
+    _auto_class = "AutoModel"
+    _videos = None
+
+    def __init__(
+        self, config: AdaptiveViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
+    ):
+        super().__init__(config)
+        self.embeddings = AdaptiveViTEmbeddings(config, use_mask_token=use_mask_token)
+        selector, reducer = find_class(config, "patch_selector"), find_class(config, "token_reducer")
+        self.selector = selector(config) if selector else None
+        self.reducers = nn.ModuleDict()
+        if reducer:
+            for index in config.reduction_layers:
+                self.reducers[str(index)] = reducer(config, index)
+        self.layers = nn.ModuleList(
+            AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
+        eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
+        self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
+        self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
+        self.selection_relaxation = 0.0
+        check_travel(classes_of(self))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        patch_coordinates: torch.Tensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        selected_patches: torch.LongTensor | None = None,
+        sample_selection: bool | None = None,
+        relaxation: float | None = None,
+        restore: bool = False,
+        **kwargs,
+    ) -> AdaptiveViTModelOutput:
+        """
+        Args:
+            pixel_values: `(B, C, H, W)` images of any size of at least one patch; or `(B, N, P*P*C)` patches that
+                were cut already, channel last in each patch, together with the three arguments below. With
+                `config.num_frames`, videos or volumes `(B, T, C, H, W)`, or patches `(B, N, t*P*P*C)`; what is said of
+                rows and columns below then holds for time (or depth), rows and columns.
+            bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`, as
+                transformers' ViT does; otherwise positions are evaluated for the size at hand.
+            patch_coordinates: `(B, N, A)` row and column of each cut patch, A = 2; with time before them A = 3.
+            spatial_shapes: `(B, A)` rows and columns of each image's full grid.
+            pixel_attention_mask: `(B, N)` zero for cut patches that are padding.
+            selected_patches: `(B, K)` int64 raster indices of the patches to compute on, -1 for none, instead of the
+                selector's choice.
+            sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K mixes,
+                exploration); by default it does while training.
+            relaxation: how far selection and reduction are loosened, from 0 (as configured) to 1 (everything is kept);
+                by default `selection_relaxation` while training, and 0 otherwise.
+            restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have the
+                state of their group and dropped ones the last state they had; those never selected have that of the
+                thumbnail at their place, if it goes along, or else their embedding.
+
+        Raises:
+            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
+                `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
+        """
+        patches = ImagePatches.from_inputs(
+            self.config,
+            pixel_values,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            interpolate_pos_encoding,
+        )
+        selection = self.select(patches, selected_patches, sample_selection, relaxation)
+        sequence = self.embed(patches, selection, bool_masked_pos)
+        encoded = self.encode(sequence, relaxation, (len(self.layers),) if restore else (), **kwargs)
+        outputs = self.outputs(patches, selection, sequence, encoded)
+        if restore:
+            _, outputs.restored_hidden_state = self.restore(encoded.stages[0], patches, selection, sequence)
+        return outputs
+
+    def pluggable_parts(self) -> dict[str, nn.Module | None]:
+        """The parts whose class the configuration names, by its field."""
+        return {
+            "position_encoding": self.embeddings.position_encoding,
+            "patch_selector": self.selector,
+            "token_reducer": next(iter(self.reducers.values()), None),
+        }
+
+    def select(
+        self,
+        patches: ImagePatches,
+        selected_patches: torch.Tensor | None = None,
+        sample: bool | None = None,
+        relaxation: float | None = None,
+        num_selected: int | float | None = None,
+    ) -> Selection:
+        """Chooses the patches that the encoder gets.
+
+        Args:
+            patches: all patches of the batch.
+            selected_patches, sample, relaxation: see `forward`, where `sample` is `sample_selection`.
+            num_selected: a number or fraction of patches, instead of `config.num_selected_patches`.
+        """
+        if selected_patches is not None:
+            return Selection(*patches.places_of(selected_patches))
+        if self.selector is None:
+            return Selection(None, patches.mask)
+        budget = self.config.num_selected_patches if num_selected is None else num_selected
+        number, counts = count_selected(patches, budget, self._relaxation(relaxation))
+        if not patches.is_whole and number >= patches.num_patches:
+            # The data loader selected already.
+            return Selection(None, patches.mask)
+        sample = self.training if sample is None else sample
+        return self.selector(patches, number, counts, ModelScout(self), sample, self.training and sample)
+
+    def embed(
+        self,
+        patches: ImagePatches,
+        selection: Selection,
+        bool_masked_pos: torch.BoolTensor | None = None,
+    ) -> TokenSequence:
+        """Embeds the selected patches, as the sequence that the first block reads."""
+        thumbnails = None
+        if self.config.thumbnail_context:
+            thumbnails = patches.thumbnail_patches(scout_sides(self.config))
+        sequence = self.embeddings(patches, selection, bool_masked_pos, thumbnails)
+        if self.selector is not None:
+            sequence.patches.sizes = self.selector.weigh(sequence.patches)
+        sequence = self.pre_normalize(sequence)
+        check_finite(sequence.hidden_states, "pixel_values")
+        return sequence
+
+    def pre_normalize(self, sequence: TokenSequence) -> TokenSequence:
+        """Normalizes the tokens before the first block, in models that do (`config.pre_layernorm`)."""
+        if self.pre_layernorm is None:
+            return sequence
+        states = normalise(self.pre_layernorm, sequence.hidden_states, sequence.patches.mask)
+        return replace(sequence, hidden_states=states)
+
+    def encode(
+        self,
+        sequence: TokenSequence,
+        relaxation: float | None = None,
+        stages: tuple[int, ...] = (),
+        **kwargs,
+    ) -> EncoderOutput:
+        """Runs the blocks, which may reduce tokens.
+
+        Args:
+            sequence: from `embed`.
+            relaxation: see `forward`.
+            stages: numbers of blocks after which the states of all tokens that entered are returned.
+            kwargs: `output_hidden_states` and `output_attentions`.
+        """
+        encoded = self._run_blocks(sequence, self._relaxation(relaxation), stages, return_dict=True, **kwargs)
+        if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
+            with torch.no_grad():
+                teacher = self._run_blocks(sequence, reduce=False, **RECORD_NOTHING).last_hidden_state
+            distance = token_distillation_loss(encoded.last_hidden_state, teacher, encoded.token_sizes)
+            encoded.losses.append(self.config.gumbel_token_weight * distance)
+            encoded.dense_hidden_state = teacher
+        return encoded
+
+    def outputs(
+        self, patches: ImagePatches, selection: Selection, sequence: TokenSequence, encoded: EncoderOutput
+    ) -> AdaptiveViTModelOutput:
+        """Collects what the model returns."""
+        greedy = selection.favourites
+        losses = [loss for loss in (selection.loss, *encoded.losses) if loss is not None]
+        return AdaptiveViTModelOutput.from_outputs(
+            encoded,
+            pooler_output=self.pooler(encoded.last_hidden_state) if self.pooler is not None else None,
+            selected_patches=patches.raster_indices(selection.indices, selection.mask),
+            patch_scores=selection.scores,
+            patch_coordinates=sequence.patches.coordinates,
+            spatial_shapes=sequence.patches.grid,
+            patch_mask=selection.mask,
+            selection_loss=sum(losses) if losses else None,
+            selection_log_prob=selection.log_prob,
+            favourite_patches=greedy and patches.raster_indices(greedy.indices, greedy.mask),
+        )
+
+    def restore(
+        self,
+        stage: Stage,
+        patches: ImagePatches,
+        selection: Selection,
+        sequence: TokenSequence,
+        norm: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of CLS and registers `(B, T, D)`, and of the full grid `(B, R*S, D)`, after a stage.
+
+        Args:
+            stage: from `encode`.
+            patches, selection, sequence: as they entered the encoder.
+            norm: whether the last norm is applied.
+        """
+        finish = self._final if norm else lambda states, mask=None: states
+
+        def embed() -> torch.Tensor:
+            unseen = self.embeddings.embed_patches(patches).features
+            if self.pre_layernorm is not None:
+                unseen = normalise(self.pre_layernorm, unseen, patches.mask)
+            return finish(unseen, patches.mask)
+
+        prefix = finish(stage.prefix)
+        num_context = 0 if sequence.context is None else sequence.context.shape[1]
+        own, context = prefix.split((prefix.shape[1] - num_context, num_context), dim=1)
+        return own, fill_grid(patches, selection, finish(stage.states), context, sequence.context_grid, embed)
+
+    # A recorder of its own, so that the passes of a probe before it are not in what the caller records.
+    @capture_outputs(tie_last_hidden_states=False)
+    def _run_blocks(
+        self,
+        sequence: TokenSequence,
+        relaxation: float = 0.0,
+        stages: tuple[int, ...] = (),
+        reduce: bool = True,
+        output_attentions: bool | None = None,
+        # Read by the decorator, and named here so that misspelt arguments are refused.
+        output_hidden_states: bool | None = None,
+    ) -> EncoderOutput:
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        encoding = self.embeddings.position_encoding
+        inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+        hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
+        for index, layer in enumerate(self.layers):
+            if index in stages:
+                kept[index] = (*split_tokens(hidden_states, tokens), len(steps))
+            reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
+            if reducer is None or reducer.keeps_all(relaxation):
+                hidden_states = layer(hidden_states, inputs[index])
+                continue
+            step = ReductionStep(reducer, tokens, relaxation)
+            steps.append(step)
+            if reducer.inside_block:
+                hidden_states = layer(hidden_states, inputs[index], step)
+            else:
+                hidden_states, _ = step(hidden_states)
+            if not stages:
+                step.before = None  # nobody asks for the states of what was dropped
+            tokens = step.result.tokens
+            sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
+            inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+            if not reducer.inside_block:
+                hidden_states = layer(hidden_states, inputs[index])
+        if len(self.layers) in stages:
+            kept[len(self.layers)] = (*split_tokens(hidden_states, tokens), len(steps))
+        sizes = tokens.sizes
+        if tokens.mask is not None:
+            sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
+        losses = [step.result.loss for step in steps if step.result.loss is not None]
+        reductions = [(step.result.assignment, step.before) for step in steps]
+        return EncoderOutput(
+            last_hidden_state=self._final(hidden_states, tokens.mask),
+            token_coordinates=tokens.coordinates,
+            token_sizes=sizes,
+            token_assignments=trace_tokens([assignment for assignment, _ in reductions]) if steps else None,
+            stages=[
+                Stage(prefix, restore_tokens(states, reductions[:number]))
+                for prefix, states, number in (kept[stage] for stage in stages)
+            ],
+            losses=[sum(losses)] if losses else [],
+        )
+
+    def _relaxation(self, relaxation: float | None) -> float:
+        if relaxation is not None:
+            return relaxation
+        return self.selection_relaxation if self.training else 0.0
+
+    def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if self.config.final_norm != "tokens":
+            return hidden_states
+        return normalise(self.layernorm, hidden_states, mask)
+
+
+class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
+    """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
+
+    "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
+    patches alone, `1 - config.mask_ratio` of them, at their own coordinates, with any position encoding. It loads into
+    the other classes, such as `AdaptiveViTForImageClassification`, by `from_pretrained`.
+
+    Raises:
+        ValueError: if the configuration selects or reduces patches, or shows what is masked.
+    """
+
+    _auto_class = "AutoModelForPreTraining"
+    # The decoder has a mask token of its own.
+    _no_split_modules = [*AdaptiveViTPreTrainedModel._no_split_modules, "MaskedAutoencoderDecoder"]
+
+    def __init__(self, config: AdaptiveViTConfig):
+        for name, nothing in (
+            ("patch_selector", None),
+            ("token_reducer", None),
+            ("thumbnail_context", False),
+            ("backbone_config", None),
+        ):
+            value = getattr(config, name)
+            if value != nothing:
+                value = type(value).__name__ if name == "backbone_config" else repr(value)
+                raise ValueError(
+                    f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
+                    f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
+                )
+        if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
+            self._supports_flash_attn = False
+        super().__init__(config)
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
+        self.decoder = MaskedAutoencoderDecoder(config)
+        self.post_init()
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """As in transformers, for encoder and decoder."""
+        super().set_attn_implementation(*args, **kwargs)
+        self.decoder.config._attn_implementation = self.config._attn_implementation
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        patch_coordinates: torch.Tensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> AdaptiveViTForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: `(B, C, H, W)` images of any size, or `(B, N, P*P*C)` cut patches of images of mixed sizes,
+                with the three arguments below: see `AdaptiveViTModel.forward`. Of cut patches those that an image
+                processor selected are enough; the others are not reconstructed then.
+            noise: `(B, N)` numbers, of which the least are kept. By default drawn afresh while training; in evaluation
+                the same for all images of a size, so that losses can be compared.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`.
+
+        Raises:
+            ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
+        """
+        patches = ImagePatches.from_inputs(
+            self.config,
+            pixel_values,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            interpolate_pos_encoding,
+        )
+        if noise is None:
+            noise = draw_noise(patches, None if self.training else self.config.random_selector_seed)
+        elif noise.shape != patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
+                "(images, patches of each)."
+            )
+        masking = draw_mask(patches, self.config.mask_ratio, noise)
+        outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
+        logits = self.decoder(outputs.last_hidden_state, patches, masking)
+        return AdaptiveViTForPreTrainingOutput.from_outputs(
+            outputs,
+            loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
+            logits=logits,
+            mask=masking.mask,
+            ids_restore=masking.ids_restore,
+        )
+
+
+class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
+    """The encoder with a linear or a small convolutional decoder: `config.segmentation_decoder`.
+
+    Whatever is selected or reduced, logits cover the whole image: the patches that were kept are computed on finely, the
+    others have what `restore` of `AdaptiveViTModel.forward` fills in.
+    """
+
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def __init__(self, config: AdaptiveViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
+        self.decode_head = SEGMENTATION_DECODERS[config.segmentation_decoder](config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs,
+    ) -> AdaptiveViTSemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
+                have one grid.
+            labels: `(B, H, W)` int64 class of each pixel, `config.semantic_loss_ignore_index` to ignore.
+
+        Returns:
+            `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
+            columns of the convolutional one. The image processors make class maps of them:
+            `post_process_semantic_segmentation`.
+
+        Raises:
+            ValueError: if the images have different grids, or labels do not fit them or are outside the classes.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            **kwargs,
+        }
+        outputs = self.vit(**inputs, restore=True, return_dict=True)
+        grid = self._grid(pixel_values, outputs)
+        logits = self._segment(outputs, grid)
+        loss, selection_loss = None, outputs.selection_loss
+        if labels is not None:
+            ignored = self.config.semantic_loss_ignore_index
+            patch_size = to_pair(self.config.patch_size)
+            labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
+            losses, counts = segmentation_loss_per_image(labels, logits, ignored)
+            loss = losses.sum() / counts.sum().clamp(min=1)
+            if self.training and outputs.selection_log_prob is not None:
+                rewards = [-losses.detach() / counts.clamp(min=1)]
+                with torch.no_grad():
+                    kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
+                    favourites = self._segment(self.vit(**kwargs, restore=True), grid)
+                    losses, _ = segmentation_loss_per_image(labels, favourites, ignored)
+                    rewards.append(-losses / counts.clamp(min=1))
+                policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
+                policy_loss = self.config.policy_loss_weight * policy_loss
+                selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
+            if self.training and selection_loss is not None:
+                loss = loss + selection_loss
+        return AdaptiveViTSemanticSegmenterOutput.from_outputs(
+            outputs, loss=loss, logits=logits, selection_loss=selection_loss
+        )
+
+    def _segment(self, outputs: AdaptiveViTModelOutput, grid: tuple[int, int]) -> torch.Tensor:
+        maps = outputs.restored_hidden_state.transpose(1, 2).unflatten(2, grid)  # (B, D, R, S)
+        return self.decode_head(maps)
+
+    def _grid(self, pixel_values: torch.Tensor, outputs: AdaptiveViTModelOutput) -> tuple[int, int]:
+        """Rows and columns that all images have."""
+        height, width = to_pair(self.config.patch_size)
+        if pixel_values.ndim == 4:
+            return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+        grids = outputs.spatial_shapes
+        if (grids != grids[:1]).any():
+            raise ValueError(
+                f"Logits of one batch have one size, but the images have grids of {grids.tolist()} rows and columns. "
+                "Give images of one size, or one at a time."
+            )
+        return tuple(grids[0].tolist())
 
 
 logger = logging.get_logger(__name__)

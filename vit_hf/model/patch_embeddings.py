@@ -1,11 +1,19 @@
-"""Patches to embeddings. Shape legend: `tokens.py`."""
+"""Patches to embeddings: a matrix, a small CNN for each patch, or a CNN over the image (the hybrid stem).
+
+F is the channels of a feature map.
+"""
+
+import math
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .axes import patch_sides
-from .patches import ImagePatches
-from .tokens import PatchTokens
+from .layers import Initialized
+from .patches import ImagePatches, PatchTokens, raster_indices
+from .sizes import patch_sides, to_pair
 
 
 class PatchProjection(nn.Conv2d):
@@ -61,3 +69,243 @@ class PatchEmbeddings(nn.Module):
             return PatchTokens(features, patches.coordinates, patches.grid, full_grid=patches.full_grid)
         tokens = patches.take(indices) if weights is None else patches.mix(weights)
         return tokens.with_features(self.projection(tokens.features.to(dtype)))
+
+
+# Patches that go through the CNN at a time where no gradient is wanted: all patches of large images would not fit.
+CHUNK = 512
+
+
+class PatchConvolution(Initialized, nn.Conv2d):
+    """A convolution with standardised filters, and without bias, as a norm follows.
+
+    A filter of mean zero does not answer to a plain background, which would make up most of what a group norm divides
+    by: on digits in black patches the CNN learns without this far slower, and with it as fast as with batch norms
+    ("Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", Qiao et al., 2019).
+
+    A stride s leaves the s-th part of the cells, rounded up.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+
+    def reset_parameters(self, std: float | None = None) -> None:
+        if std is None:  # called by the constructor of torch
+            super(Initialized, self).reset_parameters()
+            return
+        init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(cells, self.standardised(), None)
+
+    def standardised(self) -> torch.Tensor:
+        """The weight, each filter of it with mean 0 and variance 1."""
+        return nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
+
+
+class ResidualBlock(GradientCheckpointingLayer):
+    """Two convolutions beside a shortcut ("Deep Residual Learning for Image Recognition", He et al., 2015)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, num_groups: int):
+        super().__init__()
+        self.conv1 = PatchConvolution(in_channels, out_channels, 3, stride)
+        self.norm1 = nn.GroupNorm(num_groups, out_channels)
+        self.conv2 = PatchConvolution(out_channels, out_channels, 3)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels)
+        self.shortcut = None
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                PatchConvolution(in_channels, out_channels, 1, stride), nn.GroupNorm(num_groups, out_channels)
+            )
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        inner = self.norm2(self.conv2(self.norm1(self.conv1(cells)).relu()))
+        return (inner + (cells if self.shortcut is None else self.shortcut(cells))).relu()
+
+
+class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
+    """A residual CNN reads each patch that is embedded, and the mean of its last feature map is projected.
+
+    By default the stem and first two stages of ResNet-18, as in IPS, but with standardised filters and group norms ("Group
+    Normalization", Wu and He, 2018) where that has batch norms: what becomes of a patch must not depend on which others
+    were selected, on padding, or on whether a scout looked first. The cost follows the number of patches embedded.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_size = to_pair(config.patch_size)
+        self.num_channels = config.num_channels
+        sizes, num_groups = config.convolutional_hidden_sizes, config.convolutional_num_groups
+        self.stem = nn.Sequential(
+            PatchConvolution(config.num_channels, sizes[0], 7, stride=2),
+            nn.GroupNorm(num_groups, sizes[0]),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        blocks, channels = [], sizes[0]
+        for stage, (size, depth) in enumerate(zip(sizes, config.convolutional_depths, strict=True)):
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(ResidualBlock(channels, size, stride, num_groups))
+                channels = size
+        self.blocks = nn.Sequential(*blocks)
+        self.projection = PatchProjection(channels, config.hidden_size, kernel_size=1, bias=config.patch_bias)
+
+    def forward(
+        self,
+        patches: ImagePatches,
+        indices: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> PatchTokens:
+        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all of them."""
+        tokens = patches.take(indices) if weights is None else patches.mix(weights)
+        pixels = tokens.features.to(self.projection.weight.dtype)
+        pixels = pixels.unflatten(2, (self.num_channels, *self.patch_size))  # (B, K, C, P, P)
+        read = self._read(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, K, F)
+        tokens = tokens.with_features(self.projection(read))
+        if indices is None and weights is None:
+            tokens.full_grid = patches.full_grid
+        return tokens
+
+    def reset_parameters(self, std: float) -> None:
+        # From few channels, a deviation of `initializer_range` would leave hardly anything beside sinusoids.
+        init.normal_(self.projection.weight, std=self.projection.in_channels**-0.5)
+
+    def _read(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the CNN makes of patches `(B*K, C, P, P)`, `(B*K, F)`."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.blocks(self.stem(pixels)).mean(dim=(2, 3))
+        return torch.cat([self.blocks(self.stem(part)).mean(dim=(2, 3)) for part in pixels.split(CHUNK)])
+
+
+def check_convolutional(config) -> None:
+    """Checks `patch_embedding` and the options of a convolutional one.
+
+    Raises:
+        ValueError: if they do not fit together.
+    """
+    sizes, depths = config.convolutional_hidden_sizes, config.convolutional_depths
+    num_groups = config.convolutional_num_groups
+    if not sizes or len(sizes) != len(depths) or min(*sizes, *depths) < 1:
+        raise ValueError(
+            f"convolutional_hidden_sizes={sizes} and convolutional_depths={depths} must give each stage of the CNN its "
+            "channels and residual blocks, at least 1 each: lists of one length."
+        )
+    if num_groups < 1 or any(size % num_groups for size in sizes):
+        raise ValueError(
+            f"convolutional_num_groups={num_groups} must divide each of convolutional_hidden_sizes={sizes}."
+        )
+    if config.patch_embedding != "convolutional":
+        return
+    if config.backbone_config is not None:
+        raise ValueError(
+            "patch_embedding='convolutional' reads patches one by one, and the CNN of backbone_config whole images: give "
+            "one of them."
+        )
+    for stage, size in enumerate(sizes):
+        # The stem leaves a quarter of the side, and each stage but the first halves it, rounded up.
+        rows, columns = (-(-side // 2 ** (stage + 2)) for side in to_pair(config.patch_size))
+        if rows * columns * size // num_groups == 1:
+            raise ValueError(
+                f"Stage {stage + 1} of the CNN would have one cell for each patch of patch_size={config.patch_size}, and "
+                f"convolutional_num_groups={num_groups} a norm for each channel of it, which sets it to zero: take fewer "
+                "groups or stages."
+            )
+
+
+class HybridPatchEmbeddings(nn.Module):
+    """Projects cells of a CNN's feature map to the hidden size, one for each patch of pixels.
+
+    Which cells, selectors say by the patches; the CNN itself sees whole images, whatever is selected, and thumbnails
+    as the images that they are. Where it has batch norms, training counts these in their statistics as well.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_size = to_pair(config.patch_size)
+        # Without attention it refuses every implementation of it but this, whichever the encoder has.
+        has_attention = MODEL_FOR_BACKBONE_MAPPING[type(config.backbone_config)].has_attentions
+        options = {} if has_attention else {"attn_implementation": "eager"}
+        self.backbone = AutoBackbone.from_config(config.backbone_config, **options)
+        self.projection = PatchProjection(
+            self.backbone.channels[-1], config.hidden_size, kernel_size=1, bias=config.patch_bias
+        )
+
+    def forward(
+        self,
+        patches: ImagePatches,
+        indices: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> PatchTokens:
+        """Embeds the cells at `indices` `(B, K)`, or means of cells by `weights` `(B, K, N)`, or all of them.
+
+        Raises:
+            ValueError: if patches of an image are missing, or the feature map has not one cell for each patch.
+        """
+        if patches.features is None:
+            patches.features = self._read(patches)
+        tokens = patches.take(indices) if weights is None else patches.mix(weights)
+        tokens = tokens.with_features(self.projection(tokens.features.to(self.projection.weight.dtype)))
+        if indices is None and weights is None:
+            tokens.full_grid = patches.full_grid
+        return tokens
+
+    def reset_missing(self) -> None:
+        """Gives torch's initial values to what a file lacked of a backbone of timm; transformers leaves it as it is.
+
+        Raises:
+            ValueError: if a part has none.
+        """
+        if self.backbone.config.model_type != "timm_backbone":
+            return
+        for name, part in self.backbone.named_modules():
+            values = part.parameters(recurse=False)
+            if all(getattr(value, "_is_hf_initialized", False) for value in values):
+                continue
+            if not hasattr(part, "reset_parameters"):
+                raise ValueError(
+                    f"The file has no weights for {name} of the backbone {self.backbone.config.backbone!r} of timm, and "
+                    "there is no way to initialise it. Build the model from its configuration and load the file by "
+                    "load_state_dict(strict=False)."
+                )
+            part.reset_parameters()
+
+    def _read(self, patches: ImagePatches) -> torch.Tensor:
+        """The cell of each patch, `(B, N, F)`."""
+        if patches.image is not None:
+            return self._map(patches.image)
+        try:
+            images = patches.to_images()
+        except ValueError as error:
+            raise ValueError(
+                f"{error} The CNN of a hybrid (backbone_config) reads whole images, so the image processor must not "
+                "select patches: leave out its patch_selector, and let the model select."
+            ) from error
+        raster = raster_indices(patches.coordinates, patches.grid)  # (B, N)
+        if patches.mask is not None:
+            raster = raster.masked_fill(~patches.mask, 0)
+        # One by one, as they may differ in size.
+        return torch.stack(
+            [self._map(image[None])[0][cells] for image, cells in zip(images, raster, strict=True)]
+        )
+
+    def _map(self, images: torch.Tensor) -> torch.Tensor:
+        """Cells `(B, R*S, F)` of images `(B, C, R*P, S*P)`."""
+        cells = self.backbone(images.to(self.projection.weight.dtype)).feature_maps[-1]  # (B, F, R, S)
+        height, width = images.shape[-2:]
+        wanted = (height // self.patch_size[0], width // self.patch_size[1])
+        if tuple(cells.shape[-2:]) != wanted:
+            self._refuse((height, width), tuple(cells.shape[-2:]), wanted)
+        return cells.flatten(2).transpose(1, 2)
+
+    def _refuse(self, size: tuple[int, int], got: tuple[int, int], wanted: tuple[int, int]) -> None:
+        # Strides of CNNs are powers of two, and a map may have a cell more or less than fit.
+        strides = [2 ** round(math.log2(side / cells)) for side, cells in zip(size, got, strict=True)]
+        stride = strides[0] if strides[0] == strides[1] else strides
+        remedy = f"set patch_size={stride}"
+        if tuple(strides) == self.patch_size:
+            remedy = "give it padding that keeps the border (for BiT global_padding='same' and embedding_dynamic_padding=True)"
+        raise ValueError(
+            f"The feature map of the backbone has {got[0]}x{got[1]} cells for an image of {size[0]}x{size[1]} pixels, a "
+            f"stride of {stride}, and patch_size={self.patch_size} needs {wanted[0]}x{wanted[1]}: {remedy}, or choose "
+            "another stage as the last of out_features in backbone_config."
+        )

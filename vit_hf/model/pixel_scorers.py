@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .patches import ImagePatches
-from .tokens import raster_indices
+from .patches import ImagePatches, raster_indices
 
 
 # Bins of `entropy`: this many a unit of normalised grey, and how many in all.

@@ -1,19 +1,416 @@
-"""Where a patch is, told to the encoder. Shape legend: `tokens.py`.
+"""Position encodings: they add to patch embeddings, rotate queries and keys, or add a bias to attention.
 
-Here are the encodings that add to patch embeddings, and the table of all.
+T = num_prefix + N tokens of a sequence, the last N of patches. The table of all stands at the end.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from .axes import native_grid
-from .positions_base import PositionEncoding, geometric_frequencies, interpolation_weights
-from .positions_bias import Alibi, RelativeBias, RelativeBiasContinuous
-from .positions_rotary import Rotary, RotaryMixed
-from .tokens import PatchTokens, grid_coordinates, raster_places
+from .layers import Initialized
+from .patches import PatchTokens, grid_coordinates, raster_places
+from .sizes import head_dim_of, native_grid
+
+
+class Positions(NamedTuple):
+    """Positions as the embeddings use them (`features`, `cls_token`), or the attention of a block (the others).
+
+    Attributes:
+        features: `(B, N, D)` patch embeddings with positions added.
+        cls_token: `(1, 1, D)` CLS token with its position added; None if none was given.
+        rotation: cosines and sines, see `PositionEncoding.rotation`; None for none.
+        bias: see `PositionEncoding.bias`; None for none.
+    """
+
+    features: torch.Tensor | None = None
+    cls_token: torch.Tensor | None = None
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None
+    bias: torch.Tensor | None = None
+
+
+class PositionEncoding(Initialized, nn.Module):
+    """Adds positions to embeddings, rotates queries and keys, or adds a bias to attention.
+
+    A class overrides `add`, `add_to_cls`, `rotation` or `bias`; what it leaves out changes nothing. All are evaluated
+    at coordinates, which may be fractional, so any resolution and any subset of patches works. An encoding without
+    parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+    """
+
+    # Whether rotation or bias differ from block to block.
+    per_layer = False
+    # Whether there is a bias, which flash attention cannot take.
+    has_bias = False
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(
+        self,
+        tokens: PatchTokens,
+        layer: int | None = None,
+        num_prefix: int = 0,
+        cls_token: torch.Tensor | None = None,
+    ) -> Positions:
+        """Positions of `tokens`. The model calls the module, so that whatever wraps it (offloading) takes part.
+
+        Args:
+            tokens: patch embeddings; or, with a `layer`, the tokens of the sequence that have coordinates.
+            layer: index of the block whose attention needs positions; None for the embeddings.
+            num_prefix: tokens of the sequence before `tokens`.
+            cls_token: `(1, 1, D)`, for the embeddings.
+
+        Raises:
+            ValueError: if the `add` of a class returns features of another shape.
+        """
+        if layer is not None:
+            return Positions(rotation=self.rotation(tokens, layer), bias=self.bias(tokens, layer, num_prefix))
+        added = self.add(tokens)
+        shape = getattr(getattr(added, "features", None), "shape", None)
+        if shape != tokens.features.shape:
+            raise ValueError(
+                f"{type(self).__name__}.add must return the tokens with features of the shape "
+                f"{tuple(tokens.features.shape)}, by tokens.with_features(...), got "
+                f"{type(added).__name__ if shape is None else tuple(shape)}."
+            )
+        return Positions(added.features, None if cls_token is None else self.add_to_cls(cls_token))
+
+    def add(self, tokens: PatchTokens) -> PatchTokens:
+        """Patch embeddings with what is to be added at their coordinates."""
+        return tokens
+
+    def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:
+        """CLS token `(1, 1, D)` with what is to be added to it."""
+        return cls_token
+
+    def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Cosines and sines `(B, 1 or heads, N, head_dim)` by which a block's queries and keys are rotated."""
+        return None
+
+    def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor | None:
+        """What is added to a block's attention logits, `(B or 1, heads, T, T)`, T = num_prefix + N."""
+        return None
+
+
+def interpolation_weights(
+    coordinates: torch.Tensor,
+    grid: torch.Tensor,
+    source: tuple[int, ...],
+    kernel: str,
+    offset: float = 0.0,
+) -> torch.Tensor:
+    """How much each cell of a `source` grid counts at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
+
+    A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of the
+    source (of three axes, trilinear, or cubic along each) to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may
+    have its own.
+
+    Args:
+        coordinates: `(B, N, A)`, see `PatchTokens`.
+        grid: `(B, A)` rows and columns.
+        source: rows and columns of what is interpolated, A sides.
+        kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
+        offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
+    """
+    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, A)
+    position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, A) in cells of the source
+    weights, *others = (
+        _axis_weights(position[..., axis], side, kernel, scale[:, axis : axis + 1])
+        for axis, side in enumerate(source)
+    )
+    for of_axis in others:
+        weights = (weights.unsqueeze(-1) * of_axis.unsqueeze(-2)).flatten(-2)
+    return weights
+
+
+def _axis_weights(position: torch.Tensor, length: int, kernel: str, scale: torch.Tensor) -> torch.Tensor:
+    """Weights `(B, N, length)` of the cells along one axis; taps beyond the border count for the border cell."""
+    cells = torch.arange(length, device=position.device)
+    if kernel.endswith("_antialias"):
+        # The kernel is as wide as a cell of the target, and cut off at the border.
+        distance = (position.unsqueeze(-1) - cells).abs() / scale.clamp(min=1).unsqueeze(-1)
+        if kernel == "linear_antialias":
+            weights = (1 - distance).clamp(min=0)
+        else:
+            weights = torch.where(distance < 2, _cubic(distance, a=-0.5), 0)
+        return weights / weights.sum(dim=-1, keepdim=True)
+    first = position.floor()
+    offset = position - first
+    if kernel == "linear":
+        taps = {0: 1 - offset, 1: offset}
+    else:
+        taps = {tap: _cubic((tap - offset).abs()) for tap in (-1, 0, 1, 2)}
+    weights = 0
+    for tap, weight in taps.items():
+        cell = (first + tap).clamp(0, length - 1)
+        weights = weights + weight.unsqueeze(-1) * (cell.unsqueeze(-1) == cells)
+    return weights
+
+
+def _cubic(distance: torch.Tensor, a: float = -0.75) -> torch.Tensor:
+    """Cubic convolution (Keys, 1981) with torch's parameter."""
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
+    return torch.where(distance <= 1, near, far)
+
+
+def geometric_frequencies(count: int, base: float, device: torch.device) -> torch.Tensor:
+    """base^(-i / count) for i = 0, ..., count - 1."""
+    return torch.exp(-math.log(base) / count * torch.arange(count, device=device))
+
+
+class Rotary(PositionEncoding):
+    """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
+
+    Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six stays as it
+    is, as in V-JEPA 2 (Assran et al., 2025).
+
+    Queries and keys are rotated by their coordinates, so attention sees differences of places. `rotary_coordinates`
+    says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, or of
+    `rotary_reference_grid`, as EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1,
+    times 2 pi, as DINOv3).
+    While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al., 2025).
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head_dim = head_dim_of(config)
+        self.base = config.rotary_base
+        self.coordinates = config.rotary_coordinates
+        self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)
+        reference = config.rotary_reference_grid or native_grid(config)
+        self.reference_grid = (reference, reference) if isinstance(reference, int) else tuple(reference)
+        self.num_axes = len(self.reference_grid)
+
+    def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        places = self.places(tokens)
+        count = self.head_dim // (2 * self.num_axes)
+        frequencies = geometric_frequencies(count, self.base, places.device)
+        angles = (places.unsqueeze(-1) * frequencies).flatten(-2)  # (B, N, head_dim / 2)
+        if angles.shape[-1] < self.head_dim // 2:
+            angles = nn.functional.pad(angles, (0, self.head_dim // 2 - angles.shape[-1]))
+        return self._by_angles(angles.unsqueeze(1), tokens.features.dtype)
+
+    def places(self, tokens: PatchTokens) -> torch.Tensor:
+        """Coordinates `(B, N, A)` in the units that are asked for."""
+        places, grid = tokens.coordinates.float(), tokens.grid[:, None]
+        if self.coordinates == "native":
+            return places * (torch.tensor(self.reference_grid, device=places.device) / grid)
+        if self.coordinates == "normalized":
+            return 2 * math.pi * self._augmented((places + 0.5) / grid * 2 - 1)
+        return self._augmented(places)
+
+    def _augmented(self, places: torch.Tensor) -> torch.Tensor:
+        shift, jitter, rescale = self.augmentation
+        if not self.training:
+            return places
+        if shift:
+            places = places + places.new_empty(self.num_axes).uniform_(-shift, shift)
+        for factor, axes in ((jitter, self.num_axes), (rescale, 1)):
+            if factor:
+                limit = math.log(factor)
+                places = places * places.new_empty(axes).uniform_(-limit, limit).exp()
+        return places
+
+    @staticmethod
+    def _by_angles(angles: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class RotaryMixed(Rotary):
+    """Rotary embedding whose frequencies are learned, for each block and head, and mix rows and columns.
+
+    RoPE-Mixed of "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), section 3: angles are
+    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random direction for
+    each head.
+    """
+
+    per_layer = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        shape = (config.num_hidden_layers, config.num_attention_heads, self.num_axes, self.head_dim // 2)
+        self.frequencies = nn.Parameter(torch.empty(shape))
+
+    def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = torch.einsum("bna,hac->bhnc", self.places(tokens), self.frequencies[layer].float())
+        return self._by_angles(angles, tokens.features.dtype)
+
+    def reset_parameters(self, std: float) -> None:
+        if self.num_axes == 3:
+            init.copy_(self.frequencies, self._rotated_axes())
+            return
+        layers, heads, _, channels = self.frequencies.shape
+        magnitude = geometric_frequencies(channels // 2, self.base, self.frequencies.device)
+        direction = 2 * math.pi * torch.rand(layers, heads, 1, device=self.frequencies.device)
+        directions = torch.stack((direction, direction + math.pi / 2), dim=-1)  # (L, heads, 1, 2)
+        rows = (magnitude[:, None] * directions.cos()).transpose(-1, -2).flatten(-2)
+        columns = (magnitude[:, None] * directions.sin()).transpose(-1, -2).flatten(-2)
+        init.copy_(self.frequencies, torch.stack((rows, columns), dim=2))
+
+    def _rotated_axes(self) -> torch.Tensor:
+        """Three axes at right angles, turned at random in each head, with the axial frequencies along each."""
+        layers, heads, _, channels = self.frequencies.shape
+        device = self.frequencies.device
+        magnitude = geometric_frequencies(self.head_dim // 6, self.base, device)
+        axes = torch.linalg.qr(torch.randn(layers, heads, 3, 3, device=device)).Q
+        turned = (axes.unsqueeze(-1) * magnitude).flatten(-2)  # (L, heads, 3, 3 * (head_dim // 6))
+        return nn.functional.pad(turned, (0, channels - turned.shape[-1]))
+
+
+class AttentionBias(PositionEncoding):
+    """A bias that depends on the differences of places."""
+
+    has_bias = True
+
+    def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor:
+        coordinates, grid = tokens.coordinates.float(), tokens.grid
+        if tokens.full_grid is not None:  # the same for all images
+            coordinates, grid = coordinates[:1], grid[:1]
+        differences = coordinates[:, :, None] - coordinates[:, None]  # (B, N, N, A), query minus key
+        bias = self.pairs(differences, grid, layer)
+        return self.with_prefix(bias, layer, num_prefix).to(tokens.features.dtype)
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        """Bias `(B, heads, N, N)` of patches.
+
+        Args:
+            differences: `(B, N, N, A)`, place of the query minus that of the key, in patches.
+            grid: `(B, A)`.
+        """
+        raise NotImplementedError
+
+    def with_prefix(self, bias: torch.Tensor, layer: int, num_prefix: int) -> torch.Tensor:
+        """`(B, heads, T, T)`; tokens without a place have no bias."""
+        return nn.functional.pad(bias, (num_prefix, 0, num_prefix, 0))
+
+
+class Alibi(AttentionBias):
+    """Attention falls with the distance in patches, in each head at another rate.
+
+    ALiBi (Press et al., 2022, "Train Short, Test Long") with Euclidean distances, as in CROMA (Fuller et al., 2023):
+    -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.heads = config.num_attention_heads
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        head = torch.arange(1, self.heads + 1, device=differences.device)
+        slopes = torch.exp2(-8 * head / self.heads)
+        return -slopes[:, None, None] * torch.linalg.vector_norm(differences, dim=-1).unsqueeze(1)
+
+
+class RelativeBias(AttentionBias):
+    """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022), Swin.
+
+    At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more stand for
+    pairs with a token that has no place: such a query, such a key, both. `relative_bias_shared` has one table for all
+    blocks instead of one for each.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.native_grid = native_grid(config)
+        self.per_layer = not config.relative_bias_shared
+        tables = config.num_hidden_layers if self.per_layer else 1
+        self.extent = tuple(2 * side - 1 for side in self.native_grid)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(tables, math.prod(self.extent) + 3, config.num_attention_heads)
+        )
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        table = self._table(layer)[:-3].float()
+        return read_differences(table.T.unflatten(1, self.extent), differences, grid)
+
+    def with_prefix(self, bias: torch.Tensor, layer: int, num_prefix: int) -> torch.Tensor:
+        from_prefix, to_prefix, inside = self._table(layer)[-3:].float()
+        bias = nn.functional.pad(bias, (num_prefix, 0, num_prefix, 0))
+        is_prefix = torch.arange(bias.shape[-1], device=bias.device) < num_prefix
+        query, key = is_prefix[:, None], is_prefix[None]
+        for pairs, value in ((query & ~key, from_prefix), (~query & key, to_prefix), (query & key, inside)):
+            bias = torch.where(pairs, value[:, None, None], bias)
+        return bias
+
+    def reset_parameters(self, std: float) -> None:
+        init.zeros_(self.relative_position_bias_table)
+
+    def _table(self, layer: int) -> torch.Tensor:
+        return self.relative_position_bias_table[layer if self.per_layer else 0]
+
+
+class RelativeBiasContinuous(AttentionBias):
+    """A small network tells the bias of a difference of places, on a logarithmic scale.
+
+    SwinV2 (Liu et al., 2022, "Swin Transformer V2"), section 3.3: sign(d) log2(1 + 8 |d| / (side - 1)) / 3 of both
+    axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that places beyond it are extrapolated
+    little. The network is asked at whole differences, and between them interpolated linearly (but for compiled models,
+    which ask it for every pair).
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.native_grid = native_grid(config)
+        self.per_layer = not config.relative_bias_shared
+        self.networks = nn.ModuleList(
+            bias_network(config.num_attention_heads, len(self.native_grid))
+            for _ in range(config.num_hidden_layers if self.per_layer else 1)
+        )
+
+    def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
+        network = self.networks[layer if self.per_layer else 0]
+        if torch.compiler.is_compiling():  # how large the table must be is not known then
+            return ask_bias_network(network, differences, self.native_grid).permute(0, 3, 1, 2)
+        # One more: a thumbnail's places may be farther apart than those of patches.
+        sides = (grid.amax(dim=0) + 1).tolist()
+        axes = [torch.arange(1 - side, side, device=grid.device).float() for side in sides]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        table = ask_bias_network(network, places, self.native_grid)
+        whole = torch.tensor([sides], device=grid.device).expand_as(grid)
+        return read_differences(table.movedim(-1, 0), differences, whole)
+
+
+def bias_network(num_heads: int, num_axes: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_axes, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
+
+
+def ask_bias_network(
+    network: nn.Module, differences: torch.Tensor, native_grid: tuple[int, ...]
+) -> torch.Tensor:
+    """Bias `(..., heads)` of differences `(..., A)`, see `RelativeBiasContinuous`."""
+    native = torch.tensor([max(side - 1, 1) for side in native_grid], device=differences.device)
+    scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
+    return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
+
+
+def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """A table of differences in its native grid, read at those of other grids, `(B, heads, N, N)`.
+
+    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")`, or "trilinear", read there.
+
+    Args:
+        table: `(heads, 2R - 1, 2S - 1)`, or `(heads, 2T' - 1, 2R - 1, 2S - 1)`, the difference 0 in the middle.
+        differences: `(B, N, N, A)`.
+        grid: `(B, A)` rows and columns of the grids.
+    """
+    extent = torch.tensor(table.shape[1:], device=grid.device)
+    wanted = 2 * grid[:, None, None] - 1  # (B, 1, 1, A)
+    place = (differences + grid[:, None, None] - 0.5) * (extent / wanted)  # from 0 to extent
+    place = (2 * place / extent - 1).flip(-1).to(table.dtype)
+    if table.ndim == 4:
+        place = place.unsqueeze(1)
+    read = nn.functional.grid_sample(
+        table.expand(differences.shape[0], *table.shape),
+        place,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return read.squeeze(2) if table.ndim == 4 else read
 
 
 def sinusoid_1d(positions: torch.Tensor, dim: int) -> torch.Tensor:

@@ -1,24 +1,150 @@
-"""What all models with the encoder of ViT share: initialisation, and loading of stock checkpoints."""
+"""Loading, saving and initialization, as all models share them, and stock checkpoints of ViT."""
 
-from typing import ClassVar
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import (
     WeightRenaming,
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.utils import logging
 
-from .attention import AdaptiveViTAttention
-from .axes import has_frames
-from .blocks import initialize_dense
+from .code_version import report_code, stamp
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .encoder import AdaptiveViTLayer
-from .hybrid import HybridPatchEmbeddings
-from .pretrained_base import AdaptivePreTrainedModel, initialize_own
-from .user_classes import find_class
+from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
+from .patch_embeddings import HybridPatchEmbeddings
+from .registry import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
+from .shipping import CannotTravel, NoFile, references, save_classes
+from .sizes import has_frames
+
+
+logger = logging.get_logger(__name__)
+
+
+def initialize_own(module: nn.Module, std: float) -> None:
+    """Lets a module of ours, or a position encoding of a user's, initialize its own parameters."""
+    if derives_from(type(module), "Initialized"):
+        module.reset_parameters(std)
+
+
+class AdaptivePreTrainedModel(PreTrainedModel):
+    """Loading and saving."""
+
+    # The file of the classes that users load, and what the configuration of a saved model says of them.
+    _code_file: ClassVar[str]
+    _auto_map: ClassVar[dict[str, Any]]
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embeddings"
+    # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
+    # `num_items_in_batch` and does not scale for gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def set_selection_relaxation(self, relaxation: float) -> None:
+        """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
+
+        In between the number of patches is K + relaxation * (N - K). Evaluation always measures the target.
+
+        Raises:
+            ValueError: if `relaxation` is outside [0, 1].
+        """
+        if not 0 <= relaxation <= 1:
+            raise ValueError(f"relaxation={relaxation} must lie in [0, 1].")
+        for module in self.modules():
+            if hasattr(module, "selection_relaxation"):
+                module.selection_relaxation = relaxation
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
+
+        Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
+        tensors alone.
+
+        Raises:
+            ValueError: if the checkpoint has such classes and is not trusted, or for `weights_only=False`.
+            OSError: if there is no such checkpoint, or none in safetensors.
+        """
+        if kwargs.get("weights_only") not in (None, True):
+            raise ValueError(
+                "weights_only=False would run code that is in the weights: leave it out, tensors alone are loaded."
+            )
+        trust = bool(kwargs.pop("trust_remote_code", False))
+        source = pretrained_model_name_or_path
+        if isinstance(config, PreTrainedConfig):
+            values = config.__dict__
+        else:
+            values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
+        for field, table in TABLES.items():
+            name = kwargs.get(field)  # which the caller names himself, and so trusts
+            if name is not None and name not in table and "." in name:
+                import_class(field, name)
+        values = {name: value for name, value in values.items() if name not in kwargs}
+        fetch_classes(str(source), values, trust, **kwargs)
+        report_code(str(source), values)
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(source, *args, config=config, **kwargs)
+        except OSError as error:
+            if kwargs["use_safetensors"] and "model.safetensors" in str(error):
+                raise OSError(
+                    f"{source} has no weights in model.safetensors. If it has a pickle (pytorch_model.bin), which could "
+                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, and writes safetensors. "
+                    "use_safetensors=False here reads them in the same way."
+                ) from error
+            raise
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """As in transformers; the configuration names every Auto class, whichever class was saved.
+
+        The files of a user's own encoding, selector or reducer are saved, too.
+
+        Raises:
+            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
+        """
+        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which resumes with
+        # a plain load_state_dict, would find nothing.
+        kwargs.setdefault("save_original_format", False)
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        if (
+            type(self).__module__ == f"{__package__}.{self._code_file}"
+        ):  # a user's subclass ships another file
+            auto_map = {**auto_map, **self._auto_map}
+        auto_map |= references(classes_of(self.base_model))
+        if auto_map:
+            self.config.auto_map = auto_map
+        stamp(self.config)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if not is_main_process:
+            return
+        try:
+            self._save_classes(save_directory)
+        except (NoFile, OSError, SyntaxError) as error:
+            logger.warning(f"The code of your classes was not saved with the model: {error}")
+        except CannotTravel as error:
+            error.add_note(
+                f"The weights and the configuration were saved to {save_directory}, your code was not."
+            )
+            raise
+
+    def _save_classes(self, folder: str | PathLike) -> None:
+        classes = classes_of(self.base_model)
+        if classes:
+            save_classes(self.config, classes, folder)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
+        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
+        self._save_classes(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
 
 MODULE = "modeling_adaptive_vit"

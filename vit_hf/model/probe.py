@@ -5,9 +5,8 @@ from copy import copy
 import torch
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import LayerInputs
-from .patches import ImagePatches
-from .tokens import TokenSequence
+from .layers import LayerInputs
+from .patches import ImagePatches, TokenSequence
 
 
 # How the attention of several heads (B, heads, T) becomes one.

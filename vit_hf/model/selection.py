@@ -1,53 +1,237 @@
-"""Before the encoder: score N patches, keep K of them. Shape legend: `tokens.py`.
+"""Patch selection: how many patches to keep, keeping the best, and the interface of selectors."""
 
-A pixel heuristic is one function and one line in `PIXEL_SCORERS` (`pixel_scorers.py`). Any other selector is one
-class and one line in `PATCH_SELECTORS`. The highest scores are kept.
-"""
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import nn
 
-from .patches import ImagePatches
-from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from .selection_attention import AttentionSelector, DistilledSelector
-from .selection_base import PatchSelector, Scout, Selection
-from .selection_cross_attention import CrossAttentionSelector
-from .selection_perturbed import PerturbedSelector
-from .selection_policy import PolicySelector
+from .patches import ImagePatches, PatchTokens, check_finite
 
 
-class PixelSelector(PatchSelector):
-    """A heuristic of `PIXEL_SCORERS` or `VOLUME_SCORERS`."""
+def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
+    """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
+
+    Raises:
+        ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
+    """
+    if num_selected is None:
+        return num_patches
+    if isinstance(num_selected, float):
+        if not 0 < num_selected <= 1:
+            raise ValueError(
+                f"num_selected_patches={num_selected} as a float is a share and must lie in (0, 1]."
+            )
+        return max(1, round(num_selected * num_patches))
+    if not 1 <= num_selected <= num_patches:
+        raise ValueError(
+            f"num_selected_patches={num_selected} does not fit an image of {num_patches} patches: it must be a whole "
+            f"number from 1 to {num_patches}, or a share in (0, 1]. Lower it, or give larger images."
+        )
+    return num_selected
+
+
+def count_selected(
+    patches: ImagePatches, wanted: int | float, relaxation: float
+) -> tuple[int, torch.Tensor | None]:
+    """How many patches the batch keeps, and each image of it: K, and `(B,)` or None if all keep K.
+
+    Args:
+        patches: all patches of the batch.
+        wanted: a number, or a share of each image's patches.
+        relaxation: 0 for what is wanted, 1 for all patches, linear between.
+    """
+    if patches.is_whole:
+        target = resolve_num_selected(wanted, patches.num_patches)
+        return target + round(relaxation * (patches.num_patches - target)), None
+    # Where there may be fewer than K patches, the image processor says so by a mask.
+    resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
+    present = patches.grid.prod(dim=1)  # (B,)
+    target = (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+    counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
+    if patches.mask is not None:
+        counts = counts.minimum(patches.mask.sum(dim=1))
+    if isinstance(wanted, int) and relaxation == 0:
+        return wanted, None if patches.mask is None else counts
+    return int(counts.max()), counts
+
+
+def keep_top(
+    scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Indices `(B, K)` int64, ascending, of the highest of `scores` `(B, N)`, and which of them count.
+
+    Ties go to the lower index, on every device and in every batch: flat regions tie often.
+
+    Args:
+        scores: patches that are padding must score minus infinity.
+        num_selected: K.
+        counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at the
+            end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is no mask.
+    """
+    # By the lowest score that is kept: ONNX has no stable sort, and this is faster.
+    best = scores.topk(num_selected, dim=-1).values  # (B, K)
+    lowest, wanted = best[:, -1:], num_selected
+    if counts is not None:
+        wanted = counts[:, None]
+        lowest = best.gather(1, (wanted - 1).clamp(min=0))
+    better, tied = ~(scores <= lowest), scores == lowest  # NaN is better than anything, as in sorting
+    # An image may have a million patches: half the memory of int64, until few are left.
+    rank = tied.cumsum(dim=-1, dtype=torch.int32)
+    kept = better | (tied & (rank <= wanted - better.sum(dim=-1, keepdim=True)))
+    place = (kept.cumsum(dim=-1, dtype=torch.int32) - 1).masked_fill(~kept, num_selected)
+    place = place.clamp(max=num_selected).long()
+    index = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    indices = index.new_zeros(scores.shape[0], num_selected + 1).scatter(1, place, index)[:, :num_selected]
+    if counts is None:
+        return indices, None
+    return indices, torch.arange(num_selected, device=scores.device) < wanted
+
+
+def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.Tensor:
+    """Ranks `(B, N)` of which the first `counts` are the best patches but for a `share`, which is drawn at random.
+
+    Args:
+        scores: `(B, N)`, minus infinity for patches that are padding.
+        share: of the kept patches.
+        counts: `(B,)` how many an image keeps.
+    """
+    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    exploited = counts - (counts * share).round().long()
+    drawn = torch.rand_like(scores, dtype=torch.float32).masked_fill(scores == -torch.inf, -torch.inf)
+    return torch.where(rank < exploited[:, None], 1.0 + scores.shape[1] - rank, drawn)
+
+
+@dataclass
+class Selection:
+    """Which patches the encoder gets.
+
+    Attributes:
+        indices: `(B, K)` int64, ascending places among the N patches that were offered; None for all of them.
+        mask: `(B, K)` bool, False where an image keeps fewer than the batch; None if all count.
+        scores: `(B, N)`; None if nobody scored.
+        weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is one.
+        log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not drawn.
+        favourites: what would have been kept without drawing; None if nothing was drawn.
+        loss: what the selector adds to the loss without knowing the answer; None for nothing.
+    """
+
+    indices: torch.Tensor | None
+    mask: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    log_prob: torch.Tensor | None = None
+    favourites: "Selection | None" = None
+    loss: torch.Tensor | None = None
+
+
+class Scout(Protocol):
+    """The model's own blocks, at the service of a selector. No gradient reaches the model."""
+
+    def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
+        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `scout_reduction` of the configuration."""
+
+    def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
+        """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
+
+    def embed(self, patches: ImagePatches) -> torch.Tensor:
+        """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without dropout."""
+
+
+class PatchSelector(nn.Module, ABC):
+    """Scores every patch of an image; the highest are kept."""
+
+    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart,
+    # then without gradient; what learns from the task does so by `weigh`.
+    sees_one_patch = False
+
+    # Whether scores depend on how many will be kept, so that they are asked for again for another number.
+    uses_number = True
 
     def __init__(self, config):
-        super().__init__(config)
-        self.name = config.patch_selector
-        self.sees_one_patch = self.name in LOCAL_SCORERS
-        self.uses_number = self.name == "uniform"
-        self.seed = config.random_selector_seed
+        super().__init__()
+        self.exploration = config.exploration
 
+    def forward(
+        self,
+        patches: ImagePatches,
+        num_selected: int,
+        counts: torch.Tensor | None,
+        scout: Scout,
+        sample: bool = False,
+        learn: bool = False,
+    ) -> Selection:
+        """Scores all patches and keeps the best.
+
+        Args:
+            patches: all patches of the batch.
+            num_selected: K, how many the batch keeps.
+            counts: `(B,)` how many each image keeps; None if all keep K.
+            scout: the model's own blocks.
+            sample: whether chance may play a part, as it does in training.
+            learn: whether to compute the selector's loss.
+
+        Raises:
+            ValueError: if `score` returned another shape, or scores that are not finite.
+        """
+
+        def score(patches: ImagePatches) -> torch.Tensor:
+            return self.score(patches, num_selected if counts is None else counts, scout)
+
+        scores = patches.score_apart(score, num_selected) if self.sees_one_patch else score(patches)
+        self.check_scores(scores, patches)
+        if patches.mask is not None:
+            scores = scores.masked_fill(~patches.mask, -torch.inf)
+        selection = self.select(scores, num_selected, counts, sample)
+        if learn:
+            selection.loss = self.loss(patches, scores, scout)
+        return selection
+
+    def check_scores(self, scores: torch.Tensor, patches: ImagePatches) -> None:
+        """
+        Raises:
+            ValueError: if there is not one finite score for each patch.
+        """
+        if scores.shape != patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
+                f"each patch, {tuple(patches.coordinates.shape[:2])}."
+            )
+        check_finite(scores, "pixel_values, or the weights of the patch selector,")
+
+    @abstractmethod
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        return pixel_scores(self.name, patches, num_selected, self.seed)
+        """Scores `(B, N)` float32.
 
-
-class RandomSelector(PixelSelector):
-    """The same random patches whenever an image is seen, and others each time where chance may play a part."""
+        Args:
+            patches: all patches of the batch, and the images if there are any.
+            num_selected: K, how many will be kept; `(B,)` if images keep different numbers.
+            scout: the model's own blocks.
+        """
 
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
     ) -> Selection:
-        if sample:
-            scores = torch.rand_like(scores).masked_fill(scores == -torch.inf, -torch.inf)
-        return super().select(scores, num_selected, counts, sample)
+        """Keeps K patches by scores `(B, N)` in which padding has minus infinity; see `keep_top`.
 
+        `sample` is whether chance may play a part, as it does while training.
+        """
+        ranks = scores
+        if sample and self.exploration:
+            wanted = scores.new_full(scores.shape[:1], num_selected, dtype=torch.long)
+            ranks = explore(scores, self.exploration, wanted if counts is None else counts)
+        indices, mask = keep_top(ranks, num_selected, counts)
+        return Selection(indices, mask, scores)
 
-PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
-    **dict.fromkeys(PIXEL_SCORERS, PixelSelector),
-    "random": RandomSelector,
-    "attention": AttentionSelector,
-    "distilled": DistilledSelector,
-    "policy": PolicySelector,
-    "perturbed": PerturbedSelector,
-    "cross_attention": CrossAttentionSelector,
-}
-# For videos and volumes alone.
-VOLUME_SELECTORS: dict[str, type[PatchSelector]] = dict.fromkeys(VOLUME_SCORERS, PixelSelector)
+    def weigh(self, tokens: PatchTokens) -> torch.Tensor | None:
+        """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for 1 each.
+
+        Args:
+            tokens: embeddings `(B, K, D)` of what was kept, with positions and a gradient.
+        """
+        return None
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+        """What training adds to the loss, given the patches and their scores; None for nothing."""
+        return None

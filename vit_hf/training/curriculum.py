@@ -21,8 +21,8 @@ from transformers.utils import logging
 from ..explanations.animation import Tile, tile_side, write_animation
 from ..explanations.seen_images import load_upright, process, shrink, to_picture
 from ..explanations.token_stages import record_reductions, to_stages
-from ..model.axes import to_pair
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
+from ..model.sizes import to_pair
 
 
 logger = logging.get_logger(__name__)

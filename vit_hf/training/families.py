@@ -5,11 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
+from ..model.configuration_adaptive_swin import FOREIGN, AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.swin_configuration_checks import FOREIGN
 
 
 # By `model_type` of the configuration.

@@ -13,8 +13,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic_space import is_elastic
+from ..model.registry import classes_of
 from ..model.shipping import NoFile, files_to_save
-from ..model.user_classes import classes_of
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
     AugmentationArguments,

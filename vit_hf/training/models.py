@@ -13,13 +13,13 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
-from ..model.axes import to_pair
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForElasticImageClassification
 from ..model.pixel_scorers import PIXEL_SCORERS
+from ..model.sizes import to_pair
 from .arguments import ArchitectureArguments, ModelArguments
 from .families import CLASSIFIERS, is_swin, model_type_of, swin_fields
 from .freezing import part_of

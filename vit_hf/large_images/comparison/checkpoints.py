@@ -8,9 +8,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
 from ...checkpoints import convert
-from ...model.axes import to_pair
 from ...model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ...model.configuration_adaptive_vit import AdaptiveViTConfig
+from ...model.sizes import to_pair
 from ...training.models import load_classifier, set_resolution
 
 

@@ -13,9 +13,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ...explanations.seen_images import load_upright, shrink, to_picture
 from ...explanations.shading import colour_groups, dim_dropped
 from ...explanations.token_stages import record_reductions, to_stages
-from ...model.axes import to_pair
 from ...model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ...model.pixel_scorers import PIXEL_SCORERS
+from ...model.sizes import to_pair
 from ...training.images import prepare_images
 from ..aggregation import AggregationOptions, aggregate_tiles, problem_type_of
 from ..tile_grid import TileGrid

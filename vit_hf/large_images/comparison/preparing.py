@@ -4,7 +4,7 @@ import numpy as np
 from transformers import AutoConfig
 
 from ...model.pixel_scorers import PIXEL_SCORERS
-from ...model.selection import PATCH_SELECTORS
+from ...model.selectors import PATCH_SELECTORS
 from ...training.evaluation import SPLITS
 from ...training.loading import ImageDataset, LabelledImages
 from .arguments import ComparedDataArguments, ComparisonArguments

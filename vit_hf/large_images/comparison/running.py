@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 
 from ...measure import in_fresh_process
-from ...model.reduction import TOKEN_REDUCERS
+from ...model.reducers import TOKEN_REDUCERS
 from ...model.version import __version__
 from .adaptation import adapt, adapted_folder
 from .arguments import ComparedDataArguments, ComparisonArguments

@@ -1,10 +1,10 @@
-"""From feature maps to a class for every place. Shape legend: `tokens.py`; L classes."""
+"""Semantic segmentation: from feature maps to a class for every place. L classes."""
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from .blocks import Initialized
+from .layers import Initialized
 
 
 class LinearDecoder(nn.Module):

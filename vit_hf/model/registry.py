@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from .axes import has_frames
 from .positions import POSITION_ENCODINGS, VOLUME_ENCODINGS
-from .reduction import TOKEN_REDUCERS
-from .selection import PATCH_SELECTORS, VOLUME_SELECTORS
+from .reducers import TOKEN_REDUCERS
+from .selectors import PATCH_SELECTORS, VOLUME_SELECTORS
+from .sizes import has_frames
 
 
 TABLES: dict[str, dict[str, type]] = {

@@ -1,18 +1,166 @@
-"""Self-attention, through whichever implementation transformers was asked for. Shape legend: `tokens.py`; T is the
-tokens of a sequence, d the channels of a head.
+"""Layers of the encoder: norms, feed-forward networks, attention, and the block made of them.
 
-Parameters carry the names of transformers' ViT.
+Shape legend: `patches.py`; T is the tokens of a sequence, d the channels of a head. Modules and parameters carry the names
+of transformers' ViT.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .blocks import make_inner_norm
-from .tokens import TokenSequence, move_fields
+from .patches import TokenSequence, move_fields
+from .sizes import head_dim_of, heads_of, intermediate_size_of
+
+
+# Those of transformers, and one that it lacks.
+ACTIVATIONS = {**{name: partial(ACT2FN.__getitem__, name) for name in ACT2FN}, "elu": nn.ELU}
+
+
+class Initialized:
+    """A module that initializes its own parameters, with functions of `transformers.initialization`.
+
+    These skip what a checkpoint brought.
+    """
+
+    def reset_parameters(self, std: float) -> None:
+        """Initializes the module's own parameters.
+
+        Args:
+            std: `initializer_range` of the configuration.
+        """
+
+
+def initialize_dense(module: nn.Module, initializer: str, std: float) -> None:
+    """Initializes the weight of a dense layer or a convolution by `initializer` of the configuration."""
+    if isinstance(module, Initialized) or not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+        return
+    if initializer == "xavier_uniform":
+        # A convolution with the stride of its kernel is a matrix.
+        bound = (6 / (module.weight[0].numel() + module.weight.shape[0])) ** 0.5
+        init.uniform_(module.weight, -bound, bound)
+    elif initializer == "truncated_normal":
+        init.trunc_normal_(module.weight, mean=0.0, std=std, a=-2 * std, b=2 * std)
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all tokens of all images, `(B, T, D)`; tokens that are padding do not count.
+
+    There to be compared with: transformers normalise layers, as statistics of a batch vary with what is in it (Shen et
+    al., 2020, "PowerNorm"). Ioffe & Szegedy (2015).
+    """
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: `mask` `(B, T)`, False for padding; None if all count."""
+        if not self.training or mask is None:
+            return super().forward(hidden_states.flatten(0, 1)).view_as(hidden_states)
+        weights = mask.unsqueeze(-1).float()
+        count = weights.sum().clamp(min=2)
+        states = hidden_states.float()
+        mean = (states * weights).sum(dim=(0, 1)) / count
+        variance = ((states - mean).square() * weights).sum(dim=(0, 1)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
+        normed = (states - mean) * (variance + self.eps).rsqrt()
+        return (normed * self.weight + self.bias).to(hidden_states.dtype)
+
+
+NORMS = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm, "batchnorm": TokenBatchNorm}
+
+
+def make_norm(config, eps: float | None = None) -> nn.Module:
+    return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps if eps is None else eps)
+
+
+def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:
+    """A layer norm before the last dense layer of a branch, as NormFormer and EVA-02; or nothing."""
+    return nn.LayerNorm(size, eps=config.layer_norm_eps) if wanted else nn.Identity()
+
+
+def normalise(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """A norm of hidden states `(B, T, D)`, whose last tokens have a mask `(B, M)`, or all `(B, T)`."""
+    if not isinstance(norm, TokenBatchNorm) or mask is None:
+        return norm(hidden_states)
+    return norm(
+        hidden_states, nn.functional.pad(mask, (hidden_states.shape[1] - mask.shape[1], 0), value=True)
+    )
+
+
+class AdaptiveViTMLP(nn.Module):
+    """Two dense layers, named as in transformers' ViT; `size` wide, or as the configuration says."""
+
+    def __init__(self, config, size: int | None = None):
+        super().__init__()
+        size = size or config.intermediate_size
+        self.activation_fn = ACTIVATIONS[config.hidden_act]()
+        self.fc1 = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, size, config.mlp_norm)
+        self.fc2 = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
+
+
+class GatedMLP(nn.Module):
+    """A dense layer gated by the activation of another: SwiGLU with `hidden_act="silu"` (Shazeer, 2020).
+
+    Named as in transformers' DINOv3. Three matrices, so `intermediate_size` is usually 2/3 of that of two.
+    """
+
+    def __init__(self, config, size: int | None = None):
+        super().__init__()
+        size = size or config.intermediate_size
+        self.act_fn = ACTIVATIONS[config.hidden_act]()
+        self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
+        self.norm = make_inner_norm(config, size, config.mlp_norm)
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.norm(gated))
+
+
+FEED_FORWARDS = {"mlp": AdaptiveViTMLP, "gated": GatedMLP}
+
+
+class LayerScale(Initialized, nn.Module):
+    """A learned scale of a residual branch (Touvron et al., 2021), named as in transformers' DINOv2."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.initial_value = float(config.layerscale_value)
+        self.lambda1 = nn.Parameter(torch.full((config.hidden_size,), self.initial_value))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.lambda1
+
+    def reset_parameters(self, std: float) -> None:
+        init.constant_(self.lambda1, self.initial_value)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole images in training (Huang et al., 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return hidden_states
+        keep = 1 - self.rate
+        kept = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep)
+        return hidden_states * kept / keep
 
 
 # Below this a token of size 0 weighs nothing, and yet passes a gradient on.
@@ -343,3 +491,74 @@ def append_bias_channel(
     query = nn.functional.pad(torch.cat((query, one), dim=-1), (0, padding))
     key = nn.functional.pad(torch.cat((key, bias), dim=-1), (0, padding))
     return query, key, nn.functional.pad(value, (0, padding + 1))
+
+
+# Hidden states `(B, T', D)` and the mask of their patch tokens, of `(B, T, D)` and what attention was computed from.
+ReduceTokens = Callable[[torch.Tensor, AttentionStates], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class AdaptiveViTLayer(GradientCheckpointingLayer):
+    """A pre-norm block: attention, then the feed-forward network, each on a residual branch."""
+
+    def __init__(self, config, layer_index: int):
+        super().__init__()
+        self.attention = AdaptiveViTAttention(config, heads_of(config, layer_index), head_dim_of(config))
+        self.layernorm_before = make_norm(config)
+        self.layernorm_after = make_norm(config)
+        self.mlp = FEED_FORWARDS[config.mlp_type](config, intermediate_size_of(config, layer_index))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        scaled = config.layerscale_value is not None
+        self.layer_scale1 = LayerScale(config) if scaled else None
+        self.layer_scale2 = LayerScale(config) if scaled else None
+        last = config.num_hidden_layers - 1
+        rate = config.drop_path_rate * (layer_index / last if last else 1)
+        self.drop_path = StochasticDepth(rate) if rate else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        inputs: AttentionInputs,
+        reduce: ReduceTokens | None = None,
+        probe: Callable[..., torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Hidden states `(B, T, D)`, or `(B, T', D)` where tokens are reduced.
+
+        Args:
+            hidden_states: `(B, T, D)`.
+            inputs: masks and positions for attention.
+            reduce: thins the last tokens between attention and the feed-forward network.
+            probe: a method of the attention that runs instead of the block, see `cls_attention`.
+        """
+        normed = normalise(self.layernorm_before, hidden_states, inputs.key_mask)
+        if probe is not None:
+            return probe(self.attention, normed, inputs)
+        attention, _, states = self.attention(normed, inputs)
+        hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
+        mask = inputs.key_mask
+        if reduce is not None:
+            hidden_states, mask = reduce(hidden_states, states)
+        del attention, states  # no need to hold them while the feed-forward network runs
+        mlp = self.mlp(normalise(self.layernorm_after, hidden_states, mask))
+        return hidden_states + self._branch(mlp, self.layer_scale2)
+
+    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        """What the CLS token would attend to in this block, `(B, heads, T)`, at a cost linear in T."""
+        return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, inputs)
+
+    def propagate_rollout(
+        self, hidden_states: torch.Tensor, inputs: AttentionInputs, row: torch.Tensor
+    ) -> torch.Tensor:
+        """Carries a `row` `(B, T)` of attention rollout from the block's output to its input."""
+        return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, inputs)
+
+    def _probe(
+        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, inputs: AttentionInputs
+    ) -> torch.Tensor:
+        # Through the module's call, so that whatever wraps the block (sharding, offloading) takes part.
+        return self(hidden_states, inputs, probe=probe)
+
+    def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:
+        states = self.dropout(states)
+        if layer_scale is not None:
+            states = layer_scale(states)
+        return states if self.drop_path is None else self.drop_path(states)

@@ -1,0 +1,472 @@
+"""Patch selectors: score N patches before the encoder, keep K of them.
+
+A pixel heuristic is one function and one line in `PIXEL_SCORERS` (`pixel_scorers.py`). Any other selector is one
+class and one line in `PATCH_SELECTORS` at the end. The highest scores are kept.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .layers import Initialized
+from .patches import ImagePatches, PatchTokens
+from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
+from .selection import PatchSelector, Scout, Selection, keep_top
+from .sizes import has_frames, scorer_sides, scout_sides
+
+
+def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
+    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids.
+
+    One `(B, f, r, c)` over videos is read trilinearly.
+    """
+    # In [-1, 1] from border to border, column first, as grid_sample wants it.
+    places = ((patches.coordinates + 0.5) / patches.grid.unsqueeze(1) * 2 - 1).flip(-1)
+    for _ in range(patches.num_axes - 1):
+        places = places.unsqueeze(1)
+    read = nn.functional.grid_sample(
+        values.unsqueeze(1), places.to(values.dtype), padding_mode="border", align_corners=False
+    )  # (B, 1, 1, N)
+    return read.flatten(1)
+
+
+def small_images(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
+    """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
+    thumbnails = patches.thumbnail_patches(size)
+    return ImagePatches.from_images(thumbnails.image, patches.patch_size)
+
+
+class AttentionSelector(PatchSelector):
+    """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
+
+    The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
+    interpolated to the full grid. In training the pass has the model's dropout, if any.
+    In the spirit of LookWhere (2025), without its training.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_layers = config.scout_num_layers
+        self.reduction = config.scout_reduction
+        self.size = scout_sides(config)
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        thumbnails = small_images(patches, self.size)
+        attention = scout.attention(thumbnails, self.num_layers, self.reduction).float()
+        return read_map(attention.unflatten(1, thumbnails.full_grid), patches)
+
+
+class DistilledSelector(PatchSelector):
+    """Learns to foresee, from a thumbnail, what the model's last block would attend to in the whole image.
+
+    Scores are those of a small network on the hidden states of the scout pass, `2 x 2` for each patch of the
+    thumbnail; the loss is the divergence of their softmax from the CLS attention of a dense pass over the
+    image, which costs training what a dense forward costs. After LookWhere (2025), whose scout is a copy of the
+    first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
+    """
+
+    detail = 2
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_layers = config.scout_num_layers
+        self.last_layer = config.num_hidden_layers
+        self.size = scout_sides(config)
+        self.weight = config.distilled_loss_weight
+        self.share = config.distilled_share
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.GELU()
+        self.output = nn.Linear(config.hidden_size, self.detail**2)
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        thumbnails = small_images(patches, self.size)
+        features = scout.features(thumbnails, self.num_layers)
+        scores = self.output(self.activation(self.hidden(self.norm(features)))).float()  # (B, n, detail^2)
+        scores = scores.transpose(1, 2).unflatten(2, thumbnails.full_grid)  # (B, detail^2, r, c)
+        # Of a video a tubelet is one in time.
+        detailed = nn.functional.pixel_shuffle(scores.movedim(1, -3), self.detail)
+        return read_map(detailed.squeeze(-3), patches)
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+        if not self.weight:
+            return None
+        number = math.ceil(self.share * len(scores))
+        patches, scores = patches.first(number), scores[:number]
+        target = scout.attention(patches, self.last_layer, "mean").float()
+        absent = scores == -torch.inf
+        target = target.masked_fill(absent, 0)
+        target = target / target.sum(dim=-1, keepdim=True)
+        log_scores = scores.log_softmax(dim=-1).masked_fill(absent, 0)
+        divergence = torch.xlogy(target, target) - target * log_scores
+        return self.weight * divergence.sum(dim=-1).mean()
+
+
+class CrossAttentionSelector(Initialized, PatchSelector):
+    """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
+
+    Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the image is
+    streamed; those that are kept are scored again with gradient, and weighed by the query's attention, so that the
+    loss of the task reaches it. There it pools what an encoder made of each patch alone. Here an encoder follows
+    whose blocks relate the patches: each of its blocks attends to a patch so many times as much as the query's softmax
+    over the kept ones says, in training and afterwards, and so does pooling by mean or by attention. At first
+    these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
+    """
+
+    sees_one_patch = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        width, heads = config.cross_attention_hidden_size, config.cross_attention_num_heads
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.hidden = nn.Linear(config.hidden_size, width)
+        self.activation = nn.GELU()
+        # No bias: what is added to every score changes no choice.
+        self.key = nn.Linear(width, width, bias=False)
+        self.query = nn.Parameter(torch.empty(heads, width // heads))
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        with torch.no_grad():
+            return self._attend(scout.embed(patches))
+
+    def weigh(self, tokens: PatchTokens) -> torch.Tensor:
+        scores = self._attend(tokens.features)
+        if tokens.mask is None:
+            return scores.softmax(dim=-1) * scores.shape[1]
+        scores = scores.masked_fill(~tokens.mask, -torch.inf)
+        return scores.softmax(dim=-1) * tokens.mask.sum(dim=-1, keepdim=True)
+
+    def reset_parameters(self, std: float) -> None:
+        init.normal_(self.query)
+
+    def _attend(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.
+
+        Not divided by its sum over patches, so that it depends on one patch alone.
+        """
+        keys = self.key(self.activation(self.hidden(self.norm(embeddings))))
+        keys = keys.unflatten(-1, self.query.shape)  # (B, N, heads, d)
+        logits = torch.einsum("bnhd,hd->bnh", keys, self.query).float() * self.query.shape[1] ** -0.5
+        return logits.logsumexp(dim=-1) - math.log(logits.shape[-1])
+
+
+class ThumbnailScorer(nn.Module):
+    """Patches of 4 pixels, a strided convolution, two residual ones and a global mean, on the image resized to
+    `scorer_image_size`.
+
+    Its map has an eighth of the thumbnail's side. Less than 1 % of the work of a ViT-B at 224 pixels.
+
+    Of videos and volumes, of `num_frames` frames, it reads patches of `tubelet_size` frames, and has three axes
+    throughout.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.size = scorer_sides(config)
+        width = config.scorer_hidden_size
+        convolution, first, stride = nn.Conv2d, (4, 4), (2, 2)
+        if has_frames(config):
+            convolution, first, stride = nn.Conv3d, (config.tubelet_size, 4, 4), (1, 2, 2)
+        self.stem = nn.ModuleList(
+            [
+                convolution(config.num_channels, width, kernel_size=first, stride=first),
+                convolution(width, width, kernel_size=3, stride=stride, padding=1),
+            ]
+        )
+        self.body = nn.ModuleList(convolution(width, width, kernel_size=3, padding=1) for _ in range(2))
+        # One group: statistics of one image alone, so that its scores do not depend on the batch.
+        self.norms = nn.ModuleList(nn.GroupNorm(1, layer.out_channels) for layer in [*self.stem, *self.body])
+        self.context = nn.Linear(width, width)
+        self.activation = nn.GELU()
+        # No bias: what is added to every score changes no choice.
+        self.output = convolution(width, 1, kernel_size=1, bias=False)
+
+    def forward(self, patches: ImagePatches) -> torch.Tensor:
+        """Raw scores `(B, N)` float32 of all patches."""
+        states = patches.thumbnails(self.size).to(self.output.weight.dtype)
+        for index, (layer, norm) in enumerate(zip([*self.stem, *self.body], self.norms, strict=True)):
+            out = self.activation(norm(layer(states)))
+            states = out if index < len(self.stem) else states + out
+        context = self.context(states.mean(dim=tuple(range(2, states.ndim))))
+        states = states + context.view(*context.shape, *[1] * (states.ndim - 2))
+        return read_map(self.output(self.activation(states)).squeeze(1).float(), patches)
+
+
+# Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
+# and their indicators K x N, which are never made, 1.5 GiB.
+CHUNK_SIZE = 2**24
+
+
+def perturbed_top_k(
+    scores: torch.Tensor,
+    num_selected: int,
+    num_samples: int,
+    sigma: float,
+    counts: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Expected indicators `(B, K, N)` of the K highest of `scores` plus Gaussian noise.
+
+    Row k is the distribution of what is kept in the place of the k-th favourite, by raster order: this favourite
+    itself wherever it stays among the K highest, or one that then is instead of it (the first newcomer, by raster
+    order, for the first that leaves). As `sigma` goes to 0 it becomes that of the top K. In the paper row k is the k-th
+    kept patch, so that one newcomer shifts all rows behind it and the encoder sees few whole patches; the encoder
+    is blind to the order of rows.
+
+    Differentiable in the scores: "Differentiable Patch Selection for Image Recognition" (Cordonnier et al., 2021),
+    after Berthet et al. (2020).
+
+    Args:
+        scores: `(B, N)`, minus infinity for padding.
+        num_selected: K.
+        num_samples: n.
+        sigma: standard deviation of the noise, above 0.
+        counts: `(B,)` how many an image keeps, if that differs; rows beyond are zero.
+    """
+    seed = int(torch.randint(2**31, ()))  # from torch's global generator
+    return _PerturbedTopK.apply(scores, num_selected, num_samples, sigma, counts, seed)
+
+
+class _PerturbedTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores, num_selected, num_samples, sigma, counts, seed):
+        batch_size, num_patches = scores.shape
+        expected = scores.new_zeros(batch_size, num_selected * num_patches)
+        favourites, present = keep_top(scores, num_selected, counts)
+        row = torch.arange(num_selected, device=scores.device) * num_patches
+        kept = []
+        for noise in _noise_chunks(scores, num_samples, seed):
+            noisy = (scores.unsqueeze(1) + sigma * noise).flatten(0, 1)  # (B * chunk, N)
+            if counts is None:  # noise leaves no ties, so the faster of the two will do
+                indices = noisy.topk(num_selected, sorted=False).indices.sort().values
+            else:
+                indices, _ = keep_top(noisy, num_selected, counts.repeat_interleave(noise.shape[1]))
+            indices = _in_place_of(favourites, present, indices.unflatten(0, (batch_size, -1)), num_patches)
+            share = scores.new_full(indices.shape, 1 / num_samples)
+            if present is not None:
+                share = share * present.unsqueeze(1)
+            expected.scatter_add_(1, (indices + row).flatten(1), share.flatten(1))
+            kept.append(indices.int())
+        ctx.save_for_backward(scores, torch.cat(kept, dim=1), present)
+        ctx.num_samples, ctx.sigma, ctx.seed = num_samples, sigma, seed
+        return expected.view(batch_size, num_selected, num_patches)
+
+    @staticmethod
+    def backward(ctx, grad):
+        scores, kept, present = ctx.saved_tensors
+        grad = grad.float()
+        # <grad, indicators of a sample>, for each sample: (B, n)
+        value = grad.new_empty(kept.shape[:2])
+        for sample in range(kept.shape[1]):
+            picked = grad.gather(2, kept[:, sample].long().unsqueeze(-1)).squeeze(-1)  # (B, K)
+            value[:, sample] = (picked if present is None else picked * present).sum(dim=-1)
+        # Noise has mean 0, so a constant may be subtracted; the mean of the others is one that leaves no bias.
+        num_samples = ctx.num_samples
+        if num_samples > 1:
+            value = (value - value.mean(dim=1, keepdim=True)) * (num_samples / (num_samples - 1))
+        result, start = torch.zeros_like(scores, dtype=torch.float32), 0
+        for noise in _noise_chunks(scores, num_samples, ctx.seed):
+            result += torch.einsum("bs,bsn->bn", value[:, start : start + noise.shape[1]], noise)
+            start += noise.shape[1]
+        result = result / (num_samples * ctx.sigma)
+        return result.masked_fill(scores == -torch.inf, 0).to(scores.dtype), None, None, None, None, None
+
+
+def _in_place_of(
+    favourites: torch.Tensor, present: torch.Tensor | None, indices: torch.Tensor, num_patches: int
+) -> torch.Tensor:
+    """`indices` `(B, n, K)` of samples in another order: those of the `favourites` `(B, K)` in their places.
+
+    Args:
+        present: `(B, K)` False for places that an image does not fill; None if all fill all.
+    """
+    favourites = favourites.unsqueeze(1).expand_as(indices)
+    if present is None:
+        present = torch.ones_like(favourites[:, :1], dtype=torch.bool)
+    else:
+        present = present.unsqueeze(1)
+
+    def marked(places: torch.Tensor) -> torch.Tensor:
+        """Which patches `(B, n, N)` are among `places`; places that are not filled mark a column that is cut off."""
+        marks = places.new_zeros(*places.shape[:2], num_patches + 1, dtype=torch.bool)
+        return marks.scatter(2, places.masked_fill(~present, num_patches), True)[..., :num_patches]
+
+    stays = marked(indices).gather(2, favourites)
+    is_new = ~marked(favourites).gather(2, indices) & present
+    newcomers = indices.gather(2, (~is_new).int().argsort(dim=-1, stable=True))
+    leaves = ~stays & present
+    newcomer = newcomers.gather(2, (leaves.cumsum(dim=-1) - 1).clamp(min=0))
+    return torch.where(leaves, newcomer, favourites)
+
+
+def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
+    """Gaussian noise `(B, chunk, N)` for all samples, the same for the same seed."""
+    generator = torch.Generator(scores.device).manual_seed(seed)
+    batch_size, num_patches = scores.shape
+    chunk = max(1, CHUNK_SIZE // (batch_size * num_patches))
+    for start in range(0, num_samples, chunk):
+        size = (batch_size, min(chunk, num_samples - start), num_patches)
+        yield torch.randn(size, generator=generator, device=scores.device)
+
+
+class PerturbedSelector(PatchSelector):
+    """A small network on the thumbnail, trained through perturbed top-K by the loss of the task itself.
+
+    While training the encoder gets means of patches, by how often each was among the K highest; otherwise the K
+    highest themselves.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scorer = ThumbnailScorer(config)
+        self.num_samples = config.perturbed_num_samples
+        self.sigma = config.perturbed_sigma
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        scores = self.scorer(patches)
+        # To [0, 1], so that a sigma means the same for every image.
+        present = torch.ones_like(scores, dtype=torch.bool) if patches.mask is None else patches.mask
+        lowest = scores.masked_fill(~present, torch.inf).amin(dim=-1, keepdim=True)
+        highest = scores.masked_fill(~present, -torch.inf).amax(dim=-1, keepdim=True)
+        return (scores - lowest) / (highest - lowest).clamp(min=1e-6)
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        selection = super().select(scores, num_selected, counts, sample)
+        if sample:
+            selection.weights = perturbed_top_k(scores, num_selected, self.num_samples, self.sigma, counts)
+        return selection
+
+
+# Standard deviation of an image's scores. Fixed, so that a policy can neither become certain by accident, which
+# would end its learning, nor stay undecided; what is rare in an image still stands out by many times this.
+SPREAD = 1.0
+
+
+def standardise(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Scores `(B, N)` with mean 0 and deviation `SPREAD` over the patches of each image that `mask` `(B, N)` has."""
+    present = torch.ones_like(scores) if mask is None else mask.to(scores.dtype)
+    count = present.sum(dim=-1, keepdim=True)
+    centred = scores - (scores * present).sum(dim=-1, keepdim=True) / count
+    variance = (centred.square() * present).sum(dim=-1, keepdim=True) / count
+    return SPREAD * centred / (variance + 1e-8).sqrt()
+
+
+def draw_plackett_luce(scores: torch.Tensor) -> torch.Tensor:
+    """An order `(B, N)` of patches drawn one after the other without replacement, in proportion to exp(score).
+
+    Plackett-Luce by the Gumbel-top-K trick (Kool et al., 2019). Patches with a score of minus infinity come last.
+    """
+    uniform = torch.rand_like(scores).clamp(min=torch.finfo(scores.dtype).tiny)
+    return (scores.detach() - (-uniform.log()).log()).argsort(dim=-1, descending=True)
+
+
+def plackett_luce_log_prob(
+    scores: torch.Tensor, order: torch.Tensor, num_selected: int, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log-probability `(B,)` that the first patches of `order` `(B, N)` are drawn in that order.
+
+    Args:
+        scores: `(B, N)`, minus infinity for padding, which must come last in `order`.
+        num_selected: K, how many are drawn.
+        counts: `(B,)`, if images draw different numbers.
+    """
+    ordered = scores.gather(1, order)
+    # log of what is left to draw from at each step
+    remaining = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    steps = ordered[:, :num_selected] - remaining[:, :num_selected]
+    if counts is not None:
+        drawn = torch.arange(num_selected, device=scores.device) < counts[:, None]
+        steps = torch.where(drawn, steps, 0)
+    return steps.sum(dim=-1)
+
+
+class PolicySelector(PatchSelector):
+    """A small network on the thumbnail draws patches while training, and keeps its favourites otherwise.
+
+    The head rewards what was drawn by how much better the answer is than with the favourites (REINFORCE with a
+    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that of the
+    first draw, as a share of the greatest possible.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scorer = ThumbnailScorer(config)
+        self.entropy_weight = config.policy_entropy_weight
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        return standardise(self.scorer(patches), patches.mask)
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        favourites = super().select(scores, num_selected, counts, sample=False)
+        # Where all are kept there is nothing to choose, and a reward would be noise.
+        if not sample or (counts is None and num_selected == scores.shape[1]):
+            return favourites
+        order = draw_plackett_luce(scores)
+        indices, mask = keep_top(-order.argsort(dim=-1).to(scores.dtype), num_selected, counts)
+        log_prob = plackett_luce_log_prob(scores, order, num_selected, counts)
+        # A mean over draws, so that a learning rate suits any K.
+        log_prob = log_prob / (num_selected if counts is None else counts)
+        return Selection(indices, mask, scores, log_prob=log_prob, favourites=favourites)
+
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+        present = scores != -torch.inf
+        log_probs = scores.log_softmax(dim=-1).masked_fill(~present, 0)
+        entropy = -(log_probs.exp() * log_probs * present).sum(dim=-1)
+        greatest = present.sum(dim=-1).clamp(min=2).log()
+        return -self.entropy_weight * (entropy / greatest).mean()
+
+
+def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline.
+
+    The mean of R - b over the other images of the batch is subtracted as well, which biases nothing either: at
+    first favourites are worse than chance, and a difference that all images share would be nothing but noise.
+    """
+    advantage = reward - baseline
+    if len(advantage) > 1:
+        others = (advantage.sum() - advantage) / (len(advantage) - 1)
+        advantage = advantage - others
+    return -(advantage.detach() * log_prob).mean()
+
+
+class PixelSelector(PatchSelector):
+    """A heuristic of `PIXEL_SCORERS` or `VOLUME_SCORERS`."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.name = config.patch_selector
+        self.sees_one_patch = self.name in LOCAL_SCORERS
+        self.uses_number = self.name == "uniform"
+        self.seed = config.random_selector_seed
+
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+        return pixel_scores(self.name, patches, num_selected, self.seed)
+
+
+class RandomSelector(PixelSelector):
+    """The same random patches whenever an image is seen, and others each time where chance may play a part."""
+
+    def select(
+        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
+    ) -> Selection:
+        if sample:
+            scores = torch.rand_like(scores).masked_fill(scores == -torch.inf, -torch.inf)
+        return super().select(scores, num_selected, counts, sample)
+
+
+PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
+    **dict.fromkeys(PIXEL_SCORERS, PixelSelector),
+    "random": RandomSelector,
+    "attention": AttentionSelector,
+    "distilled": DistilledSelector,
+    "policy": PolicySelector,
+    "perturbed": PerturbedSelector,
+    "cross_attention": CrossAttentionSelector,
+}
+# For videos and volumes alone.
+VOLUME_SELECTORS: dict[str, type[PatchSelector]] = dict.fromkeys(VOLUME_SCORERS, PixelSelector)
