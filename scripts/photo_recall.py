@@ -295,12 +295,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10, help="of random")
     parser.add_argument("--checkpoint", help="ViT for the selectors that look through a model, untrained")
     parser.add_argument(
-        "--scout-num-layers", type=int, nargs="+", default=[3], help="blocks whose attention is tried"
+        "--probe-num-layers", type=int, nargs="+", default=[3], help="blocks whose attention is tried"
     )
     parser.add_argument(
-        "--scout-reduction", nargs="+", default=["mean"], help="of attention: mean, max, min or rollout"
+        "--probe-reduction", nargs="+", default=["mean"], help="of attention: mean, max, min or rollout"
     )
-    parser.add_argument("--scout-image-size", type=int, help="pixels of thumbnails; None: as in --checkpoint")
+    parser.add_argument("--probe-image-size", type=int, help="pixels of thumbnails; None: as in --checkpoint")
     parser.add_argument("--models", nargs="+", default=[], help="saved models, for their own selectors")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"

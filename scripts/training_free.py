@@ -332,9 +332,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     shares = [0.05, 0.1, 0.25, 0.5]
     parser.add_argument("--shares", type=float, nargs="+", default=shares, help="of the patches, kept")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.7, 0.5], help="of token reducers")
-    parser.add_argument("--scout-num-layers", type=int, nargs="+", help="blocks; None: third and last")
-    parser.add_argument("--scout-image-size", type=int, default=224, help="pixels of the scout's thumbnails")
-    parser.add_argument("--scout-reduction", nargs="+", default=["mean"], help="mean, max, min or rollout")
+    parser.add_argument("--probe-num-layers", type=int, nargs="+", help="blocks; None: third and last")
+    parser.add_argument("--probe-image-size", type=int, default=224, help="pixels of the probe's thumbnails")
+    parser.add_argument("--probe-reduction", nargs="+", default=["mean"], help="mean, max, min or rollout")
     parser.add_argument("--thumbnail", type=int, help="pixels of a thumbnail, to try beside fewer patches")
     parser.add_argument("--seeds", type=int, default=3, help="of random")
     parser.add_argument(

@@ -298,7 +298,7 @@ from vit_hf import PatchSelector
 
 
 class Brightest(PatchSelector):
-    def score(self, patches, num_selected, scout):
+    def score(self, patches, num_selected, probe):
         return patches.pixels.mean(dim=(-3, -2, -1)).flatten(1)
 """
 

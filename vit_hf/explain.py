@@ -23,7 +23,7 @@ from .explanations.seen_images import load_upright, process, shrink, to_picture,
 from .explanations.token_stages import Stage, record_reductions, to_stages
 from .explanations.windows import window_stages
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
-from .model.elastic import as_it_answers
+from .model.elastic import active_subnetwork
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
@@ -99,7 +99,7 @@ def explain(
             f"explain draws images, and this model is for videos or volumes (num_frames={model.config.num_frames}): draw "
             "its kept patches with vit_hf.explain_video."
         )
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     images = _as_list(images)
     labels = _check_labels(labels, len(images), model.config)
     names = _check_names(names, images)

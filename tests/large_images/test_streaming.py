@@ -146,7 +146,7 @@ def test_what_it_opened_it_closes(monkeypatch):
 
 
 def test_chance_plays_no_part_in_predicting():
-    """Dropout of the scout neither, though the model is being trained."""
+    """Dropout of the probe neither, though the model is being trained."""
     model, image = classifier("attention", hidden_dropout_prob=0.5).train(), picture(150, 203)
     outputs = [predict_streaming(model, image, image_processor=PROCESSOR) for _ in range(2)]
     assert torch.equal(outputs[0].selected_patches, outputs[1].selected_patches) and model.training

@@ -104,10 +104,10 @@ def test_choices_from_outside_among_images_of_many_sizes():
         ("distilled", {"distilled_share": 0.5}),
     ],
 )
-@pytest.mark.parametrize("relaxation", [0.0, 0.3, 1.0])
-def test_equals_them_with_options(name, fields, relaxation):
+@pytest.mark.parametrize("dense_fraction", [0.0, 0.3, 1.0])
+def test_equals_them_with_options(name, fields, dense_fraction):
     model = classifier(name, **fields).train()
-    model.set_selection_relaxation(relaxation)
+    model.set_dense_fraction(dense_fraction)
     assert_same_step(model, [picture(48, 75), picture(48, 75, seed=1)])
 
 
@@ -135,7 +135,7 @@ class Generated(ImageSource):
         raise AssertionError("not asked for")
 
 
-# What a forward pass in training reads beside a pass through the image; a policy also answers for its favourites.
+# What a forward pass in training reads beside a pass through the image; a policy also answers for its greedy.
 CHOSEN = {"variance": 0, "cross_attention": 0, "random": 6, "attention": 6, "policy": 12, "perturbed": 6 * 20}
 
 
@@ -268,7 +268,7 @@ def test_rows_of_datasets(tmp_path):
     collate = StreamingCollator(classifier("variance"), PROCESSOR)
     batches = [collate([data[0], data[1]]), collate(rows)]
     assert torch.equal(batches[0]["labels"], batches[1]["labels"])
-    taken = [batch["pixel_values"].take().features for batch in batches]
+    taken = [batch["pixel_values"].gather().features for batch in batches]
     assert torch.equal(*taken) and taken[0].any()
     assert "labels" not in collate([{"image": rows[0]["image"]}])
 

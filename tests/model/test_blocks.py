@@ -1,4 +1,4 @@
-"""What blocks, pooling and initialisation may be, beside plain torch and transformers' own modules."""
+"""What blocks, pooling and initialization may be, beside plain torch and transformers' own modules."""
 
 import numpy as np
 import pytest

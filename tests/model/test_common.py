@@ -141,7 +141,7 @@ def test_other_number_of_labels(tmp_path):
 
 
 @every_model
-def test_meta_initialisation_leaves_nothing_behind(model_class, auto_class, config, fields, tmp_path):
+def test_meta_initialization_leaves_nothing_behind(model_class, auto_class, config, fields, tmp_path):
     """Parameters made on the meta device come from the file or from `_init_weights`: none is garbage."""
     with torch.device("meta"):
         model = model_class(config(**fields))
@@ -153,7 +153,7 @@ def test_meta_initialisation_leaves_nothing_behind(model_class, auto_class, conf
 
 
 @every_encoding
-def test_missing_keys_are_initialised(encoding, tmp_path):
+def test_missing_keys_are_initialized(encoding, tmp_path):
     from safetensors.torch import save_file
 
     config = all_options(position_encoding=encoding)
@@ -173,7 +173,7 @@ def test_missing_keys_are_initialised(encoding, tmp_path):
 
 
 @every_swin
-def test_missing_keys_of_swin_are_initialised(swin, tmp_path):
+def test_missing_keys_of_swin_are_initialized(swin, tmp_path):
     from safetensors.torch import save_file
 
     tiny_swin_config(**swin).save_pretrained(tmp_path)

@@ -54,7 +54,7 @@ def count_patches(model) -> list[int]:
 
 
 def test_is_the_first_half_of_resnet18():
-    """By default: with group norms and standardised filters torchvision's computes the same."""
+    """By default: with group norms and standardized filters torchvision's computes the same."""
     from torchvision.models import resnet18
 
     defaults = AdaptiveViTConfig().to_dict()
@@ -71,7 +71,7 @@ def test_is_the_first_half_of_resnet18():
             spread = value.std(dim=(1, 2, 3), correction=0, keepdim=True)
             other.data = ((value - value.mean(dim=(1, 2, 3), keepdim=True)) / spread).detach()
     patches = ImagePatches.from_images(torch.randn(2, 3, 16, 24), 8)
-    cells = theirs(patches.take().features.unflatten(2, (3, 8, 8)).flatten(0, 1))
+    cells = theirs(patches.gather().features.unflatten(2, (3, 8, 8)).flatten(0, 1))
     expected = stem.projection(cells.mean(dim=(2, 3)).unflatten(0, (2, 6)))
     torch.testing.assert_close(stem(patches).features, expected, atol=1e-4, rtol=1e-4)
 

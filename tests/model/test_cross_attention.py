@@ -85,5 +85,5 @@ def test_learns_together_with_the_encoder_what_to_attend_to(monkeypatch):
         return (model(images).logits.argmax(-1) == labels).float().mean().item()
 
     assert accuracy() > 0.95
-    monkeypatch.setattr(CrossAttentionSelector, "weigh", PatchSelector.weigh)
+    monkeypatch.setattr(CrossAttentionSelector, "token_weights", PatchSelector.token_weights)
     assert accuracy() < 0.75  # where no gradient reaches the query

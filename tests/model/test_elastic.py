@@ -226,7 +226,7 @@ def test_what_is_set_later_holds_for_sub_networks():
     assert len(model(images, output_attentions=True).attentions) == 2
     model.train()
     assert not torch.equal(model(images).logits, model(images).logits)
-    model.set_selection_relaxation(1.0)
+    model.set_dense_fraction(1.0)
     assert model(images).selected_patches.shape[1] == 20
 
 

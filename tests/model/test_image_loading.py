@@ -34,23 +34,23 @@ def shown(image, do_convert_rgb=True):
     return to_pixels(image, do_convert_rgb).permute(1, 2, 0).double().numpy()
 
 
-def on_white(colours, alpha=LEVELS):
+def on_white(colors, alpha=LEVELS):
     weight = alpha[..., None] / 255
-    return colours * weight + 255 * (1 - weight)
+    return colors * weight + 255 * (1 - weight)
 
 
 def palette_on_white(transparent=3):
     return np.where(np.asarray(PALETTE)[..., None] == transparent, 255, np.asarray(PALETTE.convert("RGB")))
 
 
-# name -> (image, the pixels it shows, tolerance in grey levels)
+# name -> (image, the pixels it shows, tolerance in gray levels)
 PICTURES = {
     "rgb": (reopened(RGB, "PNG"), COLOURS, 0),
-    "grey": (reopened(GREY, "PNG"), LEVELS, 0),
+    "gray": (reopened(GREY, "PNG"), LEVELS, 0),
     "palette": (reopened(PALETTE, "PNG"), PALETTE.convert("RGB"), 0),
     "palette with transparency": (reopened(PALETTE, "PNG", transparency=3), palette_on_white(), 0),
     "rgba": (reopened(RGBA, "PNG"), on_white(COLOURS), 1),
-    "grey with alpha": (reopened(PIL.Image.merge("LA", [GREY, GREY]), "PNG"), on_white(LEVELS[..., None]), 1),
+    "gray with alpha": (reopened(PIL.Image.merge("LA", [GREY, GREY]), "PNG"), on_white(LEVELS[..., None]), 1),
     "cmyk": (reopened(RGB.convert("CMYK"), "TIFF"), COLOURS, 0),
     "cmyk jpeg, which is stored inverted": (
         reopened(PIL.Image.new("CMYK", (64, 48), (0, 255, 255, 0)), "JPEG", quality=100),
@@ -98,9 +98,9 @@ def test_pixels_come_out_right(name):
     reason="this transformers does not put transparent images on white yet",
 )
 @pytest.mark.parametrize(
-    "name", ["rgb", "grey", "palette with transparency", "rgba", "grey with alpha", "cmyk"]
+    "name", ["rgb", "gray", "palette with transparency", "rgba", "gray with alpha", "cmyk"]
 )
-def test_colours_as_transformers_converts_them(name):
+def test_colors_as_transformers_converts_them(name):
     image = PICTURES[name][0]
     assert np.array_equal(shown(image), convert_to_rgb(image, return_numpy=True))
 
@@ -129,7 +129,7 @@ def test_exif_orientation(orientation):
     ("name", "channels"),
     [
         ("rgb", 3),
-        ("grey", 1),
+        ("gray", 1),
         ("palette", 3),
         ("palette with transparency", 4),
         ("rgba", 4),

@@ -36,7 +36,7 @@ def ours_and_theirs(request):
 
 
 def picture(height=48, width=64, seed=0):
-    """Random blocks of colour under a little noise: patches differ in how busy they are."""
+    """Random blocks of color under a little noise: patches differ in how busy they are."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 240, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     pixels = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
@@ -138,13 +138,13 @@ def test_mixed_sizes_need_patches_or_a_list(ours):
 
 
 def test_one_channel(ours):
-    grey = PIL.Image.fromarray(picture()).convert("L")
+    gray = PIL.Image.fromarray(picture()).convert("L")
     processor = ours(
         do_convert_rgb=False, image_mean=[0.5], image_std=[0.5], return_patches=True, patch_size=8
     )
-    assert processor(grey, return_tensors="pt").pixel_values.shape == (1, 28 * 28, 64)
+    assert processor(gray, return_tensors="pt").pixel_values.shape == (1, 28 * 28, 64)
     with pytest.raises(ValueError, match=r"Image 0 .*1 channels.*image_mean has 3 values"):
-        ours(do_convert_rgb=False)(grey)
+        ours(do_convert_rgb=False)(gray)
 
 
 # -- patches
@@ -291,17 +291,17 @@ def test_options_that_make_no_sense(ours, options, message):
 
 def test_files_of_many_kinds_in_one_batch(ours, tmp_path):
     upright = PIL.Image.fromarray(picture())
-    grey = np.asarray(upright.convert("L"))
+    gray = np.asarray(upright.convert("L"))
     exif = PIL.Image.Exif()
     exif[274] = 6
     upright.rotate(90, expand=True).save(tmp_path / "lying.png", exif=exif)
     upright.convert("CMYK").save(tmp_path / "cmyk.tif")
-    PIL.Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    PIL.Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
     upright.quantize(8).save(tmp_path / "palette.gif")
     expected = [
         picture(),
         picture(),
-        np.stack([grey] * 3, -1),
+        np.stack([gray] * 3, -1),
         np.asarray(upright.quantize(8).convert("RGB")),
     ]
     paths = [tmp_path / name for name in ("lying.png", "cmyk.tif", "sixteen.png", "palette.gif")]

@@ -161,10 +161,10 @@ class TestGumbel:
         torch.testing.assert_close(got, expected.mean())
 
 
-def in_rows(kept: list[int], favourites: list[int]) -> list[int]:
-    """The patches `kept`, each favourite in its own row and newcomers in those of favourites that left."""
-    newcomers = iter(sorted(set(kept) - set(favourites)))
-    return [favourite if favourite in kept else next(newcomers) for favourite in favourites]
+def in_rows(kept: list[int], greedy: list[int]) -> list[int]:
+    """The patches `kept`, each favorite in its own row and newcomers in those of greedy that left."""
+    newcomers = iter(sorted(set(kept) - set(greedy)))
+    return [favorite if favorite in kept else next(newcomers) for favorite in greedy]
 
 
 def exact_top_2(scores: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -200,10 +200,10 @@ class TestPerturbed:
             expected = torch.zeros(2, 3, 7)
             for image in range(2):
                 number = 3 if counts is None else counts[image]
-                favourites = sorted(scores[image].topk(number).indices.tolist())
+                greedy = sorted(scores[image].topk(number).indices.tolist())
                 for sample in noise[image]:
                     kept = (scores[image] + 0.3 * sample).topk(number).indices.tolist()
-                    for row, patch in enumerate(in_rows(kept, favourites)):
+                    for row, patch in enumerate(in_rows(kept, greedy)):
                         expected[image, row, patch] += 1 / 40
             got = perturbed_top_k(scores, 3, 40, 0.3, counts and torch.tensor(counts))
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
@@ -357,13 +357,13 @@ class TestPolicy:
 
     @pytest.mark.parametrize("images", [1, 2, 8])
     def test_the_gradient_is_unbiased(self, images):
-        """Of batches of so many images, with the reward of the favourites as the baseline."""
+        """Of batches of so many images, with the reward of the greedy as the baseline."""
         leaf = self.scores.repeat(60000 // images, images, 1).requires_grad_()
         order = draw_plackett_luce(leaf.flatten(0, 1))
         log_prob = plackett_luce_log_prob(leaf.flatten(0, 1), order, 2).view(-1, images)
         reward = self.reward(order).view(-1, images)
-        favourites = self.reward(self.scores.argsort(descending=True)[None]).expand_as(reward)
-        loss = torch.vmap(reinforce_loss)(log_prob, reward, favourites).sum()
+        greedy = self.reward(self.scores.argsort(descending=True)[None]).expand_as(reward)
+        loss = torch.vmap(reinforce_loss)(log_prob, reward, greedy).sum()
         within(torch.autograd.grad(loss, leaf)[0].sum(1), self.exact_gradient())
 
 

@@ -31,7 +31,7 @@ def ours_from(model, tmp_path, **fields) -> AdaptiveViTForImageClassification:
 
 def cut(images: list[torch.Tensor], patch_size: int = 8) -> dict[str, torch.Tensor]:
     """Images (C, H, W) of any sizes as one padded batch of cut patches."""
-    taken = [ImagePatches.from_images(image[None], patch_size).take() for image in images]
+    taken = [ImagePatches.from_images(image[None], patch_size).gather() for image in images]
     longest = max(tokens.features.shape[1] for tokens in taken)
 
     def pad(values):
@@ -258,13 +258,13 @@ def test_relaxation_keeps_more_while_training_and_nothing_else(number):
     )
     images = torch.randn(2, 3, 64, 64)
     target = 7 if number == 7 else 6
-    for relaxation, expected in [(0.0, target), (0.5, target + round((64 - target) / 2)), (1.0, 64)]:
-        model.set_selection_relaxation(relaxation)
+    for dense_fraction, expected in [(0.0, target), (0.5, target + round((64 - target) / 2)), (1.0, 64)]:
+        model.set_dense_fraction(dense_fraction)
         assert model.train()(images).selected_patches.shape[1] == expected
         assert model(**cut(list(images))).selected_patches.shape[1] in (expected, expected + 1)
         assert model.eval()(images).selected_patches.shape[1] == target
     with pytest.raises(ValueError, match=r"1\.5"):
-        model.set_selection_relaxation(1.5)
+        model.set_dense_fraction(1.5)
 
 
 @encodings

@@ -19,7 +19,7 @@ def patches_of(*shape: int, patch_size: int = 8) -> ImagePatches:
 
 def cut(patches: ImagePatches) -> ImagePatches:
     """The same patches, arriving cut."""
-    taken = patches.take()
+    taken = patches.gather()
     size = tuple(patches.pixels.shape[-2:])
     return ImagePatches.from_flat(
         flatten_channels_last(taken.features, size),
@@ -36,7 +36,7 @@ def test_whole_images_are_not_copied():
     patches = ImagePatches.from_images(images, (8, 6))
     assert patches.pixels.shape == (2, 8, 8, 3, 8, 6)
     assert patches.pixels.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
-    taken = patches.take(torch.tensor([[9], [63]]))
+    taken = patches.gather(torch.tensor([[9], [63]]))
     assert torch.equal(taken.features[0, 0], images[0, :, 8:16, 6:12].flatten())
     assert torch.equal(taken.features[1, 0], images[1, :, 56:64, 42:48].flatten())
     assert taken.coordinates.tolist() == [[[1, 1]], [[7, 7]]]
@@ -80,10 +80,10 @@ def test_flat_images_score_nothing(name, level, size):
 def test_gradient_is_that_of_skimage():
     patches = patches_of(1, 3, 24, 16)
     scores = pixel_scores("gradient", patches, 1)[0]
-    for index, patch in enumerate(patches.take().features[0].unflatten(1, (3, 8, 8))):
-        grey = patch.mean(0).numpy().astype(np.float64)
-        # skimage divides the Sobel kernel by 4; its outermost pixels would need neighbours.
-        magnitude = 4 * np.hypot(sobel_h(grey), sobel_v(grey))[1:-1, 1:-1]
+    for index, patch in enumerate(patches.gather().features[0].unflatten(1, (3, 8, 8))):
+        gray = patch.mean(0).numpy().astype(np.float64)
+        # skimage divides the Sobel kernel by 4; its outermost pixels would need neighbors.
+        magnitude = 4 * np.hypot(sobel_h(gray), sobel_v(gray))[1:-1, 1:-1]
         assert scores[index].item() == pytest.approx(magnitude.mean(), rel=1e-4)
 
 
@@ -126,9 +126,9 @@ def test_entropy_of_known_histograms():
     assert scores.flatten().tolist() == pytest.approx([1, 8, 0, 0, 0], abs=1e-6)
 
 
-def spectral_residual(grey: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Mean saliency in each of `rows` times `columns` pieces of `grey` `(H, W)`, from the paper, up to its scale."""
-    thumbnail = PIL.Image.fromarray(grey.astype(np.float32)).resize((64, 64), PIL.Image.Resampling.BILINEAR)
+def spectral_residual(gray: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Mean saliency in each of `rows` times `columns` pieces of `gray` `(H, W)`, from the paper, up to its scale."""
+    thumbnail = PIL.Image.fromarray(gray.astype(np.float32)).resize((64, 64), PIL.Image.Resampling.BILINEAR)
     spectrum = np.fft.fft2(np.asarray(thumbnail, np.float64))
     log_amplitude = np.log(np.abs(spectrum))
     residual = log_amplitude - uniform_filter(log_amplitude, 3, mode="wrap")
@@ -206,7 +206,7 @@ def test_mixed_sizes_score_as_alone_in_any_order(name):
 
 
 @pytest.mark.parametrize("name", PIXEL_SCORERS)
-def test_neighbours_in_the_batch_do_not_matter(name):
+def test_neighbors_in_the_batch_do_not_matter(name):
     images = torch.randn(3, 3, 43, 64)
     images[1] *= 100
     images[2] = 0.5
@@ -217,7 +217,7 @@ def test_neighbours_in_the_batch_do_not_matter(name):
 
 
 @pytest.mark.parametrize("name", sorted(PIXEL_SCORERS.keys() - {"saliency"}))
-def test_neighbours_in_the_image_do_not_matter(name):
+def test_neighbors_in_the_image_do_not_matter(name):
     images = torch.randn(1, 3, 32, 32)
     before = pixel_scores(name, ImagePatches.from_images(images, 8), 4)[0]
     images[..., :8, 8:16] *= 100
@@ -266,11 +266,11 @@ def test_fixed_random_patches_are_spread_like_random_ones(seed):
     counts = torch.histc((rows // 16 * 4 + columns // 16).float(), bins=16, min=0, max=15)
     # 1024 of 4096 in 16 squares: 64 expected in each, with a standard deviation of 6.7.
     assert counts.min() > 64 - 27 and counts.max() < 64 + 27
-    # Along rows and diagonals there is no stripe: as many neighbours as chance gives (a quarter of 1008).
+    # Along rows and diagonals there is no stripe: as many neighbors as chance gives (a quarter of 1008).
     kept = torch.zeros(64, 64, dtype=torch.bool)
     kept[rows, columns] = True
-    for neighbours in (kept[1:] & kept[:-1], kept[:, 1:] & kept[:, :-1], kept[1:, 1:] & kept[:-1, :-1]):
-        assert 190 < neighbours.sum() < 320
+    for neighbors in (kept[1:] & kept[:-1], kept[:, 1:] & kept[:, :-1], kept[1:, 1:] & kept[:-1, :-1]):
+        assert 190 < neighbors.sum() < 320
 
 
 @settings(deadline=None, max_examples=60)
@@ -281,7 +281,7 @@ def test_uniform_covers_the_grid(rows, columns, data):
     scores = pixel_scores("uniform", patches, number)
     assert (scores == 2).sum() == number
     indices, _ = keep_top(scores, number)
-    kept = patches.take(indices).coordinates[0]
+    kept = patches.gather(indices).coordinates[0]
     # Every patch of the grid has a kept one near: within the pitch of a lattice that some points were left out of.
     distance = torch.cdist(patches.coordinates[0], kept, p=float("inf")).min(dim=1).values
     assert distance.max() <= 2 * np.ceil(np.sqrt(rows * columns / number)) + 1

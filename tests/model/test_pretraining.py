@@ -30,7 +30,7 @@ def make(**fields) -> AdaptiveViTForPreTraining:
 
 
 class TestParity:
-    @pytest.fixture(params=[{}, {"norm_pix_loss": True, "mask_ratio": 0.6}], ids=["plain", "normalised"])
+    @pytest.fixture(params=[{}, {"norm_pix_loss": True, "mask_ratio": 0.6}], ids=["plain", "normalized"])
     def stock(self, request) -> ViTMAEForPreTraining:
         names = ViTMAEConfig().to_dict().keys()
         fields = {name: value for name, value in TINY.items() if name in names}
@@ -189,12 +189,12 @@ def test_learns_to_reconstruct():
     model = make(mask_ratio=0.5, initializer_range=0.05).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(250):
-        grey = torch.rand(16, 1, 1, 1) * 2 - 1
-        loss = model(grey.expand(16, 3, 32, 32)).loss
+        gray = torch.rand(16, 1, 1, 1) * 2 - 1
+        loss = model(gray.expand(16, 3, 32, 32)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1 / 3  # a tenth of the variance of the greys
+    assert loss < 0.1 / 3  # a tenth of the variance of the grays
 
 
 class TestRefuses:

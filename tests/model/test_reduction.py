@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.conftest import SELECTIONS, tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification
-from vit_hf.model.layers import AttentionInputs, AttentionStates, append_bias_channel
+from vit_hf.model.layers import AttentionContext, AttentionProjections, append_bias_channel
 from vit_hf.model.patches import PatchTokens, grid_coordinates
 from vit_hf.model.reducers import SamplingReducer
 
@@ -198,7 +198,7 @@ def test_sample_by_hand():
     """Shares .4, .1, .2, .3 on the grid 1/4, 3/4 and on 1/8, 3/8, 5/8, 7/8: in both, .4 is hit, and .1 never."""
     value = torch.tensor([9.0, 4, 1, 2, 3]).view(1, 1, 5, 1)  # the first is CLS
     same = torch.ones(1, 1, 5, 1)
-    states = AttentionStates(same, same, value, same, AttentionInputs(), 1.0)
+    states = AttentionProjections(same, same, value, same, AttentionContext(), 1.0)
     tokens = PatchTokens(torch.randn(1, 4, 8), grid_coordinates(2, 2)[None], torch.tensor([[2, 2]]))
     for keep_rate, kept in [(0.5, [0, 2]), (1.0, [0, 2, 3]), (0.25, [3])]:
         config = tiny_config(token_reducer="sample", keep_rate=keep_rate, reduction_layers=[0])
@@ -262,7 +262,7 @@ def test_relaxation_raises_the_keep_rate_while_training(reducer):
     model = make(reducer, keep_rate=0.5)
     images = torch.randn(2, 3, 48, 48)
     tokens = {"attentive": 28, "merge": 27}  # of 36 at a rate of 0.75, and one more that is fused
-    model.set_selection_relaxation(0.5)
+    model.set_dense_fraction(0.5)
     stages = model.train()(images).token_assignments
     if reducer in tokens:
         assert stages[:, 0].max() + 1 == tokens[reducer] - (reducer == "attentive")
@@ -271,7 +271,7 @@ def test_relaxation_raises_the_keep_rate_while_training(reducer):
     else:
         assert model.vit.reducers["0"].keep_rate(0.5) == 0.75
     # `gumbel` learns even then.
-    model.set_selection_relaxation(1.0)
+    model.set_dense_fraction(1.0)
     assert (model(images).token_assignments is None) == (reducer != "gumbel")
     kept = model.eval()(images).token_assignments[:, 0] >= 0
     assert kept.all() if reducer == "merge" else (kept.sum(1) <= 18).all()
@@ -279,8 +279,8 @@ def test_relaxation_raises_the_keep_rate_while_training(reducer):
 
 def test_relaxation_lowers_merge_r_while_training():
     model, images = make("merge", merge_r=6, keep_rate=1.0), torch.randn(1, 3, 48, 48)
-    for relaxation, left in [(0.0, 24), (0.5, 30), (1.0, 36)]:
-        model.set_selection_relaxation(relaxation)
+    for dense_fraction, left in [(0.0, 24), (0.5, 30), (1.0, 36)]:
+        model.set_dense_fraction(dense_fraction)
         assert model.train()(images).token_coordinates.shape[1] == left
         assert model.eval()(images).token_coordinates.shape[1] == 24
 

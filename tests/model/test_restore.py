@@ -1,4 +1,4 @@
-"""What surrounds the choice of patches: making it by hand, exploring, looking with the scout, seeing a thumbnail beside
+"""What surrounds the choice of patches: making it by hand, exploring, looking with the probe, seeing a thumbnail beside
 it, giving a full grid of hidden states back, and refusing configurations that make no sense."""
 
 import math
@@ -11,7 +11,7 @@ from tests.conftest import SELECTIONS, every_selection, tiny_config
 from tests.model.test_modeling import cut
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
-from vit_hf.model.selectors import small_images
+from vit_hf.model.selectors import as_thumbnails
 
 
 reducers = pytest.mark.parametrize("reducer", TOKEN_REDUCERS)
@@ -78,13 +78,11 @@ class TestExploration:
         model = model_of(patch_selector="variance", num_selected_patches=8, exploration=share)
         images = [torch.randn(3, 64, 48), torch.randn(3, *((16, 40) if mixed else (64, 48)))]
         inputs = cut(images) if mixed else {"pixel_values": torch.stack(images)}
-        favourites = model(**inputs)
+        greedy = model(**inputs)
         model.train()
         draws = torch.stack([model(**inputs).selected_patches for _ in range(300)])
         assert torch.equal(draws, draws.sort(-1).values)
-        for image, (scores, drawn) in enumerate(
-            zip(favourites.patch_scores, draws.transpose(0, 1), strict=True)
-        ):
+        for image, (scores, drawn) in enumerate(zip(greedy.patch_scores, draws.transpose(0, 1), strict=True)):
             number = 10 if mixed and image else 48
             always = [patch for patch in range(number) if (drawn == patch).any(1).all()]
             top = scores.argsort(descending=True)[:best].tolist()
@@ -136,7 +134,7 @@ class TestScout:
         """Also where their size is no multiple of the patch: 39 pixels are 4 patches of 8, and 7 pixels."""
         images = torch.zeros(1, 3, 64, 64)
         images[..., -6:, :] = 5
-        assert small_images(ImagePatches.from_images(images, 8), (39, 39)).pixels.max() > 1
+        assert as_thumbnails(ImagePatches.from_images(images, 8), (39, 39)).pixels.max() > 1
 
 
 class TestThumbnailContext:
@@ -165,7 +163,7 @@ class TestThumbnailContext:
         expected = (torch.arange(side // 8) + 0.5) * scale - 0.5
         assert size != 32 or expected.tolist() == [0.5, 2.5, 4.5, 6.5]
         torch.testing.assert_close(thumbnails.coordinates[0, :: side // 8, 0], expected)
-        shown = thumbnails.take().features.view(-1, 3, 64).mean(-1)[:, :2]
+        shown = thumbnails.gather().features.view(-1, 3, 64).mean(-1)[:, :2]
         # Borders are blurred a little.
         torch.testing.assert_close(shown, thumbnails.coordinates[0], atol=0.12, rtol=0)
 

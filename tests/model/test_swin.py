@@ -54,7 +54,7 @@ class TestWindows:
         assert torch.equal(got[:, ~inside], other[:, ~inside])
 
     def test_pieces_of_the_image_do_not_attend_to_each_other(self):
-        """Cells of a window attend to each other if they are neighbours in the image as they are in the window."""
+        """Cells of a window attend to each other if they are neighbors in the image as they are in the window."""
         layout = lay_out((8, 8), (4, 4), (2, 2), True, torch.device("cpu"))
         mask = layout.mask(1, None, torch.float32)[:, 0]
         rows, columns = layout.cells // 8, layout.cells % 8
@@ -95,7 +95,11 @@ class TestWindows:
         assert [num_windows_selected(9, stage, 100) for stage in range(4)] == [9, 3, 1, 1]
         assert [num_windows_selected(0.25, 0, number) for number in (100, 10, 1)] == [25, 2, 1]
         assert num_windows_selected(99, 0, 20) == 20
-        assert [num_windows_selected(4, 0, 20, relaxation) for relaxation in (0.0, 0.5, 1.0)] == [4, 12, 20]
+        assert [num_windows_selected(4, 0, 20, dense_fraction) for dense_fraction in (0.0, 0.5, 1.0)] == [
+            4,
+            12,
+            20,
+        ]
 
 
 def classifier(**fields) -> AdaptiveSwinForImageClassification:
@@ -191,7 +195,7 @@ class TestSelection:
         drawn = {tuple(model(images).selected_windows[0][0].tolist()) for _ in range(12)}
         assert len(drawn) > 2 and len(next(iter(drawn))) == 2
         assert torch.equal(model(images, sample_selection=False).selected_windows[0], usual)
-        model.set_selection_relaxation(1.0)
+        model.set_dense_fraction(1.0)
         assert model(images).selected_windows[0].shape == (1, 16)
         assert model.eval()(images).selected_windows[0].shape == (1, 2)
 
@@ -203,7 +207,7 @@ class TestSelection:
     def test_a_class_of_ones_own(self):
         @register_patch_selector("brightest_of_swin")
         class Brightest(PatchSelector):
-            def score(self, patches, num_selected, scout):
+            def score(self, patches, num_selected, probe):
                 return patches.pixels.mean(dim=(-3, -2, -1)).flatten(1)
 
         model = classifier(patch_selector="brightest_of_swin", num_selected_windows=1)
@@ -213,8 +217,8 @@ class TestSelection:
 
         @register_patch_selector("asks_for_attention")
         class Asking(PatchSelector):
-            def score(self, patches, num_selected, scout):
-                return scout.attention(patches, 1, "mean")
+            def score(self, patches, num_selected, probe):
+                return probe.attention(patches, 1, "mean")
 
         with pytest.raises(ValueError, match="without a CLS token"):
             classifier(patch_selector="asks_for_attention", num_selected_windows=1)(images)
@@ -289,7 +293,7 @@ class TestRefuses:
         with pytest.raises(ValueError, match="interpolate_pos_encoding=False forbids"):
             model(images, interpolate_pos_encoding=False)
 
-    def test_selection_under_masked_image_modelling(self):
+    def test_selection_under_masked_image_modeling(self):
         with pytest.raises(ValueError, match="reconstructs every patch"):
             AdaptiveSwinForMaskedImageModeling(tiny_swin_config(**SWINS["swin_selected"]))
 

@@ -68,14 +68,14 @@ from vit_hf import (
 
 
 class Brightest(PatchSelector):
-    def score(self, patches, num_selected, scout):
+    def score(self, patches, num_selected, probe):
         return brightness(patches.pixels) * pi
 
 
 class EveryOther(TokenReducer):
     inside_block = False
 
-    def forward(self, tokens, states, relaxation):
+    def forward(self, tokens, states, dense_fraction):
         import torch
 
         number = tokens.features.shape[1]

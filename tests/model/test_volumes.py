@@ -28,7 +28,7 @@ from vit_hf.model.patches import (
     raster_indices,
 )
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from vit_hf.model.positions import VOLUME_ENCODINGS, interpolation_weights, read_differences, sinusoid_3d
+from vit_hf.model.positions import VOLUME_ENCODINGS, interpolation_weights, sample_bias_table, sinusoid_3d
 from vit_hf.model.selectors import VOLUME_SELECTORS
 
 
@@ -50,7 +50,7 @@ def clips(batch: int = 2, frames: int = 6, height: int = 32, width: int = 32) ->
 def cut(videos: torch.Tensor) -> dict[str, torch.Tensor]:
     """Videos of one size as patches, in another order."""
     patches = ImagePatches.from_images(videos.transpose(1, 2), (2, 8, 8))
-    tokens = patches.take(torch.randperm(patches.num_patches).expand(len(videos), -1))
+    tokens = patches.gather(torch.randperm(patches.num_patches).expand(len(videos), -1))
     return {
         "pixel_values": flatten_channels_last(tokens.features, (2, 8, 8)),
         "patch_coordinates": tokens.coordinates,
@@ -118,7 +118,7 @@ class TestAgainstPlainTorch:
         places = grid_coordinates(*grid)
         differences = places[:, None] - places[None]
         time, row, column = (differences + torch.tensor(grid) - 1).long().unbind(-1)
-        read = read_differences(table, differences[None], torch.tensor([grid]))
+        read = sample_bias_table(table, differences[None], torch.tensor([grid]))
         torch.testing.assert_close(read[0], resized[0][:, time, row, column], atol=1e-5, rtol=1e-5)
 
     def test_sinusoid_3d_is_one_sinusoid_for_each_axis(self):
@@ -137,7 +137,7 @@ class TestPatches:
         index = (2 * 3 + 1) * 4 + 3
         assert patches.coordinates[0, index].tolist() == [2, 1, 3]
         assert raster_indices(patches.coordinates, patches.grid).tolist() == [list(range(36))]
-        taken = patches.take(torch.tensor([[index]])).features[0, 0].view(3, 2, 8, 8)
+        taken = patches.gather(torch.tensor([[index]])).features[0, 0].view(3, 2, 8, 8)
         assert torch.equal(taken, patches.image[0, :, 4:6, 8:16, 24:32])
 
     def test_cut_patches_go_back_together(self):
@@ -363,8 +363,8 @@ REFUSED = {
     "motion of images": (tiny_config, {"patch_selector": "motion"}, "set num_frames"),
     "motion of one frame": (video_config, {"patch_selector": "motion", "tubelet_size": 1}, "tubelet_size=2"),
     "too few frames": (video_config, {"num_frames": 1}, "less than one patch of tubelet_size=2"),
-    "too few frames of a scout": (video_config, {"scout_num_frames": 1}, "less than one patch"),
-    "a scout's frames of images": (tiny_config, {"scout_num_frames": 4}, "set num_frames"),
+    "too few frames of a probe": (video_config, {"scout_num_frames": 1}, "less than one patch"),
+    "a probe's frames of images": (tiny_config, {"scout_num_frames": 4}, "set num_frames"),
     "no frames in a patch": (video_config, {"tubelet_size": 0}, "at least 1 frame"),
     "a CNN of patches": (video_config, {"patch_embedding": "convolutional"}, "use 'linear'"),
     "a hybrid": (video_config, {"backbone_config": {"model_type": "bit"}}, "leave out one of them"),
@@ -432,7 +432,7 @@ def test_other_lengths_are_refused_where_that_is_asked_for():
         model(clips(frames=8), interpolate_pos_encoding=False)
 
 
-def test_grey_volumes_have_their_slices_as_frames():
+def test_gray_volumes_have_their_slices_as_frames():
     config = AdaptiveViTConfig(
         **{**TINY, "num_channels": 1, "num_frames": 12, "tubelet_size": 4, "patch_size": 4}
     )

@@ -61,12 +61,12 @@ def test_backbone_by_its_auto_class():
 
 
 @every_encoding
-def test_meta_initialisation_leaves_nothing_behind(encoding, tmp_path):
+def test_meta_initialization_leaves_nothing_behind(encoding, tmp_path):
     config = all_options(position_encoding=encoding, patch_selector="policy")
     with torch.device("meta"):
         model = AdaptiveViTForVideoClassification(config)
     assert all(value.is_meta for value in model.state_dict().values())
-    # A file with hardly anything: the rest is initialised, and none of it is what was in memory before.
+    # A file with hardly anything: the rest is initialized, and none of it is what was in memory before.
     config.save_pretrained(tmp_path)
     save_file(
         {"vit.layernorm.weight": torch.full((32,), 7.0)}, tmp_path / "model.safetensors", {"format": "pt"}
@@ -81,7 +81,7 @@ def test_meta_initialisation_leaves_nothing_behind(encoding, tmp_path):
 
 
 @pytest.mark.parametrize("initializer", ["truncated_normal", "xavier_uniform"])
-def test_initialisers_know_the_patch_embedding(initializer):
+def test_initializers_know_the_patch_embedding(initializer):
     model = AdaptiveViTModel(video_config(initializer=initializer))
     weight = model.embeddings.patch_embeddings.projection.weight
     bound = {"truncated_normal": 0.4, "xavier_uniform": (6 / (3 * 2 * 64 + 32)) ** 0.5}[initializer]
@@ -194,7 +194,7 @@ def test_videos_that_were_cut_make_one_batch():
     rows, alone = [], []
     for frames in (4, 8):
         video = clips(1, frames=frames)
-        tokens = ImagePatches.from_images(video.transpose(1, 2), (2, 8, 8)).take()
+        tokens = ImagePatches.from_images(video.transpose(1, 2), (2, 8, 8)).gather()
         rows.append(
             {
                 "pixel_values": flatten_channels_last(tokens.features, (2, 8, 8))[0],

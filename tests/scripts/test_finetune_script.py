@@ -380,9 +380,9 @@ def test_example_configurations_run(
     script("finetune")([str(SCRIPTS / "configs" / f"{name}.yaml"), *flags])
     assert said in capsys.readouterr().out
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    relaxations = [entry["selection_relaxation"] for entry in state["log_history"] if "loss" in entry]
-    assert relaxations[0] == pytest.approx(first, abs=0.01)
-    assert relaxations[-1] == 0
+    dense_fractions = [entry["dense_fraction"] for entry in state["log_history"] if "loss" in entry]
+    assert dense_fractions[0] == pytest.approx(first, abs=0.01)
+    assert dense_fractions[-1] == 0
 
 
 def test_finetune_says_where_numbers_stop_being_finite(config, tmp_path, capsys):

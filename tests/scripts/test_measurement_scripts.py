@@ -81,8 +81,8 @@ def test_expectation_is_the_mean_over_seeds(photos):
 def test_selectors_with_models(photos, tmp_path):
     AdaptiveViTModel(tiny_config()).save_pretrained(tmp_path / "plain")
     AdaptiveViTModel(tiny_config(patch_selector="variance")).save_pretrained(tmp_path / "own")
-    flags = ["--checkpoint", str(tmp_path / "plain"), "--scout-num-layers", "1", "2"]
-    flags += ["--scout-reduction", "mean", "rollout"]
+    flags = ["--checkpoint", str(tmp_path / "plain"), "--probe-num-layers", "1", "2"]
+    flags += ["--probe-reduction", "mean", "rollout"]
     rows = recall(photos, *flags, "--models", str(tmp_path / "own"))
     assert rows["variance of own"]["hit"] == 1.0  # on patches of 8 pixels, from images half as wide
     assert {"attention of block 1", "attention of block 2, rollout"} <= set(rows)
@@ -113,7 +113,7 @@ def test_all_patches_give_the_dense_state(photos, tmp_path, capsys):
     flags += [
         "--seeds",
         "2",
-        "--scout-image-size",
+        "--probe-image-size",
         "32",
         "--thumbnail",
         "16",

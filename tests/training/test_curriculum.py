@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageCl
 from tests.conftest import SELECTIONS, every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.explanations.token_stages import place_groups
-from vit_hf.training import keep_rate_relaxation
+from vit_hf.training import dense_fraction_at
 from vit_hf.training.curriculum import (
     MAX_FRAMES,
     CurriculumRecorder,
@@ -87,15 +87,15 @@ class TestWhatIsSeen:
     # Those in which training leaves nothing to chance once the selector does not.
     CERTAIN = sorted(name for name in SELECTIONS if "gumbel" not in name and name != "random")
 
-    @pytest.mark.parametrize("relaxation", [0.0, 0.3, 1.0])
+    @pytest.mark.parametrize("dense_fraction", [0.0, 0.3, 1.0])
     @pytest.mark.parametrize("name", CERTAIN)
-    def test_is_what_training_keeps(self, name, relaxation):
+    def test_is_what_training_keeps(self, name, dense_fraction):
         model = AdaptiveViTForImageClassification(tiny_config(**SELECTIONS[name])).train()
         image_processor = AdaptiveViTImageProcessor(do_resize=False)
         recorder = CurriculumRecorder(noise_image(), image_processor, "unused.gif")
         recorder._prepare(model.vit)
-        frame = recorder._look(model.vit, 7, relaxation)
-        model.set_selection_relaxation(relaxation)
+        frame = recorder._look(model.vit, 7, dense_fraction)
+        model.set_dense_fraction(dense_fraction)
         with torch.no_grad():
             pixels = image_processor(noise_image(), return_tensors="pt")["pixel_values"]
             outputs = model.vit(pixels, sample_selection=False)
@@ -109,21 +109,21 @@ class TestWhatIsSeen:
         assert frame.step == 7
 
     @pytest.mark.parametrize(
-        ("relaxation", "kept"),
+        ("dense_fraction", "kept"),
         # Of 30 at keep rates of 0.6, 0.72 and 1, twice.
         [(0.0, 11), (0.3, 16), (1.0, 30)],
     )
-    def test_of_a_reducer_that_hides_instead_of_dropping(self, relaxation, kept):
+    def test_of_a_reducer_that_hides_instead_of_dropping(self, dense_fraction, kept):
         model = AdaptiveViTForImageClassification(tiny_config(**SELECTIONS["gumbel"])).train()
         recorder = CurriculumRecorder(noise_image(), AdaptiveViTImageProcessor(do_resize=False), "unused.gif")
         recorder._prepare(model.vit)
-        assert recorder._look(model.vit, 0, relaxation).masks[0].sum() == kept
+        assert recorder._look(model.vit, 0, dense_fraction).masks[0].sum() == kept
 
     @every_selection
     def test_leaves_no_trace(self, selection):
         config = tiny_config(**selection, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
         model = AdaptiveViTForImageClassification(config).train()
-        model.set_selection_relaxation(0.4)
+        model.set_dense_fraction(0.4)
         model.vit.layers[1].eval()  # a user's own doing
         recorder = CurriculumRecorder(noise_image(), AdaptiveViTImageProcessor(do_resize=False), "unused.gif")
         modes = [module.training for module in model.modules()]
@@ -138,7 +138,7 @@ class TestWhatIsSeen:
         assert np.array_equal(np.random.get_state()[1], states[1])
         assert [module.training for module in model.modules()] == modes
         assert [reducer.learns_from_dense for reducer in model.vit.reducers.values()] == teachers
-        assert model.vit.selection_relaxation == 0.4
+        assert model.vit.dense_fraction == 0.4
         assert torch.is_grad_enabled()
 
 
@@ -153,7 +153,7 @@ class TestRuns:
         assert recorder.frames[0].caption == "step 0: 4 of 4 patches"
         assert num_frames(tmp_path / "run" / "curriculum.gif") == 11
         assert_same_frames(load_frames(recorder.masks_path), recorder.frames)
-        assert run.trainer.model.vit.selection_relaxation == 0
+        assert run.trainer.model.vit.dense_fraction == 0
         assert recorder.path.stat().st_size < 200_000
 
     @pytest.mark.parametrize("first", [True, False])
@@ -163,9 +163,11 @@ class TestRuns:
         callbacks = run.trainer.callback_handler.callbacks
         callbacks.insert(0 if first else len(callbacks), recorder)
         run.execute()
-        # 2 + round(2 r), r being the relaxation of steps 0 to 9, and 0 at the end.
-        relaxations = [keep_rate_relaxation(step, 10) for step in range(10)] + [0.0]
-        assert num_kept(recorder.frames) == [2 + round(2 * relaxation) for relaxation in relaxations]
+        # 2 + round(2 r), r being the dense_fraction of steps 0 to 9, and 0 at the end.
+        dense_fractions = [dense_fraction_at(step, 10) for step in range(10)] + [0.0]
+        assert num_kept(recorder.frames) == [
+            2 + round(2 * dense_fraction) for dense_fraction in dense_fractions
+        ]
         assert num_kept(recorder.frames) == [4, 4, 4, 4, 3, 3, 2, 2, 2, 2, 2]
 
     def test_training_is_the_same_with_and_without(self, record):

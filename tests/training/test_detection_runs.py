@@ -384,5 +384,5 @@ def test_keep_rate_is_led_to_its_target(make_detection):
         validation_share=0.0,
     )
     run.execute()
-    logged = [entry["selection_relaxation"] for entry in run.trainer.state.log_history if "loss" in entry]
+    logged = [entry["dense_fraction"] for entry in run.trainer.state.log_history if "loss" in entry]
     assert logged[0] > 0.9 and logged[-1] == 0

@@ -67,9 +67,9 @@ def test_trains_evaluates_and_reloads(name, tmp_path):
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 8
     assert all(math.isfinite(entry["loss"]) for entry in logs)
-    relaxations = [entry["selection_relaxation"] for entry in logs]
-    assert (relaxations[0], relaxations[-1]) == (1, 0)
-    assert 0 < relaxations[4] < 1
+    dense_fractions = [entry["dense_fraction"] for entry in logs]
+    assert (dense_fractions[0], dense_fractions[-1]) == (1, 0)
+    assert 0 < dense_fractions[4] < 1
     assert all(("selection_loss" in entry) == (name in ADDING_TO_THE_LOSS) for entry in logs)
 
     after = weights(trainer.model)

@@ -315,4 +315,4 @@ def test_tensorboard_only_if_asked_for(make_run, tmp_path):
     make_run("logged", num_train_epochs=1, report_to="tensorboard", keep_rate_schedule=True).execute()
     # One file of training, one of the evaluation after it.
     events = [file.read_bytes() for file in (tmp_path / "logged").rglob("*tfevents*")]
-    assert any(b"selection_relaxation" in content for content in events)
+    assert any(b"dense_fraction" in content for content in events)

@@ -4,15 +4,15 @@ from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageCl
 
 from tests.conftest import tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
-from vit_hf.training import KeepRateSchedule, keep_rate_relaxation
+from vit_hf.training import KeepRateSchedule, dense_fraction_at
 
 
-def relaxations(max_steps, **options):
-    return [keep_rate_relaxation(step, max_steps, **options) for step in range(max_steps)]
+def dense_fractions(max_steps, **options):
+    return [dense_fraction_at(step, max_steps, **options) for step in range(max_steps)]
 
 
 def test_dense_then_falling_then_at_the_target():
-    values = relaxations(100, warmup_ratio=0.1, final_ratio=0.2, num_buckets=8)
+    values = dense_fractions(100, warmup_ratio=0.1, final_ratio=0.2, num_buckets=8)
     assert values[:10] == [1.0] * 10
     assert values[-20:] == [0.0] * 20
     between = values[10:-20]
@@ -22,7 +22,7 @@ def test_dense_then_falling_then_at_the_target():
 
 
 def test_buckets_follow_the_cosine():
-    values = relaxations(1000, warmup_ratio=0.0, final_ratio=0.0, num_buckets=1000)
+    values = dense_fractions(1000, warmup_ratio=0.0, final_ratio=0.0, num_buckets=1000)
     steps = torch.arange(1000) / 1000
     torch.testing.assert_close(torch.tensor(values), (1 + torch.cos(torch.pi * steps)) / 2, atol=2e-3, rtol=0)
 
@@ -32,10 +32,10 @@ def test_buckets_follow_the_cosine():
 )
 @pytest.mark.parametrize("max_steps", [1, 3, 10, 11])
 def test_any_shares_and_lengths_work(warmup, final, max_steps):
-    values = relaxations(max_steps, warmup_ratio=warmup, final_ratio=final)
+    values = dense_fractions(max_steps, warmup_ratio=warmup, final_ratio=final)
     assert all(0 <= value <= 1 for value in values)
     assert values == sorted(values, reverse=True)
-    assert keep_rate_relaxation(max_steps, max_steps, warmup, final) == 0
+    assert dense_fraction_at(max_steps, max_steps, warmup, final) == 0
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_any_shares_and_lengths_work(warmup, final, max_steps):
 )
 def test_refuses_nonsense(options, message):
     with pytest.raises(ValueError, match=message):
-        keep_rate_relaxation(0, 10, **options)
+        dense_fraction_at(0, 10, **options)
     with pytest.raises(ValueError, match=message):
         KeepRateSchedule(**options)
 
@@ -70,12 +70,12 @@ def test_model_sees_fewer_and_fewer_patches(make_run):
     assert seen["train"][-1] == 2
     assert seen["train"] == sorted(seen["train"], reverse=True)
     assert set(seen["eval"]) == {2}
-    assert model.vit.selection_relaxation == 0
+    assert model.vit.dense_fraction == 0
     logged = [entry for entry in run.trainer.state.log_history if "loss" in entry]
-    assert logged[0]["selection_relaxation"] == 1
-    assert logged[-1]["selection_relaxation"] == 0
+    assert logged[0]["dense_fraction"] == 1
+    assert logged[-1]["dense_fraction"] == 0
     assert all(
-        "selection_relaxation" not in entry for entry in run.trainer.state.log_history if "eval_loss" in entry
+        "dense_fraction" not in entry for entry in run.trainer.state.log_history if "eval_loss" in entry
     )
 
 
@@ -109,7 +109,7 @@ def test_tokens_become_fewer_without_a_selector(make_run, fields):
     assert seen[-1] == 2
     # Between all and fewest: the one token that is fused of many may be one of three as well.
     assert seen == sorted(seen, reverse=True)
-    logged = [entry["selection_relaxation"] for entry in run.trainer.state.log_history if "loss" in entry]
+    logged = [entry["dense_fraction"] for entry in run.trainer.state.log_history if "loss" in entry]
     assert (logged[0], logged[-1]) == (1, 0)
 
 
@@ -121,7 +121,7 @@ def test_relaxation_ends_with_training_that_ends_early(make_run):
     run = make_run(keep_rate_schedule=True, eval_strategy="no", save_strategy="no")
     run.trainer.add_callback(Stop())
     run.execute()
-    assert run.trainer.model.vit.selection_relaxation == 0
+    assert run.trainer.model.vit.dense_fraction == 0
 
 
 def test_refuses_a_model_that_does_not_select(make_run):

@@ -81,7 +81,7 @@ def test_interrupted_run_ends_with_the_same_weights(make_run, tmp_path):
     # All 64 patches at first, those of two windows at the end.
     assert (kept[0], kept[-1]) == (64, 32)
     logged = json.loads((tmp_path / "parts" / "trainer_state.json").read_text())["log_history"]
-    assert logged[0]["selection_relaxation"] == 1
+    assert logged[0]["dense_fraction"] == 1
 
 
 def test_images_of_mixed_sizes_one_at_a_time(make_run, tmp_path):

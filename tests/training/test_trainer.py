@@ -77,4 +77,4 @@ def test_learns_with_a_keep_rate_schedule(tmp_path):
     trainer = train(tmp_path, callbacks=[KeepRateSchedule()], max_steps=60, learning_rate=3e-3)
     output = trainer.predict(Images())
     assert (output.predictions.argmax(-1) == output.label_ids).mean() > 0.9
-    assert trainer.model.vit.selection_relaxation == 0
+    assert trainer.model.vit.dense_fraction == 0

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.elastic import as_it_answers
+from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
 from . import npz_hybrid
@@ -218,7 +218,7 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
         model, _ = convert(model)
     if not isinstance(model, AdaptiveViTForImageClassification):
         raise CannotConvert(f"A .npz of ViT holds an image classifier, and this is {type(model).__name__}.")
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     config = model.config
     check_plain(config, "a .npz of ViT", keeps=KEPT)
     if not config.qkv_bias:

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.elastic import as_it_answers
+from ..model.elastic import active_subnetwork
 from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
     AdaptiveViTModel,
@@ -101,7 +101,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
             f"{type(model).__name__} has no counterpart: give an AdaptiveViTForImageClassification or an "
             "AdaptiveViTModel."
         )
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     config = model.config
     check_plain(config, "transformers' ViT")
     if config.hidden_act not in ACT2FN:

@@ -188,7 +188,7 @@ def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
 def cut(images: torch.Tensor, config: t.PretrainedConfig) -> dict[str, torch.Tensor]:
     """Images as SigLIP 2 wants them."""
     patch_size = getattr(config, "vision_config", config).patch_size
-    tokens = ImagePatches.from_images(images, patch_size).take()
+    tokens = ImagePatches.from_images(images, patch_size).gather()
     pixels = flatten_channels_last(tokens.features, patch_size)
     return {
         "pixel_values": pixels,

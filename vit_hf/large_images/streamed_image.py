@@ -54,7 +54,7 @@ class StreamedImage:
             raise ValueError(f"thumbnails={thumbnails!r} is unknown. Choose 'exact' or 'source'.")
         self.thumbnails, self.progress = thumbnails, progress
         self._thumbnails: dict[tuple[int, int], torch.Tensor] = {}
-        # By raster index, what was last asked for: a policy's favourites are mostly those that it drew.
+        # By raster index, what was last asked for: a policy's greedy are mostly those that it drew.
         self._patches: dict[int, torch.Tensor] = {}
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:

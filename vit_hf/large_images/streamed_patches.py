@@ -1,4 +1,4 @@
-"""A batch of images that do not fit into memory, as a model takes it. Shape legend: `vit_hf/model/tokens.py`."""
+"""A batch of images that do not fit into memory, as a model takes it."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ class StreamedPatches(ImagePatches):
         """Numbers that make up the images; what `Trainer` estimates its FLOPs by."""
         return self.pixels.numel()
 
-    def first(self, number: int) -> "StreamedPatches":
+    def first_images(self, number: int) -> "StreamedPatches":
         patches = self._changed(lambda value: value[:number])
         patches.pixels, patches.images = self.pixels[:number], self.images[:number]
         return patches
@@ -79,7 +79,7 @@ class StreamedPatches(ImagePatches):
         return patches
 
     @torch.no_grad()
-    def score_apart(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
+    def score_chunked(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
         # One piece of memory: small ones that stay would keep the system from using again what lies between them.
         scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
         for image, row in zip(self.images, scores, strict=True):
@@ -113,7 +113,7 @@ class StreamedPatches(ImagePatches):
             torch.tensor([image.grid], device=device),
         )
 
-    def take(self, indices: torch.Tensor | None = None) -> PatchTokens:
+    def gather(self, indices: torch.Tensor | None = None) -> PatchTokens:
         if indices is None:
             rows = [
                 torch.cat([band.pixels[0] for band in self._bands(image, "all patches")])
@@ -128,7 +128,7 @@ class StreamedPatches(ImagePatches):
         pixels = torch.stack(pixels).to(coordinates.device)
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
-    def mix(self, weights: torch.Tensor) -> PatchTokens:
+    def weighted_mean(self, weights: torch.Tensor) -> PatchTokens:
         with torch.autocast(weights.device.type, enabled=False):
             coordinates = weights @ self.coordinates
         mixed = []
@@ -139,7 +139,7 @@ class StreamedPatches(ImagePatches):
             mixed.append(of_image[:, used].to(pixels.dtype) @ pixels)
         return PatchTokens(torch.stack(mixed), coordinates, self.grid)
 
-    def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def find_indices(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         # All patches are here in raster order; what is compared elsewhere would be K x N.
         wrong = selected >= self.grid.prod(dim=1, keepdim=True)
         if wrong.any():

@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.elastic import as_it_answers
+from ..model.elastic import active_subnetwork
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import flatten_channels_last, raster_indices
@@ -156,7 +156,7 @@ def select_streaming(
     Raises:
         ValueError: if the model has no selector, or one that cannot choose without the whole image.
     """
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     with as_source(source) as opened, evaluating(model), torch.no_grad():
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
         return _select(model, patches, num_patches)
@@ -168,7 +168,7 @@ def _select(
     wanted = model.config.num_selected_patches if num_patches is None else num_patches
     resolve_num_selected(wanted, patches.num_patches)
     selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
-    tokens = patches.take(selection.indices)
+    tokens = patches.gather(selection.indices)
     (image,) = patches.images
     return StreamedSelection(
         tokens.features.unflatten(2, (-1, *image.patch_size)),
@@ -194,7 +194,7 @@ def predict_streaming(
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the patches
         that were kept.
     """
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     with as_source(source) as opened, evaluating(model):
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
         selection = _select(model, patches, num_patches)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..model.elastic import as_it_answers
+from ..model.elastic import active_subnetwork
 from .aggregation import (
     AggregationOptions,
     aggregate_tiles,
@@ -203,7 +203,7 @@ def predict_tiled(
     options = AggregationOptions(problem_type, num_top_tiles, attention_temperature)
     if feature_map_file is not None and not feature_maps:
         raise ValueError(f"feature_map_file={str(feature_map_file)!r} goes with feature_maps=True.")
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     run = _TiledRun(model, tile, overlap, batch_size, image_processor, progress)
     tile_logits, blended = [], None
     with as_source(image) as source, evaluating(model):
@@ -249,7 +249,7 @@ def feature_map_tiled(
     Raises:
         TypeError, ValueError: as `predict_tiled`.
     """
-    model = as_it_answers(model)
+    model = active_subnetwork(model)
     run = _TiledRun(model, tile, overlap, batch_size, image_processor, progress)
     blended = None
     with as_source(image) as source, evaluating(model):

@@ -180,9 +180,9 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
             to attention for the difference of places in a window: a table, or the network of SwinV2.
         cosine_attention (`bool`, defaults to False): whether attention compares directions of queries and keys, at a
             learned temperature of each head.
-        post_norm (`bool`, defaults to False): whether a block normalises what its branches give, instead of what they get.
+        post_norm (`bool`, defaults to False): whether a block normalizes what its branches give, instead of what they get.
         key_bias (`bool`, defaults to True): whether keys have a bias, if `qkv_bias`.
-        apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalises its feature maps, each by a
+        apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalizes its feature maps, each by a
             norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
         patch_selector (`str`, *optional*): of `PATCH_SELECTORS` a pixel heuristic, or a class of your own; windows of the
             highest scores are computed on. None computes on every window.
@@ -364,20 +364,22 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def num_windows_selected(wanted: int | float, stage: int, num_windows: int, relaxation: float = 0.0) -> int:
+def num_windows_selected(
+    wanted: int | float, stage: int, num_windows: int, dense_fraction: float = 0.0
+) -> int:
     """On how many of a stage's windows a model computes, see `num_selected_windows`.
 
     Args:
         wanted: a number of the first stage's windows, or a share of each stage's.
         stage: from 0.
         num_windows: of the stage.
-        relaxation: 0 for what is wanted, 1 for all windows, linear between.
+        dense_fraction: 0 for what is wanted, 1 for all windows, linear between.
     """
     if isinstance(wanted, float):
         number = max(1, round(wanted * num_windows))
     else:
         number = min(math.ceil(wanted / 4**stage), num_windows)
-    return number + round(relaxation * (num_windows - number))
+    return number + round(dense_fraction * (num_windows - number))
 
 
 __all__ = ["AdaptiveSwinConfig"]

@@ -157,12 +157,12 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         random_selector_seed (`int`, defaults to 0): which patches `"random"` keeps outside training.
         exploration (`float`, defaults to 0.0): share in [0, 1] of the kept patches that are random while training; not
             for `"policy"` and `"perturbed"`, whose choice is random then anyway.
-        scout_num_layers (`int`, defaults to 3): blocks that the scout pass of `"attention"` and `"distilled"` goes
+        scout_num_layers (`int`, defaults to 3): blocks that the probe pass of `"attention"` and `"distilled"` goes
             through.
-        scout_image_size (`int` or pair, *optional*): pixels of the scout's thumbnail, default `image_size`.
+        scout_image_size (`int` or pair, *optional*): pixels of the probe's thumbnail, default `image_size`.
         scout_num_frames (`int`, *optional*): frames of that thumbnail of a video, default `num_frames`.
         scout_reduction (`"mean"`, `"max"`, `"min"` or `"rollout"`, defaults to `"mean"`): what the scores of
-            `"attention"` are: the CLS attention of the last scout block over heads, or attention rollout through all.
+            `"attention"` are: the CLS attention of the last probe block over heads, or attention rollout through all.
         thumbnail_context (`bool`, defaults to False): whether the patches of a thumbnail of `scout_image_size` go
             through the encoder beside the selected ones, so that nothing of the image is wholly unseen.
         scorer_image_size (`int` or pair, *optional*): pixels of the thumbnail that the network of `"policy"` and
@@ -197,9 +197,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
-        norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalisation of the blocks;
+        norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalization of the blocks;
             `"batchnorm"` over all tokens of a batch, for comparison.
-        pre_layernorm (`bool`, defaults to False): whether tokens are normalised before the first block as well (CLIP).
+        pre_layernorm (`bool`, defaults to False): whether tokens are normalized before the first block as well (CLIP).
         final_norm (`"tokens"`, `"pooled"` or `"none"`, defaults to `"tokens"`): whether the last norm is that of the
             tokens, or of what the classifier pools from them (BEiT).
         pooled_norm_eps (`float`, *optional*): epsilon of that last norm with `final_norm="pooled"`, default

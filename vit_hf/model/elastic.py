@@ -16,9 +16,9 @@ from .outputs import AdaptiveViTImageClassifierOutput
 
 
 # Shells that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.
-NUM_SHELLS = 16
+NUM_META_MODELS = 16
 # What a configuration may be told after shells were made.
-LATER = ("_attn_implementation", "problem_type", "output_hidden_states", "output_attentions")
+RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states", "output_attentions")
 
 
 class ElasticClassifier:
@@ -41,7 +41,7 @@ class ElasticClassifier:
         self.register_buffer("elastic_steps", torch.zeros((), dtype=torch.int64))
         self.space = SearchSpace.of(config)
         self.subnetwork = self.space.uniform(-1)
-        self._shells: OrderedDict[SubNetwork, nn.Module] = OrderedDict()
+        self._meta_models: OrderedDict[SubNetwork, nn.Module] = OrderedDict()
 
     @can_return_tuple
     def forward(
@@ -111,7 +111,7 @@ class ElasticClassifier:
             ValueError: if it is none of the space.
         """
         self.space.check(subnetwork)
-        return sum(parameter.numel() for parameter in self._shell(subnetwork).parameters())
+        return sum(parameter.numel() for parameter in self._meta_model(subnetwork).parameters())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -149,10 +149,10 @@ class ElasticClassifier:
     ) -> AdaptiveViTImageClassifierOutput:
         if subnetwork == self.space.uniform(-1):
             return super().forward(**inputs, return_dict=True)
-        shell = self._shell(subnetwork)
+        shell = self._meta_model(subnetwork)
         shell.train(self.training)
-        shell.set_selection_relaxation(self.vit.selection_relaxation)
-        for name in LATER:
+        shell.set_dense_fraction(self.vit.dense_fraction)
+        for name in RUNTIME_FIELDS:
             if getattr(shell.config, name) != getattr(self.config, name):
                 setattr(shell.config, name, getattr(self.config, name))
         outputs = torch.func.functional_call(
@@ -184,15 +184,15 @@ class ElasticClassifier:
             parts[name] = part.contiguous()
         return parts
 
-    def _shell(self, subnetwork: SubNetwork) -> nn.Module:
+    def _meta_model(self, subnetwork: SubNetwork) -> nn.Module:
         """A sub-network as a model without storage."""
-        shell = self._shells.pop(subnetwork, None)
+        shell = self._meta_models.pop(subnetwork, None)
         if shell is None:
             with torch.device("meta"), no_init_weights():
                 shell = self._ordinary_class(self._config_of(subnetwork))
-        self._shells[subnetwork] = shell
-        if len(self._shells) > NUM_SHELLS:
-            self._shells.popitem(last=False)
+        self._meta_models[subnetwork] = shell
+        if len(self._meta_models) > NUM_META_MODELS:
+            self._meta_models.popitem(last=False)
         return shell
 
     def _config_of(self, subnetwork: SubNetwork):
@@ -201,6 +201,6 @@ class ElasticClassifier:
         return config
 
 
-def as_it_answers(model: nn.Module) -> nn.Module:
+def active_subnetwork(model: nn.Module) -> nn.Module:
     """What an elastic classifier is outside training, as an ordinary one, whose parts can be looked at; others as they are."""
     return model.extract() if isinstance(model, ElasticClassifier) else model

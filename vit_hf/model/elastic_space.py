@@ -21,7 +21,7 @@ CHOICES = {
     "elastic_keep_rates": "num_selected_patches (as a share), or keep_rate of a token_reducer",
 }
 # What has the hidden size in a way that its first channels are not those of a narrower network, and why.
-ENTANGLED = {
+NOT_SLICEABLE = {
     ("pooling", "cls+mean"): "puts two vectors beside each other",
     ("pooling", "cls+register"): "puts two vectors beside each other",
     ("pooling", "map"): "keeps queries, keys and values in one matrix",
@@ -193,7 +193,7 @@ def check_elastic(config) -> None:
                 f"{name}={getattr(config, name)} is not for elastic networks, whose largest has equal blocks: leave it out."
             )
     space = SearchSpace.of(config)
-    for (field, value), reason in ENTANGLED.items():
+    for (field, value), reason in NOT_SLICEABLE.items():
         if len(space.hidden_sizes) > 1 and getattr(config, field) == value:
             raise ValueError(
                 f"{field}={value!r} {reason}, so that the first channels are not a narrower network: choose another, or "

@@ -1,4 +1,4 @@
-"""From hidden states to an answer. Shape legend: `tokens.py`."""
+"""From hidden states to an answer."""
 
 import torch
 from torch import nn

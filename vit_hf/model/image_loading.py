@@ -87,7 +87,7 @@ def to_pixels(
     Args:
         image: a Pillow image of any mode; or an array or tensor, `(H, W)`, `(C, H, W)` or `(H, W, C)`, of bools,
             integers in 0..255, uint16, or floats.
-        do_convert_rgb: makes grey, palette, CMYK and other images RGB and puts transparent ones on white. If
+        do_convert_rgb: makes gray, palette, CMYK and other images RGB and puts transparent ones on white. If
             False, the image keeps its channels.
         input_data_format: where the channels of an array are; None finds out from its shape.
 
@@ -171,7 +171,7 @@ def _channels_first(array: torch.Tensor, input_data_format: str | ChannelDimensi
             input_data_format = infer_channel_dimension_format(array, num_channels=(1, 3, 4))
         except ValueError:
             raise ValueError(
-                f"its shape {tuple(array.shape)} has neither 1 (grey), 3 (RGB) nor 4 (RGBA) channels first or last; "
+                f"its shape {tuple(array.shape)} has neither 1 (gray), 3 (RGB) nor 4 (RGBA) channels first or last; "
                 "for other channels say input_data_format='channels_first' or 'channels_last'"
             ) from None
     return array.permute(2, 0, 1) if input_data_format == ChannelDimension.LAST else array

@@ -1,7 +1,7 @@
 """What both image processors have in common: options, the cap on the longest edge, cutting, saving.
 
 `return_patches=True` moves the first two stages of the model, cutting and selecting, into the data loader, where
-the K patches that matter are all that leaves it. Shape legend: `tokens.py`.
+the K patches that matter are all that leaves it.
 """
 
 import math
@@ -381,7 +381,7 @@ def select_patches(
     # NumPy leaves channels last in memory; scores are faster, and the same to the last bit as the model's, without.
     patches = ImagePatches.from_images(pixels[None].float().contiguous(), patch_size)
     if patch_selector is None:
-        return patches.take()
+        return patches.gather()
     if isinstance(num_selected_patches, int) and num_selected_patches > patches.num_patches:
         logger.warning_once(
             f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} patches: it keeps all "
@@ -390,10 +390,10 @@ def select_patches(
         num_selected_patches = patches.num_patches
     num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)
     if num_selected == patches.num_patches:
-        return patches.take()
+        return patches.gather()
     scores = pixel_scores(patch_selector, patches, num_selected, random_selector_seed)
     indices, _ = keep_top(scores, num_selected)
-    return patches.take(indices)
+    return patches.gather(indices)
 
 
 def pad_patches(

@@ -51,9 +51,9 @@ def initialize_dense(module: nn.Module, initializer: str, std: float) -> None:
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all tokens of all images, `(B, T, D)`; tokens that are padding do not count.
+    """Batch normalization over all tokens of all images, `(B, T, D)`; tokens that are padding do not count.
 
-    There to be compared with: transformers normalise layers, as statistics of a batch vary with what is in it (Shen et
+    There to be compared with: transformers normalize layers, as statistics of a batch vary with what is in it (Shen et
     al., 2020, "PowerNorm"). Ioffe & Szegedy (2015).
     """
 
@@ -86,7 +86,7 @@ def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:
     return nn.LayerNorm(size, eps=config.layer_norm_eps) if wanted else nn.Identity()
 
 
-def normalise(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def normalize(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """A norm of hidden states `(B, T, D)`, whose last tokens have a mask `(B, M)`, or all `(B, T)`."""
     if not isinstance(norm, TokenBatchNorm) or mask is None:
         return norm(hidden_states)
@@ -192,7 +192,7 @@ def eager_attention_forward(
 
 
 @dataclass
-class AttentionInputs:
+class AttentionContext:
     """What attention needs to know beside the hidden states.
 
     Attributes:
@@ -201,7 +201,7 @@ class AttentionInputs:
         key_bias: `(B, T)` float added to the logits of each key; None for none.
         rotation: cosines and sines, see `PositionEncoding.rotation`.
         bias: `(B or 1, heads, T, T)` added to the logits, see `PositionEncoding.bias`.
-        show_weights: whether the weights are asked for. Fused implementations have none to show.
+        output_attentions: whether the weights are asked for. Fused implementations have none to show.
     """
 
     mask: torch.Tensor | None = None
@@ -209,9 +209,9 @@ class AttentionInputs:
     key_bias: torch.Tensor | None = None
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None
     bias: torch.Tensor | None = None
-    show_weights: bool = False
+    output_attentions: bool = False
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "AttentionInputs":
+    def to(self, device: torch.device, non_blocking: bool = False) -> "AttentionContext":
         """The same on another device; what accelerate calls where a model is spread over several."""
         return move_fields(self, device, non_blocking)
 
@@ -222,14 +222,14 @@ class AttentionInputs:
         hidden_states: torch.Tensor,
         mask: torch.Tensor | None,
         sizes: torch.Tensor | None,
-        show_weights: bool,
-    ) -> "AttentionInputs":
+        output_attentions: bool,
+    ) -> "AttentionContext":
         """Without positions, for a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B, M)`, or not.
 
         Tokens that stand for several patches weigh as much as these (proportional attention of ToMe, Bolya et al.,
         2023).
         """
-        implementation = "eager" if show_weights else config._attn_implementation
+        implementation = "eager" if output_attentions else config._attn_implementation
         key_mask = key_bias = attention_mask = None
         length = hidden_states.shape[1]
         if mask is not None:
@@ -249,9 +249,9 @@ class AttentionInputs:
             attention_mask = create_bidirectional_mask(
                 config=config, inputs_embeds=hidden_states, attention_mask=key_mask
             )
-        return cls(attention_mask, key_mask, key_bias, show_weights=show_weights)
+        return cls(attention_mask, key_mask, key_bias, output_attentions=output_attentions)
 
-    def of_heads(self, num_heads: int) -> "AttentionInputs":
+    def slice_heads(self, num_heads: int) -> "AttentionContext":
         """The same for a block that has only the first heads of those that the position encoding counts."""
         rotation, bias = self.rotation, self.bias
         if rotation is not None and rotation[0].shape[1] > num_heads:
@@ -267,13 +267,13 @@ class AttentionInputs:
         config,
         rotation: tuple[torch.Tensor, torch.Tensor] | None,
         bias: torch.Tensor | None,
-    ) -> "AttentionInputs":
+    ) -> "AttentionContext":
         """The same with what a position encoding says of a block.
 
         Raises:
             ValueError: for a bias beside flash attention.
         """
-        implementation = "eager" if self.show_weights else config._attn_implementation
+        implementation = "eager" if self.output_attentions else config._attn_implementation
         if bias is not None and "flash" in implementation:
             raise ValueError(
                 f"position_encoding={config.position_encoding!r} adds a bias to attention, which {implementation!r} "
@@ -282,37 +282,37 @@ class AttentionInputs:
         return replace(self, rotation=rotation, bias=bias)
 
 
-class LayerInputs:
+class LayerContexts:
     """The attention inputs of each block, by its index: masks once, positions once or for each block.
 
     Args:
         config: of the model.
         encoding: the model's position encoding.
         sequence: tokens that the blocks read, until a reducer changes them.
-        show_weights: whether attention weights are returned.
+        output_attentions: whether attention weights are returned.
     """
 
-    def __init__(self, config, encoding: nn.Module, sequence: TokenSequence, show_weights: bool = False):
+    def __init__(self, config, encoding: nn.Module, sequence: TokenSequence, output_attentions: bool = False):
         patches = sequence.patches
         self.config = config
         self.encoding = encoding
-        self.masks = AttentionInputs.build(
-            config, sequence.hidden_states, patches.mask, patches.sizes, show_weights
+        self.masks = AttentionContext.build(
+            config, sequence.hidden_states, patches.mask, patches.sizes, output_attentions
         )
         self.tokens = sequence.placed()
         self.num_prefix = sequence.hidden_states.shape[1] - self.tokens.coordinates.shape[1]
         self.shared = None if encoding.per_layer else self._for_layer(0)
 
-    def __getitem__(self, layer: int) -> AttentionInputs:
+    def __getitem__(self, layer: int) -> AttentionContext:
         return self.shared or self._for_layer(layer)
 
-    def _for_layer(self, layer: int) -> AttentionInputs:
+    def _for_layer(self, layer: int) -> AttentionContext:
         positions = self.encoding(self.tokens, layer, self.num_prefix)
         return self.masks.with_positions(self.config, positions.rotation, positions.bias)
 
 
 @dataclass
-class AttentionStates:
+class AttentionProjections:
     """What a block's attention was computed from, for token reducers.
 
     Attributes:
@@ -326,7 +326,7 @@ class AttentionStates:
     key: torch.Tensor
     value: torch.Tensor
     unrotated_key: torch.Tensor
-    inputs: AttentionInputs
+    inputs: AttentionContext
     scaling: float
 
     def cls_attention(self) -> torch.Tensor:
@@ -388,13 +388,13 @@ class AdaptiveViTAttention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, inputs: AttentionInputs
-    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionStates]:
+        self, hidden_states: torch.Tensor, inputs: AttentionContext
+    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionProjections]:
         """Attention `(B, T, D)`; its weights, None if the implementation has none; and its projections."""
         states = self.states(hidden_states, inputs)
         inputs = states.inputs
         query, key, value = states.query, states.key, states.value
-        implementation = "eager" if inputs.show_weights else self.config._attn_implementation
+        implementation = "eager" if inputs.output_attentions else self.config._attn_implementation
         if inputs.key_bias is not None and needs_bias_channel(implementation):
             query, key, value = append_bias_channel(query, key, value, inputs.key_bias, self.scaling)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -421,27 +421,27 @@ class AdaptiveViTAttention(nn.Module):
         attention = attention.reshape(*hidden_states.shape[:2], width).contiguous()
         return self.o_proj(self.norm(attention)), weights, states
 
-    def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
+    def states(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> AttentionProjections:
         """Projects normalized hidden states to queries, keys and values."""
-        inputs = inputs.of_heads(self.num_attention_heads)
+        inputs = inputs.slice_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         value = self._split_heads(self.v_proj(hidden_states))
         if inputs.rotation is not None:
             query, key = rotate_half_pairs(query, inputs.rotation), rotate_half_pairs(key, inputs.rotation)
-        return AttentionStates(query, key, value, unrotated_key, inputs, self.scaling)
+        return AttentionProjections(query, key, value, unrotated_key, inputs, self.scaling)
 
-    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> torch.Tensor:
         """Attention `(B, heads, T)` of the CLS token, from normalized hidden states; without the other queries."""
-        inputs = inputs.of_heads(self.num_attention_heads)
+        inputs = inputs.slice_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states[:, :1]))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         if inputs.rotation is not None:
             key = rotate_half_pairs(key, inputs.rotation)
-        return AttentionStates(query, key, key, unrotated_key, inputs, self.scaling).cls_attention()
+        return AttentionProjections(query, key, key, unrotated_key, inputs, self.scaling).cls_attention()
 
     def propagate_rollout(
-        self, hidden_states: torch.Tensor, inputs: AttentionInputs, row: torch.Tensor
+        self, hidden_states: torch.Tensor, inputs: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
         """A `row` `(B, T)` of attention rollout times this block's attention, averaged over heads, and the identity."""
         row = row.to(hidden_states.device)  # the next block may lie on another device
@@ -494,7 +494,7 @@ def append_bias_channel(
 
 
 # Hidden states `(B, T', D)` and the mask of their patch tokens, of `(B, T, D)` and what attention was computed from.
-ReduceTokens = Callable[[torch.Tensor, AttentionStates], tuple[torch.Tensor, torch.Tensor | None]]
+ReduceTokens = Callable[[torch.Tensor, AttentionProjections], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class AdaptiveViTLayer(GradientCheckpointingLayer):
@@ -517,7 +517,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        inputs: AttentionInputs,
+        inputs: AttentionContext,
         reduce: ReduceTokens | None = None,
         probe: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
@@ -529,7 +529,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
             reduce: thins the last tokens between attention and the feed-forward network.
             probe: a method of the attention that runs instead of the block, see `cls_attention`.
         """
-        normed = normalise(self.layernorm_before, hidden_states, inputs.key_mask)
+        normed = normalize(self.layernorm_before, hidden_states, inputs.key_mask)
         if probe is not None:
             return probe(self.attention, normed, inputs)
         attention, _, states = self.attention(normed, inputs)
@@ -538,21 +538,21 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         if reduce is not None:
             hidden_states, mask = reduce(hidden_states, states)
         del attention, states  # no need to hold them while the feed-forward network runs
-        mlp = self.mlp(normalise(self.layernorm_after, hidden_states, mask))
+        mlp = self.mlp(normalize(self.layernorm_after, hidden_states, mask))
         return hidden_states + self._branch(mlp, self.layer_scale2)
 
-    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> torch.Tensor:
         """What the CLS token would attend to in this block, `(B, heads, T)`, at a cost linear in T."""
         return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, inputs)
 
     def propagate_rollout(
-        self, hidden_states: torch.Tensor, inputs: AttentionInputs, row: torch.Tensor
+        self, hidden_states: torch.Tensor, inputs: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
         """Carries a `row` `(B, T)` of attention rollout from the block's output to its input."""
         return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, inputs)
 
     def _probe(
-        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, inputs: AttentionInputs
+        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, inputs: AttentionContext
     ) -> torch.Tensor:
         # Through the module's call, so that whatever wraps the block (sharding, offloading) takes part.
         return self(hidden_states, inputs, probe=probe)

@@ -1,4 +1,4 @@
-"""What a masked autoencoder has beside its encoder: masking, a light decoder, the loss. Shape legend: `tokens.py`.
+"""What a masked autoencoder has beside its encoder: masking, a light decoder, the loss.
 
 "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). Parameters carry the names of transformers' ViTMAE.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .layers import AdaptiveViTLayer, Initialized, LayerInputs, make_norm, normalise
+from .layers import AdaptiveViTLayer, Initialized, LayerContexts, make_norm, normalize
 from .patches import (
     ImagePatches,
     PatchTokens,
@@ -116,10 +116,10 @@ class MaskedAutoencoderDecoder(Initialized, nn.Module):
         positions = self.position_encoding(tokens, cls_token=cls if self.num_cls else None)
         cls = positions.cls_token if self.num_cls else cls
         hidden_states = torch.cat((cls, registers, positions.features), dim=1)
-        inputs = LayerInputs(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
+        inputs = LayerContexts(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
         for index, layer in enumerate(self.decoder_layers):
             hidden_states = layer(hidden_states, inputs[index])
-        hidden_states = normalise(self.decoder_norm, hidden_states, tokens.mask)
+        hidden_states = normalize(self.decoder_norm, hidden_states, tokens.mask)
         return self.decoder_pred(hidden_states[:, -tokens.coordinates.shape[1] :])
 
     def reset_parameters(self, std: float) -> None:
@@ -134,7 +134,7 @@ def reconstruction_loss(
     Args:
         norm_pix_loss: whether each patch is first brought to mean 0 and variance 1, as in table 1d of the paper.
     """
-    target = flatten_channels_last(patches.take().features, patches.pixels.shape[-2:]).float()
+    target = flatten_channels_last(patches.gather().features, patches.pixels.shape[-2:]).float()
     if norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         target = (target - mean) / (variance + 1e-6).sqrt()

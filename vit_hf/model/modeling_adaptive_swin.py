@@ -1,4 +1,4 @@
-"""Adaptive Swin Transformer: the models that users load, and their heads. Shape legend: `swin_windows.py`."""
+"""Adaptive Swin Transformer: the models that users load, and their heads."""
 
 import copy
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ AUTO_MAP = {
 
 
 class AdaptiveSwinEmbeddings(Initialized, nn.Module):
-    """Patch embeddings, normalised, with learned positions if the configuration wants them."""
+    """Patch embeddings, normalized, with learned positions if the configuration wants them."""
 
     def __init__(self, config: AdaptiveSwinConfig, use_mask_token: bool = False):
         super().__init__()
@@ -156,17 +156,17 @@ class AdaptiveSwinEncoder(nn.Module):
         grid: tuple[int, int],
         choose: Choose,
         always_partition: bool,
-        show_weights: bool,
+        output_attentions: bool,
     ) -> list[StageResult]:
         results = []
         for stage in self.layers:
-            results.append(stage(hidden_states, grid, choose, always_partition, show_weights))
+            results.append(stage(hidden_states, grid, choose, always_partition, output_attentions))
             hidden_states, grid = results[-1].merged, results[-1].merged_grid
         return results
 
 
 class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
-    """Loading, saving and initialisation."""
+    """Loading, saving and initialization."""
 
     _code_file = MODULE
     _auto_map = AUTO_MAP
@@ -212,7 +212,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
     Args:
         config: see `AdaptiveSwinConfig`.
         add_pooling_layer: whether outputs have the mean of the last hidden states, as Swin's do.
-        use_mask_token: whether to have a mask token for masked image modelling.
+        use_mask_token: whether to have a mask token for masked image modeling.
     """
 
     _auto_class = "AutoModel"
@@ -227,7 +227,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         self.encoder = AdaptiveSwinEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.add_pooling_layer = add_pooling_layer
-        self.selection_relaxation = 0.0
+        self.dense_fraction = 0.0
         check_travel(classes_of(self))
         self.post_init()
 
@@ -243,7 +243,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         always_partition: bool = False,
         sample_selection: bool | None = None,
-        relaxation: float | None = None,
+        dense_fraction: float | None = None,
         **kwargs,
     ) -> AdaptiveSwinModelOutput:
         """
@@ -254,8 +254,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
                 learned positions in the image; otherwise these are evaluated for the size at hand.
             always_partition: as `window_fit="fixed"` of the configuration.
             sample_selection: whether chance may play a part in selecting; by default it does while training.
-            relaxation: how far selection is loosened, from 0 (as configured) to 1 (all windows); by default
-                `selection_relaxation` while training, and 0 otherwise.
+            dense_fraction: how far selection is loosened, from 0 (as configured) to 1 (all windows); by default
+                `dense_fraction` while training, and 0 otherwise.
 
         Raises:
             ValueError: if the input has the wrong shape, or is not finite.
@@ -266,7 +266,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             interpolate_pos_encoding,
             always_partition,
             sample_selection,
-            relaxation,
+            dense_fraction,
             **kwargs,
         ).outputs
 
@@ -277,7 +277,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         always_partition: bool = False,
         sample_selection: bool | None = None,
-        relaxation: float | None = None,
+        dense_fraction: float | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SwinPass:
@@ -290,9 +290,9 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         embeddings = self.embeddings(patches, bool_masked_pos)
         check_finite(embeddings, "pixel_values")
         sample = self.training if sample_selection is None else sample_selection
-        if relaxation is None:
-            relaxation = self.selection_relaxation if self.training else 0.0
-        chooser = WindowChooser(config, self.selector, patches, relaxation, sample)
+        if dense_fraction is None:
+            dense_fraction = self.dense_fraction if self.training else 0.0
+        chooser = WindowChooser(config, self.selector, patches, dense_fraction, sample)
         stages = self.encoder(embeddings, patches.full_grid, chooser, always_partition, output_attentions)
         last = self.layernorm(stages[-1].states)
         outputs = AdaptiveSwinModelOutput(
@@ -452,7 +452,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
     def __init__(self, config: AdaptiveSwinConfig):
         if config.patch_selector is not None:
             raise ValueError(
-                f"Masked image modelling reconstructs every patch, but patch_selector={config.patch_selector!r} passes "
+                f"Masked image modeling reconstructs every patch, but patch_selector={config.patch_selector!r} passes "
                 "over some. Pass patch_selector=None, num_selected_windows=None."
             )
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Adaptive Vision Transformer: the models that users load, and their heads. Shape legend: `tokens.py`."""
+"""Adaptive Vision Transformer: the models that users load, and their heads."""
 
 import copy
 from dataclasses import replace
@@ -23,7 +23,7 @@ from .heads import (
     reward_per_image,
     token_distillation_loss,
 )
-from .layers import AdaptiveViTLayer, Initialized, LayerInputs, make_norm, normalise
+from .layers import AdaptiveViTLayer, Initialized, LayerContexts, make_norm, normalize
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import (
     AdaptiveViTBackboneOutput,
@@ -38,7 +38,7 @@ from .patch_embeddings import ConvolutionalPatchEmbeddings, HybridPatchEmbedding
 from .patches import ImagePatches, PatchTokens, TokenSequence, check_finite, split_tokens
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
-from .probe import ModelScout
+from .probe import ModelProbe
 from .reducers import ReductionStep, Stage, fill_grid, restore_tokens, trace_tokens
 from .registry import classes_of, find_class
 from .segmentation import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
@@ -148,7 +148,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     Args:
         config: see `AdaptiveViTConfig`.
         add_pooling_layer: whether to add a dense layer on the CLS token, as ViT does.
-        use_mask_token: whether to have a mask token for masked image modelling.
+        use_mask_token: whether to have a mask token for masked image modeling.
     """
 
     _auto_class = "AutoModel"
@@ -172,7 +172,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
         self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
-        self.selection_relaxation = 0.0
+        self.dense_fraction = 0.0
         check_travel(classes_of(self))
         self.post_init()
 
@@ -187,7 +187,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         selected_patches: torch.LongTensor | None = None,
         sample_selection: bool | None = None,
-        relaxation: float | None = None,
+        dense_fraction: float | None = None,
         restore: bool = False,
         **kwargs,
     ) -> AdaptiveViTModelOutput:
@@ -207,8 +207,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 selector's choice.
             sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K mixes,
                 exploration); by default it does while training.
-            relaxation: how far selection and reduction are loosened, from 0 (as configured) to 1 (everything is kept);
-                by default `selection_relaxation` while training, and 0 otherwise.
+            dense_fraction: how far selection and reduction are loosened, from 0 (as configured) to 1 (everything is kept);
+                by default `dense_fraction` while training, and 0 otherwise.
             restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have the
                 state of their group and dropped ones the last state they had; those never selected have that of the
                 thumbnail at their place, if it goes along, or else their embedding.
@@ -225,9 +225,9 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             pixel_attention_mask,
             interpolate_pos_encoding,
         )
-        selection = self.select(patches, selected_patches, sample_selection, relaxation)
+        selection = self.select(patches, selected_patches, sample_selection, dense_fraction)
         sequence = self.embed(patches, selection, bool_masked_pos)
-        encoded = self.encode(sequence, relaxation, (len(self.layers),) if restore else (), **kwargs)
+        encoded = self.encode(sequence, dense_fraction, (len(self.layers),) if restore else (), **kwargs)
         outputs = self.outputs(patches, selection, sequence, encoded)
         if restore:
             _, outputs.restored_hidden_state = self.restore(encoded.stages[0], patches, selection, sequence)
@@ -246,27 +246,27 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         patches: ImagePatches,
         selected_patches: torch.Tensor | None = None,
         sample: bool | None = None,
-        relaxation: float | None = None,
+        dense_fraction: float | None = None,
         num_selected: int | float | None = None,
     ) -> Selection:
         """Chooses the patches that the encoder gets.
 
         Args:
             patches: all patches of the batch.
-            selected_patches, sample, relaxation: see `forward`, where `sample` is `sample_selection`.
+            selected_patches, sample, dense_fraction: see `forward`, where `sample` is `sample_selection`.
             num_selected: a number or fraction of patches, instead of `config.num_selected_patches`.
         """
         if selected_patches is not None:
-            return Selection(*patches.places_of(selected_patches))
+            return Selection(*patches.find_indices(selected_patches))
         if self.selector is None:
             return Selection(None, patches.mask)
         budget = self.config.num_selected_patches if num_selected is None else num_selected
-        number, counts = count_selected(patches, budget, self._relaxation(relaxation))
+        number, counts = count_selected(patches, budget, self._dense_fraction(dense_fraction))
         if not patches.is_whole and number >= patches.num_patches:
             # The data loader selected already.
             return Selection(None, patches.mask)
         sample = self.training if sample is None else sample
-        return self.selector(patches, number, counts, ModelScout(self), sample, self.training and sample)
+        return self.selector(patches, number, counts, ModelProbe(self), sample, self.training and sample)
 
     def embed(
         self,
@@ -280,7 +280,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             thumbnails = patches.thumbnail_patches(scout_sides(self.config))
         sequence = self.embeddings(patches, selection, bool_masked_pos, thumbnails)
         if self.selector is not None:
-            sequence.patches.sizes = self.selector.weigh(sequence.patches)
+            sequence.patches.sizes = self.selector.token_weights(sequence.patches)
         sequence = self.pre_normalize(sequence)
         check_finite(sequence.hidden_states, "pixel_values")
         return sequence
@@ -289,13 +289,13 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """Normalizes the tokens before the first block, in models that do (`config.pre_layernorm`)."""
         if self.pre_layernorm is None:
             return sequence
-        states = normalise(self.pre_layernorm, sequence.hidden_states, sequence.patches.mask)
+        states = normalize(self.pre_layernorm, sequence.hidden_states, sequence.patches.mask)
         return replace(sequence, hidden_states=states)
 
     def encode(
         self,
         sequence: TokenSequence,
-        relaxation: float | None = None,
+        dense_fraction: float | None = None,
         stages: tuple[int, ...] = (),
         **kwargs,
     ) -> EncoderOutput:
@@ -303,11 +303,13 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
         Args:
             sequence: from `embed`.
-            relaxation: see `forward`.
+            dense_fraction: see `forward`.
             stages: numbers of blocks after which the states of all tokens that entered are returned.
             kwargs: `output_hidden_states` and `output_attentions`.
         """
-        encoded = self._run_blocks(sequence, self._relaxation(relaxation), stages, return_dict=True, **kwargs)
+        encoded = self._run_blocks(
+            sequence, self._dense_fraction(dense_fraction), stages, return_dict=True, **kwargs
+        )
         if any(reducer.training and reducer.learns_from_dense for reducer in self.reducers.values()):
             with torch.no_grad():
                 teacher = self._run_blocks(sequence, reduce=False, **RECORD_NOTHING).last_hidden_state
@@ -320,7 +322,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self, patches: ImagePatches, selection: Selection, sequence: TokenSequence, encoded: EncoderOutput
     ) -> AdaptiveViTModelOutput:
         """Collects what the model returns."""
-        greedy = selection.favourites
+        greedy = selection.greedy
         losses = [loss for loss in (selection.loss, *encoded.losses) if loss is not None]
         return AdaptiveViTModelOutput.from_outputs(
             encoded,
@@ -332,7 +334,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             patch_mask=selection.mask,
             selection_loss=sum(losses) if losses else None,
             selection_log_prob=selection.log_prob,
-            favourite_patches=greedy and patches.raster_indices(greedy.indices, greedy.mask),
+            greedy_patches=greedy and patches.raster_indices(greedy.indices, greedy.mask),
         )
 
     def restore(
@@ -355,7 +357,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         def embed() -> torch.Tensor:
             unseen = self.embeddings.embed_patches(patches).features
             if self.pre_layernorm is not None:
-                unseen = normalise(self.pre_layernorm, unseen, patches.mask)
+                unseen = normalize(self.pre_layernorm, unseen, patches.mask)
             return finish(unseen, patches.mask)
 
         prefix = finish(stage.prefix)
@@ -368,7 +370,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     def _run_blocks(
         self,
         sequence: TokenSequence,
-        relaxation: float = 0.0,
+        dense_fraction: float = 0.0,
         stages: tuple[int, ...] = (),
         reduce: bool = True,
         output_attentions: bool | None = None,
@@ -378,16 +380,16 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         encoding = self.embeddings.position_encoding
-        inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+        inputs = LayerContexts(self.config, encoding, sequence, output_attentions)
         hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
         for index, layer in enumerate(self.layers):
             if index in stages:
                 kept[index] = (*split_tokens(hidden_states, tokens), len(steps))
             reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
-            if reducer is None or reducer.keeps_all(relaxation):
+            if reducer is None or reducer.keeps_all(dense_fraction):
                 hidden_states = layer(hidden_states, inputs[index])
                 continue
-            step = ReductionStep(reducer, tokens, relaxation)
+            step = ReductionStep(reducer, tokens, dense_fraction)
             steps.append(step)
             if reducer.inside_block:
                 hidden_states = layer(hidden_states, inputs[index], step)
@@ -397,7 +399,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 step.before = None  # nobody asks for the states of what was dropped
             tokens = step.result.tokens
             sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
-            inputs = LayerInputs(self.config, encoding, sequence, output_attentions)
+            inputs = LayerContexts(self.config, encoding, sequence, output_attentions)
             if not reducer.inside_block:
                 hidden_states = layer(hidden_states, inputs[index])
         if len(self.layers) in stages:
@@ -419,15 +421,15 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             losses=[sum(losses)] if losses else [],
         )
 
-    def _relaxation(self, relaxation: float | None) -> float:
-        if relaxation is not None:
-            return relaxation
-        return self.selection_relaxation if self.training else 0.0
+    def _dense_fraction(self, dense_fraction: float | None) -> float:
+        if dense_fraction is not None:
+            return dense_fraction
+        return self.dense_fraction if self.training else 0.0
 
     def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.config.final_norm != "tokens":
             return hidden_states
-        return normalise(self.layernorm, hidden_states, mask)
+        return normalize(self.layernorm, hidden_states, mask)
 
 
 class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
@@ -577,9 +579,9 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
             if self.training and outputs.selection_log_prob is not None:
                 rewards = [-losses.detach() / counts.clamp(min=1)]
                 with torch.no_grad():
-                    kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
-                    favourites = self._segment(self.vit(**kwargs, restore=True), grid)
-                    losses, _ = segmentation_loss_per_image(labels, favourites, ignored)
+                    kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
+                    greedy = self._segment(self.vit(**kwargs, restore=True), grid)
+                    losses, _ = segmentation_loss_per_image(labels, greedy, ignored)
                     rewards.append(-losses / counts.clamp(min=1))
                 policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
                 policy_loss = self.config.policy_loss_weight * policy_loss
@@ -703,11 +705,11 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         config, losses = self.config, []
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
-                kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
-                favourites = self._classify(self.vit(**kwargs))
+                kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
+                greedy = self._classify(self.vit(**kwargs))
             rewards = [
                 reward_per_image(config.policy_reward, labels, answer, config.problem_type)
-                for answer in (logits.detach(), favourites)
+                for answer in (logits.detach(), greedy)
             ]
             losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
@@ -750,17 +752,17 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig):
         if config.patch_selector is not None:
             raise ValueError(
-                f"Masked image modelling reconstructs every patch, but patch_selector={config.patch_selector!r} drops "
+                f"Masked image modeling reconstructs every patch, but patch_selector={config.patch_selector!r} drops "
                 "some. Pass patch_selector=None, num_selected_patches=None."
             )
         if config.token_reducer is not None:
             raise ValueError(
-                f"Masked image modelling reconstructs every patch, but token_reducer={config.token_reducer!r} drops or "
+                f"Masked image modeling reconstructs every patch, but token_reducer={config.token_reducer!r} drops or "
                 "merges some. Pass token_reducer=None."
             )
         if config.thumbnail_context:
             raise ValueError(
-                "Masked image modelling hides patches, but thumbnail_context=True shows all of the image. Pass "
+                "Masked image modeling hides patches, but thumbnail_context=True shows all of the image. Pass "
                 "thumbnail_context=False."
             )
         super().__init__(config)

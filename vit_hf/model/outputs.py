@@ -1,4 +1,4 @@
-"""What the models return. Shape legend: `tokens.py`."""
+"""What the models return."""
 
 from dataclasses import dataclass, fields
 
@@ -88,7 +88,7 @@ class AdaptiveViTModelOutput(TokenOutput, BaseModelOutputWithPooling):
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
-        favourite_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for none.
+        greedy_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for none.
         dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and gradient;
             only while training a reducer that learns from it.
     """
@@ -96,7 +96,7 @@ class AdaptiveViTModelOutput(TokenOutput, BaseModelOutputWithPooling):
     patch_mask: torch.BoolTensor | None = None
     restored_hidden_state: torch.FloatTensor | None = None
     selection_log_prob: torch.FloatTensor | None = None
-    favourite_patches: torch.LongTensor | None = None
+    greedy_patches: torch.LongTensor | None = None
     dense_hidden_state: torch.FloatTensor | None = None
 
 

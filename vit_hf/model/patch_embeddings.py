@@ -67,7 +67,7 @@ class PatchEmbeddings(nn.Module):
         if indices is None and weights is None and patches.image is not None:
             features = self.projection(patches.image.to(dtype))
             return PatchTokens(features, patches.coordinates, patches.grid, full_grid=patches.full_grid)
-        tokens = patches.take(indices) if weights is None else patches.mix(weights)
+        tokens = patches.gather(indices) if weights is None else patches.weighted_mean(weights)
         return tokens.with_features(self.projection(tokens.features.to(dtype)))
 
 
@@ -76,7 +76,7 @@ CHUNK = 512
 
 
 class PatchConvolution(Initialized, nn.Conv2d):
-    """A convolution with standardised filters, and without bias, as a norm follows.
+    """A convolution with standardized filters, and without bias, as a norm follows.
 
     A filter of mean zero does not answer to a plain background, which would make up most of what a group norm divides
     by: on digits in black patches the CNN learns without this far slower, and with it as fast as with batch norms
@@ -95,9 +95,9 @@ class PatchConvolution(Initialized, nn.Conv2d):
         init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as ResNet
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(cells, self.standardised(), None)
+        return self._conv_forward(cells, self.standardized(), None)
 
-    def standardised(self) -> torch.Tensor:
+    def standardized(self) -> torch.Tensor:
         """The weight, each filter of it with mean 0 and variance 1."""
         return nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
 
@@ -125,9 +125,9 @@ class ResidualBlock(GradientCheckpointingLayer):
 class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
     """A residual CNN reads each patch that is embedded, and the mean of its last feature map is projected.
 
-    By default the stem and first two stages of ResNet-18, as in IPS, but with standardised filters and group norms ("Group
+    By default the stem and first two stages of ResNet-18, as in IPS, but with standardized filters and group norms ("Group
     Normalization", Wu and He, 2018) where that has batch norms: what becomes of a patch must not depend on which others
-    were selected, on padding, or on whether a scout looked first. The cost follows the number of patches embedded.
+    were selected, on padding, or on whether a probe looked first. The cost follows the number of patches embedded.
     """
 
     def __init__(self, config):
@@ -157,7 +157,7 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
         weights: torch.Tensor | None = None,
     ) -> PatchTokens:
         """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all of them."""
-        tokens = patches.take(indices) if weights is None else patches.mix(weights)
+        tokens = patches.gather(indices) if weights is None else patches.weighted_mean(weights)
         pixels = tokens.features.to(self.projection.weight.dtype)
         pixels = pixels.unflatten(2, (self.num_channels, *self.patch_size))  # (B, K, C, P, P)
         read = self._read(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])  # (B, K, F)
@@ -243,7 +243,7 @@ class HybridPatchEmbeddings(nn.Module):
         """
         if patches.features is None:
             patches.features = self._read(patches)
-        tokens = patches.take(indices) if weights is None else patches.mix(weights)
+        tokens = patches.gather(indices) if weights is None else patches.weighted_mean(weights)
         tokens = tokens.with_features(self.projection(tokens.features.to(self.projection.weight.dtype)))
         if indices is None and weights is None:
             tokens.full_grid = patches.full_grid
@@ -264,7 +264,7 @@ class HybridPatchEmbeddings(nn.Module):
             if not hasattr(part, "reset_parameters"):
                 raise ValueError(
                     f"The file has no weights for {name} of the backbone {self.backbone.config.backbone!r} of timm, and "
-                    "there is no way to initialise it. Build the model from its configuration and load the file by "
+                    "there is no way to initialize it. Build the model from its configuration and load the file by "
                     "load_state_dict(strict=False)."
                 )
             part.reset_parameters()

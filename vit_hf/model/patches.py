@@ -1,4 +1,4 @@
-"""Images to patches, and patches to embeddings; videos and volumes as well. Shape legend: `tokens.py`.
+"""Images to patches, and patches to embeddings; videos and volumes as well.
 
 Patches of an image stay a strided view of it until somebody takes some: scoring 4096 patches and keeping 196
 copies 196.
@@ -93,7 +93,7 @@ def check_finite(values: torch.Tensor, source: str) -> None:
     if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
         raise ValueError(
             f"{source} hold NaN or infinite values, or values too large for {values.dtype}. Check the image files "
-            "and the normalisation."
+            "and the normalization."
         )
 
 
@@ -129,7 +129,7 @@ def scatter_tokens(values: torch.Tensor, indices: torch.Tensor, length: int) -> 
     )
 
 
-def put_tokens(
+def scatter_into(
     base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`base` `(B, N, D)` with `values` `(B, K, D)` at `indices` `(B, K)`, but for those with a False `mask` `(B, K)`."""
@@ -142,10 +142,10 @@ def put_tokens(
 
 def raster_indices(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """Raster index `(B, N)` int64 of whole-numbered coordinates `(B, N, A)` in grids `(B, A)`."""
-    return raster_places(coordinates.round().long(), grid)
+    return flatten_coordinates(coordinates.round().long(), grid)
 
 
-def raster_places(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def flatten_coordinates(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """row * columns + column, or (time * rows + row) * columns + column, `(B, N)`, of any coordinates `(B, N, A)`."""
     place, *others = coordinates.unbind(-1)
     for axis, other in enumerate(others, start=1):
@@ -263,7 +263,7 @@ class ImagePatches:
                 f" and num_frames={config.num_frames}" if frames else ""
             )
             raise ValueError(
-                f"Images of {by(pixel_values.shape[2:])} pixels do not match "
+                f"Images of {format_size(pixel_values.shape[2:])} pixels do not match "
                 f"{native}, and interpolate_pos_encoding=False forbids other sizes."
             )
         return cls.from_images(pixel_values, sides)
@@ -283,7 +283,7 @@ class ImagePatches:
         if 0 in cells:
             things = "Images of {} pixels" if len(patch) == 2 else "Videos of {} (frames, rows, columns)"
             raise ValueError(
-                f"{things.format(by(sides))} are smaller than one patch of {by(patch)}. "
+                f"{things.format(format_size(sides))} are smaller than one patch of {format_size(patch)}. "
                 "Resize them to at least one patch, or drop them."
             )
         image, axes = pixel_values, range(len(cells))
@@ -323,7 +323,7 @@ class ImagePatches:
         expected, num_axes = math.prod(patch_size) * num_channels, len(patch_size)
         if pixel_values.shape[-1] != expected:
             raise ValueError(
-                f"Cut patches must have {expected} values each (patch_size {by(patch_size)} times "
+                f"Cut patches must have {expected} values each (patch_size {format_size(patch_size)} times "
                 f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}. Give the image "
                 f"processor patch_size={patch_size}."
             )
@@ -346,7 +346,7 @@ class ImagePatches:
             mask=None if mask is None else mask.bool(),
         )
 
-    def take(self, indices: torch.Tensor | None = None) -> PatchTokens:
+    def gather(self, indices: torch.Tensor | None = None) -> PatchTokens:
         """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K, C*P*P)`; or
         their features `(B, K, F)`.
         """
@@ -369,7 +369,9 @@ class ImagePatches:
             mask = None if self.mask is None else self.mask[image, indices]
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
-    def score_apart(self, score: Callable[["ImagePatches"], torch.Tensor], num_selected: int) -> torch.Tensor:
+    def score_chunked(
+        self, score: Callable[["ImagePatches"], torch.Tensor], num_selected: int
+    ) -> torch.Tensor:
         """Scores `(B, N)` by a function that looks at one patch at a time, so that it may be given some of them.
 
         Args:
@@ -378,7 +380,7 @@ class ImagePatches:
         """
         return score(self)
 
-    def first(self, number: int) -> "ImagePatches":
+    def first_images(self, number: int) -> "ImagePatches":
         """Those of the first images of the batch."""
         values = (self.pixels, self.coordinates, self.grid, self.mask, self.image)
         return ImagePatches(
@@ -387,7 +389,7 @@ class ImagePatches:
             None if self.features is None else self.features[:number],
         )
 
-    def places_of(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def find_indices(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Where patches of raster indices `selected` `(B, K)` are among the N, and which exist, `(B, K)`.
 
         Args:
@@ -425,13 +427,13 @@ class ImagePatches:
         raster = raster_indices(coordinates, self.grid)
         return raster if mask is None else raster.masked_fill(~mask, -1)
 
-    def mix(self, weights: torch.Tensor) -> PatchTokens:
+    def weighted_mean(self, weights: torch.Tensor) -> PatchTokens:
         """Weighted means of patches, `(B, K, C*P*P)`, or of their features, at the means of their coordinates.
 
         Args:
             weights: `(B, K, N)` float, rows that add up to 1 (to 0 where there is no patch).
         """
-        pixels = self.take().features
+        pixels = self.gather().features
         with torch.autocast(weights.device.type, enabled=False):  # half a patch is too coarse for a place
             coordinates = weights @ self.coordinates
         return PatchTokens(weights.to(pixels.dtype) @ pixels, coordinates, self.grid)
@@ -474,7 +476,7 @@ class ImagePatches:
             if len(pixels) != math.prod(cells):
                 raise ValueError(
                     f"This needs every patch of an image, but image {index} of the batch came with {len(pixels)} of "
-                    f"its {by(cells)} patches. Give whole images, or all of their patches."
+                    f"its {format_size(cells)} patches. Give whole images, or all of their patches."
                 )
             order = raster_indices(coordinates[None], self.grid[index][None])[0].argsort()
             pixels = pixels[order].unflatten(0, cells).movedim(self.num_axes, 0)  # (C, R, S, P, P)
@@ -485,7 +487,7 @@ class ImagePatches:
         return images
 
 
-def by(sides: Sequence[int]) -> str:
+def format_size(sides: Sequence[int]) -> str:
     """Such as 16x16."""
     return "x".join(map(str, sides))
 

@@ -1,4 +1,4 @@
-"""Pixel heuristics: a score for every patch from its pixels alone. Shape legend: `tokens.py`.
+"""Pixel heuristics: a score for every patch from its pixels alone.
 
 One function and one line in `PIXEL_SCORERS`; the image processors run them in the data loader as well.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from .patches import ImagePatches, raster_indices
 
 
-# Bins of `entropy`: this many a unit of normalised grey, and how many in all.
+# Bins of `entropy`: this many a unit of normalized gray, and how many in all.
 BINS_PER_UNIT = 32
 NUM_BINS = 256
 
@@ -32,7 +32,7 @@ def variance_scores(
     if patches.num_axes == 3:
         mean, power = mean.mean(-1), power.mean(-1)
     variance = power - mean.square()
-    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one grey level in 255.
+    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one gray level in 255.
     variance = torch.where(variance > 1e-6 * power, variance, 0)
     # NaN fails every comparison, and must still be seen.
     return (variance + 0 * mean).mean(-1).flatten(1)
@@ -43,7 +43,7 @@ def gradient_scores(
 ) -> torch.Tensor:
     """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by frame.
 
-    Only pixels whose 3x3 neighbourhood lies in the patch count, so that a patch scores the same alone as in its
+    Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in its
     image.
 
     Raises:
@@ -73,28 +73,28 @@ def _over_tubelets(of_frames: torch.Tensor, patches: ImagePatches) -> torch.Tens
     return of_frames.unflatten(1, (-1, patches.patch_size[0])).mean(2)
 
 
-def _sobel_magnitude(grey: torch.Tensor) -> torch.Tensor:
-    """Magnitude of the Sobel gradient of `grey` `(..., H, W)` at its inner pixels, `(..., H - 2, W - 2)`."""
+def _sobel_magnitude(gray: torch.Tensor) -> torch.Tensor:
+    """Magnitude of the Sobel gradient of `gray` `(..., H, W)` at its inner pixels, `(..., H - 2, W - 2)`."""
     # In place, because fresh memory for an image of this size costs more than the arithmetic.
-    smoothed_rows = (grey[..., :-2, :] + grey[..., 2:, :]).add_(grey[..., 1:-1, :], alpha=2)
+    smoothed_rows = (gray[..., :-2, :] + gray[..., 2:, :]).add_(gray[..., 1:-1, :], alpha=2)
     horizontal = smoothed_rows[..., 2:] - smoothed_rows[..., :-2]
-    smoothed_columns = (grey[..., :-2] + grey[..., 2:]).add_(grey[..., 1:-1], alpha=2)
+    smoothed_columns = (gray[..., :-2] + gray[..., 2:]).add_(gray[..., 1:-1], alpha=2)
     vertical = smoothed_columns[..., 2:, :] - smoothed_columns[..., :-2, :]
     return horizontal.square_().addcmul_(vertical, vertical).sqrt_()
 
 
 def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Shannon entropy of the grey levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
+    """Shannon entropy of the gray levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
 
-    Grey is the mean over channels as the model sees it, normalised. Bins are fixed, so that a patch scores the same
-    in any image and batch: 1/32 wide, with one centred at 0, and 256 of them, from -4 to 4; what is beyond counts
-    for the outermost. A bin is then 4 of the 255 grey levels of an image normalised with mean and std 0.5, about 2
+    Grey is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores the same
+    in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is beyond counts
+    for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean and std 0.5, about 2
     with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most noise. Pixels in 0..255 fall
     into the last bin, all of them.
     """
-    grey = _grey(patches.pixels, 2) if patches.image is None else _grey(patches.image, 1)
+    gray = _gray(patches.pixels, 2) if patches.image is None else _gray(patches.image, 1)
     # Clamped as whole numbers, for a NaN that was cast is one: no index may leave the table.
-    cells = grey.mul(BINS_PER_UNIT).add_(NUM_BINS / 2 + 0.5).long().clamp_(0, NUM_BINS - 1)
+    cells = gray.mul(BINS_PER_UNIT).add_(NUM_BINS / 2 + 0.5).long().clamp_(0, NUM_BINS - 1)
     if patches.image is None:  # (B, N, P, P)
         number = torch.arange(cells.shape[1], device=cells.device)
         cells += NUM_BINS * number.view(-1, *[1] * patches.num_axes)
@@ -105,14 +105,14 @@ def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed
             of_patch = step * (pixel // patches.patch_size[axis])
             cells += of_patch.view(-1, *[1] * (patches.num_axes - 1 - axis))
             step *= patches.view_grid[axis]
-    ones = grey.mul_(0).add_(1)  # NaN where a pixel is not finite
+    ones = gray.mul_(0).add_(1)  # NaN where a pixel is not finite
     histograms = ones.new_zeros(ones.shape[0], NUM_BINS * patches.num_patches)
     histograms.scatter_add_(1, cells.flatten(1), ones.flatten(1))
     shares = histograms.div_(math.prod(patches.patch_size)).unflatten(1, (-1, NUM_BINS))
     return torch.special.entr(shares).sum(-1) / math.log(2)
 
 
-def _grey(images: torch.Tensor, dim: int) -> torch.Tensor:
+def _gray(images: torch.Tensor, dim: int) -> torch.Tensor:
     """Mean over the channels in `dim`, the same to the last bit whatever the layout in memory."""
     first, *others = images.float().unbind(dim)
     return sum(others, first) / images.shape[dim]
@@ -123,7 +123,7 @@ def saliency_scores(
 ) -> torch.Tensor:
     """What stands out from the rest of the image: the mean spectral residual saliency in each patch.
 
-    "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the grey image resized to 64x64
+    "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to 64x64
     whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper has 8), by
     what lies inside the image only; its minimum is taken off. The local mean of the log spectrum wraps around, as
     the spectrum does. Of a video each frame is an image, and a patch has the mean of its frames.
@@ -132,7 +132,7 @@ def saliency_scores(
         ValueError: if some patches of an image are missing.
     """
     if patches.image is not None:
-        return _saliency_of(_grey(patches.image, 1), patches, patches.view_grid)
+        return _saliency_of(_gray(patches.image, 1), patches, patches.view_grid)
     if patches.pixels.is_meta:  # of images that are never whole in memory
         images = patches.thumbnails((SALIENCY_SIZE, SALIENCY_SIZE))
     else:
@@ -141,32 +141,32 @@ def saliency_scores(
     scores = torch.zeros(places.shape, device=places.device)
     for index, image in enumerate(images):
         present = slice(None) if patches.mask is None else patches.mask[index]
-        of_image = _saliency_of(_grey(image[None], 1), patches, patches.grid[index].tolist())[0]
+        of_image = _saliency_of(_gray(image[None], 1), patches, patches.grid[index].tolist())[0]
         scores[index, present] = of_image[places[index, present]]
     return scores
 
 
-def _saliency_of(grey: torch.Tensor, patches: ImagePatches, cells: Sequence[int]) -> torch.Tensor:
-    """`(B, N)` of grey images `(B, H, W)`, or videos `(B, T, H, W)`, of so many cells along each axis."""
+def _saliency_of(gray: torch.Tensor, patches: ImagePatches, cells: Sequence[int]) -> torch.Tensor:
+    """`(B, N)` of gray images `(B, H, W)`, or videos `(B, T, H, W)`, of so many cells along each axis."""
     if patches.num_axes == 2:
-        return _saliency(grey, *cells)
-    of_frames = _saliency(grey.flatten(0, 1), *cells[1:]).unflatten(0, grey.shape[:2])  # (B, T, R * S)
+        return _saliency(gray, *cells)
+    of_frames = _saliency(gray.flatten(0, 1), *cells[1:]).unflatten(0, gray.shape[:2])  # (B, T, R * S)
     return _over_tubelets(of_frames, patches).flatten(1)
 
 
-def _saliency(grey: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Mean saliency of grey images `(B, H, W)` in each of `rows` times `columns` patches, `(B, R * S)`."""
+def _saliency(gray: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Mean saliency of gray images `(B, H, W)` in each of `rows` times `columns` patches, `(B, R * S)`."""
     # Half precision has no FFT on a CPU, and would blur the ranks; the data loader knows no autocast either.
-    with torch.autocast(grey.device.type, enabled=False):
+    with torch.autocast(gray.device.type, enabled=False):
         size = (SALIENCY_SIZE, SALIENCY_SIZE)
-        if grey.shape[1:] != size:
-            grey = nn.functional.interpolate(
-                grey.unsqueeze(1), size, mode="bilinear", antialias=True
+        if gray.shape[1:] != size:
+            gray = nn.functional.interpolate(
+                gray.unsqueeze(1), size, mode="bilinear", antialias=True
             ).squeeze(1)
-        spectrum = torch.fft.fft2(grey, norm="ortho")
+        spectrum = torch.fft.fft2(gray, norm="ortho")
         amplitude = spectrum.abs()
-        # What rounding leaves of a flat image is below this: as much as one pixel one grey level in 255 off makes.
-        least = 1e-6 * SALIENCY_SIZE * grey.abs().mean((1, 2), keepdim=True) + 1e-20
+        # What rounding leaves of a flat image is below this: as much as one pixel one gray level in 255 off makes.
+        least = 1e-6 * SALIENCY_SIZE * gray.abs().mean((1, 2), keepdim=True) + 1e-20
         spectrum = spectrum * (amplitude > least)
         log_amplitude = nn.functional.pad(amplitude.maximum(least).log(), (1, 1, 1, 1), mode="circular")
         local_mean = nn.functional.avg_pool2d(log_amplitude, 3, stride=1)
@@ -174,7 +174,7 @@ def _saliency(grey: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         saliency = torch.fft.ifft2(spectrum * torch.exp(-local_mean), norm="ortho").abs().square()
         # So that a flat image is exactly zero, and its patches tie.
         saliency = saliency - saliency.amin((1, 2), keepdim=True)
-        of_rows, of_columns = (_smooth_means(parts, grey.device) for parts in (rows, columns))
+        of_rows, of_columns = (_smooth_means(parts, gray.device) for parts in (rows, columns))
         return (of_rows @ saliency @ of_columns.T).flatten(1)
 
 
@@ -191,7 +191,7 @@ def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
 
-    So an image gets the same patches alone and in any batch, whatever the size of its neighbours.
+    So an image gets the same patches alone and in any batch, whatever the size of its neighbors.
     """
     if seed is None:
         return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)

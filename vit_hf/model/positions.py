@@ -11,7 +11,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .layers import Initialized
-from .patches import PatchTokens, grid_coordinates, raster_places
+from .patches import PatchTokens, flatten_coordinates, grid_coordinates
 from .sizes import head_dim_of, native_grid
 
 
@@ -325,7 +325,7 @@ class RelativeBias(AttentionBias):
 
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
         table = self._table(layer)[:-3].float()
-        return read_differences(table.T.unflatten(1, self.extent), differences, grid)
+        return sample_bias_table(table.T.unflatten(1, self.extent), differences, grid)
 
     def with_prefix(self, bias: torch.Tensor, layer: int, num_prefix: int) -> torch.Tensor:
         from_prefix, to_prefix, inside = self._table(layer)[-3:].float()
@@ -364,21 +364,21 @@ class RelativeBiasContinuous(AttentionBias):
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
         network = self.networks[layer if self.per_layer else 0]
         if torch.compiler.is_compiling():  # how large the table must be is not known then
-            return ask_bias_network(network, differences, self.native_grid).permute(0, 3, 1, 2)
+            return continuous_bias(network, differences, self.native_grid).permute(0, 3, 1, 2)
         # One more: a thumbnail's places may be farther apart than those of patches.
         sides = (grid.amax(dim=0) + 1).tolist()
         axes = [torch.arange(1 - side, side, device=grid.device).float() for side in sides]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        table = ask_bias_network(network, places, self.native_grid)
+        table = continuous_bias(network, places, self.native_grid)
         whole = torch.tensor([sides], device=grid.device).expand_as(grid)
-        return read_differences(table.movedim(-1, 0), differences, whole)
+        return sample_bias_table(table.movedim(-1, 0), differences, whole)
 
 
 def bias_network(num_heads: int, num_axes: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(num_axes, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
 
 
-def ask_bias_network(
+def continuous_bias(
     network: nn.Module, differences: torch.Tensor, native_grid: tuple[int, ...]
 ) -> torch.Tensor:
     """Bias `(..., heads)` of differences `(..., A)`, see `RelativeBiasContinuous`."""
@@ -387,7 +387,7 @@ def ask_bias_network(
     return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
 
 
-def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def sample_bias_table(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """A table of differences in its native grid, read at those of other grids, `(B, heads, N, N)`.
 
     Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")`, or "trilinear", read there.
@@ -455,7 +455,7 @@ class Sinusoidal(PositionEncoding):
     """
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
-        index = raster_places(tokens.coordinates, tokens.grid)
+        index = flatten_coordinates(tokens.coordinates, tokens.grid)
         table = sinusoid_1d(index + 1, tokens.features.shape[-1])
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
 

@@ -49,19 +49,19 @@ class AdaptivePreTrainedModel(PreTrainedModel):
     # `num_items_in_batch` and does not scale for gradient accumulation.
     accepts_loss_kwargs = False
 
-    def set_selection_relaxation(self, relaxation: float) -> None:
+    def set_dense_fraction(self, dense_fraction: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
 
-        In between the number of patches is K + relaxation * (N - K). Evaluation always measures the target.
+        In between the number of patches is K + dense_fraction * (N - K). Evaluation always measures the target.
 
         Raises:
-            ValueError: if `relaxation` is outside [0, 1].
+            ValueError: if `dense_fraction` is outside [0, 1].
         """
-        if not 0 <= relaxation <= 1:
-            raise ValueError(f"relaxation={relaxation} must lie in [0, 1].")
+        if not 0 <= dense_fraction <= 1:
+            raise ValueError(f"dense_fraction={dense_fraction} must lie in [0, 1].")
         for module in self.modules():
-            if hasattr(module, "selection_relaxation"):
-                module.selection_relaxation = relaxation
+            if hasattr(module, "dense_fraction"):
+                module.dense_fraction = dense_fraction
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
@@ -166,7 +166,7 @@ AUTO_MAP = {
 
 
 class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
-    """Loading, saving and initialisation."""
+    """Loading, saving and initialization."""
 
     _code_file = MODULE
     _auto_map = AUTO_MAP

@@ -5,7 +5,7 @@ from copy import copy
 import torch
 from transformers.utils.output_capturing import capture_outputs
 
-from .layers import LayerInputs
+from .layers import LayerContexts
 from .patches import ImagePatches, TokenSequence
 
 
@@ -17,8 +17,8 @@ HEAD_REDUCTIONS = {
 }
 
 
-class ModelScout:
-    """Runs the first blocks of an `AdaptiveViTModel`, without gradient; see `Scout`."""
+class ModelProbe:
+    """Runs the first blocks of an `AdaptiveViTModel`, without gradient; see `Probe`."""
 
     # `capture_outputs` reads it, and finds nothing to record: outputs that the caller of the model records do not
     # include those of this pass.
@@ -64,5 +64,5 @@ class ModelScout:
         model = self.model
         # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
         sequence: TokenSequence = model.pre_normalize(model.embeddings(copy(patches)))
-        inputs = LayerInputs(model.config, model.embeddings.position_encoding, sequence)
+        inputs = LayerContexts(model.config, model.embeddings.position_encoding, sequence)
         return model.layers[:num_layers], inputs, [sequence.hidden_states]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .layers import AttentionStates
+from .layers import AttentionProjections
 from .patches import (
     ImagePatches,
     PatchTokens,
     gather_tokens,
-    put_tokens,
     raster_indices,
+    scatter_into,
     scatter_tokens,
     split_tokens,
 )
@@ -56,21 +56,23 @@ class TokenReducer(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
+    def forward(
+        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+    ) -> Reduction:
         """
         Args:
             tokens: M tokens with their hidden states.
             states: queries, keys and values of the block's attention; the last M tokens of them are `tokens`.
-            relaxation: 0 keeps what the configuration says, 1 keeps everything; see `keep_rate`.
+            dense_fraction: 0 keeps what the configuration says, 1 keeps everything; see `keep_rate`.
         """
 
-    def keep_rate(self, relaxation: float) -> float:
+    def keep_rate(self, dense_fraction: float) -> float:
         """Share of the tokens that go on, in (0, 1]."""
-        return self.config.keep_rate + relaxation * (1 - self.config.keep_rate)
+        return self.config.keep_rate + dense_fraction * (1 - self.config.keep_rate)
 
-    def keeps_all(self, relaxation: float) -> bool:
+    def keeps_all(self, dense_fraction: float) -> bool:
         """Whether there is nothing to do."""
-        return self.keep_rate(relaxation) >= 1
+        return self.keep_rate(dense_fraction) >= 1
 
 
 @dataclass
@@ -80,24 +82,24 @@ class ReductionStep:
     Attributes:
         reducer: of the block.
         tokens: those to reduce, whose hidden states the call is given.
-        relaxation: see `TokenReducer.forward`.
+        dense_fraction: see `TokenReducer.forward`.
         before: hidden states `(B, M, D)` of the tokens that were reduced.
         result: what the reducer returned.
     """
 
     reducer: TokenReducer
     tokens: PatchTokens
-    relaxation: float
+    dense_fraction: float
     before: torch.Tensor | None = None
     result: Reduction | None = None
 
     def __call__(
-        self, hidden_states: torch.Tensor, states: AttentionStates | None = None
+        self, hidden_states: torch.Tensor, states: AttentionProjections | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Reduces a sequence `(B, T, D)` to `(B, T', D)`, and returns it with the mask of its patch tokens."""
         tokens = self.tokens.to(hidden_states.device)  # the block may lie on another device
         prefix, self.before = split_tokens(hidden_states, tokens)
-        self.result = self.reducer(tokens.with_features(self.before), states, self.relaxation)
+        self.result = self.reducer(tokens.with_features(self.before), states, self.dense_fraction)
         reduced = self.result.tokens.features
         return torch.cat((prefix.to(reduced.device), reduced), dim=1), self.result.tokens.mask
 
@@ -111,17 +113,17 @@ def counts_kept(mask: torch.Tensor | None, keep_rate: float) -> torch.Tensor | N
     """`num_kept` for each image `(B,)` of a mask `(B, M)`, 0 for one without tokens; None without a mask."""
     if mask is None:
         return None
-    return ceil_share(mask.sum(dim=1), keep_rate)
+    return ceil_fraction(mask.sum(dim=1), keep_rate)
 
 
-def ceil_share(numbers: torch.Tensor, share: float) -> torch.Tensor:
+def ceil_fraction(numbers: torch.Tensor, share: float) -> torch.Tensor:
     """ceil(share * numbers) int64, without what floating point adds to a whole number."""
     # A tensor, because the export to ONNX rounds a Python number to float32.
     share = torch.tensor(share, dtype=torch.float64, device=numbers.device)
     return (numbers.double() * share - 1e-9).ceil().long()
 
 
-def new_places(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
+def new_indices(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
     """Where each of M tokens is found after gathering `indices` `(B, K)`, `(B, M)`; -1 where it is not."""
     batch_size, num_selected = indices.shape
     place = torch.arange(num_selected, device=indices.device).expand(batch_size, -1)
@@ -167,8 +169,10 @@ class AttentiveReducer(TokenReducer):
     EViT (Liang et al., 2022, "Not All Patches are What You Need"), section 3.
     """
 
-    def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
-        keep_rate = self.keep_rate(relaxation)
+    def forward(
+        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+    ) -> Reduction:
+        keep_rate = self.keep_rate(dense_fraction)
         num_tokens = tokens.features.shape[1]
         num_selected = num_kept(num_tokens, keep_rate)
         attention = states.cls_attention().mean(dim=1)[:, -num_tokens:]  # (B, M)
@@ -180,7 +184,7 @@ class AttentiveReducer(TokenReducer):
             attention = attention.masked_fill(~tokens.mask, 0)
         ranks = attention if tokens.mask is None else attention.masked_fill(~tokens.mask, -torch.inf)
         indices, mask = keep_top(ranks, num_selected, counts)
-        assignment = new_places(indices, mask, num_tokens)
+        assignment = new_indices(indices, mask, num_tokens)
         kept = tokens.gather(indices)
         dropped = torch.where(assignment < 0, attention, 0)  # (B, M)
         fused = dropped.to(tokens.features.dtype).unsqueeze(1) @ tokens.features  # (B, 1, D)
@@ -207,8 +211,10 @@ class SamplingReducer(TokenReducer):
     once, so an image may keep fewer tokens than the keep rate says; the places left over are padding.
     """
 
-    def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
-        keep_rate = self.keep_rate(relaxation)
+    def forward(
+        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+    ) -> Reduction:
+        keep_rate = self.keep_rate(dense_fraction)
         num_tokens = tokens.features.shape[1]
         num_selected = num_kept(num_tokens, keep_rate)
         norms = torch.linalg.vector_norm(states.value[:, :, -num_tokens:].float(), dim=-1)  # (B, heads, M)
@@ -236,7 +242,7 @@ class SamplingReducer(TokenReducer):
         indices, mask = keep_top(is_drawn, num_selected, is_drawn.sum(dim=1).long())
         reduced = tokens.gather(indices)
         reduced.mask = mask
-        return Reduction(reduced, new_places(indices, mask, num_tokens))
+        return Reduction(reduced, new_indices(indices, mask, num_tokens))
 
 
 class GumbelReducer(TokenReducer):
@@ -263,8 +269,10 @@ class GumbelReducer(TokenReducer):
         self.output = nn.Linear(max(1, dim // 4), 2)
         self.activation = nn.GELU()
 
-    def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
-        keep_rate = self.keep_rate(relaxation)
+    def forward(
+        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+    ) -> Reduction:
+        keep_rate = self.keep_rate(dense_fraction)
         logits = self.predict(tokens)  # (B, M, 2)
         if self.training:
             return self._draw(tokens, logits, keep_rate)
@@ -275,11 +283,11 @@ class GumbelReducer(TokenReducer):
         indices, mask = keep_top(scores, num_kept(num_tokens, keep_rate), counts_kept(tokens.mask, keep_rate))
         reduced = tokens.gather(indices)
         reduced.mask = mask
-        return Reduction(reduced, new_places(indices, mask, num_tokens))
+        return Reduction(reduced, new_indices(indices, mask, num_tokens))
 
-    def keeps_all(self, relaxation: float) -> bool:
+    def keeps_all(self, dense_fraction: float) -> bool:
         # While training the predictor learns, even that all may stay.
-        return not self.training and super().keeps_all(relaxation)
+        return not self.training and super().keeps_all(dense_fraction)
 
     def predict(self, tokens: PatchTokens) -> torch.Tensor:
         """Logits `(B, M, 2)` float32 of staying and of going."""
@@ -350,9 +358,11 @@ class MergeReducer(TokenReducer):
     raster order of those that others were merged into.
     """
 
-    def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
+    def forward(
+        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+    ) -> Reduction:
         batch_size, num_tokens, _ = tokens.features.shape
-        num_merged = self._num_merged(num_tokens, relaxation)
+        num_merged = self._num_merged(num_tokens, dense_fraction)
         if num_merged == 0:
             same = torch.arange(num_tokens, device=tokens.features.device).expand(batch_size, -1)
             return Reduction(tokens, same)
@@ -366,7 +376,7 @@ class MergeReducer(TokenReducer):
         wanted, counts = None, None
         if tokens.mask is not None:
             present = tokens.mask.sum(dim=1)  # (B,)
-            wanted = self._counts_merged(present, relaxation)
+            wanted = self._counts_merged(present, dense_fraction)
             counts = present - wanted
         order, merged = keep_top(similarity, num_merged, wanted)  # (B, r) among A, and which of them count
         source, target = 2 * order, 2 * partner.gather(1, order) + 1  # (B, r) among all
@@ -394,23 +404,25 @@ class MergeReducer(TokenReducer):
             assignment = assignment.masked_fill(~tokens.mask, -1)
         return Reduction(reduced, assignment)
 
-    def keeps_all(self, relaxation: float) -> bool:
-        return self._merge_r(relaxation) == 0 if self.config.merge_r else super().keeps_all(relaxation)
+    def keeps_all(self, dense_fraction: float) -> bool:
+        return (
+            self._merge_r(dense_fraction) == 0 if self.config.merge_r else super().keeps_all(dense_fraction)
+        )
 
-    def _merge_r(self, relaxation: float) -> int:
-        return round(self.config.merge_r * (1 - relaxation))
+    def _merge_r(self, dense_fraction: float) -> int:
+        return round(self.config.merge_r * (1 - dense_fraction))
 
-    def _num_merged(self, num_tokens: int, relaxation: float) -> int:
+    def _num_merged(self, num_tokens: int, dense_fraction: float) -> int:
         if self.config.merge_r:
-            return min(self._merge_r(relaxation), num_tokens // 2)
-        return min(num_tokens - num_kept(num_tokens, self.keep_rate(relaxation)), num_tokens // 2)
+            return min(self._merge_r(dense_fraction), num_tokens // 2)
+        return min(num_tokens - num_kept(num_tokens, self.keep_rate(dense_fraction)), num_tokens // 2)
 
-    def _counts_merged(self, present: torch.Tensor, relaxation: float) -> torch.Tensor:
+    def _counts_merged(self, present: torch.Tensor, dense_fraction: float) -> torch.Tensor:
         """`_num_merged` for images of `present` `(B,)` tokens."""
         if self.config.merge_r:
-            wanted = torch.full_like(present, self._merge_r(relaxation))
+            wanted = torch.full_like(present, self._merge_r(dense_fraction))
         else:
-            wanted = present - ceil_share(present, self.keep_rate(relaxation))
+            wanted = present - ceil_fraction(present, self.keep_rate(dense_fraction))
         return wanted.minimum(present // 2)
 
     @staticmethod
@@ -487,11 +499,11 @@ def fill_grid(
         else:
             weights = interpolation_weights(patches.coordinates, patches.grid, context_grid, "linear")
             unseen = weights.to(context.dtype) @ context
-        states = put_tokens(unseen, selection.indices, states, selection.mask)
+        states = scatter_into(unseen, selection.indices, states, selection.mask)
     if patches.is_whole:
         return states
     nothing = states.new_zeros(states.shape[0], int(patches.grid.prod(dim=1).max()), states.shape[2])
-    return put_tokens(nothing, raster_indices(patches.coordinates, patches.grid), states, mask)
+    return scatter_into(nothing, raster_indices(patches.coordinates, patches.grid), states, mask)
 
 
 TOKEN_REDUCERS: dict[str, type[TokenReducer]] = {

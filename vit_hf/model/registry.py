@@ -121,7 +121,7 @@ def find_class(config, field: str) -> type | None:
     cls = FETCHED.get((field, name, str(config._name_or_path))) or _shipped(name)
     if cls is None:
         if config._name_or_path and not _is_loaded(name):
-            _distrust(config._name_or_path, field, name)
+            _require_trust(config._name_or_path, field, name)
         cls = import_class(field, name)
     return check_class(field, name, cls)
 
@@ -130,7 +130,7 @@ def _is_loaded(name: str) -> bool:
     return name.rpartition(".")[0] in sys.modules
 
 
-def _distrust(source: str, field: str, name: str) -> None:
+def _require_trust(source: str, field: str, name: str) -> None:
     raise ValueError(
         f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that defines it, or, having read "
         "the code that came with the checkpoint, pass trust_remote_code=True to from_pretrained."
@@ -181,7 +181,7 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
         if name is None or name in table or name in BUILT_IN[field] or _shipped(name) or _is_loaded(name):
             continue
         if not trust:
-            _distrust(source, field, name)
+            _require_trust(source, field, name)
         reference = (values.get("auto_map") or {}).get(field)
         if reference is None:
             cls = import_class(field, name)

@@ -77,7 +77,7 @@ def crop_labels(
     if labels.ndim != 3 or not all(0 <= more < side for more, side in zip(excess, patch_size, strict=True)):
         raise ValueError(
             f"labels have the shape {tuple(labels.shape)} and must be (B, H, W) of the images, whose patches cover "
-            f"{covered[0]}x{covered[1]} pixels. Resize masks, by nearest neighbours, as the images are resized."
+            f"{covered[0]}x{covered[1]} pixels. Resize masks, by nearest neighbors, as the images are resized."
         )
     labels = labels[:, : covered[0], : covered[1]].long()
     if not torch.compiler.is_compiling():

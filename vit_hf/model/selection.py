@@ -33,26 +33,26 @@ def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> 
 
 
 def count_selected(
-    patches: ImagePatches, wanted: int | float, relaxation: float
+    patches: ImagePatches, wanted: int | float, dense_fraction: float
 ) -> tuple[int, torch.Tensor | None]:
     """How many patches the batch keeps, and each image of it: K, and `(B,)` or None if all keep K.
 
     Args:
         patches: all patches of the batch.
         wanted: a number, or a share of each image's patches.
-        relaxation: 0 for what is wanted, 1 for all patches, linear between.
+        dense_fraction: 0 for what is wanted, 1 for all patches, linear between.
     """
     if patches.is_whole:
         target = resolve_num_selected(wanted, patches.num_patches)
-        return target + round(relaxation * (patches.num_patches - target)), None
+        return target + round(dense_fraction * (patches.num_patches - target)), None
     # Where there may be fewer than K patches, the image processor says so by a mask.
     resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
     present = patches.grid.prod(dim=1)  # (B,)
     target = (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
-    counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
+    counts = target + ((present - target).clamp(min=0) * dense_fraction).round().long()
     if patches.mask is not None:
         counts = counts.minimum(patches.mask.sum(dim=1))
-    if isinstance(wanted, int) and relaxation == 0:
+    if isinstance(wanted, int) and dense_fraction == 0:
         return wanted, None if patches.mask is None else counts
     return int(counts.max()), counts
 
@@ -113,7 +113,7 @@ class Selection:
         scores: `(B, N)`; None if nobody scored.
         weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is one.
         log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not drawn.
-        favourites: what would have been kept without drawing; None if nothing was drawn.
+        greedy: what would have been kept without drawing; None if nothing was drawn.
         loss: what the selector adds to the loss without knowing the answer; None for nothing.
     """
 
@@ -122,11 +122,11 @@ class Selection:
     scores: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     log_prob: torch.Tensor | None = None
-    favourites: "Selection | None" = None
+    greedy: "Selection | None" = None
     loss: torch.Tensor | None = None
 
 
-class Scout(Protocol):
+class Probe(Protocol):
     """The model's own blocks, at the service of a selector. No gradient reaches the model."""
 
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
@@ -143,8 +143,8 @@ class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
 
     # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart,
-    # then without gradient; what learns from the task does so by `weigh`.
-    sees_one_patch = False
+    # then without gradient; what learns from the task does so by `token_weights`.
+    is_pointwise = False
 
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
     uses_number = True
@@ -158,7 +158,7 @@ class PatchSelector(nn.Module, ABC):
         patches: ImagePatches,
         num_selected: int,
         counts: torch.Tensor | None,
-        scout: Scout,
+        probe: Probe,
         sample: bool = False,
         learn: bool = False,
     ) -> Selection:
@@ -168,7 +168,7 @@ class PatchSelector(nn.Module, ABC):
             patches: all patches of the batch.
             num_selected: K, how many the batch keeps.
             counts: `(B,)` how many each image keeps; None if all keep K.
-            scout: the model's own blocks.
+            probe: the model's own blocks.
             sample: whether chance may play a part, as it does in training.
             learn: whether to compute the selector's loss.
 
@@ -177,15 +177,15 @@ class PatchSelector(nn.Module, ABC):
         """
 
         def score(patches: ImagePatches) -> torch.Tensor:
-            return self.score(patches, num_selected if counts is None else counts, scout)
+            return self.score(patches, num_selected if counts is None else counts, probe)
 
-        scores = patches.score_apart(score, num_selected) if self.sees_one_patch else score(patches)
+        scores = patches.score_chunked(score, num_selected) if self.is_pointwise else score(patches)
         self.check_scores(scores, patches)
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
         selection = self.select(scores, num_selected, counts, sample)
         if learn:
-            selection.loss = self.loss(patches, scores, scout)
+            selection.loss = self.loss(patches, scores, probe)
         return selection
 
     def check_scores(self, scores: torch.Tensor, patches: ImagePatches) -> None:
@@ -201,13 +201,13 @@ class PatchSelector(nn.Module, ABC):
         check_finite(scores, "pixel_values, or the weights of the patch selector,")
 
     @abstractmethod
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         """Scores `(B, N)` float32.
 
         Args:
             patches: all patches of the batch, and the images if there are any.
             num_selected: K, how many will be kept; `(B,)` if images keep different numbers.
-            scout: the model's own blocks.
+            probe: the model's own blocks.
         """
 
     def select(
@@ -224,7 +224,7 @@ class PatchSelector(nn.Module, ABC):
         indices, mask = keep_top(ranks, num_selected, counts)
         return Selection(indices, mask, scores)
 
-    def weigh(self, tokens: PatchTokens) -> torch.Tensor | None:
+    def token_weights(self, tokens: PatchTokens) -> torch.Tensor | None:
         """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for 1 each.
 
         Args:
@@ -232,6 +232,6 @@ class PatchSelector(nn.Module, ABC):
         """
         return None
 
-    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
         """What training adds to the loss, given the patches and their scores; None for nothing."""
         return None

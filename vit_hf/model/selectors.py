@@ -13,11 +13,11 @@ from transformers import initialization as init
 from .layers import Initialized
 from .patches import ImagePatches, PatchTokens
 from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from .selection import PatchSelector, Scout, Selection, keep_top
+from .selection import PatchSelector, Probe, Selection, keep_top
 from .sizes import has_frames, scorer_sides, scout_sides
 
 
-def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
+def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
     """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids.
 
     One `(B, f, r, c)` over videos is read trilinearly.
@@ -32,14 +32,14 @@ def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
     return read.flatten(1)
 
 
-def small_images(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
+def as_thumbnails(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
     """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
     thumbnails = patches.thumbnail_patches(size)
     return ImagePatches.from_images(thumbnails.image, patches.patch_size)
 
 
 class AttentionSelector(PatchSelector):
-    """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
+    """The model's own attention in a probe pass: where does the CLS token look in a thumbnail?
 
     The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
     interpolated to the full grid. In training the pass has the model's dropout, if any.
@@ -52,18 +52,18 @@ class AttentionSelector(PatchSelector):
         self.reduction = config.scout_reduction
         self.size = scout_sides(config)
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        thumbnails = small_images(patches, self.size)
-        attention = scout.attention(thumbnails, self.num_layers, self.reduction).float()
-        return read_map(attention.unflatten(1, thumbnails.full_grid), patches)
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
+        thumbnails = as_thumbnails(patches, self.size)
+        attention = probe.attention(thumbnails, self.num_layers, self.reduction).float()
+        return sample_map(attention.unflatten(1, thumbnails.full_grid), patches)
 
 
 class DistilledSelector(PatchSelector):
     """Learns to foresee, from a thumbnail, what the model's last block would attend to in the whole image.
 
-    Scores are those of a small network on the hidden states of the scout pass, `2 x 2` for each patch of the
+    Scores are those of a small network on the hidden states of the probe pass, `2 x 2` for each patch of the
     thumbnail; the loss is the divergence of their softmax from the CLS attention of a dense pass over the
-    image, which costs training what a dense forward costs. After LookWhere (2025), whose scout is a copy of the
+    image, which costs training what a dense forward costs. After LookWhere (2025), whose probe is a copy of the
     first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
     """
 
@@ -81,21 +81,21 @@ class DistilledSelector(PatchSelector):
         self.activation = nn.GELU()
         self.output = nn.Linear(config.hidden_size, self.detail**2)
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        thumbnails = small_images(patches, self.size)
-        features = scout.features(thumbnails, self.num_layers)
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
+        thumbnails = as_thumbnails(patches, self.size)
+        features = probe.features(thumbnails, self.num_layers)
         scores = self.output(self.activation(self.hidden(self.norm(features)))).float()  # (B, n, detail^2)
         scores = scores.transpose(1, 2).unflatten(2, thumbnails.full_grid)  # (B, detail^2, r, c)
         # Of a video a tubelet is one in time.
         detailed = nn.functional.pixel_shuffle(scores.movedim(1, -3), self.detail)
-        return read_map(detailed.squeeze(-3), patches)
+        return sample_map(detailed.squeeze(-3), patches)
 
-    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
         if not self.weight:
             return None
         number = math.ceil(self.share * len(scores))
-        patches, scores = patches.first(number), scores[:number]
-        target = scout.attention(patches, self.last_layer, "mean").float()
+        patches, scores = patches.first_images(number), scores[:number]
+        target = probe.attention(patches, self.last_layer, "mean").float()
         absent = scores == -torch.inf
         target = target.masked_fill(absent, 0)
         target = target / target.sum(dim=-1, keepdim=True)
@@ -115,7 +115,7 @@ class CrossAttentionSelector(Initialized, PatchSelector):
     these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
     """
 
-    sees_one_patch = True
+    is_pointwise = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -127,11 +127,11 @@ class CrossAttentionSelector(Initialized, PatchSelector):
         self.key = nn.Linear(width, width, bias=False)
         self.query = nn.Parameter(torch.empty(heads, width // heads))
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         with torch.no_grad():
-            return self._attend(scout.embed(patches))
+            return self._attend(probe.embed(patches))
 
-    def weigh(self, tokens: PatchTokens) -> torch.Tensor:
+    def token_weights(self, tokens: PatchTokens) -> torch.Tensor:
         scores = self._attend(tokens.features)
         if tokens.mask is None:
             return scores.softmax(dim=-1) * scores.shape[1]
@@ -191,7 +191,7 @@ class ThumbnailScorer(nn.Module):
             states = out if index < len(self.stem) else states + out
         context = self.context(states.mean(dim=tuple(range(2, states.ndim))))
         states = states + context.view(*context.shape, *[1] * (states.ndim - 2))
-        return read_map(self.output(self.activation(states)).squeeze(1).float(), patches)
+        return sample_map(self.output(self.activation(states)).squeeze(1).float(), patches)
 
 
 # Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
@@ -208,7 +208,7 @@ def perturbed_top_k(
 ) -> torch.Tensor:
     """Expected indicators `(B, K, N)` of the K highest of `scores` plus Gaussian noise.
 
-    Row k is the distribution of what is kept in the place of the k-th favourite, by raster order: this favourite
+    Row k is the distribution of what is kept in the place of the k-th favorite, by raster order: this favorite
     itself wherever it stays among the K highest, or one that then is instead of it (the first newcomer, by raster
     order, for the first that leaves). As `sigma` goes to 0 it becomes that of the top K. In the paper row k is the k-th
     kept patch, so that one newcomer shifts all rows behind it and the encoder sees few whole patches; the encoder
@@ -233,7 +233,7 @@ class _PerturbedTopK(torch.autograd.Function):
     def forward(ctx, scores, num_selected, num_samples, sigma, counts, seed):
         batch_size, num_patches = scores.shape
         expected = scores.new_zeros(batch_size, num_selected * num_patches)
-        favourites, present = keep_top(scores, num_selected, counts)
+        greedy, present = keep_top(scores, num_selected, counts)
         row = torch.arange(num_selected, device=scores.device) * num_patches
         kept = []
         for noise in _noise_chunks(scores, num_samples, seed):
@@ -242,7 +242,7 @@ class _PerturbedTopK(torch.autograd.Function):
                 indices = noisy.topk(num_selected, sorted=False).indices.sort().values
             else:
                 indices, _ = keep_top(noisy, num_selected, counts.repeat_interleave(noise.shape[1]))
-            indices = _in_place_of(favourites, present, indices.unflatten(0, (batch_size, -1)), num_patches)
+            indices = _in_place_of(greedy, present, indices.unflatten(0, (batch_size, -1)), num_patches)
             share = scores.new_full(indices.shape, 1 / num_samples)
             if present is not None:
                 share = share * present.unsqueeze(1)
@@ -274,30 +274,27 @@ class _PerturbedTopK(torch.autograd.Function):
 
 
 def _in_place_of(
-    favourites: torch.Tensor, present: torch.Tensor | None, indices: torch.Tensor, num_patches: int
+    greedy: torch.Tensor, present: torch.Tensor | None, indices: torch.Tensor, num_patches: int
 ) -> torch.Tensor:
-    """`indices` `(B, n, K)` of samples in another order: those of the `favourites` `(B, K)` in their places.
+    """`indices` `(B, n, K)` of samples in another order: those of the `greedy` `(B, K)` in their places.
 
     Args:
         present: `(B, K)` False for places that an image does not fill; None if all fill all.
     """
-    favourites = favourites.unsqueeze(1).expand_as(indices)
-    if present is None:
-        present = torch.ones_like(favourites[:, :1], dtype=torch.bool)
-    else:
-        present = present.unsqueeze(1)
+    greedy = greedy.unsqueeze(1).expand_as(indices)
+    present = torch.ones_like(greedy[:, :1], dtype=torch.bool) if present is None else present.unsqueeze(1)
 
     def marked(places: torch.Tensor) -> torch.Tensor:
         """Which patches `(B, n, N)` are among `places`; places that are not filled mark a column that is cut off."""
         marks = places.new_zeros(*places.shape[:2], num_patches + 1, dtype=torch.bool)
         return marks.scatter(2, places.masked_fill(~present, num_patches), True)[..., :num_patches]
 
-    stays = marked(indices).gather(2, favourites)
-    is_new = ~marked(favourites).gather(2, indices) & present
+    stays = marked(indices).gather(2, greedy)
+    is_new = ~marked(greedy).gather(2, indices) & present
     newcomers = indices.gather(2, (~is_new).int().argsort(dim=-1, stable=True))
     leaves = ~stays & present
     newcomer = newcomers.gather(2, (leaves.cumsum(dim=-1) - 1).clamp(min=0))
-    return torch.where(leaves, newcomer, favourites)
+    return torch.where(leaves, newcomer, greedy)
 
 
 def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
@@ -323,7 +320,7 @@ class PerturbedSelector(PatchSelector):
         self.num_samples = config.perturbed_num_samples
         self.sigma = config.perturbed_sigma
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         scores = self.scorer(patches)
         # To [0, 1], so that a sigma means the same for every image.
         present = torch.ones_like(scores, dtype=torch.bool) if patches.mask is None else patches.mask
@@ -345,13 +342,13 @@ class PerturbedSelector(PatchSelector):
 SPREAD = 1.0
 
 
-def standardise(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def standardize(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Scores `(B, N)` with mean 0 and deviation `SPREAD` over the patches of each image that `mask` `(B, N)` has."""
     present = torch.ones_like(scores) if mask is None else mask.to(scores.dtype)
     count = present.sum(dim=-1, keepdim=True)
-    centred = scores - (scores * present).sum(dim=-1, keepdim=True) / count
-    variance = (centred.square() * present).sum(dim=-1, keepdim=True) / count
-    return SPREAD * centred / (variance + 1e-8).sqrt()
+    centered = scores - (scores * present).sum(dim=-1, keepdim=True) / count
+    variance = (centered.square() * present).sum(dim=-1, keepdim=True) / count
+    return SPREAD * centered / (variance + 1e-8).sqrt()
 
 
 def draw_plackett_luce(scores: torch.Tensor) -> torch.Tensor:
@@ -384,9 +381,9 @@ def plackett_luce_log_prob(
 
 
 class PolicySelector(PatchSelector):
-    """A small network on the thumbnail draws patches while training, and keeps its favourites otherwise.
+    """A small network on the thumbnail draws patches while training, and keeps its greedy otherwise.
 
-    The head rewards what was drawn by how much better the answer is than with the favourites (REINFORCE with a
+    The head rewards what was drawn by how much better the answer is than with the greedy (REINFORCE with a
     self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that of the
     first draw, as a share of the greatest possible.
     """
@@ -396,24 +393,24 @@ class PolicySelector(PatchSelector):
         self.scorer = ThumbnailScorer(config)
         self.entropy_weight = config.policy_entropy_weight
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
-        return standardise(self.scorer(patches), patches.mask)
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
+        return standardize(self.scorer(patches), patches.mask)
 
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
     ) -> Selection:
-        favourites = super().select(scores, num_selected, counts, sample=False)
+        greedy = super().select(scores, num_selected, counts, sample=False)
         # Where all are kept there is nothing to choose, and a reward would be noise.
         if not sample or (counts is None and num_selected == scores.shape[1]):
-            return favourites
+            return greedy
         order = draw_plackett_luce(scores)
         indices, mask = keep_top(-order.argsort(dim=-1).to(scores.dtype), num_selected, counts)
         log_prob = plackett_luce_log_prob(scores, order, num_selected, counts)
         # A mean over draws, so that a learning rate suits any K.
         log_prob = log_prob / (num_selected if counts is None else counts)
-        return Selection(indices, mask, scores, log_prob=log_prob, favourites=favourites)
+        return Selection(indices, mask, scores, log_prob=log_prob, greedy=greedy)
 
-    def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor:
+    def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor:
         present = scores != -torch.inf
         log_probs = scores.log_softmax(dim=-1).masked_fill(~present, 0)
         entropy = -(log_probs.exp() * log_probs * present).sum(dim=-1)
@@ -425,7 +422,7 @@ def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch
     """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline.
 
     The mean of R - b over the other images of the batch is subtracted as well, which biases nothing either: at
-    first favourites are worse than chance, and a difference that all images share would be nothing but noise.
+    first greedy are worse than chance, and a difference that all images share would be nothing but noise.
     """
     advantage = reward - baseline
     if len(advantage) > 1:
@@ -440,11 +437,11 @@ class PixelSelector(PatchSelector):
     def __init__(self, config):
         super().__init__(config)
         self.name = config.patch_selector
-        self.sees_one_patch = self.name in LOCAL_SCORERS
+        self.is_pointwise = self.name in LOCAL_SCORERS
         self.uses_number = self.name == "uniform"
         self.seed = config.random_selector_seed
 
-    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
+    def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         return pixel_scores(self.name, patches, num_selected, self.seed)
 
 

@@ -34,7 +34,7 @@ def native_grid(config) -> tuple[int, ...]:
 
 
 def scout_sides(config) -> tuple[int, ...]:
-    """Sides of the thumbnail that a scout sees."""
+    """Sides of the thumbnail that a probe sees."""
     frames = getattr(config, "scout_num_frames", None) or getattr(config, "num_frames", None)
     return _with_frames(config, frames, config.scout_image_size or config.image_size)
 

@@ -13,13 +13,13 @@ from .configuration_adaptive_swin import num_windows_selected
 from .layers import (
     AdaptiveViTAttention,
     AdaptiveViTMLP,
-    AttentionInputs,
-    AttentionStates,
+    AttentionContext,
+    AttentionProjections,
     Initialized,
     StochasticDepth,
 )
-from .patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, move_fields, put_tokens
-from .positions import AttentionBias, ask_bias_network, bias_network
+from .patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, move_fields, scatter_into
+from .positions import AttentionBias, bias_network, continuous_bias
 from .selection import PatchSelector
 
 
@@ -85,7 +85,7 @@ class WindowLayout:
             return windows.index_select(1, self.places)
         cells = self.cells_of(indices)
         mask = cells >= 0 if self.has_padding else None
-        return put_tokens(states, cells, windows, mask)
+        return scatter_into(states, cells, windows, mask)
 
     def mask(self, batch_size: int, indices: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
         """What is added to the logits of windows, `(B * K, 1, L, L)`; None for nothing."""
@@ -222,7 +222,7 @@ class WindowBiasContinuous(AttentionBias):
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
         axes = [torch.arange(1 - side, side, device=differences.device).float() for side in self.window]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
-        table = ask_bias_network(self.continuous_position_bias_mlp, places, self.pretrained_window)
+        table = continuous_bias(self.continuous_position_bias_mlp, places, self.pretrained_window)
         return read_table(table, differences, self.window)
 
 
@@ -239,8 +239,8 @@ WINDOW_BIASES: dict[str, type[AttentionBias]] = {
 }
 
 
-class NoScout:
-    """What a selector of a user's own is told that asks for the model's attention, see `Scout`."""
+class UnavailableProbe:
+    """What a selector of a user's own is told that asks for the model's attention, see `Probe`."""
 
     def __getattr__(self, name: str):
         raise ValueError(
@@ -256,7 +256,7 @@ class WindowChooser:
         config: of the model.
         selector: what scores patches; None to compute on all windows.
         patches: all patches of the batch.
-        relaxation: 0 for as many windows as the configuration says, 1 for all, linear between.
+        dense_fraction: 0 for as many windows as the configuration says, 1 for all, linear between.
         sample: whether chance may play a part.
 
     Attributes:
@@ -264,12 +264,17 @@ class WindowChooser:
     """
 
     def __init__(
-        self, config, selector: PatchSelector | None, patches: ImagePatches, relaxation: float, sample: bool
+        self,
+        config,
+        selector: PatchSelector | None,
+        patches: ImagePatches,
+        dense_fraction: float,
+        sample: bool,
     ):
         self.config = config
         self.selector = selector
         self.patches = patches
-        self.relaxation = relaxation
+        self.dense_fraction = dense_fraction
         self.sample = sample
         self.scores: torch.Tensor | None = None
 
@@ -278,7 +283,7 @@ class WindowChooser:
         if self.selector is None:
             return None
         wanted = self.config.num_selected_windows
-        number = num_windows_selected(wanted, stage, layout.num_windows, self.relaxation)
+        number = num_windows_selected(wanted, stage, layout.num_windows, self.dense_fraction)
         # A stage may lie on another device.
         scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
@@ -298,7 +303,7 @@ class WindowChooser:
         """Scores `(B, N)` of patches where so many windows will be kept."""
         if self.scores is not None and not self.selector.uses_number:
             return self.scores
-        scores = self.selector.score(self.patches, number, NoScout())
+        scores = self.selector.score(self.patches, number, UnavailableProbe())
         self.selector.check_scores(scores, self.patches)
         if self.scores is None:
             self.scores = scores
@@ -306,7 +311,9 @@ class WindowChooser:
 
     def loss(self) -> torch.Tensor | None:
         """What training the selector adds to the loss; None for nothing."""
-        return None if self.scores is None else self.selector.loss(self.patches, self.scores, NoScout())
+        return (
+            None if self.scores is None else self.selector.loss(self.patches, self.scores, UnavailableProbe())
+        )
 
 
 # A temperature of at least 0.01 (Liu et al., 2022, "Swin Transformer V2", section 3.3).
@@ -348,7 +355,7 @@ class AdaptiveSwinAttention(Initialized, AdaptiveViTAttention):
             self.logit_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
             self.scaling = 1.0
 
-    def states(self, hidden_states: torch.Tensor, inputs: AttentionInputs) -> AttentionStates:
+    def states(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> AttentionProjections:
         states = super().states(hidden_states, inputs)
         if self.logit_scale is None:
             return states
@@ -392,7 +399,7 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         layout: WindowLayout,
         indices: torch.Tensor | None = None,
-        show_weights: bool = False,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states `(B, N, D)`, and attention weights `(B * K, heads, L, L)` if they are to be shown.
 
@@ -400,31 +407,35 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
             hidden_states: `(B, N, D)` of a grid.
             layout: windows of the grid.
             indices: `(B, K)` of those to compute on; None for all.
-            show_weights: whether attention weights are wanted.
+            output_attentions: whether attention weights are wanted.
         """
         windows = layout.take(hidden_states, indices)  # (B, K * L, D)
-        attention, weights = self._attend(windows, layout, indices, show_weights)
+        attention, weights = self._attend(windows, layout, indices, output_attentions)
         windows = windows + attention
         mlp = self.mlp(windows if self.post_norm else self.layernorm_after(windows))
         windows = windows + self._branch(mlp, self.layernorm_after)
         return layout.put(hidden_states, windows, indices), weights
 
     def _attend(
-        self, windows: torch.Tensor, layout: WindowLayout, indices: torch.Tensor | None, show_weights: bool
+        self,
+        windows: torch.Tensor,
+        layout: WindowLayout,
+        indices: torch.Tensor | None,
+        output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         states = windows
         if not self.post_norm:
             # Padding is zero also after the norm: it takes part in attention, as in Swin's own code.
             states = layout.without_padding(self.layernorm_before(windows), indices)
         length = layout.cells.shape[1]
-        inputs = AttentionInputs(
+        inputs = AttentionContext(
             mask=layout.mask(windows.shape[0], indices, windows.dtype),
             bias=self._bias(states, layout),
-            show_weights=show_weights,
+            output_attentions=output_attentions,
         )
         attention, weights, _ = self.attention(states.unflatten(1, (-1, length)).flatten(0, 1), inputs)
         attention = attention.view(windows.shape)
-        return self._branch(attention, self.layernorm_before), weights if show_weights else None
+        return self._branch(attention, self.layernorm_before), weights if output_attentions else None
 
     def _bias(self, states: torch.Tensor, layout: WindowLayout) -> torch.Tensor:
         """`(1, heads, L, L)`, the same in all windows."""
@@ -441,7 +452,7 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
 
 
 class AdaptiveSwinPatchMerging(nn.Module):
-    """Four neighbouring cells become one of twice their channels."""
+    """Four neighboring cells become one of twice their channels."""
 
     def __init__(self, config: StageConfig):
         super().__init__()
@@ -502,7 +513,7 @@ class AdaptiveSwinStage(nn.Module):
         grid: tuple[int, int],
         choose: Choose,
         always_partition: bool,
-        show_weights: bool,
+        output_attentions: bool,
     ) -> StageResult:
         """
         Args:
@@ -510,7 +521,7 @@ class AdaptiveSwinStage(nn.Module):
             grid: rows and columns.
             choose: which windows to compute on.
             always_partition: whether windows stay what they are on a grid that is not larger.
-            show_weights: whether attention weights are wanted.
+            output_attentions: whether attention weights are wanted.
         """
         window, shift = fit_window(grid, self.window, self.shift, self.is_fixed or always_partition)
         layouts, chosen = [], []
@@ -521,7 +532,7 @@ class AdaptiveSwinStage(nn.Module):
         for number, block in enumerate(self.blocks):
             which = number % len(layouts)
             # By place, as checkpointing wants it.
-            hidden_states, weights = block(hidden_states, layouts[which], chosen[which], show_weights)
+            hidden_states, weights = block(hidden_states, layouts[which], chosen[which], output_attentions)
         merged, next_grid = hidden_states, grid
         if self.downsample is not None:
             merged = self.downsample(hidden_states, grid)

@@ -45,7 +45,7 @@ _MODULES = {
     "pretraining": ("PretrainingArguments", "prepare_pretraining"),
     "prediction": ("Prediction", "PredictionArguments", "predict_files"),
     "ray_prediction": ("CollectionRun", "prepare_collection"),
-    "schedule": ("KeepRateSchedule", "keep_rate_relaxation"),
+    "schedule": ("KeepRateSchedule", "dense_fraction_at"),
     "segmentation": ("MeanIoU", "SegmentationArguments", "prepare_segmentation"),
     "tiled_prediction": ("TilingArguments", "predict_files_tiled"),
 }

@@ -62,7 +62,7 @@ class Frame:
 class CurriculumRecorder(TrainerCallback):
     """Draws an animated GIF of the patches that a model keeps of a few images while it is trained.
 
-    A frame shows what the model would keep of an image in that training step, were it not for chance: the relaxation
+    A frame shows what the model would keep of an image in that training step, were it not for chance: the dense_fraction
     of the step (see `KeepRateSchedule`), but no dropout, no drawing and no exploration. Patches that a token reducer
     drops inside the encoder count as dropped, too. The last frame is the model as training left it, at its target.
 
@@ -128,7 +128,7 @@ class CurriculumRecorder(TrainerCallback):
         vit = _encoder(model)
         self._prepare(vit)
         # Now, so that images that the model cannot take fail before training begins.
-        frame = self._look(vit, state.global_step, relaxation=0.0)
+        frame = self._look(vit, state.global_step, dense_fraction=0.0)
         self.frames = []
         if state.global_step > 0 and self.masks_path.is_file():
             self.frames = [old for old in load_frames(self.masks_path) if old.step < state.global_step]
@@ -147,12 +147,12 @@ class CurriculumRecorder(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        # Of all that is called once in a step, this alone sees the step's weights and relaxation wherever this callback
+        # Of all that is called once in a step, this alone sees the step's weights and dense_fraction wherever this callback
         # stands among others.
         every = self.every_n_steps or max(1, -(-state.max_steps // (MAX_FRAMES - 1)))
         if state.is_world_process_zero and state.global_step % every == 0:
             vit = _encoder(model)
-            self.frames.append(self._look(vit, state.global_step, vit.selection_relaxation))
+            self.frames.append(self._look(vit, state.global_step, vit.dense_fraction))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
@@ -169,7 +169,7 @@ class CurriculumRecorder(TrainerCallback):
         **kwargs,
     ) -> None:
         if state.is_world_process_zero:
-            self.frames.append(self._look(_encoder(model), state.global_step, relaxation=0.0))
+            self.frames.append(self._look(_encoder(model), state.global_step, dense_fraction=0.0))
             self._write()
         self.inputs = []
 
@@ -189,14 +189,16 @@ class CurriculumRecorder(TrainerCallback):
             self.inputs.append(inputs)
             self.tiles.append(Tile(picture, (height / patch_height, width / patch_width)))
 
-    def _look(self, vit: AdaptiveViTModel, step: int, relaxation: float) -> Frame:
-        """What `vit` keeps of the images at a relaxation."""
+    def _look(self, vit: AdaptiveViTModel, step: int, dense_fraction: float) -> Frame:
+        """What `vit` keeps of the images at a dense_fraction."""
         frame = Frame(step, [], [])
         with without_chance(vit):
             for inputs in self.inputs:
                 inputs = {name: values.to(vit.device) for name, values in inputs.items()}
                 with record_reductions(vit) as reductions:
-                    outputs = vit(**inputs, relaxation=relaxation, sample_selection=False, return_dict=True)
+                    outputs = vit(
+                        **inputs, dense_fraction=dense_fraction, sample_selection=False, return_dict=True
+                    )
                 kept = outputs.selected_patches[0].cpu().numpy()
                 kept = kept[kept >= 0]  # windows may reach beyond the image
                 grid = tuple(outputs.spatial_shapes[0].tolist())
@@ -265,7 +267,7 @@ def load_frames(path: Path) -> list[Frame]:
 def _encoder(model: nn.Module) -> AdaptiveViTModel:
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     vit = getattr(model, getattr(model, "base_model_prefix", "vit"), model)
-    if not hasattr(vit, "selection_relaxation"):
+    if not hasattr(vit, "dense_fraction"):
         raise TypeError(
             f"CurriculumRecorder needs a model that selects patches; {type(model).__name__} does not. Take the callback "
             "away, or train an AdaptiveViT model."

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-def keep_rate_relaxation(
+def dense_fraction_at(
     step: int,
     max_steps: int,
     warmup_ratio: float = 0.1,
@@ -29,7 +29,7 @@ def keep_rate_relaxation(
         warmup_ratio: share of the steps that are dense.
         final_ratio: share of the steps that are at the target.
         num_buckets: how many values the decay takes.
-        initial: relaxation of the first steps, which all others are scaled to. Where every patch is more than
+        initial: dense_fraction of the first steps, which all others are scaled to. Where every patch is more than
             memory or patience allow, begin with as many as they do.
 
     Raises:
@@ -64,15 +64,15 @@ def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, i
 def selecting_part(model: nn.Module) -> nn.Module | None:
     """The model itself or, of a detector, its backbone: the outermost part that can be relaxed."""
     modules = extract_model_from_parallel(model, keep_torch_compile=False).modules()
-    return next((part for part in modules if callable(getattr(part, "set_selection_relaxation", None))), None)
+    return next((part for part in modules if callable(getattr(part, "set_dense_fraction", None))), None)
 
 
 class KeepRateSchedule(TrainerCallback):
     """Lets the model see all patches first and leads it to its target, for training that is stable.
 
     In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the share
-    `keep_rate + r (1 - keep_rate)` (or merges `round((1 - r) merge_r)` tokens), r being `keep_rate_relaxation` of the
-    step; evaluation always measures the target. The relaxation is logged as `selection_relaxation`.
+    `keep_rate + r (1 - keep_rate)` (or merges `round((1 - r) merge_r)` tokens), r being `dense_fraction_at` of the
+    step; evaluation always measures the target. The dense_fraction is logged as `dense_fraction`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
@@ -80,7 +80,7 @@ class KeepRateSchedule(TrainerCallback):
         warmup_ratio: share of the steps that are dense.
         final_ratio: share of the steps that are at the target.
         num_buckets: how many values the decay takes.
-        initial: relaxation of the first steps, which all others are scaled to.
+        initial: dense_fraction of the first steps, which all others are scaled to.
 
     Raises:
         ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
@@ -98,7 +98,7 @@ class KeepRateSchedule(TrainerCallback):
         self.warmup_ratio = warmup_ratio
         self.final_ratio = final_ratio
         self.num_buckets = num_buckets
-        self.relaxation = 0.0
+        self.dense_fraction = 0.0
 
     def on_train_begin(
         self,
@@ -112,7 +112,7 @@ class KeepRateSchedule(TrainerCallback):
         if unwrapped is None:
             raise TypeError(
                 f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
-                f"set_selection_relaxation(float); "
+                f"set_dense_fraction(float); "
                 f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} has none. Take the callback "
                 "away, or train an AdaptiveViT model."
             )
@@ -149,8 +149,8 @@ class KeepRateSchedule(TrainerCallback):
     ) -> None:
         # Only beside the training loss: an evaluation is always at the target.
         if "loss" in logs:
-            logs["selection_relaxation"] = self.relaxation
-            state.log_history[-1]["selection_relaxation"] = self.relaxation
+            logs["dense_fraction"] = self.dense_fraction
+            state.log_history[-1]["dense_fraction"] = self.dense_fraction
 
     def on_train_end(
         self,
@@ -160,11 +160,11 @@ class KeepRateSchedule(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        self.relaxation = 0.0
-        selecting_part(model).set_selection_relaxation(0.0)
+        self.dense_fraction = 0.0
+        selecting_part(model).set_dense_fraction(0.0)
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
-        self.relaxation = keep_rate_relaxation(
+        self.dense_fraction = dense_fraction_at(
             state.global_step,
             state.max_steps,
             self.warmup_ratio,
@@ -172,4 +172,4 @@ class KeepRateSchedule(TrainerCallback):
             self.num_buckets,
             self.initial,
         )
-        selecting_part(model).set_selection_relaxation(self.relaxation)
+        selecting_part(model).set_dense_fraction(self.dense_fraction)
