@@ -126,7 +126,7 @@ class TestSelection:
         assert torch.equal(every(images).logits, dense(images).logits)
         # And window by window, on the way that fewer go.
         chosen = lambda self, stage, layout, grid: torch.arange(layout.num_windows).expand(2, -1)  # noqa: E731
-        monkeypatch.setattr("vit_hf.model.swin_selection.WindowChooser.__call__", chosen)
+        monkeypatch.setattr("vit_hf.model.swin_layers.WindowChooser.__call__", chosen)
         torch.testing.assert_close(every(images).logits, dense(images).logits, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("version", [{}, V2], ids=["v1", "v2"])

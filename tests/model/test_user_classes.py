@@ -195,8 +195,8 @@ class TestTravel:
         files = {"my_positions.py", "ring_distance.py", "my_selectors.py", "selector_parts.py"}
         assert files <= {path.name for path in saved.iterdir()}
         assert "vit_hf" not in (saved / "my_positions.py").read_text()
-        assert "from .positions_base import PositionEncoding" in (saved / "my_positions.py").read_text()
-        assert "from .reduction_base import Reduction as Result" in (saved / "my_selectors.py").read_text()
+        assert "from .positions import PositionEncoding" in (saved / "my_positions.py").read_text()
+        assert "from .reducers import Reduction as Result" in (saved / "my_selectors.py").read_text()
 
     def test_loads_without_the_package(self, saved, tmp_path):
         run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
@@ -345,13 +345,13 @@ class TestWhatCannotTravel:
             _rewrite(path)
 
     def test_name_of_a_file_of_ours(self, own_files, caplog):
-        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "tokens.py")
+        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "patches.py")
         model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
         assert "tokens.py has the name of a file of vit_hf" in caplog.text
         with pytest.raises(CannotTravel, match=r"tokens\.py has the name of a file of vit_hf") as caught:
             model.save_pretrained(own_files / "saved")
         assert "weights and the configuration were saved" in caught.value.__notes__[0]
-        assert "class Rings" not in (own_files / "saved" / "tokens.py").read_text()
+        assert "class Rings" not in (own_files / "saved" / "patches.py").read_text()
         again = AdaptiveViTModel.from_pretrained(own_files / "saved")
         assert torch.equal(
             again.embeddings.position_encoding.weight, model.embeddings.position_encoding.weight
@@ -395,7 +395,7 @@ def test_code_is_rewritten_where_it_stands(tmp_path):
     text, siblings = _rewrite(path)
     assert text == (
         "é = 1; b = 2\n"
-        "if é:\n    from .positions_base import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
+        "if é:\n    from .positions import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
         "from .selection_base import keep_top as top  # a comment\n"
         "from .tokens import PatchTokens\n"
     )

@@ -282,8 +282,20 @@ class AttentionContext:
         return replace(self, rotation=rotation, bias=bias)
 
 
-class LayerContexts:
-    """The attention inputs of each block, by its index: masks once, positions once or for each block.
+class LazyContexts:
+    """The attention context of each block, made when it is asked for: a bias of every block would fill the memory."""
+
+    def __init__(self, make: Callable[[int], AttentionContext]):
+        self.make = make
+
+    def __getitem__(self, layer: int) -> AttentionContext:
+        return self.make(layer)
+
+
+def layer_contexts(
+    config, encoding: nn.Module, sequence: TokenSequence, output_attentions: bool = False
+) -> list[AttentionContext] | LazyContexts:
+    """The attention context of each block, by its index: masks once, positions once or for each block.
 
     Args:
         config: of the model.
@@ -291,24 +303,17 @@ class LayerContexts:
         sequence: tokens that the blocks read, until a reducer changes them.
         output_attentions: whether attention weights are returned.
     """
+    patches, tokens = sequence.patches, sequence.placed()
+    masks = AttentionContext.build(
+        config, sequence.hidden_states, patches.mask, patches.sizes, output_attentions
+    )
+    num_prefix = sequence.hidden_states.shape[1] - tokens.coordinates.shape[1]
 
-    def __init__(self, config, encoding: nn.Module, sequence: TokenSequence, output_attentions: bool = False):
-        patches = sequence.patches
-        self.config = config
-        self.encoding = encoding
-        self.masks = AttentionContext.build(
-            config, sequence.hidden_states, patches.mask, patches.sizes, output_attentions
-        )
-        self.tokens = sequence.placed()
-        self.num_prefix = sequence.hidden_states.shape[1] - self.tokens.coordinates.shape[1]
-        self.shared = None if encoding.per_layer else self._for_layer(0)
+    def for_layer(layer: int) -> AttentionContext:
+        positions = encoding(tokens, layer, num_prefix)
+        return masks.with_positions(config, positions.rotation, positions.bias)
 
-    def __getitem__(self, layer: int) -> AttentionContext:
-        return self.shared or self._for_layer(layer)
-
-    def _for_layer(self, layer: int) -> AttentionContext:
-        positions = self.encoding(self.tokens, layer, self.num_prefix)
-        return self.masks.with_positions(self.config, positions.rotation, positions.bias)
+    return LazyContexts(for_layer) if encoding.per_layer else [for_layer(0)] * config.num_hidden_layers
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .layers import AdaptiveViTLayer, Initialized, LayerContexts, make_norm, normalize
+from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_norm, normalize
 from .patches import (
     ImagePatches,
     PatchTokens,
@@ -116,7 +116,7 @@ class MaskedAutoencoderDecoder(Initialized, nn.Module):
         positions = self.position_encoding(tokens, cls_token=cls if self.num_cls else None)
         cls = positions.cls_token if self.num_cls else cls
         hidden_states = torch.cat((cls, registers, positions.features), dim=1)
-        inputs = LayerContexts(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
+        inputs = layer_contexts(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
         for index, layer in enumerate(self.decoder_layers):
             hidden_states = layer(hidden_states, inputs[index])
         hidden_states = normalize(self.decoder_norm, hidden_states, tokens.mask)

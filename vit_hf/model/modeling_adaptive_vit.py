@@ -23,7 +23,7 @@ from .heads import (
     reward_per_image,
     token_distillation_loss,
 )
-from .layers import AdaptiveViTLayer, Initialized, LayerContexts, make_norm, normalize
+from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_norm, normalize
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import (
     AdaptiveViTBackboneOutput,
@@ -48,6 +48,10 @@ from .shipping import check_travel
 from .sizes import scout_sides, to_pair
 
 
+logger = logging.get_logger(__name__)
+
+# For passes beside the main one, which are no part of the outputs that the caller records.
+RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
     "linear": PatchEmbeddings,
     "convolutional": ConvolutionalPatchEmbeddings,
@@ -137,9 +141,6 @@ class AdaptiveViTEmbeddings(Initialized, nn.Module):
         return tokens.with_features(
             torch.where(masked.bool().unsqueeze(-1), self.mask_token, tokens.features)
         )
-
-
-RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -380,7 +381,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         encoding = self.embeddings.position_encoding
-        inputs = LayerContexts(self.config, encoding, sequence, output_attentions)
+        inputs = layer_contexts(self.config, encoding, sequence, output_attentions)
         hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
         for index, layer in enumerate(self.layers):
             if index in stages:
@@ -399,7 +400,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 step.before = None  # nobody asks for the states of what was dropped
             tokens = step.result.tokens
             sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
-            inputs = LayerContexts(self.config, encoding, sequence, output_attentions)
+            inputs = layer_contexts(self.config, encoding, sequence, output_attentions)
             if not reducer.inside_block:
                 hidden_states = layer(hidden_states, inputs[index])
         if len(self.layers) in stages:
@@ -430,191 +431,6 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if self.config.final_norm != "tokens":
             return hidden_states
         return normalize(self.layernorm, hidden_states, mask)
-
-
-class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
-    """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
-
-    "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
-    patches alone, `1 - config.mask_ratio` of them, at their own coordinates, with any position encoding. It loads into
-    the other classes, such as `AdaptiveViTForImageClassification`, by `from_pretrained`.
-
-    Raises:
-        ValueError: if the configuration selects or reduces patches, or shows what is masked.
-    """
-
-    _auto_class = "AutoModelForPreTraining"
-    # The decoder has a mask token of its own.
-    _no_split_modules = [*AdaptiveViTPreTrainedModel._no_split_modules, "MaskedAutoencoderDecoder"]
-
-    def __init__(self, config: AdaptiveViTConfig):
-        for name, nothing in (
-            ("patch_selector", None),
-            ("token_reducer", None),
-            ("thumbnail_context", False),
-            ("backbone_config", None),
-        ):
-            value = getattr(config, name)
-            if value != nothing:
-                value = type(value).__name__ if name == "backbone_config" else repr(value)
-                raise ValueError(
-                    f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
-                    f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
-                )
-        if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
-            self._supports_flash_attn = False
-        super().__init__(config)
-        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.decoder = MaskedAutoencoderDecoder(config)
-        self.post_init()
-
-    def set_attn_implementation(self, *args, **kwargs) -> None:
-        """As in transformers, for encoder and decoder."""
-        super().set_attn_implementation(*args, **kwargs)
-        self.decoder.config._attn_implementation = self.config._attn_implementation
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        patch_coordinates: torch.Tensor | None = None,
-        spatial_shapes: torch.LongTensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        **kwargs,
-    ) -> AdaptiveViTForPreTrainingOutput:
-        """
-        Args:
-            pixel_values: `(B, C, H, W)` images of any size, or `(B, N, P*P*C)` cut patches of images of mixed sizes,
-                with the three arguments below: see `AdaptiveViTModel.forward`. Of cut patches those that an image
-                processor selected are enough; the others are not reconstructed then.
-            noise: `(B, N)` numbers, of which the least are kept. By default drawn afresh while training; in evaluation
-                the same for all images of a size, so that losses can be compared.
-            interpolate_pos_encoding: False refuses images of another size than `config.image_size`.
-
-        Raises:
-            ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
-        """
-        patches = ImagePatches.from_inputs(
-            self.config,
-            pixel_values,
-            patch_coordinates,
-            spatial_shapes,
-            pixel_attention_mask,
-            interpolate_pos_encoding,
-        )
-        if noise is None:
-            noise = draw_noise(patches, None if self.training else self.config.random_selector_seed)
-        elif noise.shape != patches.coordinates.shape[:2]:
-            raise ValueError(
-                f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
-                "(images, patches of each)."
-            )
-        masking = draw_mask(patches, self.config.mask_ratio, noise)
-        outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
-        logits = self.decoder(outputs.last_hidden_state, patches, masking)
-        return AdaptiveViTForPreTrainingOutput.from_outputs(
-            outputs,
-            loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
-            logits=logits,
-            mask=masking.mask,
-            ids_restore=masking.ids_restore,
-        )
-
-
-class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
-    """The encoder with a linear or a small convolutional decoder: `config.segmentation_decoder`.
-
-    Whatever is selected or reduced, logits cover the whole image: the patches that were kept are computed on finely, the
-    others have what `restore` of `AdaptiveViTModel.forward` fills in.
-    """
-
-    _auto_class = "AutoModelForSemanticSegmentation"
-
-    def __init__(self, config: AdaptiveViTConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.decode_head = SEGMENTATION_DECODERS[config.segmentation_decoder](config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        labels: torch.LongTensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs,
-    ) -> AdaptiveViTSemanticSegmenterOutput:
-        """
-        Args:
-            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
-                have one grid.
-            labels: `(B, H, W)` int64 class of each pixel, `config.semantic_loss_ignore_index` to ignore.
-
-        Returns:
-            `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
-            columns of the convolutional one. The image processors make class maps of them:
-            `post_process_semantic_segmentation`.
-
-        Raises:
-            ValueError: if the images have different grids, or labels do not fit them or are outside the classes.
-        """
-        inputs = {
-            "pixel_values": pixel_values,
-            "interpolate_pos_encoding": interpolate_pos_encoding,
-            **kwargs,
-        }
-        outputs = self.vit(**inputs, restore=True, return_dict=True)
-        grid = self._grid(pixel_values, outputs)
-        logits = self._segment(outputs, grid)
-        loss, selection_loss = None, outputs.selection_loss
-        if labels is not None:
-            ignored = self.config.semantic_loss_ignore_index
-            patch_size = to_pair(self.config.patch_size)
-            labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
-            losses, counts = segmentation_loss_per_image(labels, logits, ignored)
-            loss = losses.sum() / counts.sum().clamp(min=1)
-            if self.training and outputs.selection_log_prob is not None:
-                rewards = [-losses.detach() / counts.clamp(min=1)]
-                with torch.no_grad():
-                    kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
-                    greedy = self._segment(self.vit(**kwargs, restore=True), grid)
-                    losses, _ = segmentation_loss_per_image(labels, greedy, ignored)
-                    rewards.append(-losses / counts.clamp(min=1))
-                policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
-                policy_loss = self.config.policy_loss_weight * policy_loss
-                selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
-            if self.training and selection_loss is not None:
-                loss = loss + selection_loss
-        return AdaptiveViTSemanticSegmenterOutput.from_outputs(
-            outputs, loss=loss, logits=logits, selection_loss=selection_loss
-        )
-
-    def _segment(self, outputs: AdaptiveViTModelOutput, grid: tuple[int, int]) -> torch.Tensor:
-        maps = outputs.restored_hidden_state.transpose(1, 2).unflatten(2, grid)  # (B, D, R, S)
-        return self.decode_head(maps)
-
-    def _grid(self, pixel_values: torch.Tensor, outputs: AdaptiveViTModelOutput) -> tuple[int, int]:
-        """Rows and columns that all images have."""
-        height, width = to_pair(self.config.patch_size)
-        if pixel_values.ndim == 4:
-            return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
-        grids = outputs.spatial_shapes
-        if (grids != grids[:1]).any():
-            raise ValueError(
-                f"Logits of one batch have one size, but the images have grids of {grids.tolist()} rows and columns. "
-                "Give images of one size, or one at a time."
-            )
-        return tuple(grids[0].tolist())
-
-
-logger = logging.get_logger(__name__)
-
-# transformers saves the file that a class names, with what that imports: this one has everything.
-for _model_class in (AdaptiveViTModel, AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation):
-    _model_class.__module__ = __name__
 
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
@@ -744,6 +560,93 @@ class AdaptiveViTForElasticImageClassification(ElasticClassifier, AdaptiveViTFor
     _ordinary_class = AdaptiveViTForImageClassification
 
 
+class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
+    """The encoder with a linear or a small convolutional decoder: `config.segmentation_decoder`.
+
+    Whatever is selected or reduced, logits cover the whole image: the patches that were kept are computed on finely, the
+    others have what `restore` of `AdaptiveViTModel.forward` fills in.
+    """
+
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def __init__(self, config: AdaptiveViTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
+        self.decode_head = SEGMENTATION_DECODERS[config.segmentation_decoder](config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs,
+    ) -> AdaptiveViTSemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
+                have one grid.
+            labels: `(B, H, W)` int64 class of each pixel, `config.semantic_loss_ignore_index` to ignore.
+
+        Returns:
+            `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
+            columns of the convolutional one. The image processors make class maps of them:
+            `post_process_semantic_segmentation`.
+
+        Raises:
+            ValueError: if the images have different grids, or labels do not fit them or are outside the classes.
+        """
+        inputs = {
+            "pixel_values": pixel_values,
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            **kwargs,
+        }
+        outputs = self.vit(**inputs, restore=True, return_dict=True)
+        grid = self._grid(pixel_values, outputs)
+        logits = self._segment(outputs, grid)
+        loss, selection_loss = None, outputs.selection_loss
+        if labels is not None:
+            ignored = self.config.semantic_loss_ignore_index
+            patch_size = to_pair(self.config.patch_size)
+            labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
+            losses, counts = segmentation_loss_per_image(labels, logits, ignored)
+            loss = losses.sum() / counts.sum().clamp(min=1)
+            if self.training and outputs.selection_log_prob is not None:
+                rewards = [-losses.detach() / counts.clamp(min=1)]
+                with torch.no_grad():
+                    kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
+                    greedy = self._segment(self.vit(**kwargs, restore=True), grid)
+                    losses, _ = segmentation_loss_per_image(labels, greedy, ignored)
+                    rewards.append(-losses / counts.clamp(min=1))
+                policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
+                policy_loss = self.config.policy_loss_weight * policy_loss
+                selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
+            if self.training and selection_loss is not None:
+                loss = loss + selection_loss
+        return AdaptiveViTSemanticSegmenterOutput.from_outputs(
+            outputs, loss=loss, logits=logits, selection_loss=selection_loss
+        )
+
+    def _segment(self, outputs: AdaptiveViTModelOutput, grid: tuple[int, int]) -> torch.Tensor:
+        maps = outputs.restored_hidden_state.transpose(1, 2).unflatten(2, grid)  # (B, D, R, S)
+        return self.decode_head(maps)
+
+    def _grid(self, pixel_values: torch.Tensor, outputs: AdaptiveViTModelOutput) -> tuple[int, int]:
+        """Rows and columns that all images have."""
+        height, width = to_pair(self.config.patch_size)
+        if pixel_values.ndim == 4:
+            return pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
+        grids = outputs.spatial_shapes
+        if (grids != grids[:1]).any():
+            raise ValueError(
+                f"Logits of one batch have one size, but the images have grids of {grids.tolist()} rows and columns. "
+                "Give images of one size, or one at a time."
+            )
+        return tuple(grids[0].tolist())
+
+
 class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
     """The encoder with a decoder that reconstructs masked patches (SimMIM, Xie et al., 2021)."""
 
@@ -812,6 +715,97 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             )
         return AdaptiveViTMaskedImageModelingOutput.from_outputs(
             outputs, loss=loss, reconstruction=reconstruction
+        )
+
+
+class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
+    """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
+
+    "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
+    patches alone, `1 - config.mask_ratio` of them, at their own coordinates, with any position encoding. It loads into
+    the other classes, such as `AdaptiveViTForImageClassification`, by `from_pretrained`.
+
+    Raises:
+        ValueError: if the configuration selects or reduces patches, or shows what is masked.
+    """
+
+    _auto_class = "AutoModelForPreTraining"
+    # The decoder has a mask token of its own.
+    _no_split_modules = [*AdaptiveViTPreTrainedModel._no_split_modules, "MaskedAutoencoderDecoder"]
+
+    def __init__(self, config: AdaptiveViTConfig):
+        for name, nothing in (
+            ("patch_selector", None),
+            ("token_reducer", None),
+            ("thumbnail_context", False),
+            ("backbone_config", None),
+        ):
+            value = getattr(config, name)
+            if value != nothing:
+                value = type(value).__name__ if name == "backbone_config" else repr(value)
+                raise ValueError(
+                    f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
+                    f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
+                )
+        if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
+            self._supports_flash_attn = False
+        super().__init__(config)
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
+        self.decoder = MaskedAutoencoderDecoder(config)
+        self.post_init()
+
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """As in transformers, for encoder and decoder."""
+        super().set_attn_implementation(*args, **kwargs)
+        self.decoder.config._attn_implementation = self.config._attn_implementation
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        patch_coordinates: torch.Tensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> AdaptiveViTForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: `(B, C, H, W)` images of any size, or `(B, N, P*P*C)` cut patches of images of mixed sizes,
+                with the three arguments below: see `AdaptiveViTModel.forward`. Of cut patches those that an image
+                processor selected are enough; the others are not reconstructed then.
+            noise: `(B, N)` numbers, of which the least are kept. By default drawn afresh while training; in evaluation
+                the same for all images of a size, so that losses can be compared.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`.
+
+        Raises:
+            ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
+        """
+        patches = ImagePatches.from_inputs(
+            self.config,
+            pixel_values,
+            patch_coordinates,
+            spatial_shapes,
+            pixel_attention_mask,
+            interpolate_pos_encoding,
+        )
+        if noise is None:
+            noise = draw_noise(patches, None if self.training else self.config.random_selector_seed)
+        elif noise.shape != patches.coordinates.shape[:2]:
+            raise ValueError(
+                f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
+                "(images, patches of each)."
+            )
+        masking = draw_mask(patches, self.config.mask_ratio, noise)
+        outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
+        logits = self.decoder(outputs.last_hidden_state, patches, masking)
+        return AdaptiveViTForPreTrainingOutput.from_outputs(
+            outputs,
+            loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
+            logits=logits,
+            mask=masking.mask,
+            ids_restore=masking.ids_restore,
         )
 
 

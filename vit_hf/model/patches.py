@@ -1,7 +1,14 @@
-"""Images to patches, and patches to embeddings; videos and volumes as well.
+"""Patches: the value that flows through the model, cut from images, videos or volumes.
 
-Patches of an image stay a strided view of it until somebody takes some: scoring 4096 patches and keeping 196
-copies 196.
+Shapes, here and in the sibling files:
+    B  images in the batch             H, W  height and width in pixels
+    N  patches of an image             P     patch height = width (a pair is legal)
+    K  patches kept, K <= N            C     color channels
+    R, S  rows and columns of a grid   D     hidden size
+    A  axes: 2 of images; 3 of videos and volumes, whose frames or slices come first. What is said of (R, S) holds for
+       (T', R, S) there, and what is said of (H, W) for (T, H, W); `(B, 2)` of images is `(B, 3)`.
+
+Patches of an image stay a strided view of it until they are gathered: scoring 4096 patches and keeping 196 copies 196.
 """
 
 import math
@@ -11,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn
 
-from .sizes import has_frames, native_sides, patch_sides
+from .sizes import native_sides, patch_sides
 
 
 @dataclass
@@ -224,7 +231,8 @@ class ImagePatches:
         """
         if isinstance(pixel_values, ImagePatches):
             return pixel_values
-        frames, sides = has_frames(config), patch_sides(config)
+        sides = patch_sides(config)
+        frames = len(sides) == 3
         if pixel_values.ndim == 3:
             if patch_coordinates is None or spatial_shapes is None:
                 raise ValueError(

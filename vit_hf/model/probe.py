@@ -5,7 +5,7 @@ from copy import copy
 import torch
 from transformers.utils.output_capturing import capture_outputs
 
-from .layers import LayerContexts
+from .layers import layer_contexts
 from .patches import ImagePatches, TokenSequence
 
 
@@ -64,5 +64,5 @@ class ModelProbe:
         model = self.model
         # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
         sequence: TokenSequence = model.pre_normalize(model.embeddings(copy(patches)))
-        inputs = LayerContexts(model.config, model.embeddings.position_encoding, sequence)
+        inputs = layer_contexts(model.config, model.embeddings.position_encoding, sequence)
         return model.layers[:num_layers], inputs, [sequence.hidden_states]
