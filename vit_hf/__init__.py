@@ -31,6 +31,7 @@ from .large_images import (
 )
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
+from .model.elastic import AdaptiveViTForElasticImageClassification
 from .model.elastic_space import SearchSpace, SubNetwork
 from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -43,7 +44,6 @@ from .model.modeling_adaptive_swin import (
 )
 from .model.modeling_adaptive_vit import (
     AdaptiveViTBackbone,
-    AdaptiveViTForElasticImageClassification,
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTForPreTraining,

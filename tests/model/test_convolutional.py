@@ -23,7 +23,7 @@ from vit_hf import (
 )
 from vit_hf.checkpoints import to_transformers
 from vit_hf.checkpoints.families import CannotConvert
-from vit_hf.model import convolutional
+from vit_hf.model import patch_embeddings
 from vit_hf.model.patches import ImagePatches
 from vit_hf.training.arguments import ModelArguments
 from vit_hf.training.freezing import part_of
@@ -142,7 +142,7 @@ def test_costs_by_the_patches_kept(fields, patches, training):
 def test_memory_without_a_gradient_is_that_of_a_part(monkeypatch):
     model, images = make(), torch.randn(2, 3, 40, 64)
     expected = model(images).logits
-    monkeypatch.setattr(convolutional, "CHUNK", 32)
+    monkeypatch.setattr(patch_embeddings, "CHUNK", 32)
     read = count_patches(model)
     with torch.no_grad():
         torch.testing.assert_close(model(images).logits, expected, atol=1e-5, rtol=1e-5)

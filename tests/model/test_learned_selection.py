@@ -12,7 +12,7 @@ from tests.model.test_modeling import cut
 from tests.model.test_reduction import PREFIX, make, plain_logits
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.measure import peak_memory
-from vit_hf.model import selection_perturbed
+from vit_hf.model import selectors
 from vit_hf.model.heads import distillation_loss
 from vit_hf.model.selectors import draw_plackett_luce, perturbed_top_k, plackett_luce_log_prob, reinforce_loss
 
@@ -189,7 +189,7 @@ class TestPerturbed:
 
     def with_noise(self, monkeypatch, noise, chunk):
         monkeypatch.setattr(
-            selection_perturbed, "_noise_chunks", lambda scores, number, seed: noise.split(chunk, dim=1)
+            selectors, "_noise_chunks", lambda scores, number, seed: noise.split(chunk, dim=1)
         )
 
     def test_forward_is_the_mean_of_indicators(self, monkeypatch):
@@ -222,9 +222,9 @@ class TestPerturbed:
         assert (results[0][1][2, 6:] == 0).all() and (results[0][1] != 0).any(1).all()
 
     def test_noise_is_that_of_the_seed_in_chunks_that_fit(self, monkeypatch):
-        monkeypatch.setattr(selection_perturbed, "CHUNK_SIZE", 3000)
+        monkeypatch.setattr(selectors, "CHUNK_SIZE", 3000)
         scores = torch.zeros(2, 100)
-        first, again = (list(selection_perturbed._noise_chunks(scores, 500, 7)) for _ in range(2))
+        first, again = (list(selectors._noise_chunks(scores, 500, 7)) for _ in range(2))
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
         assert [noise.shape for noise in first] == [(2, 15, 100)] * 33 + [(2, 5, 100)]
         noise = torch.cat(first, dim=1)
@@ -234,7 +234,7 @@ class TestPerturbed:
     @pytest.mark.parametrize(("batch", "samples"), [(60000, 2), (40, 2500)])
     def test_value_and_gradient_of_the_expectation(self, sigma, batch, samples, monkeypatch):
         """Two samples a time tell whether the baseline in the gradient leaves a bias."""
-        monkeypatch.setattr(selection_perturbed, "CHUNK_SIZE", 2**18)
+        monkeypatch.setattr(selectors, "CHUNK_SIZE", 2**18)
         direction = torch.randn(2, 5)
         exact = self.scores.double().requires_grad_()
         expected = exact_top_2(exact, sigma)
@@ -258,7 +258,7 @@ class TestPerturbed:
         """Pixels and places are means by the rows of the expectation, which mixed precision must not blur."""
         seen = []
         spy = lambda *args: seen.append(perturbed_top_k(*args)) or seen[-1]  # noqa: E731
-        monkeypatch.setattr(selection_perturbed, "perturbed_top_k", spy)
+        monkeypatch.setattr(selectors, "perturbed_top_k", spy)
         config = tiny_config(patch_selector="perturbed", perturbed_sigma=0.2, position_encoding="none")
         model, images = AdaptiveViTModel(config).train(), torch.randn(2, 3, 256, 240)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -347,8 +347,8 @@ class TestWhatCannotTravel:
     def test_name_of_a_file_of_ours(self, own_files, caplog):
         shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "patches.py")
         model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
-        assert "tokens.py has the name of a file of vit_hf" in caplog.text
-        with pytest.raises(CannotTravel, match=r"tokens\.py has the name of a file of vit_hf") as caught:
+        assert "patches.py has the name of a file of vit_hf" in caplog.text
+        with pytest.raises(CannotTravel, match=r"patches\.py has the name of a file of vit_hf") as caught:
             model.save_pretrained(own_files / "saved")
         assert "weights and the configuration were saved" in caught.value.__notes__[0]
         assert "class Rings" not in (own_files / "saved" / "patches.py").read_text()

@@ -338,15 +338,15 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
     defaults = {name: getattr(AdaptiveSwinConfig, name) for name in ("image_size", "patch_size", "depths")}
     image_size, patch_size, depths = (values.get(name, default) for name, default in defaults.items())
     grid = [side // patch for side, patch in zip(to_pair(image_size), to_pair(patch_size), strict=True)]
-    wanted = values.get("window_size", 7)
+    window = values.get("window_size", 7)
     windows, shifts = [], []
     for stage in range(len(depths)):
         sides = [side // 2**stage for side in grid]
-        fits = [(min(side, wanted), 0 if side <= wanted else wanted // 2) for side in sides]
+        fits = [(min(side, window), 0 if side <= window else window // 2) for side in sides]
         if fits[0] != fits[1]:
             raise ValueError(
                 f"image_size={image_size} gives stage {stage + 1} of this SwinV2 a grid of {sides[0]}x{sides[1]} cells, "
-                f"smaller than a window of {wanted} on one side alone, and there windows are square: not supported."
+                f"smaller than a window of {window} on one side alone, and there windows are square: not supported."
             )
         windows.append(fits[0][0])
         shifts.append(fits[0][1])
@@ -365,20 +365,20 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_windows_selected(
-    wanted: int | float, stage: int, num_windows: int, dense_fraction: float = 0.0
+    budget: int | float, stage: int, num_windows: int, dense_fraction: float = 0.0
 ) -> int:
     """On how many of a stage's windows a model computes, see `num_selected_windows`.
 
     Args:
-        wanted: a number of the first stage's windows, or a share of each stage's.
+        budget: a number of the first stage's windows, or a share of each stage's.
         stage: from 0.
         num_windows: of the stage.
-        dense_fraction: 0 for what is wanted, 1 for all windows, linear between.
+        dense_fraction: 0 for the budget, 1 for all windows, linear between.
     """
-    if isinstance(wanted, float):
-        number = max(1, round(wanted * num_windows))
+    if isinstance(budget, float):
+        number = max(1, round(budget * num_windows))
     else:
-        number = min(math.ceil(wanted / 4**stage), num_windows)
+        number = min(math.ceil(budget / 4**stage), num_windows)
     return number + round(dense_fraction * (num_windows - number))
 
 

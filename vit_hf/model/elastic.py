@@ -2,7 +2,6 @@
 
 import random
 from collections import OrderedDict
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,24 +11,35 @@ from transformers.utils.generic import can_return_tuple
 
 from .elastic_space import CHOICES, SearchSpace, SubNetwork, is_elastic, subnetwork_config
 from .heads import distillation_loss
+from .modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .outputs import AdaptiveViTImageClassifierOutput
 
 
-# Shells that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.
+# Meta models that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.
 NUM_META_MODELS = 16
-# What a configuration may be told after shells were made.
+# What a configuration may be told after meta models were made.
 RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states", "output_attentions")
 
 
-class ElasticClassifier:
-    """What makes an ordinary classifier, its other base, elastic.
+class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification):
+    """A classifier that is many: every training step runs sub-networks of it, which share their weights.
 
-    A sub-network runs as an ordinary model of its own configuration, without storage (a shell), which is given the first
-    parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to the bit.
+    AutoFormer (Chen et al., 2021); with `config.elastic_distillation` as "Universally Slimmable Networks" (Yu & Huang,
+    2019) and BigNAS (Yu et al., 2020). The fields `elastic_...` of the configuration say what may differ between
+    sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest
+    as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
+
+    A sub-network runs as an ordinary model of its own configuration, without storage (on the meta device), which is
+    given the first parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to
+    the bit.
+
+    With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
+    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards parameters, and
+    activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
     """
 
-    _ordinary_class: ClassVar[type]
-    # Recomputing a block would find the shell without the parameters that it was given.
+    _code_file = "elastic"
+    # Recomputing a block would find the meta model without the parameters that it was given.
     supports_gradient_checkpointing = False
     _keys_to_ignore_on_load_missing = [r"^elastic_steps$"]
 
@@ -97,7 +107,7 @@ class ElasticClassifier:
         subnetwork = subnetwork or self.subnetwork
         self.space.check(subnetwork)
         with no_init_weights():
-            network = self._ordinary_class(self._config_of(subnetwork))
+            network = AdaptiveViTForImageClassification(self._config_of(subnetwork))
         network = network.to(self.device, self.dtype).train(self.training)
         tensors = network.state_dict()
         for name, part in self._parts(network).items():
@@ -149,17 +159,17 @@ class ElasticClassifier:
     ) -> AdaptiveViTImageClassifierOutput:
         if subnetwork == self.space.uniform(-1):
             return super().forward(**inputs, return_dict=True)
-        shell = self._meta_model(subnetwork)
-        shell.train(self.training)
-        shell.set_dense_fraction(self.vit.dense_fraction)
+        network = self._meta_model(subnetwork)
+        network.train(self.training)
+        network.set_dense_fraction(self.vit.dense_fraction)
         for name in RUNTIME_FIELDS:
-            if getattr(shell.config, name) != getattr(self.config, name):
-                setattr(shell.config, name, getattr(self.config, name))
+            if getattr(network.config, name) != getattr(self.config, name):
+                setattr(network.config, name, getattr(self.config, name))
         outputs = torch.func.functional_call(
-            shell, self._parts(shell), kwargs={**inputs, "return_dict": True}
+            network, self._parts(network), kwargs={**inputs, "return_dict": True}
         )
         # Where the first labels decide.
-        self.config.problem_type = shell.config.problem_type
+        self.config.problem_type = network.config.problem_type
         return outputs
 
     def _parts(self, network: nn.Module) -> dict[str, torch.Tensor]:
@@ -170,14 +180,14 @@ class ElasticClassifier:
         """
         own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         parts = {}
-        for name, wanted in (*network.named_parameters(), *network.named_buffers()):
+        for name, target in (*network.named_parameters(), *network.named_buffers()):
             if name not in own:
                 raise ValueError(
                     f"There is no {name} to take a part of: its layer was replaced or wrapped, as LoRA and DataParallel do. "
                     "Train with DistributedDataParallel, and adapt an ordinary model that extract() gives."
                 )
             part = own[name]
-            for axis, length in enumerate(wanted.shape):
+            for axis, length in enumerate(target.shape):
                 if length < part.shape[axis]:
                     part = part.narrow(axis, 0, length)
             # Products of strided matrices might be rounded otherwise than those of an extracted network.
@@ -186,21 +196,24 @@ class ElasticClassifier:
 
     def _meta_model(self, subnetwork: SubNetwork) -> nn.Module:
         """A sub-network as a model without storage."""
-        shell = self._meta_models.pop(subnetwork, None)
-        if shell is None:
+        network = self._meta_models.pop(subnetwork, None)
+        if network is None:
             with torch.device("meta"), no_init_weights():
-                shell = self._ordinary_class(self._config_of(subnetwork))
-        self._meta_models[subnetwork] = shell
+                network = AdaptiveViTForImageClassification(self._config_of(subnetwork))
+        self._meta_models[subnetwork] = network
         if len(self._meta_models) > NUM_META_MODELS:
             self._meta_models.popitem(last=False)
-        return shell
+        return network
 
     def _config_of(self, subnetwork: SubNetwork):
         config = subnetwork_config(self.config, subnetwork)
-        config.architectures = [self._ordinary_class.__name__]
+        config.architectures = [AdaptiveViTForImageClassification.__name__]
         return config
 
 
 def active_subnetwork(model: nn.Module) -> nn.Module:
-    """What an elastic classifier is outside training, as an ordinary one, whose parts can be looked at; others as they are."""
-    return model.extract() if isinstance(model, ElasticClassifier) else model
+    """The sub-network of an elastic classifier that runs in evaluation; any other model unchanged."""
+    return model.extract() if isinstance(model, AdaptiveViTForElasticImageClassification) else model
+
+
+__all__ = ["AdaptiveViTForElasticImageClassification"]

@@ -81,9 +81,9 @@ def make_norm(config, eps: float | None = None) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps if eps is None else eps)
 
 
-def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:
+def make_inner_norm(config, size: int, enabled: bool) -> nn.Module:
     """A layer norm before the last dense layer of a branch, as NormFormer and EVA-02; or nothing."""
-    return nn.LayerNorm(size, eps=config.layer_norm_eps) if wanted else nn.Identity()
+    return nn.LayerNorm(size, eps=config.layer_norm_eps) if enabled else nn.Identity()
 
 
 def normalize(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -323,7 +323,7 @@ class AttentionProjections:
     Attributes:
         query, key, value: `(B, heads, T, d)`, query and key rotated if the position encoding does that.
         unrotated_key: the key before.
-        inputs: what else went in.
+        context: masks and positions.
         scaling: of the logits.
     """
 
@@ -331,24 +331,24 @@ class AttentionProjections:
     key: torch.Tensor
     value: torch.Tensor
     unrotated_key: torch.Tensor
-    inputs: AttentionContext
+    context: AttentionContext
     scaling: float
 
     def cls_attention(self) -> torch.Tensor:
         """What the CLS token attends to, `(B, heads, T)`: softmax(q_cls K^T), linear in T beside any attention."""
         # Not a product with a matrix of one row, which reads the keys several times more slowly.
         logits = torch.einsum("bhd,bhtd->bht", self.query[:, :, 0], self.key).float() * self.scaling
-        if self.inputs.bias is not None:
-            logits = logits + self.inputs.bias[:, :, 0]
-        if self.inputs.key_bias is not None:
-            logits = logits + self.inputs.key_bias[:, None]
-        if self.inputs.key_mask is not None:
-            logits = logits.masked_fill(~self.inputs.key_mask[:, None], -torch.inf)
+        if self.context.bias is not None:
+            logits = logits + self.context.bias[:, :, 0]
+        if self.context.key_bias is not None:
+            logits = logits + self.context.key_bias[:, None]
+        if self.context.key_mask is not None:
+            logits = logits.masked_fill(~self.context.key_mask[:, None], -torch.inf)
         return logits.softmax(dim=-1)
 
     def logit_bias(self) -> torch.Tensor | None:
         """Everything that is added to the logits, `(B or 1, heads or 1, T or 1, T)`; None for nothing."""
-        bias, key_bias, key_mask = self.inputs.bias, self.inputs.key_bias, self.inputs.key_mask
+        bias, key_bias, key_mask = self.context.bias, self.context.key_bias, self.context.key_mask
         if key_bias is not None:
             key_bias = key_bias[:, None, None]
             bias = key_bias if bias is None else bias + key_bias
@@ -357,7 +357,7 @@ class AttentionProjections:
             bias = add_masks(zeros if bias is None else bias, key_mask[:, None, None])
         return bias
 
-    def pull_back(self, row: torch.Tensor) -> torch.Tensor:
+    def propagate(self, row: torch.Tensor) -> torch.Tensor:
         """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is quadratic."""
         logits = (self.query @ self.key.transpose(2, 3)).float() * self.scaling
         bias = self.logit_bias()
@@ -393,21 +393,21 @@ class AdaptiveViTAttention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, inputs: AttentionContext
+        self, hidden_states: torch.Tensor, context: AttentionContext
     ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionProjections]:
         """Attention `(B, T, D)`; its weights, None if the implementation has none; and its projections."""
-        states = self.states(hidden_states, inputs)
-        inputs = states.inputs
-        query, key, value = states.query, states.key, states.value
-        implementation = "eager" if inputs.output_attentions else self.config._attn_implementation
-        if inputs.key_bias is not None and needs_bias_channel(implementation):
-            query, key, value = append_bias_channel(query, key, value, inputs.key_bias, self.scaling)
+        projections = self.project(hidden_states, context)
+        context = projections.context
+        query, key, value = projections.query, projections.key, projections.value
+        implementation = "eager" if context.output_attentions else self.config._attn_implementation
+        if context.key_bias is not None and needs_bias_channel(implementation):
+            query, key, value = append_bias_channel(query, key, value, context.key_bias, self.scaling)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        mask, also = inputs.mask, {}
-        if inputs.bias is not None and "flex" in implementation:
-            also["position_bias"] = inputs.bias.expand(query.shape[0], -1, -1, -1)
-        elif inputs.bias is not None:
-            mask = add_masks(inputs.bias, mask)
+        mask, also = context.mask, {}
+        if context.bias is not None and "flex" in implementation:
+            also["position_bias"] = context.bias.expand(query.shape[0], -1, -1, -1)
+        elif context.bias is not None:
+            mask = add_masks(context.bias, mask)
         attention, weights = attention_interface(
             self,
             query,
@@ -424,33 +424,38 @@ class AdaptiveViTAttention(nn.Module):
             attention = attention.clone(memory_format=torch.contiguous_format)
         width = self.num_attention_heads * self.head_dim
         attention = attention.reshape(*hidden_states.shape[:2], width).contiguous()
-        return self.o_proj(self.norm(attention)), weights, states
+        return self.o_proj(self.norm(attention)), weights, projections
 
-    def states(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> AttentionProjections:
+    def project(self, hidden_states: torch.Tensor, context: AttentionContext) -> AttentionProjections:
         """Projects normalized hidden states to queries, keys and values."""
-        inputs = inputs.slice_heads(self.num_attention_heads)
+        context = context.slice_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
         value = self._split_heads(self.v_proj(hidden_states))
-        if inputs.rotation is not None:
-            query, key = rotate_half_pairs(query, inputs.rotation), rotate_half_pairs(key, inputs.rotation)
-        return AttentionProjections(query, key, value, unrotated_key, inputs, self.scaling)
+        query, key = self.scale(query, key)
+        if context.rotation is not None:
+            query, key = rotate_half_pairs(query, context.rotation), rotate_half_pairs(key, context.rotation)
+        return AttentionProjections(query, key, value, unrotated_key, context, self.scaling)
 
-    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> torch.Tensor:
+    def scale(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys whose products are compared; for attention that compares their directions."""
+        return query, key
+
+    def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Attention `(B, heads, T)` of the CLS token, from normalized hidden states; without the other queries."""
-        inputs = inputs.slice_heads(self.num_attention_heads)
+        context = context.slice_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states[:, :1]))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
-        if inputs.rotation is not None:
-            key = rotate_half_pairs(key, inputs.rotation)
-        return AttentionProjections(query, key, key, unrotated_key, inputs, self.scaling).cls_attention()
+        if context.rotation is not None:
+            key = rotate_half_pairs(key, context.rotation)
+        return AttentionProjections(query, key, key, unrotated_key, context, self.scaling).cls_attention()
 
     def propagate_rollout(
-        self, hidden_states: torch.Tensor, inputs: AttentionContext, row: torch.Tensor
+        self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
         """A `row` `(B, T)` of attention rollout times this block's attention, averaged over heads, and the identity."""
         row = row.to(hidden_states.device)  # the next block may lie on another device
-        return (self.states(hidden_states, inputs).pull_back(row) + row) / 2
+        return (self.project(hidden_states, context).propagate(row) + row) / 2
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
@@ -522,7 +527,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        inputs: AttentionContext,
+        context: AttentionContext,
         reduce: ReduceTokens | None = None,
         probe: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
@@ -530,37 +535,37 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
 
         Args:
             hidden_states: `(B, T, D)`.
-            inputs: masks and positions for attention.
+            context: masks and positions for attention.
             reduce: thins the last tokens between attention and the feed-forward network.
             probe: a method of the attention that runs instead of the block, see `cls_attention`.
         """
-        normed = normalize(self.layernorm_before, hidden_states, inputs.key_mask)
+        normed = normalize(self.layernorm_before, hidden_states, context.key_mask)
         if probe is not None:
-            return probe(self.attention, normed, inputs)
-        attention, _, states = self.attention(normed, inputs)
+            return probe(self.attention, normed, context)
+        attention, _, projections = self.attention(normed, context)
         hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
-        mask = inputs.key_mask
+        mask = context.key_mask
         if reduce is not None:
-            hidden_states, mask = reduce(hidden_states, states)
-        del attention, states  # no need to hold them while the feed-forward network runs
+            hidden_states, mask = reduce(hidden_states, projections)
+        del attention, projections  # no need to hold them while the feed-forward network runs
         mlp = self.mlp(normalize(self.layernorm_after, hidden_states, mask))
         return hidden_states + self._branch(mlp, self.layer_scale2)
 
-    def cls_attention(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> torch.Tensor:
+    def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """What the CLS token would attend to in this block, `(B, heads, T)`, at a cost linear in T."""
-        return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, inputs)
+        return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, context)
 
     def propagate_rollout(
-        self, hidden_states: torch.Tensor, inputs: AttentionContext, row: torch.Tensor
+        self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
         """Carries a `row` `(B, T)` of attention rollout from the block's output to its input."""
-        return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, inputs)
+        return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, context)
 
     def _probe(
-        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, inputs: AttentionContext
+        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, context: AttentionContext
     ) -> torch.Tensor:
         # Through the module's call, so that whatever wraps the block (sharding, offloading) takes part.
-        return self(hidden_states, inputs, probe=probe)
+        return self(hidden_states, context, probe=probe)
 
     def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:
         states = self.dropout(states)

@@ -116,9 +116,9 @@ class MaskedAutoencoderDecoder(Initialized, nn.Module):
         positions = self.position_encoding(tokens, cls_token=cls if self.num_cls else None)
         cls = positions.cls_token if self.num_cls else cls
         hidden_states = torch.cat((cls, registers, positions.features), dim=1)
-        inputs = layer_contexts(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
+        contexts = layer_contexts(self.config, self.position_encoding, TokenSequence(hidden_states, tokens))
         for index, layer in enumerate(self.decoder_layers):
-            hidden_states = layer(hidden_states, inputs[index])
+            hidden_states = layer(hidden_states, contexts[index])
         hidden_states = normalize(self.decoder_norm, hidden_states, tokens.mask)
         return self.decoder_pred(hidden_states[:, -tokens.coordinates.shape[1] :])
 

@@ -12,7 +12,6 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .elastic import ElasticClassifier
 from .heads import (
     POOLINGS,
     AdaptiveViTPooler,
@@ -381,28 +380,28 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         encoding = self.embeddings.position_encoding
-        inputs = layer_contexts(self.config, encoding, sequence, output_attentions)
+        contexts = layer_contexts(self.config, encoding, sequence, output_attentions)
         hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
         for index, layer in enumerate(self.layers):
             if index in stages:
                 kept[index] = (*split_tokens(hidden_states, tokens), len(steps))
             reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
             if reducer is None or reducer.keeps_all(dense_fraction):
-                hidden_states = layer(hidden_states, inputs[index])
+                hidden_states = layer(hidden_states, contexts[index])
                 continue
             step = ReductionStep(reducer, tokens, dense_fraction)
             steps.append(step)
             if reducer.inside_block:
-                hidden_states = layer(hidden_states, inputs[index], step)
+                hidden_states = layer(hidden_states, contexts[index], step)
             else:
                 hidden_states, _ = step(hidden_states)
             if not stages:
                 step.before = None  # nobody asks for the states of what was dropped
             tokens = step.result.tokens
             sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
-            inputs = layer_contexts(self.config, encoding, sequence, output_attentions)
+            contexts = layer_contexts(self.config, encoding, sequence, output_attentions)
             if not reducer.inside_block:
-                hidden_states = layer(hidden_states, inputs[index])
+                hidden_states = layer(hidden_states, contexts[index])
         if len(self.layers) in stages:
             kept[len(self.layers)] = (*split_tokens(hidden_states, tokens), len(steps))
         sizes = tokens.sizes
@@ -542,22 +541,6 @@ class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
     _auto_class = "AutoModelForVideoClassification"
     _videos = True
     input_modalities = ("video",)
-
-
-class AdaptiveViTForElasticImageClassification(ElasticClassifier, AdaptiveViTForImageClassification):
-    """A classifier that is many: every training step runs sub-networks of it, which share their weights.
-
-    AutoFormer (Chen et al., 2021); with `config.elastic_distillation` as "Universally Slimmable Networks" (Yu & Huang, 2019)
-    and BigNAS (Yu et al., 2020). What may differ between sub-networks, the fields `elastic_...` of the configuration say.
-    In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest as an ordinary
-    `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
-
-    With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
-    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards parameters, and
-    activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
-    """
-
-    _ordinary_class = AdaptiveViTForImageClassification
 
 
 class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
@@ -886,7 +869,6 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
 
 __all__ = [
     "AdaptiveViTBackbone",
-    "AdaptiveViTForElasticImageClassification",
     "AdaptiveViTForImageClassification",
     "AdaptiveViTForMaskedImageModeling",
     "AdaptiveViTForPreTraining",

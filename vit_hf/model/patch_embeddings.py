@@ -71,7 +71,7 @@ class PatchEmbeddings(nn.Module):
         return tokens.with_features(self.projection(tokens.features.to(dtype)))
 
 
-# Patches that go through the CNN at a time where no gradient is wanted: all patches of large images would not fit.
+# Patches that go through the CNN at a time where there is no gradient: all patches of large images would not fit.
 CHUNK = 512
 
 
@@ -292,12 +292,12 @@ class HybridPatchEmbeddings(nn.Module):
         """Cells `(B, R*S, F)` of images `(B, C, R*P, S*P)`."""
         cells = self.backbone(images.to(self.projection.weight.dtype)).feature_maps[-1]  # (B, F, R, S)
         height, width = images.shape[-2:]
-        wanted = (height // self.patch_size[0], width // self.patch_size[1])
-        if tuple(cells.shape[-2:]) != wanted:
-            self._refuse((height, width), tuple(cells.shape[-2:]), wanted)
+        expected = (height // self.patch_size[0], width // self.patch_size[1])
+        if tuple(cells.shape[-2:]) != expected:
+            self._refuse((height, width), tuple(cells.shape[-2:]), expected)
         return cells.flatten(2).transpose(1, 2)
 
-    def _refuse(self, size: tuple[int, int], got: tuple[int, int], wanted: tuple[int, int]) -> None:
+    def _refuse(self, size: tuple[int, int], got: tuple[int, int], expected: tuple[int, int]) -> None:
         # Strides of CNNs are powers of two, and a map may have a cell more or less than fit.
         strides = [2 ** round(math.log2(side / cells)) for side, cells in zip(size, got, strict=True)]
         stride = strides[0] if strides[0] == strides[1] else strides
@@ -306,6 +306,6 @@ class HybridPatchEmbeddings(nn.Module):
             remedy = "give it padding that keeps the border (for BiT global_padding='same' and embedding_dynamic_padding=True)"
         raise ValueError(
             f"The feature map of the backbone has {got[0]}x{got[1]} cells for an image of {size[0]}x{size[1]} pixels, a "
-            f"stride of {stride}, and patch_size={self.patch_size} needs {wanted[0]}x{wanted[1]}: {remedy}, or choose "
+            f"stride of {stride}, and patch_size={self.patch_size} needs {expected[0]}x{expected[1]}: {remedy}, or choose "
             "another stage as the last of out_features in backbone_config."
         )

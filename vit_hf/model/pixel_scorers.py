@@ -210,30 +210,30 @@ def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed
     """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
     places = patches.coordinates.round().long().unbind(-1)  # (B, N) for each axis
     sides = patches.grid.split(1, dim=1)  # (B, 1) for each axis
-    wanted = torch.as_tensor(num_selected, device=patches.grid.device).view(-1, 1)
-    wanted = wanted.minimum(patches.grid.prod(dim=1, keepdim=True))
+    budget = torch.as_tensor(num_selected, device=patches.grid.device).view(-1, 1)
+    budget = budget.minimum(patches.grid.prod(dim=1, keepdim=True))
     point, points, on_lattice = 0, 1, True
-    for place, side, number in zip(places, sides, _lattice(wanted, sides), strict=True):
+    for place, side, number in zip(places, sides, _lattice(budget, sides), strict=True):
         nearest, on_axis = _nearest_lattice_point(place, side, number)
         point, points, on_lattice = point * number + nearest, points * number, on_axis & on_lattice
     # The lattice may have more points than asked for; leave some out evenly.
-    chosen = (point + 1) * wanted // points > point * wanted // points
+    chosen = (point + 1) * budget // points > point * budget // points
     return on_lattice.float() + (on_lattice & chosen).float()
 
 
-def _lattice(wanted: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Points along each axis of a lattice of `wanted` points, or a few more, in a grid; `(B, 1)` each."""
+def _lattice(budget: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Points along each axis of a lattice of `budget` points, or a few more, in a grid; `(B, 1)` each."""
     if len(sides) == 3:
         length, *plane = sides
         area = plane[0] * plane[1]
-        number = (wanted * length.square() / area).pow(1 / 3).round().long()
-        number = number.maximum(_ceil_divide(wanted, area)).clamp(min=1).minimum(length)
-        in_plane = _lattice(_ceil_divide(wanted, number), plane)
-        return [_ceil_divide(wanted, in_plane[0] * in_plane[1]), *in_plane]
+        number = (budget * length.square() / area).pow(1 / 3).round().long()
+        number = number.maximum(_ceil_divide(budget, area)).clamp(min=1).minimum(length)
+        in_plane = _lattice(_ceil_divide(budget, number), plane)
+        return [_ceil_divide(budget, in_plane[0] * in_plane[1]), *in_plane]
     rows, columns = sides
-    lattice_rows = (wanted * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
-    lattice_columns = _ceil_divide(wanted, lattice_rows).minimum(columns)
-    return [_ceil_divide(wanted, lattice_columns), lattice_columns]
+    lattice_rows = (budget * rows / columns).sqrt().round().long().clamp(min=1).minimum(rows)
+    lattice_columns = _ceil_divide(budget, lattice_rows).minimum(columns)
+    return [_ceil_divide(budget, lattice_columns), lattice_columns]
 
 
 def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:

@@ -398,8 +398,8 @@ def sample_bias_table(table: torch.Tensor, differences: torch.Tensor, grid: torc
         grid: `(B, A)` rows and columns of the grids.
     """
     extent = torch.tensor(table.shape[1:], device=grid.device)
-    wanted = 2 * grid[:, None, None] - 1  # (B, 1, 1, A)
-    place = (differences + grid[:, None, None] - 0.5) * (extent / wanted)  # from 0 to extent
+    extent_of_grid = 2 * grid[:, None, None] - 1  # (B, 1, 1, A)
+    place = (differences + grid[:, None, None] - 0.5) * (extent / extent_of_grid)  # from 0 to extent
     place = (2 * place / extent - 1).flip(-1).to(table.dtype)
     if table.ndim == 4:
         place = place.unsqueeze(1)

@@ -179,7 +179,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     # embeddings by themselves.
     _no_split_modules = ["AdaptiveViTLayer"]
     _supports_flash_attn = True
-    # Of an elastic classifier, which is an ordinary one otherwise.
+    # Counts training steps in checkpoints of a subclass; no other class has a use for it.
     _keys_to_ignore_on_load_unexpected = [r"^elastic_steps$"]
     _supports_flex_attn = True
     _can_record_outputs = {

@@ -31,10 +31,10 @@ class ModelProbe:
     @capture_outputs
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
         """CLS attention `(B, N)` in block `num_layers`, its heads reduced to one; or "rollout" through all."""
-        layers, inputs, states = self._start(patches, num_layers)
+        layers, contexts, states = self._start(patches, num_layers)
         for index, layer in enumerate(layers[:-1]):
-            states.append(layer(states[-1], inputs[index]))
-        attention = layers[-1].cls_attention(states[-1], inputs[num_layers - 1])  # (B, heads, T)
+            states.append(layer(states[-1], contexts[index]))
+        attention = layers[-1].cls_attention(states[-1], contexts[num_layers - 1])  # (B, heads, T)
         if reduction != "rollout":
             return HEAD_REDUCTIONS[reduction](attention)[:, -patches.num_patches :]
         # "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020), for the CLS row alone.
@@ -42,16 +42,16 @@ class ModelProbe:
         cls = torch.arange(row.shape[1], device=row.device) == 0
         row = (row + cls) / 2
         for index in reversed(range(num_layers - 1)):
-            row = layers[index].propagate_rollout(states[index], inputs[index], row)
+            row = layers[index].propagate_rollout(states[index], contexts[index], row)
         return row[:, -patches.num_patches :]
 
     @torch.no_grad()
     @capture_outputs
     def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
         """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
-        layers, inputs, (states,) = self._start(patches, num_layers)
+        layers, contexts, (states,) = self._start(patches, num_layers)
         for index, layer in enumerate(layers):
-            states = layer(states, inputs[index])
+            states = layer(states, contexts[index])
         return states[:, -patches.num_patches :]
 
     @torch.no_grad()
@@ -60,9 +60,9 @@ class ModelProbe:
         return self.model.embeddings.embed_patches(copy(patches)).features
 
     def _start(self, patches: ImagePatches, num_layers: int):
-        """The blocks, their inputs, and what enters the first."""
+        """The blocks, their contexts and what enters the first."""
         model = self.model
         # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
         sequence: TokenSequence = model.pre_normalize(model.embeddings(copy(patches)))
-        inputs = layer_contexts(model.config, model.embeddings.position_encoding, sequence)
-        return model.layers[:num_layers], inputs, [sequence.hidden_states]
+        contexts = layer_contexts(model.config, model.embeddings.position_encoding, sequence)
+        return model.layers[:num_layers], contexts, [sequence.hidden_states]

@@ -44,7 +44,7 @@ class TokenReducer(nn.Module, ABC):
     """Thins the tokens that stand for patches; CLS, registers and a thumbnail's tokens are never touched.
 
     A reducer with `inside_block` works between the attention and the feed-forward network of a block and sees what
-    the attention was computed from. Any other works before the block and gets no `states`.
+    the attention was computed from. Any other works before the block and gets no `projections`.
     """
 
     inside_block = True
@@ -57,12 +57,12 @@ class TokenReducer(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+        self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
         """
         Args:
             tokens: M tokens with their hidden states.
-            states: queries, keys and values of the block's attention; the last M tokens of them are `tokens`.
+            projections: queries, keys and values of the block's attention; the last M tokens of them are `tokens`.
             dense_fraction: 0 keeps what the configuration says, 1 keeps everything; see `keep_rate`.
         """
 
@@ -94,12 +94,12 @@ class ReductionStep:
     result: Reduction | None = None
 
     def __call__(
-        self, hidden_states: torch.Tensor, states: AttentionProjections | None = None
+        self, hidden_states: torch.Tensor, projections: AttentionProjections | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Reduces a sequence `(B, T, D)` to `(B, T', D)`, and returns it with the mask of its patch tokens."""
         tokens = self.tokens.to(hidden_states.device)  # the block may lie on another device
         prefix, self.before = split_tokens(hidden_states, tokens)
-        self.result = self.reducer(tokens.with_features(self.before), states, self.dense_fraction)
+        self.result = self.reducer(tokens.with_features(self.before), projections, self.dense_fraction)
         reduced = self.result.tokens.features
         return torch.cat((prefix.to(reduced.device), reduced), dim=1), self.result.tokens.mask
 
@@ -170,12 +170,12 @@ class AttentiveReducer(TokenReducer):
     """
 
     def forward(
-        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+        self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
         keep_rate = self.keep_rate(dense_fraction)
         num_tokens = tokens.features.shape[1]
         num_selected = num_kept(num_tokens, keep_rate)
-        attention = states.cls_attention().mean(dim=1)[:, -num_tokens:]  # (B, M)
+        attention = projections.cls_attention().mean(dim=1)[:, -num_tokens:]  # (B, M)
         if num_selected == num_tokens:  # nothing is left to fuse
             places = torch.arange(num_tokens, device=attention.device).expand(attention.shape)
             return Reduction(tokens, places)
@@ -212,13 +212,15 @@ class SamplingReducer(TokenReducer):
     """
 
     def forward(
-        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+        self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
         keep_rate = self.keep_rate(dense_fraction)
         num_tokens = tokens.features.shape[1]
         num_selected = num_kept(num_tokens, keep_rate)
-        norms = torch.linalg.vector_norm(states.value[:, :, -num_tokens:].float(), dim=-1)  # (B, heads, M)
-        significance = (states.cls_attention()[..., -num_tokens:] * norms).sum(dim=1)  # (B, M)
+        norms = torch.linalg.vector_norm(
+            projections.value[:, :, -num_tokens:].float(), dim=-1
+        )  # (B, heads, M)
+        significance = (projections.cls_attention()[..., -num_tokens:] * norms).sum(dim=1)  # (B, M)
         counts = counts_kept(tokens.mask, keep_rate)
         if tokens.mask is not None:
             significance = significance.masked_fill(~tokens.mask, 0)
@@ -227,10 +229,10 @@ class SamplingReducer(TokenReducer):
         ascending, order = significance.sort(dim=-1, **stable)
         cumulated = ascending.double().cumsum(dim=-1)
         cumulated = cumulated / cumulated[:, -1:]
-        wanted = (
+        number = (
             torch.full_like(cumulated[:, :1], num_selected) if counts is None else counts[:, None].double()
         )
-        points = (torch.arange(num_selected, device=order.device) + 0.5) / wanted  # (B, K)
+        points = (torch.arange(num_selected, device=order.device) + 0.5) / number  # (B, K)
         # Where an image keeps fewer than K, the points beyond draw again what the first one drew.
         points = torch.where(points < 1, points, points[:, :1])
         drawn = torch.searchsorted(cumulated, points)
@@ -270,7 +272,7 @@ class GumbelReducer(TokenReducer):
         self.activation = nn.GELU()
 
     def forward(
-        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+        self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
         keep_rate = self.keep_rate(dense_fraction)
         logits = self.predict(tokens)  # (B, M, 2)
@@ -359,26 +361,26 @@ class MergeReducer(TokenReducer):
     """
 
     def forward(
-        self, tokens: PatchTokens, states: AttentionProjections | None, dense_fraction: float
+        self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
         batch_size, num_tokens, _ = tokens.features.shape
         num_merged = self._num_merged(num_tokens, dense_fraction)
         if num_merged == 0:
             same = torch.arange(num_tokens, device=tokens.features.device).expand(batch_size, -1)
             return Reduction(tokens, same)
-        metric = states.unrotated_key[:, :, -num_tokens:].mean(dim=1)  # (B, M, d)
+        metric = projections.unrotated_key[:, :, -num_tokens:].mean(dim=1)  # (B, M, d)
         mask, raster = tokens.mask, None
         if mask is not None:
             # Padding may be anywhere, and must not decide who is in A and who in B.
             raster = mask.int().argsort(dim=1, descending=True, stable=True)
             metric, mask = gather_tokens(metric, raster), mask.gather(1, raster)
         similarity, partner = best_partners(metric, mask)
-        wanted, counts = None, None
+        to_merge, counts = None, None
         if tokens.mask is not None:
             present = tokens.mask.sum(dim=1)  # (B,)
-            wanted = self._counts_merged(present, dense_fraction)
-            counts = present - wanted
-        order, merged = keep_top(similarity, num_merged, wanted)  # (B, r) among A, and which of them count
+            to_merge = self._counts_merged(present, dense_fraction)
+            counts = present - to_merge
+        order, merged = keep_top(similarity, num_merged, to_merge)  # (B, r) among A, and which of them count
         source, target = 2 * order, 2 * partner.gather(1, order) + 1  # (B, r) among all
         if raster is not None:
             source = source + ~merged  # what does not count is the first of B, which stays
@@ -420,10 +422,10 @@ class MergeReducer(TokenReducer):
     def _counts_merged(self, present: torch.Tensor, dense_fraction: float) -> torch.Tensor:
         """`_num_merged` for images of `present` `(B,)` tokens."""
         if self.config.merge_r:
-            wanted = torch.full_like(present, self._merge_r(dense_fraction))
+            number = torch.full_like(present, self._merge_r(dense_fraction))
         else:
-            wanted = present - ceil_fraction(present, self.keep_rate(dense_fraction))
-        return wanted.minimum(present // 2)
+            number = present - ceil_fraction(present, self.keep_rate(dense_fraction))
+        return number.minimum(present // 2)
 
     @staticmethod
     def _where(

@@ -33,27 +33,27 @@ def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> 
 
 
 def count_selected(
-    patches: ImagePatches, wanted: int | float, dense_fraction: float
+    patches: ImagePatches, budget: int | float, dense_fraction: float
 ) -> tuple[int, torch.Tensor | None]:
     """How many patches the batch keeps, and each image of it: K, and `(B,)` or None if all keep K.
 
     Args:
         patches: all patches of the batch.
-        wanted: a number, or a share of each image's patches.
-        dense_fraction: 0 for what is wanted, 1 for all patches, linear between.
+        budget: a number, or a share of each image's patches.
+        dense_fraction: 0 for the budget, 1 for all patches, linear between.
     """
     if patches.is_whole:
-        target = resolve_num_selected(wanted, patches.num_patches)
+        target = resolve_num_selected(budget, patches.num_patches)
         return target + round(dense_fraction * (patches.num_patches - target)), None
     # Where there may be fewer than K patches, the image processor says so by a mask.
-    resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
+    resolve_num_selected(budget, patches.num_patches if patches.mask is None else max(1, budget))
     present = patches.grid.prod(dim=1)  # (B,)
-    target = (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+    target = (present.double() * budget).round().clamp(min=1).long() if isinstance(budget, float) else budget
     counts = target + ((present - target).clamp(min=0) * dense_fraction).round().long()
     if patches.mask is not None:
         counts = counts.minimum(patches.mask.sum(dim=1))
-    if isinstance(wanted, int) and dense_fraction == 0:
-        return wanted, None if patches.mask is None else counts
+    if isinstance(budget, int) and dense_fraction == 0:
+        return budget, None if patches.mask is None else counts
     return int(counts.max()), counts
 
 
@@ -72,21 +72,21 @@ def keep_top(
     """
     # By the lowest score that is kept: ONNX has no stable sort, and this is faster.
     best = scores.topk(num_selected, dim=-1).values  # (B, K)
-    lowest, wanted = best[:, -1:], num_selected
+    lowest, limit = best[:, -1:], num_selected
     if counts is not None:
-        wanted = counts[:, None]
-        lowest = best.gather(1, (wanted - 1).clamp(min=0))
+        limit = counts[:, None]
+        lowest = best.gather(1, (limit - 1).clamp(min=0))
     better, tied = ~(scores <= lowest), scores == lowest  # NaN is better than anything, as in sorting
     # An image may have a million patches: half the memory of int64, until few are left.
     rank = tied.cumsum(dim=-1, dtype=torch.int32)
-    kept = better | (tied & (rank <= wanted - better.sum(dim=-1, keepdim=True)))
+    kept = better | (tied & (rank <= limit - better.sum(dim=-1, keepdim=True)))
     place = (kept.cumsum(dim=-1, dtype=torch.int32) - 1).masked_fill(~kept, num_selected)
     place = place.clamp(max=num_selected).long()
     index = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
     indices = index.new_zeros(scores.shape[0], num_selected + 1).scatter(1, place, index)[:, :num_selected]
     if counts is None:
         return indices, None
-    return indices, torch.arange(num_selected, device=scores.device) < wanted
+    return indices, torch.arange(num_selected, device=scores.device) < limit
 
 
 def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.Tensor:
@@ -219,8 +219,8 @@ class PatchSelector(nn.Module, ABC):
         """
         ranks = scores
         if sample and self.exploration:
-            wanted = scores.new_full(scores.shape[:1], num_selected, dtype=torch.long)
-            ranks = explore(scores, self.exploration, wanted if counts is None else counts)
+            same = scores.new_full(scores.shape[:1], num_selected, dtype=torch.long)
+            ranks = explore(scores, self.exploration, same if counts is None else counts)
         indices, mask = keep_top(ranks, num_selected, counts)
         return Selection(indices, mask, scores)
 

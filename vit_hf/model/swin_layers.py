@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,7 +14,6 @@ from .layers import (
     AdaptiveViTAttention,
     AdaptiveViTMLP,
     AttentionContext,
-    AttentionProjections,
     Initialized,
     StochasticDepth,
 )
@@ -282,8 +281,8 @@ class WindowChooser:
         """`(B, K)` int64 ascending windows of a stage's `grid` to compute on; None for all."""
         if self.selector is None:
             return None
-        wanted = self.config.num_selected_windows
-        number = num_windows_selected(wanted, stage, layout.num_windows, self.dense_fraction)
+        budget = self.config.num_selected_windows
+        number = num_windows_selected(budget, stage, layout.num_windows, self.dense_fraction)
         # A stage may lie on another device.
         scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
@@ -355,13 +354,11 @@ class AdaptiveSwinAttention(Initialized, AdaptiveViTAttention):
             self.logit_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
             self.scaling = 1.0
 
-    def states(self, hidden_states: torch.Tensor, inputs: AttentionContext) -> AttentionProjections:
-        states = super().states(hidden_states, inputs)
+    def scale(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.logit_scale is None:
-            return states
+            return query, key
         scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        query, key = directions(states.query) * scale, directions(states.key)
-        return replace(states, query=query.to(states.query.dtype), key=key.to(states.key.dtype))
+        return (directions(query) * scale).to(query.dtype), directions(key).to(key.dtype)
 
     def reset_parameters(self, std: float) -> None:
         if self.logit_scale is not None:
@@ -407,7 +404,7 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
             hidden_states: `(B, N, D)` of a grid.
             layout: windows of the grid.
             indices: `(B, K)` of those to compute on; None for all.
-            output_attentions: whether attention weights are wanted.
+            output_attentions: whether attention weights are returned.
         """
         windows = layout.take(hidden_states, indices)  # (B, K * L, D)
         attention, weights = self._attend(windows, layout, indices, output_attentions)
@@ -428,12 +425,12 @@ class AdaptiveSwinLayer(GradientCheckpointingLayer):
             # Padding is zero also after the norm: it takes part in attention, as in Swin's own code.
             states = layout.without_padding(self.layernorm_before(windows), indices)
         length = layout.cells.shape[1]
-        inputs = AttentionContext(
+        context = AttentionContext(
             mask=layout.mask(windows.shape[0], indices, windows.dtype),
             bias=self._bias(states, layout),
             output_attentions=output_attentions,
         )
-        attention, weights, _ = self.attention(states.unflatten(1, (-1, length)).flatten(0, 1), inputs)
+        attention, weights, _ = self.attention(states.unflatten(1, (-1, length)).flatten(0, 1), context)
         attention = attention.view(windows.shape)
         return self._branch(attention, self.layernorm_before), weights if output_attentions else None
 
@@ -521,7 +518,7 @@ class AdaptiveSwinStage(nn.Module):
             grid: rows and columns.
             choose: which windows to compute on.
             always_partition: whether windows stay what they are on a grid that is not larger.
-            output_attentions: whether attention weights are wanted.
+            output_attentions: whether attention weights are returned.
         """
         window, shift = fit_window(grid, self.window, self.shift, self.is_fixed or always_partition)
         layouts, chosen = [], []

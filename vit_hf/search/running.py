@@ -9,11 +9,9 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..measure import alternate
+from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import SearchSpace, SubNetwork
-from ..model.modeling_adaptive_vit import (
-    AdaptiveViTForElasticImageClassification,
-    AdaptiveViTForImageClassification,
-)
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from ..training.augmentation import AugmentationArguments, EvaluationExamples
 from ..training.collation import ImageCollator

@@ -15,9 +15,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.modeling_adaptive_vit import AdaptiveViTForElasticImageClassification
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
 from .arguments import ArchitectureArguments, ModelArguments
