@@ -42,7 +42,7 @@ def make(model_class=AdaptiveViTForImageClassification, **fields):
     return model_class(tiny_config(**{**CNN, **fields})).eval()
 
 
-def stem_of(model) -> convolutional.ConvolutionalPatchEmbeddings:
+def stem_of(model) -> patch_embeddings.ConvolutionalPatchEmbeddings:
     return getattr(model, "vit", model).embeddings.patch_embeddings
 
 

@@ -46,7 +46,7 @@ def test_gradients_of_the_scores(pooling):
     images, labels = torch.randn(2, 3, 48, 48, dtype=torch.double), torch.tensor([1, 2])
     kept = model(images).selected_patches
     scores = torch.randn(2, 6, dtype=torch.double, requires_grad=True)
-    model.vit.selector._attend = lambda embeddings: scores
+    model.vit.selector.attend = lambda embeddings: scores
 
     def loss() -> torch.Tensor:
         return model(images, labels=labels, selected_patches=kept).loss

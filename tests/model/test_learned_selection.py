@@ -188,9 +188,7 @@ class TestPerturbed:
     scores = torch.tensor([0.3, 0.5, 0.1, 0.42, 0.47])
 
     def with_noise(self, monkeypatch, noise, chunk):
-        monkeypatch.setattr(
-            selectors, "_noise_chunks", lambda scores, number, seed: noise.split(chunk, dim=1)
-        )
+        monkeypatch.setattr(selectors, "noise_chunks", lambda scores, number, seed: noise.split(chunk, dim=1))
 
     def test_forward_is_the_mean_of_indicators(self, monkeypatch):
         scores, noise = torch.rand(2, 7), torch.randn(2, 40, 7)
@@ -224,7 +222,7 @@ class TestPerturbed:
     def test_noise_is_that_of_the_seed_in_chunks_that_fit(self, monkeypatch):
         monkeypatch.setattr(selectors, "CHUNK_SIZE", 3000)
         scores = torch.zeros(2, 100)
-        first, again = (list(selectors._noise_chunks(scores, 500, 7)) for _ in range(2))
+        first, again = (list(selectors.noise_chunks(scores, 500, 7)) for _ in range(2))
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
         assert [noise.shape for noise in first] == [(2, 15, 100)] * 33 + [(2, 5, 100)]
         noise = torch.cat(first, dim=1)

@@ -24,7 +24,7 @@ from vit_hf import (
     register_patch_selector,
     register_position_encoding,
 )
-from vit_hf.model.shipping import CannotTravel, _rewrite
+from vit_hf.model.shipping import CannotTravel, rewrite
 
 
 POSITIONS = """
@@ -60,7 +60,7 @@ def distance_to_centre(coordinates, grid):
 
 SELECTORS = """
 from selector_parts import brightness
-from vit_hf.model.selection_base import PatchSelector; from math import pi
+from vit_hf.model.selection import PatchSelector; from math import pi
 from vit_hf import (
     Reduction as Result,
     TokenReducer,
@@ -342,11 +342,11 @@ class TestWhatCannotTravel:
         path = own_files / "own" / "my_positions.py"
         path.write_text(text)
         with pytest.raises(CannotTravel, match=message):
-            _rewrite(path)
+            rewrite(path)
 
     def test_name_of_a_file_of_ours(self, own_files, caplog):
         shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "patches.py")
-        model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.patches.Rings"))
         assert "patches.py has the name of a file of vit_hf" in caplog.text
         with pytest.raises(CannotTravel, match=r"patches\.py has the name of a file of vit_hf") as caught:
             model.save_pretrained(own_files / "saved")
@@ -389,14 +389,14 @@ def test_code_is_rewritten_where_it_stands(tmp_path):
     path.write_text(
         "é = 1; b = 2\n"
         "if é:\n    from vit_hf import PositionEncoding, POSITION_ENCODINGS; import math\n"
-        "from vit_hf.model.selection_base import keep_top as top  # a comment\n"
+        "from vit_hf.model.selection import keep_top as top  # a comment\n"
         "from vit_hf import (\n    PatchTokens,\n)\n"
     )
-    text, siblings = _rewrite(path)
+    text, siblings = rewrite(path)
     assert text == (
         "é = 1; b = 2\n"
         "if é:\n    from .positions import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
         "from .selection_base import keep_top as top  # a comment\n"
-        "from .tokens import PatchTokens\n"
+        "from .patches import PatchTokens\n"
     )
     assert not siblings

@@ -116,6 +116,33 @@ POOLINGS: dict[str, type[Pooling]] = {
 }
 
 
+class ImageClassifier:
+    """The classifier that models of all architectures share; a mixin."""
+
+    def add_classifier(self, config, pooling: Pooling, hidden_size: int | None = None) -> None:
+        """Adds the layers, once the model has its encoder.
+
+        Args:
+            config: of the model.
+            pooling: makes one vector of the tokens.
+            hidden_size: of a dense layer with tanh before the classifier; None for no such layer.
+        """
+        # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
+        self.loss_type = "ForImageClassification"
+        self.num_labels = config.num_labels
+        self.pooling = pooling
+        size = config.hidden_size * pooling.num_vectors
+        self.pre_classifier = None if hidden_size is None else nn.Linear(size, hidden_size)
+        size = size if hidden_size is None else hidden_size
+        self.classifier = nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, num_labels)` of pooled hidden states."""
+        if self.pre_classifier is not None:
+            pooled = self.pre_classifier(pooled).tanh()
+        return self.classifier(pooled)
+
+
 def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
     """Refuses labels that stand for nothing (on a GPU a wrong index would kill the process instead).
 
@@ -235,10 +262,14 @@ def masked_reconstruction_loss(
     """Mean absolute error over the pixels of masked patches.
 
     Args:
-        pixel_values, reconstruction: `(B, C, H, W)`.
+        pixel_values, reconstruction: `(B, C, H, W)`; compared where both are, as images may end in the middle of a patch.
         masked: `(B, R, S)` bool, one for each patch; the last row and column may reach beyond the image.
         patch_size: height and width in pixels.
     """
+    height, width = (
+        min(sides) for sides in zip(pixel_values.shape[2:], reconstruction.shape[2:], strict=True)
+    )
+    pixel_values, reconstruction = pixel_values[..., :height, :width], reconstruction[..., :height, :width]
     mask = masked.repeat_interleave(patch_size[0], 1).repeat_interleave(patch_size[1], 2).unsqueeze(1)
     mask = mask[..., : pixel_values.shape[-2], : pixel_values.shape[-1]].to(reconstruction.device)
     error = (pixel_values.to(reconstruction.device) - reconstruction).abs()

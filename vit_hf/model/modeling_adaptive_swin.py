@@ -17,8 +17,15 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
-from .heads import MaskedImageDecoder, MeanPooling, classification_loss, masked_reconstruction_loss
+from .heads import (
+    ImageClassifier,
+    MaskedImageDecoder,
+    MeanPooling,
+    classification_loss,
+    masked_reconstruction_loss,
+)
 from .layers import Initialized
+from .outputs import SelectionOutput
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches, check_finite
 from .positions import Learned
@@ -29,61 +36,48 @@ from .swin_layers import AdaptiveSwinStage, Choose, StageConfig, StageResult, Wi
 
 
 @dataclass
-class AdaptiveSwinModelOutput(BaseModelOutputWithPooling):
-    """Hidden states, and what was selected and why.
+class WindowOutput(SelectionOutput):
+    """What was selected, as windows.
+
+    Attributes:
+        selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block computed
+            on, -1 for padding; all patches in raster order where it computed on all.
+        reshaped_hidden_states: `hidden_states` as `(B, D, R, S)`.
+        selected_windows: for each stage, `(B, K)` int64 raster indices of the windows that blocks without shift computed
+            on; None without a selector.
+        selected_shifted_windows: the same for blocks with shift, of windows of the rolled grid.
+    """
+
+    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    selected_windows: tuple[torch.LongTensor, ...] | None = None
+    selected_shifted_windows: tuple[torch.LongTensor, ...] | None = None
+
+
+@dataclass
+class AdaptiveSwinModelOutput(WindowOutput, BaseModelOutputWithPooling):
+    """Hidden states, and what was selected and why: see `WindowOutput` and `SelectionOutput`.
 
     Attributes:
         last_hidden_state: `(B, N, D)` of the last stage's grid, in raster order.
         pooler_output: `(B, D)` their mean.
         hidden_states: what enters the first stage and what each stage gives to the next, `(B, N, D)` of their grids.
-        reshaped_hidden_states: the same as `(B, D, R, S)`.
         attentions: of each stage the last block's, `(B * K, heads, L, L)`, windows of one image after another.
-        selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block computed
-            on, -1 for padding; all patches in raster order where it computed on all.
-        selected_windows: for each stage, `(B, K)` int64 raster indices of the windows that blocks without shift computed
-            on; None without a selector.
-        selected_shifted_windows: the same for blocks with shift, of windows of the rolled grid.
-        patch_scores: `(B, N)` the selector's scores of all patches; None without a selector.
-        spatial_shapes: `(B, 2)` int64 rows and columns of the grid of patches.
-        selection_loss: what training a selector adds to the loss, if anything.
     """
 
-    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    selected_patches: torch.LongTensor | None = None
-    selected_windows: tuple[torch.LongTensor, ...] | None = None
-    selected_shifted_windows: tuple[torch.LongTensor, ...] | None = None
-    patch_scores: torch.FloatTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+
+@dataclass
+class AdaptiveSwinImageClassifierOutput(WindowOutput, ImageClassifierOutput):
+    """Logits `(B, num_labels)`, and what was selected."""
 
 
 @dataclass
-class AdaptiveSwinImageClassifierOutput(ImageClassifierOutput):
-    """Logits `(B, num_labels)`, and what was selected: see `AdaptiveSwinModelOutput`."""
-
-    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    selected_patches: torch.LongTensor | None = None
-    selected_windows: tuple[torch.LongTensor, ...] | None = None
-    selected_shifted_windows: tuple[torch.LongTensor, ...] | None = None
-    patch_scores: torch.FloatTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+class AdaptiveSwinMaskedImageModelingOutput(WindowOutput, MaskedImageModelingOutput):
+    """Reconstruction `(B, C, H, W)` in pixels, and what was selected."""
 
 
 @dataclass
-class AdaptiveSwinMaskedImageModelingOutput(MaskedImageModelingOutput):
-    """Reconstruction `(B, C, H, W)` in pixels, and what `AdaptiveSwinModelOutput` has."""
-
-    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    spatial_shapes: torch.LongTensor | None = None
-
-
-@dataclass
-class AdaptiveSwinBackboneOutput(BackboneOutput):
-    """Feature maps, and of `AdaptiveSwinModelOutput` what was selected."""
-
-    selected_patches: torch.LongTensor | None = None
-    selection_loss: torch.FloatTensor | None = None
+class AdaptiveSwinBackboneOutput(WindowOutput, BackboneOutput):
+    """Feature maps, and what was selected."""
 
 
 MODULE = "modeling_adaptive_swin"
@@ -196,16 +190,6 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
         initialize_own(module, self.config.initializer_range)
 
 
-@dataclass
-class SwinPass:
-    """What a pass through the model left: embeddings `(B, N, D)`, stages, and what chose their windows."""
-
-    embeddings: torch.Tensor
-    stages: list[StageResult]
-    chooser: WindowChooser
-    outputs: AdaptiveSwinModelOutput
-
-
 class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
     """The encoder without a head.
 
@@ -244,7 +228,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         always_partition: bool = False,
         sample_selection: bool | None = None,
         dense_fraction: float | None = None,
-        **kwargs,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> AdaptiveSwinModelOutput:
         """
         Args:
@@ -260,63 +245,76 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         Raises:
             ValueError: if the input has the wrong shape, or is not finite.
         """
-        return self._compute(
-            pixel_values,
-            bool_masked_pos,
-            interpolate_pos_encoding,
-            always_partition,
-            sample_selection,
-            dense_fraction,
-            **kwargs,
-        ).outputs
-
-    def _compute(
-        self,
-        pixel_values: torch.Tensor,
-        bool_masked_pos: torch.BoolTensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        always_partition: bool = False,
-        sample_selection: bool | None = None,
-        dense_fraction: float | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> SwinPass:
-        config = self.config
-        if output_attentions is None:
-            output_attentions = config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = config.output_hidden_states
         patches = self.to_patches(pixel_values, interpolate_pos_encoding)
+        embeddings = self.embed(patches, bool_masked_pos)
+        chooser = self.window_chooser(patches, sample_selection, dense_fraction)
+        stages = self.encode(embeddings, patches, chooser, always_partition, output_attentions)
+        return self.outputs(patches, embeddings, stages, chooser, output_hidden_states)
+
+    def embed(self, patches: ImagePatches, bool_masked_pos: torch.BoolTensor | None = None) -> torch.Tensor:
+        """Embeds all patches, `(B, N, D)`."""
         embeddings = self.embeddings(patches, bool_masked_pos)
         check_finite(embeddings, "pixel_values")
-        sample = self.training if sample_selection is None else sample_selection
+        return embeddings
+
+    def window_chooser(
+        self, patches: ImagePatches, sample: bool | None = None, dense_fraction: float | None = None
+    ) -> WindowChooser:
+        """Chooses windows for each stage as it begins; arguments as of `forward`."""
+        sample = self.training if sample is None else sample
         if dense_fraction is None:
             dense_fraction = self.dense_fraction if self.training else 0.0
-        chooser = WindowChooser(config, self.selector, patches, dense_fraction, sample)
-        stages = self.encoder(embeddings, patches.full_grid, chooser, always_partition, output_attentions)
+        return WindowChooser(self.config, self.selector, patches, dense_fraction, sample)
+
+    def encode(
+        self,
+        embeddings: torch.Tensor,
+        patches: ImagePatches,
+        chooser: WindowChooser,
+        always_partition: bool = False,
+        output_attentions: bool | None = None,
+    ) -> list[StageResult]:
+        """Runs the stages."""
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        return self.encoder(embeddings, patches.full_grid, chooser, always_partition, output_attentions)
+
+    def outputs(
+        self,
+        patches: ImagePatches,
+        embeddings: torch.Tensor,
+        stages: list[StageResult],
+        chooser: WindowChooser,
+        output_hidden_states: bool | None = None,
+    ) -> AdaptiveSwinModelOutput:
+        """Collects what the model returns."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         last = self.layernorm(stages[-1].states)
+        has_weights = stages[0].weights is not None
         outputs = AdaptiveSwinModelOutput(
             last_hidden_state=last,
             pooler_output=last.mean(dim=1) if self.add_pooling_layer else None,
-            attentions=tuple(stage.weights for stage in stages) if output_attentions else None,
+            attentions=tuple(stage.weights for stage in stages) if has_weights else None,
             patch_scores=chooser.scores,
             spatial_shapes=patches.grid,
             selected_patches=_selected_patches(stages[0], patches),
-            selection_loss=chooser.loss() if self.training and sample else None,
+            selection_loss=chooser.loss() if self.training and chooser.sample else None,
         )
         if output_hidden_states:
-            states = [(embeddings, patches.full_grid)] + [
-                (stage.merged, stage.merged_grid) for stage in stages
-            ]
+            states = [(embeddings, patches.full_grid)]
+            states += [(stage.merged, stage.merged_grid) for stage in stages]
             outputs.hidden_states = tuple(values for values, _ in states)
             outputs.reshaped_hidden_states = tuple(to_map(*state) for state in states)
         if self.selector is not None:
             number = patches.grid.shape[0]
             outputs.selected_windows = tuple(_chosen(stage, 0, number) for stage in stages)
             outputs.selected_shifted_windows = tuple(_chosen(stage, -1, number) for stage in stages)
-        return SwinPass(embeddings, stages, chooser, outputs)
+        return outputs
 
-    def to_patches(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> ImagePatches:
+    def to_patches(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
+    ) -> ImagePatches:
         """Cuts images, padded with zeros, to patches; see `forward`."""
         if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
             height, width = self.embeddings.patch_embeddings.patch_size
@@ -382,21 +380,15 @@ for _name in ("Model", "ForImageClassification", "ForMaskedImageModeling", "Back
     )
 
 
-class AdaptiveSwinForImageClassification(AdaptiveSwinPreTrainedModel):
+class AdaptiveSwinForImageClassification(ImageClassifier, AdaptiveSwinPreTrainedModel):
     """The encoder with a linear classifier on the mean of its last hidden states."""
 
     _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: AdaptiveSwinConfig):
         super().__init__(config)
-        # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
-        self.loss_type = "ForImageClassification"
-        self.num_labels = config.num_labels
         self.swin = AdaptiveSwinModel(config, add_pooling_layer=False)
-        self.pooling = MeanPooling(config)
-        self.classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
-        )
+        self.add_classifier(config, MeanPooling(config))
         self.post_init()
 
     @can_return_tuple
@@ -419,25 +411,13 @@ class AdaptiveSwinForImageClassification(AdaptiveSwinPreTrainedModel):
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
         states = outputs.last_hidden_state
-        logits = self.classifier(self.pooling(states, states.shape[1], None))
+        logits = self.classify(self.pooling(states, states.shape[1], None))
         loss = None
         if labels is not None:
             loss = classification_loss(self, labels, logits)
             if outputs.selection_loss is not None:
                 loss = loss + outputs.selection_loss
-        return AdaptiveSwinImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-            selected_patches=outputs.selected_patches,
-            selected_windows=outputs.selected_windows,
-            selected_shifted_windows=outputs.selected_shifted_windows,
-            patch_scores=outputs.patch_scores,
-            spatial_shapes=outputs.spatial_shapes,
-            selection_loss=outputs.selection_loss,
-        )
+        return AdaptiveSwinImageClassifierOutput.from_outputs(outputs, loss=loss, logits=logits)
 
 
 class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
@@ -496,13 +476,8 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
         if bool_masked_pos is not None:
             masked = bool_masked_pos.unflatten(1, (rows, columns))
             loss = masked_reconstruction_loss(pixel_values, reconstruction, masked, patch_size)
-        return AdaptiveSwinMaskedImageModelingOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            reshaped_hidden_states=outputs.reshaped_hidden_states,
-            spatial_shapes=outputs.spatial_shapes,
+        return AdaptiveSwinMaskedImageModelingOutput.from_outputs(
+            outputs, loss=loss, reconstruction=reconstruction
         )
 
 
@@ -544,18 +519,31 @@ class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, always_partition: bool = True, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool | None = None,
+        always_partition: bool = True,
+        sample_selection: bool | None = None,
+        dense_fraction: float | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> AdaptiveSwinBackboneOutput:
         """
         Args:
-            pixel_values: `(B, C, H, W)`; `AdaptiveSwinModel.forward` takes the other arguments as well.
+            pixel_values: `(B, C, H, W)`.
+            interpolate_pos_encoding, always_partition, sample_selection, dense_fraction: see
+                `AdaptiveSwinModel.forward`.
 
         Returns:
             `feature_maps`, one for each of `out_features`, `(B, D, R, S)`.
         """
-        done = self._compute(pixel_values, always_partition=always_partition, **kwargs)
-        states = {"stem": (done.embeddings, done.stages[0].grid)}
-        for number, stage in enumerate(done.stages, start=1):
+        patches = self.to_patches(pixel_values, interpolate_pos_encoding)
+        embeddings = self.embed(patches)
+        chooser = self.window_chooser(patches, sample_selection, dense_fraction)
+        stages = self.encode(embeddings, patches, chooser, always_partition, output_attentions)
+        outputs = self.outputs(patches, embeddings, stages, chooser, output_hidden_states)
+        states = {"stem": (embeddings, stages[0].grid)}
+        for number, stage in enumerate(stages, start=1):
             states[f"stage{number}"] = (stage.states, stage.grid)
         maps = []
         for name in self.out_features:
@@ -563,13 +551,7 @@ class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
             if name in self.hidden_states_norms:
                 values = self.hidden_states_norms[name](values)
             maps.append(to_map(values, grid))
-        return AdaptiveSwinBackboneOutput(
-            feature_maps=tuple(maps),
-            hidden_states=done.outputs.hidden_states,
-            attentions=done.outputs.attentions,
-            selected_patches=done.outputs.selected_patches,
-            selection_loss=done.outputs.selection_loss,
-        )
+        return AdaptiveSwinBackboneOutput.from_outputs(outputs, feature_maps=tuple(maps))
 
 
 __all__ = [

@@ -15,6 +15,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .heads import (
     POOLINGS,
     AdaptiveViTPooler,
+    ImageClassifier,
     MaskedImageDecoder,
     classification_loss,
     distillation_loss,
@@ -432,24 +433,15 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         return normalize(self.layernorm, hidden_states, mask)
 
 
-class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
+class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedModel):
     """The encoder with a linear classifier on the CLS token, or on what else `config.pooling` makes of the tokens."""
 
     _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: AdaptiveViTConfig):
         super().__init__(config)
-        # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
-        self.loss_type = "ForImageClassification"
-        self.num_labels = config.num_labels
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.pooling = POOLINGS[config.pooling](config)
-        size = config.hidden_size * self.pooling.num_vectors
-        self.pre_classifier = None
-        if config.classifier_hidden_size is not None:
-            self.pre_classifier = nn.Linear(size, config.classifier_hidden_size)
-            size = config.classifier_hidden_size
-        self.classifier = nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
+        self.add_classifier(config, POOLINGS[config.pooling](config), config.classifier_hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -477,7 +469,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             **kwargs,
         }
         outputs = self.vit(**inputs, return_dict=True)
-        logits = self._classify(outputs)
+        logits = self._logits_of(outputs)
         loss, selection_loss = None, outputs.selection_loss
         if labels is not None:
             loss = classification_loss(self, labels, logits)
@@ -492,22 +484,18 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             outputs, loss=loss, logits=logits, selection_loss=selection_loss
         )
 
-    def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
-        num_tokens = outputs.token_coordinates.shape[1]
-        return self._answer(self.pooling(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
-
-    def _classify_dense(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
-        """The answer that all tokens which entered the encoder give."""
-        weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
-        num_tokens = outputs.patch_coordinates.shape[1]
-        return self._answer(self.pooling(outputs.dense_hidden_state, num_tokens, weights))
-
-    def _answer(self, pooled: torch.Tensor) -> torch.Tensor:
+    def _logits(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of a sequence whose last `num_tokens` stand for patches, by their `weights`."""
+        pooled = self.pooling(hidden_states, num_tokens, weights)
         if self.config.final_norm == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
-        if self.pre_classifier is not None:
-            pooled = self.pre_classifier(pooled).tanh()
-        return self.classifier(pooled)
+        return self.classify(pooled)
+
+    def _logits_of(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+        num_tokens = outputs.token_coordinates.shape[1]
+        return self._logits(outputs.last_hidden_state, num_tokens, outputs.token_sizes)
 
     def _selection_losses(
         self,
@@ -521,7 +509,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
                 kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
-                greedy = self._classify(self.vit(**kwargs))
+                greedy = self._logits_of(self.vit(**kwargs))
             rewards = [
                 reward_per_image(config.policy_reward, labels, answer, config.problem_type)
                 for answer in (logits.detach(), greedy)
@@ -529,7 +517,9 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
             with torch.no_grad():
-                teacher = self._classify_dense(outputs)
+                weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
+                num_tokens = outputs.patch_coordinates.shape[1]
+                teacher = self._logits(outputs.dense_hidden_state, num_tokens, weights)
             divergence = distillation_loss(logits, teacher, config.problem_type)
             losses.append(config.gumbel_distillation_weight * divergence)
         return losses
@@ -692,10 +682,8 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
         reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, (rows, columns)))
         loss = None
         if bool_masked_pos is not None:
-            whole = pixel_values[:, :, : rows * stride, : columns * stride]
-            loss = masked_reconstruction_loss(
-                whole, reconstruction, bool_masked_pos.unflatten(1, (rows, columns)), patch_size
-            )
+            masked = bool_masked_pos.unflatten(1, (rows, columns))
+            loss = masked_reconstruction_loss(pixel_values, reconstruction, masked, patch_size)
         return AdaptiveViTMaskedImageModelingOutput.from_outputs(
             outputs, loss=loss, reconstruction=reconstruction
         )
@@ -829,12 +817,13 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
         pixel_attention_mask: torch.Tensor | None = None,
         selected_patches: torch.LongTensor | None = None,
         sample_selection: bool | None = None,
+        dense_fraction: float | None = None,
         **kwargs,
     ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches, sample_selection:
-                see `AdaptiveViTModel.forward`.
+            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches, sample_selection,
+                dense_fraction: see `AdaptiveViTModel.forward`.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or, with `reshape_hidden_states=False`,
@@ -847,9 +836,9 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
         patches = ImagePatches.from_inputs(
             self.config, pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask
         )
-        selection = self.select(patches, selected_patches, sample_selection)
+        selection = self.select(patches, selected_patches, sample_selection, dense_fraction)
         sequence = self.embed(patches, selection)
-        encoded = self.encode(sequence, stages=numbers, **kwargs)
+        encoded = self.encode(sequence, dense_fraction, numbers, **kwargs)
         outputs = self.outputs(patches, selection, sequence, encoded)
         norm = self.config.apply_layernorm
         stages = [self.restore(stage, patches, selection, sequence, norm) for stage in encoded.stages]

@@ -129,10 +129,10 @@ class CrossAttentionSelector(Initialized, PatchSelector):
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         with torch.no_grad():
-            return self._attend(probe.embed(patches))
+            return self.attend(probe.embed(patches))
 
     def token_weights(self, tokens: PatchTokens) -> torch.Tensor:
-        scores = self._attend(tokens.features)
+        scores = self.attend(tokens.features)
         if tokens.mask is None:
             return scores.softmax(dim=-1) * scores.shape[1]
         scores = scores.masked_fill(~tokens.mask, -torch.inf)
@@ -141,7 +141,7 @@ class CrossAttentionSelector(Initialized, PatchSelector):
     def reset_parameters(self, std: float) -> None:
         init.normal_(self.query)
 
-    def _attend(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def attend(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.
 
         Not divided by its sum over patches, so that it depends on one patch alone.
@@ -236,7 +236,7 @@ class _PerturbedTopK(torch.autograd.Function):
         greedy, present = keep_top(scores, num_selected, counts)
         row = torch.arange(num_selected, device=scores.device) * num_patches
         kept = []
-        for noise in _noise_chunks(scores, num_samples, seed):
+        for noise in noise_chunks(scores, num_samples, seed):
             noisy = (scores.unsqueeze(1) + sigma * noise).flatten(0, 1)  # (B * chunk, N)
             if counts is None:  # noise leaves no ties, so the faster of the two will do
                 indices = noisy.topk(num_selected, sorted=False).indices.sort().values
@@ -266,7 +266,7 @@ class _PerturbedTopK(torch.autograd.Function):
         if num_samples > 1:
             value = (value - value.mean(dim=1, keepdim=True)) * (num_samples / (num_samples - 1))
         result, start = torch.zeros_like(scores, dtype=torch.float32), 0
-        for noise in _noise_chunks(scores, num_samples, ctx.seed):
+        for noise in noise_chunks(scores, num_samples, ctx.seed):
             result += torch.einsum("bs,bsn->bn", value[:, start : start + noise.shape[1]], noise)
             start += noise.shape[1]
         result = result / (num_samples * ctx.sigma)
@@ -297,7 +297,7 @@ def _in_place_of(
     return torch.where(leaves, newcomer, greedy)
 
 
-def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
+def noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
     """Gaussian noise `(B, chunk, N)` for all samples, the same for the same seed."""
     generator = torch.Generator(scores.device).manual_seed(seed)
     batch_size, num_patches = scores.shape

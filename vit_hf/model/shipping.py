@@ -63,13 +63,13 @@ def files_to_save(classes: Mapping[str, type]) -> dict[str, str]:
             raise CannotTravel(f"{path} and {origins[path.stem]} have the same name. Rename one.")
         if f"{path.stem}.py" in texts:
             continue
-        text, siblings = _rewrite(path)
+        text, siblings = rewrite(path)
         texts[f"{path.stem}.py"] = text
         waiting += siblings
     return texts
 
 
-def _rewrite(path: Path) -> tuple[str, list[Path]]:
+def rewrite(path: Path) -> tuple[str, list[Path]]:
     """A file's text with imports of the form above, and the files beside it that it imports."""
     # Columns of `ast` count bytes.
     lines = path.read_text(encoding="utf-8").encode().splitlines(keepends=True)
