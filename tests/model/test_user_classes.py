@@ -396,7 +396,7 @@ def test_code_is_rewritten_where_it_stands(tmp_path):
     assert text == (
         "é = 1; b = 2\n"
         "if é:\n    from .positions import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
-        "from .selection_base import keep_top as top  # a comment\n"
+        "from .selection import keep_top as top  # a comment\n"
         "from .patches import PatchTokens\n"
     )
     assert not siblings

@@ -113,7 +113,7 @@ def _check_per_stage(config, name: str, least: int) -> None:
 
 
 def check_foreign_fields(config) -> None:
-    """What only a ViT has."""
+    """Refuses fields that only a ViT has."""
     for name, reason in FOREIGN.items():
         value = getattr(config, name, None)
         if value:
@@ -121,7 +121,7 @@ def check_foreign_fields(config) -> None:
 
 
 def check_window_selection(config) -> None:
-    """What computes on fewer windows."""
+    """Checks the selection of windows."""
     number = config.num_selected_windows
     if config.patch_selector in UNFIT:
         raise ValueError(
@@ -323,7 +323,7 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
-    """What a configuration of transformers' SwinV2 says in other words than ours.
+    """Translates a configuration of transformers' SwinV2 to our fields.
 
     There the native size decides on windows and shifts, once and for all sizes.
 

@@ -1,4 +1,4 @@
-"""Whether the fields of a configuration fit together. Each function raises a ValueError that says what does not."""
+"""Checks of configuration fields against each other. Each function raises a ValueError that names the fault."""
 
 import math
 
@@ -148,7 +148,7 @@ def check_positions(config) -> None:
 
 
 def check_volume_positions(config) -> None:
-    """The same with a third axis. What is left over of a third of the channels goes without a position."""
+    """Checks position encodings of videos. Channels beyond a third for each axis have no position."""
     name = config.position_encoding
     head_dim = head_dim_of(config)
     if name in ("rotary", "rotary_mixed", "learned_rotary") and (head_dim < 6 or head_dim % 2):
@@ -194,7 +194,7 @@ def check_position_options(config, num_axes: int) -> None:
 
 
 def check_selection(config) -> None:
-    """What goes before the encoder."""
+    """Checks patch selection, before the encoder."""
     number = config.num_selected_patches
     if config.patch_selector is None:
         for name, value in (("num_selected_patches", number), ("exploration", config.exploration or None)):
@@ -278,7 +278,7 @@ def check_selection_options(config) -> None:
 
 
 def check_reduction(config) -> None:
-    """What goes inside the encoder."""
+    """Checks token reduction, inside the encoder."""
     if not 0 < config.keep_rate <= 1:
         raise ValueError(f"keep_rate={config.keep_rate} is a share of the tokens and must lie in (0, 1].")
     if config.token_reducer is None:
@@ -318,7 +318,7 @@ def check_reduction(config) -> None:
 
 
 def check_decoder(config) -> None:
-    """What reconstructs in pretraining, which there is of images alone."""
+    """Checks the MAE decoder's options (images only)."""
     if has_frames(config):
         return
     if not 0 < config.mask_ratio < 1:

@@ -1,4 +1,4 @@
-"""One classifier that holds many: sub-networks are run, trained and extracted. See `elastic_space.py`."""
+"""Elastic classifiers: one set of weights, many sub-networks to run, train and extract. See `elastic_space.py`."""
 
 import random
 from collections import OrderedDict
@@ -61,7 +61,7 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         interpolate_pos_encoding: bool | None = None,
         **kwargs,
     ) -> AdaptiveViTImageClassifierOutput:
-        """As `AdaptiveViTForImageClassification.forward`, of the sub-network that is set.
+        """Runs the active sub-network; see `AdaptiveViTForImageClassification.forward`.
 
         While training, of one that is drawn; or, with `config.elastic_distillation`, of the largest, with the mean loss
         of all that were run (the papers sum; a mean leaves learning rate and clipping what they are for one network).
@@ -88,7 +88,7 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         return self._sandwich(generator, inputs)
 
     def set_subnetwork(self, subnetwork: SubNetwork | None) -> None:
-        """What the model is outside training; None for the largest.
+        """Sets the sub-network that runs in evaluation; None for the largest.
 
         Raises:
             ValueError: if it is none of the space.
@@ -130,7 +130,7 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
             init.zeros_(self.elastic_steps)
 
     def _next_generator(self) -> random.Random:
-        """The chance of a training step: the same in every process, and again when the step is repeated."""
+        """Random numbers of a training step: equal in every process, and when the step is repeated."""
         step = int(self.elastic_steps)
         self.elastic_steps += 1
         return random.Random(f"{self.config.elastic_seed} {step}")
@@ -173,7 +173,7 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         return outputs
 
     def _parts(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """The first parts of the own parameters and buffers, in the shapes of a sub-network's.
+        """Slices the first parts of parameters and buffers, in the shapes of a sub-network's.
 
         Raises:
             ValueError: if they are no longer there by their names.

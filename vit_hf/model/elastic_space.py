@@ -1,4 +1,4 @@
-"""Which sub-networks an elastic ViT has. AutoFormer (Chen et al., 2021), section 3: weight entanglement.
+"""Sub-networks of an elastic ViT. AutoFormer (Chen et al., 2021), section 3: weight entanglement.
 
 A sub-network's parameter is the first part, along each axis, of the supernet's parameter of the same name. So what cannot
 be cut like that is refused here.
@@ -67,7 +67,7 @@ class SubNetwork:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What may be chosen, each ascending; heads and ratios for each block by itself.
+    """Choices, each ascending; heads and ratios are chosen for each block by itself.
 
     Attributes:
         hidden_sizes, depths, num_attention_heads, mlp_ratios, keep_rates: see `elastic_...` of `AdaptiveViTConfig`.
@@ -135,7 +135,7 @@ class SearchSpace:
 
 
 def is_elastic(config) -> bool:
-    """Whether a configuration leaves anything open."""
+    """Tells whether a configuration leaves anything open."""
     return any(getattr(config, name, None) is not None for name in CHOICES)
 
 

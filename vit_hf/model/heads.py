@@ -1,4 +1,4 @@
-"""From hidden states to an answer."""
+"""Heads: poolings, the classifier, losses, and the decoder of masked images."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class AdaptiveViTPooler(nn.Module):
 
 
 class Pooling(nn.Module):
-    """What the classifier reads of a sequence: the CLS token, `(B, D)`."""
+    """Pools a sequence for the classifier: the CLS token, `(B, D)`."""
 
     # Of how many vectors the answer consists.
     num_vectors = 1
@@ -195,7 +195,7 @@ def loss_per_image(labels: torch.Tensor, logits: torch.Tensor, problem_type: str
 def reward_per_image(
     kind: str, labels: torch.Tensor, logits: torch.Tensor, problem_type: str
 ) -> torch.Tensor:
-    """What an answer is worth, `(B,)`.
+    """Reward of each image's prediction, `(B,)`.
 
     Args:
         kind: "cross_entropy" for how much the loss falls (what it falls from is the same for any selection), or

@@ -1,4 +1,4 @@
-"""What both image processors have in common: options, the cap on the longest edge, cutting, saving.
+"""Shared part of both image processors: options, resizing, cutting, saving, segmentation maps.
 
 `return_patches=True` moves the first two stages of the model, cutting and selecting, into the data loader, where
 the K patches that matter are all that leaves it.

@@ -20,7 +20,7 @@ from .patches import TokenSequence, move_fields
 from .sizes import head_dim_of, heads_of, intermediate_size_of
 
 
-# Those of transformers, and one that it lacks.
+# Activations of transformers, and one that it lacks.
 ACTIVATIONS = {**{name: partial(ACT2FN.__getitem__, name) for name in ACT2FN}, "elu": nn.ELU}
 
 
@@ -87,7 +87,7 @@ def make_inner_norm(config, size: int, enabled: bool) -> nn.Module:
 
 
 def normalize(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """A norm of hidden states `(B, T, D)`, whose last tokens have a mask `(B, M)`, or all `(B, T)`."""
+    """Normalizes hidden states `(B, T, D)`, whose last tokens have a mask `(B, M)`, or all `(B, T)`."""
     if not isinstance(norm, TokenBatchNorm) or mask is None:
         return norm(hidden_states)
     return norm(
@@ -193,7 +193,7 @@ def eager_attention_forward(
 
 @dataclass
 class AttentionContext:
-    """What attention needs to know beside the hidden states.
+    """Masks and positions for attention.
 
     Attributes:
         mask: in the form that the implementation wants, with `key_bias` in it where that is possible; None for none.
@@ -212,7 +212,7 @@ class AttentionContext:
     output_attentions: bool = False
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "AttentionContext":
-        """The same on another device; what accelerate calls where a model is spread over several."""
+        """Moves all tensors; accelerate calls this where a model is spread over several devices."""
         return move_fields(self, device, non_blocking)
 
     @classmethod
@@ -252,7 +252,7 @@ class AttentionContext:
         return cls(attention_mask, key_mask, key_bias, output_attentions=output_attentions)
 
     def slice_heads(self, num_heads: int) -> "AttentionContext":
-        """The same for a block that has only the first heads of those that the position encoding counts."""
+        """Keeps the first heads, for a block with fewer than the position encoding counts."""
         rotation, bias = self.rotation, self.bias
         if rotation is not None and rotation[0].shape[1] > num_heads:
             rotation = tuple(part[:, :num_heads] for part in rotation)
@@ -268,7 +268,7 @@ class AttentionContext:
         rotation: tuple[torch.Tensor, torch.Tensor] | None,
         bias: torch.Tensor | None,
     ) -> "AttentionContext":
-        """The same with what a position encoding says of a block.
+        """Adds a block's rotation and bias.
 
         Raises:
             ValueError: for a bias beside flash attention.
@@ -318,7 +318,7 @@ def layer_contexts(
 
 @dataclass
 class AttentionProjections:
-    """What a block's attention was computed from, for token reducers.
+    """Queries, keys and values of a block's attention, for token reducers and probes.
 
     Attributes:
         query, key, value: `(B, heads, T, d)`, query and key rotated if the position encoding does that.
@@ -335,7 +335,7 @@ class AttentionProjections:
     scaling: float
 
     def cls_attention(self) -> torch.Tensor:
-        """What the CLS token attends to, `(B, heads, T)`: softmax(q_cls K^T), linear in T beside any attention."""
+        """Attention of the CLS token, `(B, heads, T)`: softmax(q_cls K^T), at a cost linear in T."""
         # Not a product with a matrix of one row, which reads the keys several times more slowly.
         logits = torch.einsum("bhd,bhtd->bht", self.query[:, :, 0], self.key).float() * self.scaling
         if self.context.bias is not None:
@@ -483,7 +483,7 @@ def add_masks(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def needs_bias_channel(implementation: str) -> bool:
-    """Whether it takes no additive mask, or (flex attention) only one with a value for every pair of tokens."""
+    """Tells whether an implementation takes no additive mask, or (flex) only one for every pair of tokens."""
     return "flash" in implementation or "flex" in implementation
 
 
@@ -552,7 +552,7 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         return hidden_states + self._branch(mlp, self.layer_scale2)
 
     def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """What the CLS token would attend to in this block, `(B, heads, T)`, at a cost linear in T."""
+        """Attention of the CLS token in this block, `(B, heads, T)`, at a cost linear in T."""
         return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, context)
 
     def propagate_rollout(

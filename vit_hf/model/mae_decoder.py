@@ -1,4 +1,4 @@
-"""What a masked autoencoder has beside its encoder: masking, a light decoder, the loss.
+"""Masked autoencoding: masking, a light decoder, the loss.
 
 "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). Parameters carry the names of transformers' ViTMAE.
 """
@@ -41,7 +41,7 @@ def decoder_config(config):
 
 @dataclass
 class Masking:
-    """Which patches the encoder gets.
+    """Kept and dropped patches.
 
     Attributes:
         selected: `(B, K)` int64 raster indices of the kept patches, in the order of the noise; -1 where an image keeps
@@ -55,7 +55,7 @@ class Masking:
     ids_restore: torch.Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Masking":
-        """The same on another device; what accelerate calls where a model is spread over several."""
+        """Moves all tensors; accelerate calls this where a model is spread over several devices."""
         return move_fields(self, device, non_blocking)
 
 

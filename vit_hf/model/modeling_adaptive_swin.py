@@ -37,7 +37,7 @@ from .swin_layers import AdaptiveSwinStage, Choose, StageConfig, StageResult, Wi
 
 @dataclass
 class WindowOutput(SelectionOutput):
-    """What was selected, as windows.
+    """Selected windows.
 
     Attributes:
         selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block computed
@@ -216,7 +216,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         self.post_init()
 
     def pluggable_parts(self) -> dict[str, nn.Module | None]:
-        """The parts whose class the configuration names, by its field."""
+        """Parts whose class the configuration names, by field."""
         return {"patch_selector": self.selector}
 
     @can_return_tuple

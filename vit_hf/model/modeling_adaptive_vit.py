@@ -235,7 +235,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         return outputs
 
     def pluggable_parts(self) -> dict[str, nn.Module | None]:
-        """The parts whose class the configuration names, by its field."""
+        """Parts whose class the configuration names, by field."""
         return {
             "position_encoding": self.embeddings.position_encoding,
             "patch_selector": self.selector,
@@ -434,7 +434,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
 
 class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedModel):
-    """The encoder with a linear classifier on the CLS token, or on what else `config.pooling` makes of the tokens."""
+    """The encoder with a linear classifier on its tokens, pooled by `config.pooling`."""
 
     _auto_class = "AutoModelForImageClassification"
 
@@ -504,7 +504,7 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
         outputs: AdaptiveViTModelOutput,
         inputs: dict[str, torch.Tensor],
     ) -> list[torch.Tensor]:
-        """What selectors and reducers learn from the answer."""
+        """Losses by which selectors and reducers learn from the prediction."""
         config, losses = self.config, []
         if outputs.selection_log_prob is not None:
             with torch.no_grad():
@@ -526,7 +526,7 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
 
 
 class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
-    """The same for videos `(B, T, C, H, W)`, and for volumes, whose slices are their frames: `config.num_frames` is set."""
+    """A classifier of videos `(B, T, C, H, W)`, and of volumes, whose slices are frames; needs `config.num_frames`."""
 
     _auto_class = "AutoModelForVideoClassification"
     _videos = True
@@ -726,7 +726,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         self.post_init()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
-        """As in transformers, for encoder and decoder."""
+        """Sets the attention of encoder and decoder, as in transformers."""
         super().set_attn_implementation(*args, **kwargs)
         self.decoder.config._attn_implementation = self.config._attn_implementation
 

@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Outputs of the models."""
 
 from dataclasses import dataclass, fields
 
@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class SelectionOutput(ModelOutput):
-    """What was selected; the part that all outputs share.
+    """Selected patches: the fields that all outputs share.
 
     Attributes:
         selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
@@ -31,14 +31,14 @@ class SelectionOutput(ModelOutput):
 
     @classmethod
     def from_outputs(cls, outputs: ModelOutput, **values):
-        """The fields that `outputs` has as well, from there, but for those of `values`."""
+        """Copies the fields that `outputs` has as well; `values` override them."""
         names = [field.name for field in fields(outputs) if hasattr(cls, field.name)]
         return cls(**{**{name: getattr(outputs, name) for name in names}, **values})
 
 
 @dataclass
 class TokenOutput(SelectionOutput):
-    """What was selected, and where the tokens are.
+    """Selected patches, and where the tokens are.
 
     Attributes:
         patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row,
@@ -58,7 +58,7 @@ class TokenOutput(SelectionOutput):
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """What the blocks return; see `AdaptiveViTModelOutput`.
+    """Output of the blocks; see `AdaptiveViTModelOutput`.
 
     Attributes:
         stages: a `Stage` for each number of blocks that was given, before the final norm.

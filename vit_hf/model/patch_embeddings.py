@@ -31,7 +31,7 @@ class PatchProjection(nn.Conv2d):
 
 
 class VolumeProjection(nn.Conv3d):
-    """The same for videos and volumes: the weight `(D, C, t, P, P)` is that of transformers' ViViT and VideoMAE."""
+    """Linear embedding of patches of videos; the weight `(D, C, t, P, P)` is that of transformers' ViViT and VideoMAE."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(B, N, D)` of videos `(B, C, T, H, W)` or of patches `(B, N, C*t*P*P)`."""
@@ -98,7 +98,7 @@ class PatchConvolution(Initialized, nn.Conv2d):
         return self._conv_forward(cells, self.standardized(), None)
 
     def standardized(self) -> torch.Tensor:
-        """The weight, each filter of it with mean 0 and variance 1."""
+        """Weight with mean 0 and variance 1 in each filter."""
         return nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
 
 
@@ -171,7 +171,7 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
         init.normal_(self.projection.weight, std=self.projection.in_channels**-0.5)
 
     def _read(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the CNN makes of patches `(B*K, C, P, P)`, `(B*K, F)`."""
+        """Runs the CNN on patches `(B*K, C, P, P)`, to `(B*K, F)`."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.blocks(self.stem(pixels)).mean(dim=(2, 3))
         return torch.cat([self.blocks(self.stem(part)).mean(dim=(2, 3)) for part in pixels.split(CHUNK)])

@@ -46,7 +46,7 @@ class PatchTokens:
     full_grid: tuple[int, ...] | None = None
 
     def gather(self, indices: torch.Tensor) -> "PatchTokens":
-        """The tokens at `indices` `(B, K)`, with everything that belongs to them."""
+        """Gathers the tokens at `indices` `(B, K)`, with all their fields."""
         return PatchTokens(
             features=gather_tokens(self.features, indices),
             coordinates=gather_tokens(self.coordinates, indices),
@@ -59,7 +59,7 @@ class PatchTokens:
         return replace(self, features=features)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "PatchTokens":
-        """The same on another device; what accelerate calls where a model is spread over several."""
+        """Moves all tensors; accelerate calls this where a model is spread over several devices."""
         return move_fields(self, device, non_blocking)
 
     def raster_indices(self) -> torch.Tensor:
@@ -69,7 +69,7 @@ class PatchTokens:
 
 @dataclass
 class TokenSequence:
-    """The tokens of a batch in the encoder: CLS, registers, thumbnail, and those that stand for patches.
+    """Tokens of a batch in the encoder: CLS, registers, thumbnail, and those that stand for patches.
 
     Attributes:
         hidden_states: `(B, T, D)`, whose last M tokens stand for patches.
@@ -389,7 +389,7 @@ class ImagePatches:
         return score(self)
 
     def first_images(self, number: int) -> "ImagePatches":
-        """Those of the first images of the batch."""
+        """Patches of the first images of the batch."""
         values = (self.pixels, self.coordinates, self.grid, self.mask, self.image)
         return ImagePatches(
             *(None if value is None else value[:number] for value in values),
@@ -398,7 +398,7 @@ class ImagePatches:
         )
 
     def find_indices(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Where patches of raster indices `selected` `(B, K)` are among the N, and which exist, `(B, K)`.
+        """Finds patches of raster indices `selected` `(B, K)` among the N, and which of them exist, `(B, K)`.
 
         Args:
             selected: int64, -1 for none; there is no mask if there is no such.
@@ -496,7 +496,7 @@ class ImagePatches:
 
 
 def format_size(sides: Sequence[int]) -> str:
-    """Such as 16x16."""
+    """Formats sides, such as 16x16."""
     return "x".join(map(str, sides))
 
 

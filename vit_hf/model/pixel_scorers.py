@@ -121,7 +121,7 @@ def _gray(images: torch.Tensor, dim: int) -> torch.Tensor:
 def saliency_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """What stands out from the rest of the image: the mean spectral residual saliency in each patch.
+    """Mean spectral residual saliency of each patch: how much it stands out from the rest of the image.
 
     "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to 64x64
     whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper has 8), by

@@ -90,7 +90,7 @@ class PositionEncoding(Initialized, nn.Module):
         return None
 
     def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor | None:
-        """What is added to a block's attention logits, `(B or 1, heads, T, T)`, T = num_prefix + N."""
+        """Bias added to a block's attention logits, `(B or 1, heads, T, T)`, T = num_prefix + N."""
         return None
 
 
@@ -101,7 +101,7 @@ def interpolation_weights(
     kernel: str,
     offset: float = 0.0,
 ) -> torch.Tensor:
-    """How much each cell of a `source` grid counts at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
+    """Weights of the cells of a `source` grid at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
 
     A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of the
     source (of three axes, trilinear, or cubic along each) to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may

@@ -65,7 +65,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
+        """Loads as in transformers; `trust_remote_code=True` also loads classes that came with the checkpoint.
 
         Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
         tensors alone.
@@ -104,7 +104,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
             raise
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved.
+        """Saves as in transformers; the configuration names every Auto class, whichever class is saved.
 
         The files of a user's own encoding, selector or reducer are saved, too.
 
@@ -218,7 +218,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
                     module.reset_missing()
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
-        """As in transformers, but the reentrant variant is refused where it would lose gradients."""
+        """Enables checkpointing as in transformers, but refuses the reentrant variant where it would lose gradients."""
         reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
         for field, name in (
             ("token_reducer", "gumbel"),
@@ -233,7 +233,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         super()._set_gradient_checkpointing(enable, **kwargs)
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
+        """Sets the attention of the encoder, as in transformers; the backbone of a hybrid keeps its own."""
         backbone = self.config.backbone_config
         if backbone is not None and isinstance(attn_implementation, str):
             attn_implementation = {

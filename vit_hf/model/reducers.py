@@ -27,7 +27,7 @@ from .selection import Selection, keep_top
 
 @dataclass
 class Reduction:
-    """What a reducer made of M tokens.
+    """Result of a reduction of M tokens.
 
     Attributes:
         tokens: the M' tokens that go on.
@@ -71,7 +71,7 @@ class TokenReducer(nn.Module, ABC):
         return self.config.keep_rate + dense_fraction * (1 - self.config.keep_rate)
 
     def keeps_all(self, dense_fraction: float) -> bool:
-        """Whether there is nothing to do."""
+        """Tells whether there is nothing to do."""
         return self.keep_rate(dense_fraction) >= 1
 
 
@@ -124,7 +124,7 @@ def ceil_fraction(numbers: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def new_indices(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-    """Where each of M tokens is found after gathering `indices` `(B, K)`, `(B, M)`; -1 where it is not."""
+    """Index of each of M tokens after gathering `indices` `(B, K)`, `(B, M)`; -1 for one that was not gathered."""
     batch_size, num_selected = indices.shape
     place = torch.arange(num_selected, device=indices.device).expand(batch_size, -1)
     if mask is not None:
@@ -134,7 +134,7 @@ def new_indices(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: in
 
 
 def trace_tokens(assignments: list[torch.Tensor]) -> torch.Tensor | None:
-    """Which token stands for each of those that entered the encoder after each reduction; see `token_assignments`.
+    """Traces the token that stands for each of those that entered, after each reduction; see `token_assignments`.
 
     Args:
         assignments: of each reduction, first to last, `(B, M)`; the tokens of the first are those that entered.

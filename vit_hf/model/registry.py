@@ -78,12 +78,12 @@ def _register(field: str, name: str) -> Callable[[AnyClass], AnyClass]:
 
 
 def derives_from(cls: type, base: str) -> bool:
-    """Whether a class has a base of that name: the same base may have been loaded twice, from package and checkpoint."""
+    """Tells whether a class has a base of that name; a base may be loaded twice, from package and checkpoint."""
     return any(parent.__name__ == base for parent in cls.__mro__)
 
 
 def check_class(field: str, name: str, cls: Any) -> type:
-    """The class.
+    """Checks and returns a class.
 
     Raises:
         ValueError: if it is no class for the field.
@@ -94,7 +94,7 @@ def check_class(field: str, name: str, cls: Any) -> type:
 
 
 def table_of(config, field: str) -> dict[str, type]:
-    """The classes that a field may name, for images or for videos and volumes."""
+    """Classes that a field may name, for images or for videos."""
     if not has_frames(config):
         return TABLES[field]
     of_images = IMAGE_ONLY.get(field, {})
@@ -103,14 +103,14 @@ def table_of(config, field: str) -> dict[str, type]:
 
 
 def is_known(config, field: str) -> bool:
-    """Whether the class that a field names can be found now or, in a module or a checkpoint's file, later."""
+    """Tells whether the class that a field names is known, or may be in a module or a checkpoint's file."""
     name = getattr(config, field)
     shipped = getattr(config, "auto_map", None) or {}
     return name in table_of(config, field) or "." in name.strip(".") or field in shipped
 
 
 def find_class(config, field: str) -> type | None:
-    """The class that a field of the configuration names; None if it names none.
+    """Finds the class that a field of the configuration names; None if it names none.
 
     Raises:
         ValueError: if there is no such class.
@@ -144,7 +144,7 @@ def _shipped(name: str) -> type | None:
 
 
 def import_class(field: str, name: str) -> Any:
-    """The class that the caller named himself, from its module."""
+    """Imports a class that the caller named, from its module."""
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(
@@ -192,7 +192,7 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
 
 
 def classes_of(model) -> dict[str, type]:
-    """The classes of a model's parts that are not ours, by field."""
+    """Classes of a model's parts that are not built in, by field."""
     return {
         field: type(part)
         for field, part in model.pluggable_parts().items()

@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .patches import ImagePatches, PatchTokens, check_finite
+from .patches import ImagePatches, PatchTokens, check_finite, move_fields
 
 
 def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
-    """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
+    """Number of patches that a budget keeps of `num_patches`: all (None), a number (int) or a fraction (float).
 
     Raises:
         ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
@@ -35,7 +35,7 @@ def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> 
 def count_selected(
     patches: ImagePatches, budget: int | float, dense_fraction: float
 ) -> tuple[int, torch.Tensor | None]:
-    """How many patches the batch keeps, and each image of it: K, and `(B,)` or None if all keep K.
+    """Numbers of patches that the batch keeps, K, and each image, `(B,)` or None if all keep K.
 
     Args:
         patches: all patches of the batch.
@@ -105,7 +105,7 @@ def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.T
 
 @dataclass
 class Selection:
-    """Which patches the encoder gets.
+    """Selected patches.
 
     Attributes:
         indices: `(B, K)` int64, ascending places among the N patches that were offered; None for all of them.
@@ -125,9 +125,13 @@ class Selection:
     greedy: "Selection | None" = None
     loss: torch.Tensor | None = None
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Selection":
+        """Moves all tensors; accelerate calls this where a model is spread over several devices."""
+        return move_fields(self, device, non_blocking)
+
 
 class Probe(Protocol):
-    """The model's own blocks, at the service of a selector. No gradient reaches the model."""
+    """Passes through the model's own blocks, for selectors. No gradient reaches the model."""
 
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
         """CLS attention `(B, N)` over `patches` in block `num_layers`; see `scout_reduction` of the configuration."""
@@ -233,5 +237,5 @@ class PatchSelector(nn.Module, ABC):
         return None
 
     def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
-        """What training adds to the loss, given the patches and their scores; None for nothing."""
+        """Loss that training adds, given the patches and their scores; None for none."""
         return None

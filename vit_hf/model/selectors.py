@@ -33,13 +33,13 @@ def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
 
 
 def as_thumbnails(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
-    """The images resized to `size`, as images of their own: positions are those the model knows at that size."""
+    """Resizes the images to `size`, as images of their own, with the positions of that size."""
     thumbnails = patches.thumbnail_patches(size)
     return ImagePatches.from_images(thumbnails.image, patches.patch_size)
 
 
 class AttentionSelector(PatchSelector):
-    """The model's own attention in a probe pass: where does the CLS token look in a thumbnail?
+    """Selects by the model's own attention: a probe pass tells what the CLS token attends to in a thumbnail.
 
     The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
     interpolated to the full grid. In training the pass has the model's dropout, if any.
@@ -142,7 +142,7 @@ class CrossAttentionSelector(Initialized, PatchSelector):
         init.normal_(self.query)
 
     def attend(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.
+        """Log of the mean over heads of exp(q k / sqrt(d)), `(B, N)` float32, of embeddings `(B, N, D)`.
 
         Not divided by its sum over patches, so that it depends on one patch alone.
         """
@@ -285,7 +285,7 @@ def _in_place_of(
     present = torch.ones_like(greedy[:, :1], dtype=torch.bool) if present is None else present.unsqueeze(1)
 
     def marked(places: torch.Tensor) -> torch.Tensor:
-        """Which patches `(B, n, N)` are among `places`; places that are not filled mark a column that is cut off."""
+        """Marks the patches `(B, n, N)` among `places`; unfilled ones mark a column that is cut off."""
         marks = places.new_zeros(*places.shape[:2], num_patches + 1, dtype=torch.bool)
         return marks.scatter(2, places.masked_fill(~present, num_patches), True)[..., :num_patches]
 
@@ -446,7 +446,7 @@ class PixelSelector(PatchSelector):
 
 
 class RandomSelector(PixelSelector):
-    """The same random patches whenever an image is seen, and others each time where chance may play a part."""
+    """Random patches: fixed per image in evaluation, fresh in training."""
 
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool

@@ -10,7 +10,7 @@ def to_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 def has_frames(config) -> bool:
-    """Whether a configuration is for videos or volumes."""
+    """Tells whether a configuration is for videos or volumes."""
     return getattr(config, "num_frames", None) is not None  # Swin has no such field
 
 

@@ -52,7 +52,7 @@ class WindowLayout:
         return self.rows * self.columns
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "WindowLayout":
-        """The same on another device; what accelerate calls where a model is spread over several."""
+        """Moves all tensors; accelerate calls this where a model is spread over several devices."""
         return move_fields(self, device, non_blocking)
 
     def coordinates(self) -> torch.Tensor:
@@ -87,7 +87,7 @@ class WindowLayout:
         return scatter_into(states, cells, windows, mask)
 
     def mask(self, batch_size: int, indices: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """What is added to the logits of windows, `(B * K, 1, L, L)`; None for nothing."""
+        """Mask added to the logits of windows, `(B * K, 1, L, L)`; None for none."""
         if self.regions is None:
             return None
         regions = self.regions.expand(batch_size, -1, -1) if indices is None else self.regions[indices]
@@ -154,7 +154,7 @@ def split(values: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
 
 
 def _regions(side: int, window: int, shift: int, device: torch.device) -> torch.Tensor:
-    """Which of up to three pieces each cell of a rolled axis belongs to, `(side,)`."""
+    """Piece, of up to three, to which each cell of a rolled axis belongs, `(side,)`."""
     cell = torch.arange(side, device=device)
     return (cell >= side - window).long() + (cell >= side - shift).long()
 
@@ -239,7 +239,7 @@ WINDOW_BIASES: dict[str, type[AttentionBias]] = {
 
 
 class UnavailableProbe:
-    """What a selector of a user's own is told that asks for the model's attention, see `Probe`."""
+    """Stands in for the probe, which Swin does not have; using it raises."""
 
     def __getattr__(self, name: str):
         raise ValueError(
@@ -309,7 +309,7 @@ class WindowChooser:
         return scores
 
     def loss(self) -> torch.Tensor | None:
-        """What training the selector adds to the loss; None for nothing."""
+        """Loss that training the selector adds; None for none."""
         return (
             None if self.scores is None else self.selector.loss(self.patches, self.scores, UnavailableProbe())
         )
@@ -323,7 +323,7 @@ Choose = Callable[[int, WindowLayout, tuple[int, int]], torch.Tensor | None]
 
 
 class StageConfig:
-    """A stage's configuration as the ViT's parts read it: what is not here, the model's own configuration says."""
+    """Configuration of a stage as the ViT's layers read it; other fields are those of the model's."""
 
     patch_bias = projection_bias = mlp_bias = True
     mlp_norm = attention_norm = use_cls_token = position_antialias = False
@@ -471,7 +471,7 @@ class AdaptiveSwinPatchMerging(nn.Module):
 
 @dataclass
 class StageResult:
-    """What a stage leaves.
+    """Result of a stage.
 
     Attributes:
         states, grid: `(B, N, D)` after the blocks, and its rows and columns.
