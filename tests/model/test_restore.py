@@ -184,7 +184,9 @@ def last_states(model, inputs):
         hooks.append(layer.register_forward_pre_hook(lambda module, args: before.append(args[0])))
         hooks.append(layer.attention.register_forward_hook(lambda module, args, out: attended.append(out[0])))
         hooks.append(layer.register_forward_hook(lambda module, args, out: after.append(out)))
-    hooks.append(model.embeddings.register_forward_hook(lambda module, args, out: after.append(out.hidden_states)))
+    hooks.append(
+        model.embeddings.register_forward_hook(lambda module, args, out: after.append(out.hidden_states))
+    )
     output = model(**inputs)
     for hook in hooks:
         hook.remove()

@@ -7,6 +7,7 @@ of transformers' ViT.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .patches import TokenSequence, move_fields
+from .patches import PatchTokens, TokenSequence, move_fields
 from .sizes import head_dim_of, heads_of, intermediate_size_of
 
 
@@ -503,10 +504,6 @@ def append_bias_channel(
     return query, key, nn.functional.pad(value, (0, padding + 1))
 
 
-# Hidden states `(B, T', D)` and the mask of their patch tokens, of `(B, T, D)` and what attention was computed from.
-ReduceTokens = Callable[[torch.Tensor, AttentionProjections], tuple[torch.Tensor, torch.Tensor | None]]
-
-
 class AdaptiveViTLayer(GradientCheckpointingLayer):
     """A pre-norm block: attention, then the feed-forward network, each on a residual branch."""
 
@@ -528,44 +525,82 @@ class AdaptiveViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         context: AttentionContext,
-        reduce: ReduceTokens | None = None,
-        probe: Callable[..., torch.Tensor] | None = None,
+        run: Callable[..., Any] | None = None,
+        *args: Any,
     ) -> torch.Tensor:
-        """Hidden states `(B, T, D)`, or `(B, T', D)` where tokens are reduced.
+        """Hidden states `(B, T, D)`.
 
         Args:
             hidden_states: `(B, T, D)`.
             context: masks and positions for attention.
-            reduce: thins the last tokens between attention and the feed-forward network.
-            probe: a method of the attention that runs instead of the block, see `cls_attention`.
+            run: what another method of this class runs in the place of the block, with `args`. These go through the
+                module's call as well, so that whatever wraps the block (sharding, offloading) takes part.
         """
-        normed = normalize(self.layernorm_before, hidden_states, context.key_mask)
-        if probe is not None:
-            return probe(self.attention, normed, context)
-        attention, _, projections = self.attention(normed, context)
-        hidden_states = hidden_states + self._branch(attention, self.layer_scale1)
-        mask = context.key_mask
-        if reduce is not None:
-            hidden_states, mask = reduce(hidden_states, projections)
-        del attention, projections  # no need to hold them while the feed-forward network runs
-        mlp = self.mlp(normalize(self.layernorm_after, hidden_states, mask))
-        return hidden_states + self._branch(mlp, self.layer_scale2)
+        if run is not None:
+            return run(self, hidden_states, context, *args)
+        hidden_states = self._attend(hidden_states, context)[0]
+        return self._feed_forward(hidden_states, context.key_mask)
+
+    def reduce(
+        self,
+        hidden_states: torch.Tensor,
+        context: AttentionContext,
+        reducer: nn.Module,
+        tokens: PatchTokens,
+        dense_fraction: float,
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Runs the block with a `reducer` between attention and the feed-forward network.
+
+        Returns:
+            Hidden states `(B, T', D)`, and the others as `TokenReducer.reduce_sequence` returns them.
+        """
+        return self(hidden_states, context, AdaptiveViTLayer._reduce, reducer, tokens, dense_fraction)
 
     def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Attention of the CLS token in this block, `(B, heads, T)`, at a cost linear in T."""
-        return self._probe(AdaptiveViTAttention.cls_attention, hidden_states, context)
+        return self(hidden_states, context, AdaptiveViTLayer._probe, AdaptiveViTAttention.cls_attention)
 
     def propagate_rollout(
         self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
         """Carries a `row` `(B, T)` of attention rollout from the block's output to its input."""
-        return self._probe(partial(AdaptiveViTAttention.propagate_rollout, row=row), hidden_states, context)
+        propagate = AdaptiveViTAttention.propagate_rollout
+        return self(hidden_states, context, AdaptiveViTLayer._probe, propagate, row)
+
+    def _reduce(
+        self,
+        hidden_states: torch.Tensor,
+        context: AttentionContext,
+        reducer: nn.Module,
+        tokens: PatchTokens,
+        dense_fraction: float,
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        hidden_states, projections = self._attend(hidden_states, context)
+        hidden_states, reduction, before = reducer.reduce_sequence(
+            hidden_states, tokens, projections, dense_fraction
+        )
+        return self._feed_forward(hidden_states, reduction.tokens.mask), reduction, before
 
     def _probe(
-        self, probe: Callable[..., torch.Tensor], hidden_states: torch.Tensor, context: AttentionContext
+        self,
+        hidden_states: torch.Tensor,
+        context: AttentionContext,
+        read: Callable[..., torch.Tensor],
+        *args: torch.Tensor,
     ) -> torch.Tensor:
-        # Through the module's call, so that whatever wraps the block (sharding, offloading) takes part.
-        return self(hidden_states, context, probe=probe)
+        normed = normalize(self.layernorm_before, hidden_states, context.key_mask)
+        return read(self.attention, normed, context, *args)
+
+    def _attend(
+        self, hidden_states: torch.Tensor, context: AttentionContext
+    ) -> tuple[torch.Tensor, AttentionProjections]:
+        normed = normalize(self.layernorm_before, hidden_states, context.key_mask)
+        attention, _, projections = self.attention(normed, context)
+        return hidden_states + self._branch(attention, self.layer_scale1), projections
+
+    def _feed_forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        mlp = self.mlp(normalize(self.layernorm_after, hidden_states, mask))
+        return hidden_states + self._branch(mlp, self.layer_scale2)
 
     def _branch(self, states: torch.Tensor, layer_scale: LayerScale | None) -> torch.Tensor:
         states = self.dropout(states)

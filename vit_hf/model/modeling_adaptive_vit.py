@@ -39,7 +39,7 @@ from .patches import ImagePatches, PatchTokens, TokenSequence, check_finite, spl
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
 from .probe import ModelProbe
-from .reducers import ReductionStep, Stage, fill_grid, restore_tokens, trace_tokens
+from .reducers import Stage, fill_grid, restore_tokens, trace_tokens
 from .registry import classes_of, find_class
 from .segmentation import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
 from .selection import Selection, count_selected
@@ -382,39 +382,44 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             output_attentions = self.config.output_attentions
         encoding = self.embeddings.position_encoding
         contexts = layer_contexts(self.config, encoding, sequence, output_attentions)
-        hidden_states, tokens, steps, kept = sequence.hidden_states, sequence.patches, [], {}
+        hidden_states, tokens = sequence.hidden_states, sequence.patches
+        reductions, losses, kept = [], [], {}
         for index, layer in enumerate(self.layers):
             if index in stages:
-                kept[index] = (*split_tokens(hidden_states, tokens), len(steps))
+                kept[index] = (*split_tokens(hidden_states, tokens), len(reductions))
             reducer = self.reducers[str(index)] if reduce and str(index) in self.reducers else None
             if reducer is None or reducer.keeps_all(dense_fraction):
                 hidden_states = layer(hidden_states, contexts[index])
                 continue
-            step = ReductionStep(reducer, tokens, dense_fraction)
-            steps.append(step)
             if reducer.inside_block:
-                hidden_states = layer(hidden_states, contexts[index], step)
+                hidden_states, reduction, before = layer.reduce(
+                    hidden_states, contexts[index], reducer, tokens, dense_fraction
+                )
             else:
-                hidden_states, _ = step(hidden_states)
-            if not stages:
-                step.before = None  # nobody asks for the states of what was dropped
-            tokens = step.result.tokens
+                hidden_states, reduction, before = reducer.reduce_sequence(
+                    hidden_states, tokens, None, dense_fraction
+                )
+            # States of what was dropped are for stages alone.
+            reductions.append((reduction.assignment, before if stages else None))
+            if reduction.loss is not None:
+                losses.append(reduction.loss)
+            tokens = reduction.tokens
             sequence = replace(sequence, hidden_states=hidden_states, patches=tokens)
             contexts = layer_contexts(self.config, encoding, sequence, output_attentions)
             if not reducer.inside_block:
                 hidden_states = layer(hidden_states, contexts[index])
         if len(self.layers) in stages:
-            kept[len(self.layers)] = (*split_tokens(hidden_states, tokens), len(steps))
+            kept[len(self.layers)] = (*split_tokens(hidden_states, tokens), len(reductions))
         sizes = tokens.sizes
         if tokens.mask is not None:
             sizes = tokens.mask.float() if sizes is None else sizes * tokens.mask
-        losses = [step.result.loss for step in steps if step.result.loss is not None]
-        reductions = [(step.result.assignment, step.before) for step in steps]
         return EncoderOutput(
             last_hidden_state=self._final(hidden_states, tokens.mask),
             token_coordinates=tokens.coordinates,
             token_sizes=sizes,
-            token_assignments=trace_tokens([assignment for assignment, _ in reductions]) if steps else None,
+            token_assignments=trace_tokens([assignment for assignment, _ in reductions])
+            if reductions
+            else None,
             stages=[
                 Stage(prefix, restore_tokens(states, reductions[:number]))
                 for prefix, states, number in (kept[stage] for stage in stages)

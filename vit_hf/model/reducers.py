@@ -66,6 +66,28 @@ class TokenReducer(nn.Module, ABC):
             dense_fraction: 0 keeps what the configuration says, 1 keeps everything; see `keep_rate`.
         """
 
+    def reduce_sequence(
+        self,
+        hidden_states: torch.Tensor,
+        tokens: PatchTokens,
+        projections: AttentionProjections | None,
+        dense_fraction: float,
+    ) -> tuple[torch.Tensor, Reduction, torch.Tensor]:
+        """Reduces the last tokens of a sequence.
+
+        Args:
+            hidden_states: `(B, T, D)`.
+            tokens: where the last M of them are.
+            projections, dense_fraction: see `forward`.
+
+        Returns:
+            Hidden states `(B, T', D)`; the reduction; and hidden states `(B, M, D)` of the tokens before it.
+        """
+        prefix, before = split_tokens(hidden_states, tokens)
+        reduction = self(tokens.with_features(before), projections, dense_fraction)
+        reduced = reduction.tokens.features
+        return torch.cat((prefix.to(reduced.device), reduced), dim=1), reduction, before
+
     def keep_rate(self, dense_fraction: float) -> float:
         """Share of the tokens that go on, in (0, 1]."""
         return self.config.keep_rate + dense_fraction * (1 - self.config.keep_rate)
@@ -73,35 +95,6 @@ class TokenReducer(nn.Module, ABC):
     def keeps_all(self, dense_fraction: float) -> bool:
         """Tells whether there is nothing to do."""
         return self.keep_rate(dense_fraction) >= 1
-
-
-@dataclass
-class ReductionStep:
-    """One reduction on the way through the encoder; calling it fills `before` and `result`.
-
-    Attributes:
-        reducer: of the block.
-        tokens: those to reduce, whose hidden states the call is given.
-        dense_fraction: see `TokenReducer.forward`.
-        before: hidden states `(B, M, D)` of the tokens that were reduced.
-        result: what the reducer returned.
-    """
-
-    reducer: TokenReducer
-    tokens: PatchTokens
-    dense_fraction: float
-    before: torch.Tensor | None = None
-    result: Reduction | None = None
-
-    def __call__(
-        self, hidden_states: torch.Tensor, projections: AttentionProjections | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Reduces a sequence `(B, T, D)` to `(B, T', D)`, and returns it with the mask of its patch tokens."""
-        tokens = self.tokens.to(hidden_states.device)  # the block may lie on another device
-        prefix, self.before = split_tokens(hidden_states, tokens)
-        self.result = self.reducer(tokens.with_features(self.before), projections, self.dense_fraction)
-        reduced = self.result.tokens.features
-        return torch.cat((prefix.to(reduced.device), reduced), dim=1), self.result.tokens.mask
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:
