@@ -21,6 +21,7 @@ import PIL.Image
 import torch
 
 from ..model.image_loading import read_image
+from ..training.image_folders import SLIDE_SUFFIXES, is_zarr
 from .sources_array import ArraySource
 from .sources_base import ImageSource
 from .sources_file import MAX_PIXELS, FileSource, import_extra
@@ -41,9 +42,6 @@ SIGNATURES: dict[bytes, type[FileSource]] = {
     b"\xff\xd8\xff": PhotoSource,
     b"\x89PNG\r\n\x1a\n": PhotoSource,
 }
-# Slides that do not begin like any other image.
-SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
-ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
 
 
 def open_image(
@@ -76,7 +74,7 @@ def open_image(
 
 def _format(path: str) -> type[FileSource]:
     if os.path.isdir(path):
-        if any(os.path.exists(os.path.join(path, name)) for name in ZARR_FILES):
+        if is_zarr(path):
             return ZarrSource
         raise ValueError(f"Cannot open the image {path!r}: it is a directory, and no zarr array or group.")
     with open(path, "rb") as file:

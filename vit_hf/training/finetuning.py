@@ -79,7 +79,7 @@ class FinetuningRun:
         return "\n".join(
             [
                 f"Data:   {sizes} images; {outputs}",
-                *(f"        left out: {reason}" for reason in self.data.skipped),
+                *(f"        {note}" for note in self.data.describe_left_out()),
                 f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}",
                 describe_beginning(self.checkpoint),
             ]
