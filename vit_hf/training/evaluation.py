@@ -1,7 +1,9 @@
 """Metrics of a saved model on a data set."""
 
 import json
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +57,19 @@ class EvaluationArguments(SelectionArguments):
 
 
 def evaluate_model(
-    arguments: EvaluationArguments, data_arguments: DataArguments
+    arguments: EvaluationArguments,
+    data_arguments: DataArguments,
+    say: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
 ) -> tuple[dict[str, float], Path]:
     """Compute the metrics of a model on a split, and write them to a file.
 
     Labels are matched with the model's by name. With `split="validation"`, data without such a split have it held
     out as for fine-tuning; otherwise nothing is held out.
+
+    Args:
+        arguments: what to evaluate, and how.
+        data_arguments: on which images.
+        say: is told what of the data is left out, a line at a time.
 
     Returns:
         The metrics, each with the split's name before it, and the file.
@@ -87,6 +96,9 @@ def evaluate_model(
             if arguments.split != "validation":
                 changes["validation_share"] = 0.0
             data = data_arguments.load(**changes)
+        if training.process_index == 0:
+            for note in data.describe_left_out():
+                say(note)
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(

@@ -267,7 +267,7 @@ class ImageFolder:
         for above, splits in found.items():
             if len(splits) > 1:
                 inside = "/".join(above)
-                names = ", ".join(show(f"{inside}/{name}") for name in splits.values())
+                names = ", ".join(show(f"{inside}/{name}") for name in sorted(splits.values()))
                 raise ValueError(
                     f"{show(self.path)} has folders named like splits further down: {names}. Either these are its "
                     f"splits: give {show(self.path / inside)}, or move them to the top, with the class folders in "
@@ -279,7 +279,7 @@ class ImageFolder:
                 if word in SPLIT_OF:
                     alike.setdefault(SPLIT_OF[word], []).append(name)
         if len(alike) > 1 and 2 * sum(map(len, alike.values())) >= len(tops):
-            names = ", ".join(show(name) for found in alike.values() for name in found)
+            names = ", ".join(sorted(show(name) for found in alike.values() for name in found))
             raise ValueError(
                 f"the folders {names} of {show(self.path)} are named much like splits. Either they are its splits: "
                 f"name them {', '.join(alike)}; or they are classes of their own: rename them."

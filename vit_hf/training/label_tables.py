@@ -69,7 +69,7 @@ def _read_text(path: Path) -> str:
         start = content.rfind(b"\n", 0, error.start) + 1
         text = content[start : error.end + 20].split(b"\n")[0].decode("utf-8", "backslashreplace").strip()
         raise ValueError(
-            f"{show(path)}, line {line} is not UTF-8: {text!r}. Save the file as UTF-8 (iconv -f latin1 -t utf-8)"
+            f"{show(path)}, line {line} is not UTF-8: {text}. Save the file as UTF-8 (iconv -f latin1 -t utf-8)"
         ) from None
 
 

@@ -156,6 +156,8 @@ class _Run:
         if arguments.hybrid is not None:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
         self.data, new_head = load_data(checkpoint, data_arguments, arguments.adapt)
+        for note in self.data.describe_left_out():
+            say(note)
         if hybrid is not None and not arguments.adapt:
             check_same_classes(checkpoint, hybrid)
         self.images = choose_images(self.data, arguments)
