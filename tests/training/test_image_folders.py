@@ -7,7 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.training import DataArguments, find_images, load_image_dataset
+from vit_hf.training import (
+    DataArguments,
+    EvaluationArguments,
+    evaluate_model,
+    find_images,
+    load_classifier,
+    load_image_dataset,
+    predict_files,
+)
 from vit_hf.training.box_sources import load_boxed_images
 from vit_hf.training.image_collections import find_collection
 from vit_hf.training.image_folders import IMAGE_SUFFIXES, REGION_SUFFIXES, LeftOut, is_whole_image, list_files
@@ -21,11 +29,11 @@ VOC = (
     "<ymax>5</ymax></bndbox></object></annotation>"
 )
 TASKS = ("classes", "unlabelled", "masks", "boxes")
-STRAYS = (
-    [".git/a.png", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/train/._a.png", "@eaDir/a.png", ".thumbnails/a.png"]
-    + ["Thumbs.db", ".DS_Store", "._train", "$RECYCLE.BIN/a.png", "#recycle/a.png", "lost+found/a.png", "notes.txt"]
-    + ["extra/a.png", "wandb/run.log"]
-)
+STRAYS = [
+    *".git/a.png .ipynb_checkpoints/a-checkpoint.png __MACOSX/train/._a.png @eaDir/a.png .thumbnails/a.png".split(),
+    *"Thumbs.db .DS_Store ._train $RECYCLE.BIN/a.png #recycle/a.png lost+found/a.png notes.txt".split(),
+    *"extra/a.png wandb/run.log".split(),
+]
 NAMES = ("run[1]", "what*", "why?", "{a,b}", "[!x]", "a b#%", "**")
 
 
@@ -84,7 +92,13 @@ def test_splits_are_splits_whatever_lies_beside_them(tmp_path, task, names):
     sizes, notes = read(tmp_path, task)
     assert sizes == expected
     (note,) = notes
-    for kind in ("3 folders that begin with a dot", "5 folders of the system", "1 file of the system", "extra", "wandb"):
+    for kind in (
+        "3 folders that begin with a dot",
+        "5 folders of the system",
+        "1 file of the system",
+        "extra",
+        "wandb",
+    ):
         assert kind in note
 
 
@@ -103,7 +117,9 @@ def test_inputs_and_tables_are_no_patterns(tmp_path, name):
     make(tmp_path / "run1", "classes", {"": 2})
     assert len(find_images([str(tmp_path / name)])) == 4
     assert len(find_images([str(tmp_path / name / "cat" / "*.png")])) == 2
-    assert find_images([str(tmp_path / name / "cat" / "cat0.png")]) == [str(tmp_path / name / "cat" / "cat0.png")]
+    assert find_images([str(tmp_path / name / "cat" / "cat0.png")]) == [
+        str(tmp_path / name / "cat" / "cat0.png")
+    ]
     assert len(find_collection([str(tmp_path / name)], Stores())[0]) == 4
     rows = {"image": [str(tmp_path / name / "cat" / "cat0.png")] * 4, "label": ["a", "b"] * 2}
     rows = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
@@ -129,7 +145,10 @@ def test_the_class_is_the_first_folder_below_the_split(tmp_path, split, inner):
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        (["cat/train/a.png", "cat/test/b.png", "dog/train/a.png"], "splits further down.*cat/test, cat/train"),
+        (
+            ["cat/train/a.png", "cat/test/b.png", "dog/train/a.png"],
+            "splits further down.*cat/test, cat/train",
+        ),
         (["all/train/cat/a.png", "all/val/cat/b.png"], "splits further down.*all/train, all/val"),
         (["training_set/cat/a.png", "test_set/cat/a.png"], "test_set, training_set.*named much like splits"),
         (["train/2020/a.png", "bus/2020/a.png"], "two ways.*train.*bus"),
@@ -225,10 +244,10 @@ def test_one_list_of_what_an_image_is(tmp_path):
     ):
         left_out = LeftOut()
         assert {os.path.relpath(file, tmp_path) for file in find(left_out)} == whole
-        assert "4 images of kinds that are read by regions alone" in left_out.notes()[0]
+        assert "4 images of kinds that only predict.py --tile reads" in left_out.notes()[0]
     splits, notes = load_unlabelled(str(tmp_path), validation_share=0)
     assert len(splits["train"]) == 3
-    assert "4 images of kinds that are read by regions alone" in notes[0]
+    assert "4 images of kinds that only predict.py --tile reads" in notes[0]
 
 
 @pytest.mark.parametrize("load", [load_image_dataset, load_unlabelled])
@@ -265,3 +284,31 @@ def test_splits_of_other_names_are_named(tmp_path):
     datasets.DatasetDict(train=rows, valid=rows, dev=rows, extra=rows).save_to_disk(tmp_path / "data")
     data = load_image_dataset(str(tmp_path / "data"))
     assert data.notes == ["left out: 2 splits of other names (dev, extra)"]
+
+
+def test_a_run_among_strange_names_says_what_is_left_out(make_run, tmp_path):
+    """Dataset, output folder, checkpoints, evaluation and prediction: no path is a pattern anywhere."""
+    folder = tmp_path / "data[1]*?"
+    make(folder, "classes", {"train": 2, "test": 1})
+    (folder / "notes.txt").write_text("x")
+    arguments = {
+        "output_dir": "out[1]*?",
+        "dataset": folder,
+        "validation_share": 0.5,
+        "save_strategy": "epoch",
+    }
+    run = make_run(**arguments, num_train_epochs=1)
+    assert "left out: 1 file of unknown type (notes.txt)" in run.describe()
+    run.execute()
+    output = tmp_path / "out[1]*?"
+    assert make_run(**arguments, num_train_epochs=2).checkpoint == output / "checkpoint-1"
+    said = []
+    evaluate_model(
+        EvaluationArguments(model_name_or_path=str(output), use_cpu=True),
+        DataArguments(dataset=str(folder)),
+        said.append,
+    )
+    assert said == ["left out: 1 file of unknown type (notes.txt)"]
+    model, processor = load_classifier(str(output))
+    files = find_images([str(folder / "test" / "*" / "*.png")])
+    assert [prediction.error for prediction in predict_files(model, processor, files)] == [None, None]

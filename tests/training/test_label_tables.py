@@ -48,7 +48,11 @@ def test_byte_order_marks_and_line_ends(tmp_path, start, end):
 
 
 def test_codes_stay_text_and_numbers_numbers(tmp_path):
-    assert set(load_image_dataset(write(tmp_path, table("007", "7", "07", "7"))).label2id) == {"007", "07", "7"}
+    assert set(load_image_dataset(write(tmp_path, table("007", "7", "07", "7"))).label2id) == {
+        "007",
+        "07",
+        "7",
+    }
     data = load_image_dataset(write(tmp_path, table("10", "9", "9", "10")))
     assert data.id2label == {0: "9", 1: "10"}
 
@@ -81,10 +85,16 @@ def test_bad_tables_are_named_with_the_line(tmp_path, content, match):
 @pytest.mark.parametrize(
     ("lines", "match"),
     [
-        ([{"file_name": "0.png", "label": "a"}, {"file_name": "1.png", "label": None}], "line 2 has no label"),
+        (
+            [{"file_name": "0.png", "label": "a"}, {"file_name": "1.png", "label": None}],
+            "line 2 has no label",
+        ),
         ([{"file_name": "0.png", "label": "a"}, {"file_name": "1.png", "label": ""}], "line 2 has no label"),
         ([{"file_name": "0.png", "label": "a"}, {"file_name": "1.png"}], "line 2 has no label"),
-        ([{"file_name": "0.png", "label": "a"}, {"file_name": "1.png", "label": 1}], "values of several types"),
+        (
+            [{"file_name": "0.png", "label": "a"}, {"file_name": "1.png", "label": 1}],
+            "values of several types",
+        ),
         ([{"file_name": "0.png", "label": "a"}, ["1.png"]], "line 2 must be an object"),
         ([{"file_name": "0.png", "label": "a"}, {"file_name": 1, "label": "b"}], "line 2 names the file 1"),
     ],
@@ -161,7 +171,7 @@ class TestMasks:
     def test_shades_are_refused_with_the_remedy(self, values, binary):
         counts = np.zeros(256, int)
         counts[values] = 1
-        with pytest.raises(ValueError, match="look like shades.*ignore_label.*'none'"):
+        with pytest.raises(ValueError, match=r"look like shades.*ignore_label.*'none'"):
             find_ignored(counts, binary, "auto")
         assert find_ignored(counts, binary, "255") == 255
 
@@ -180,7 +190,9 @@ class TestMasks:
         assert found.notes == ["left out: 25.00% of all pixels, which have the value 255 (ignore_label)"]
         with pytest.raises(ValueError, match="255 is a class, and classes go from 0 to 254"):
             load_masked_images(data, False, "none")
-        assert load_masked_images(data, True, "none").splits["train"][0]["mask"].tolist() == [[0, 1, 1, 1]] * 2
+        assert (
+            load_masked_images(data, True, "none").splits["train"][0]["mask"].tolist() == [[0, 1, 1, 1]] * 2
+        )
 
     def test_another_value_may_be_ignored(self, tmp_path):
         data = load_masked_images(self.write(tmp_path, {"train": [[0, 1, 2, 2]]}), False, "0")
@@ -213,7 +225,10 @@ class TestBoxes:
         return load_boxed_images(DataArguments(dataset=str(folder), validation_share=0.0))
 
     def test_lines_of_metadata_are_named(self, tmp_path):
-        rows = [{"file_name": f"{i}.png", "objects": {"bbox": [[1, 1, 3, 3]], "category": ["a"]}} for i in range(2)]
+        rows = [
+            {"file_name": f"{i}.png", "objects": {"bbox": [[1, 1, 3, 3]], "category": ["a"]}}
+            for i in range(2)
+        ]
         rows[1]["objects"]["category"] = []
         folder = write(tmp_path, "\n".join(map(json.dumps, rows)), "metadata.jsonl")
         with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2 has 1 boxes and 0 categories"):

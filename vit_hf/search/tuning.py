@@ -265,4 +265,6 @@ def prepare_tuning(
     trainer = make_trainer(model, processor, data, augmentation, method, training)
     trainer.model_init = lambda: make_model(model_arguments, data)
     metric, more_is_better = BEST_MODEL_METRIC[data.problem_type]
-    return TuningRun(trainer, tuning, method, metric, more_is_better, repeated, folder, data.describe_left_out())
+    return TuningRun(
+        trainer, tuning, method, metric, more_is_better, repeated, folder, data.describe_left_out()
+    )

@@ -185,8 +185,8 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "folder of images (a subfolder for each class; optionally under train, validation, test), parquet, "
-            f"CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
+            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally under train, validation, "
+            f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
         }
     )
     dataset_options: dict | str | None = field(

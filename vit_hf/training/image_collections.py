@@ -12,8 +12,8 @@ import PIL.Image
 import pyarrow
 from pyarrow import parquet
 
-from .image_stores import Stores
 from .image_folders import REGIONS_ONLY, UNKNOWN, LeftOut, is_image, is_whole_image, left_out_kind, list_files
+from .image_stores import Stores
 from .images import ImageSource, decode_image, expand_pattern
 
 

@@ -24,8 +24,7 @@ WHOLE_SUFFIXES = frozenset(
 SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
 # Images that only `open_image` reads, a region at a time.
 REGION_SUFFIXES = frozenset(
-    (*SLIDE_SUFFIXES, ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".btf", ".tf2", ".tf8", ".qptiff")
-    + (".lsm", ".stk", ".npy", ".zarr")
+    [*SLIDE_SUFFIXES] + ".svs .ndpi .scn .bif .svslide .btf .tf2 .tf8 .qptiff .lsm .stk .npy .zarr".split()
 )
 IMAGE_SUFFIXES = WHOLE_SUFFIXES | REGION_SUFFIXES
 # A folder with one of these is a zarr array or group, and so one image.
@@ -42,17 +41,17 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 # Files and folders that systems and tools leave behind, in lower case, beyond those that begin with a dot.
 TOOL_NAMES = frozenset(
-    ("__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin")
-    + ("system volume information", "lost+found", "__pycache__", "_gsdata_", "cvs")
-    + ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
+    {"__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"}
+    | {"system volume information", "lost+found", "__pycache__", "_gsdata_", "cvs"}
+    | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"}
 )
 NAMES_SHOWN = 3
 
 # Kinds of what is left out, for one and for several.
 UNKNOWN = ("file of unknown type", "files of unknown type")
 REGIONS_ONLY = (
-    "image of a kind that is read by regions alone, which predict.py --tile does and PNG or TIFF do not need",
-    "images of kinds that are read by regions alone, which predict.py --tile does and PNG or TIFF do not need",
+    "image of a kind that only predict.py --tile reads",
+    "images of kinds that only predict.py --tile reads",
 )
 DOT_FILE = ("file that begins with a dot", "files that begin with a dot")
 DOT_FOLDER = ("folder that begins with a dot", "folders that begin with a dot")

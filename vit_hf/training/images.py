@@ -129,7 +129,9 @@ def find_images(
             found = sorted(str(file) for file in find_in_folder(path, here, is_wanted))
             if not found:
                 notes = "".join(f" ({note})" for note in here.notes())
-                raise FileNotFoundError(f"no image in the folder {show(path)}, nor in the folders below{notes}")
+                raise FileNotFoundError(
+                    f"no image in the folder {show(path)}, nor in the folders below{notes}"
+                )
             left_out.update(here)
         else:
             found = expand_pattern(pattern)

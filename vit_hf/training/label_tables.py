@@ -257,9 +257,13 @@ def _resolve(name: Any, table: Path, root: Path, place: str) -> Path:
         path = Path(os.path.normpath(path))
         is_inside = is_inside and path.is_relative_to(os.path.normpath(root))
     if not is_inside:
-        raise ValueError(f"{place} names {name}: files must be in {show(root)}, and be named relative to {table.name}")
+        raise ValueError(
+            f"{place} names {name}: files must be in {show(root)}, and be named relative to {table.name}"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"{place} names {name}, which is not in {show(table.parent)}: add it, or take the row out")
+        raise FileNotFoundError(
+            f"{place} names {name}, which is not in {show(table.parent)}: add it, or take the row out"
+        )
     check_name(path)
     return path
 
@@ -308,7 +312,9 @@ def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[st
                 row[name] = None if value is None or value.lower() in MISSING_WORDS else convert(value)
         elif values and set(map(str.lower, values)) <= {"true", "false"}:
             for row in rows:
-                row[name] = None if row[name] is None else {"true": True, "false": False}.get(row[name].lower())
+                row[name] = (
+                    None if row[name] is None else {"true": True, "false": False}.get(row[name].lower())
+                )
         else:
             words = Counter(value for value in given if value.lower() in MISSING_WORDS - {"-"})
             notes += [

@@ -73,7 +73,9 @@ def encode_labels(
     index = {name: number for number, name in enumerate(names)}
     if is_list:
         splits = {
-            split: _multi_hot(split, places or {}, [[index[to_name(value)] for value in row] for row in column], len(names))
+            split: _multi_hot(
+                split, places or {}, [[index[to_name(value)] for value in row] for row in column], len(names)
+            )
             for split, column in columns.items()
         }
         return EncodedLabels("multi_label_classification", names, len(names), splits)

@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from .image_folders import SPLIT_NAMES
 from .images import check_header, decode_image
 from .labels import EncodedLabels, encode_labels
-from .image_folders import SPLIT_NAMES
 from .sources import find_image_column, find_label_column, load_splits
 
 
@@ -112,7 +112,9 @@ def load_image_dataset(
     columns = {name: rows.select_columns(label_column)[:][label_column] for name, rows in splits.items()}
     # The test split of a competition comes without labels: None, or -1.
     if "test" in columns and len(columns) > 1 and set(map(str, columns["test"])) <= {"None", "-1"}:
-        loaded.notes.append(f"left out: the test split, none of whose {len(splits['test'])} images has a label")
+        loaded.notes.append(
+            f"left out: the test split, none of whose {len(splits['test'])} images has a label"
+        )
         del splits["test"], columns["test"]
     encoded = encode_labels(first.features[label_column], columns, label2id, loaded.places)
 
@@ -134,7 +136,10 @@ def _notes_of_classes(encoded: EncodedLabels) -> list[str]:
     """Classes that only held-out splits have, and classes whose names differ in case or spaces alone."""
     notes = []
     if encoded.problem_type == "single_label_classification" and "train" in encoded.splits:
-        present = {split: {encoded.names[number] for number in np.unique(labels)} for split, labels in encoded.splits.items()}
+        present = {
+            split: {encoded.names[number] for number in np.unique(labels)}
+            for split, labels in encoded.splits.items()
+        }
         unseen = sorted(set().union(*present.values()) - present["train"])
         if unseen:
             notes.append(f"no image of train is of {_listed(unseen)}, which other splits have")
@@ -147,7 +152,11 @@ def _notes_of_classes(encoded: EncodedLabels) -> list[str]:
 
 def _listed(names: list[str]) -> str:
     shown = ", ".join(map(repr, names[:5]))
-    return f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})" if len(names) > 1 else f"the class {shown}"
+    return (
+        f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"
+        if len(names) > 1
+        else f"the class {shown}"
+    )
 
 
 def load_unlabelled(

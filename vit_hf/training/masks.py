@@ -182,7 +182,9 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     for split, rows in found.items():
         for column in columns:
             if column not in rows.column_names:
-                raise ValueError(f"the {split} split has no column {column}; it has {', '.join(rows.column_names)}")
+                raise ValueError(
+                    f"the {split} split has no column {column}; it has {', '.join(rows.column_names)}"
+                )
             # Not its subclasses, which draw their images.
             if type(rows.features[column]) is datasets.Image:
                 rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -232,7 +234,9 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
         ignored = int(ignore_label)
     else:
         others = np.flatnonzero(counts[1:IGNORED]) + 1
-        shown = ", ".join(map(str, np.flatnonzero(counts)[:8])) + (", ..." if np.count_nonzero(counts) > 8 else "")
+        shown = ", ".join(map(str, np.flatnonzero(counts)[:8])) + (
+            ", ..." if np.count_nonzero(counts) > 8 else ""
+        )
         if not counts[IGNORED]:
             return IGNORED
         if not len(others):
@@ -244,7 +248,11 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
             )
         # Classes are numbered one by one; drawings and their soft edges have shades.
         if others[-1] > 191 or len(others) * 8 < others[-1]:
-            foreground = "'none' with binary takes it for foreground" if not binary else "'none' takes it for foreground"
+            foreground = (
+                "'none' with binary takes it for foreground"
+                if not binary
+                else "'none' takes it for foreground"
+            )
             raise ValueError(
                 f"the masks have the values {shown} and 255, which look like shades more than like classes from 0 on, so "
                 f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or save "
@@ -264,8 +272,12 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
     total = sum(counts.values())
     if values.ignored is not None and total[values.ignored]:
         share = total[values.ignored] / total.sum()
-        notes.append(f"left out: {share:.2%} of all pixels, which have the value {values.ignored} (ignore_label)")
-    present = {split: set(np.flatnonzero(found).tolist()) - {values.ignored} for split, found in counts.items()}
+        notes.append(
+            f"left out: {share:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
+        )
+    present = {
+        split: set(np.flatnonzero(found).tolist()) - {values.ignored} for split, found in counts.items()
+    }
     if values.binary:
         present = {split: {int(value > 0) for value in found} for split, found in present.items()}
     classes = set().union(*present.values())
@@ -275,7 +287,9 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
             f"class {', '.join(map(str, classes)) or 'none'}: there is nothing to tell apart"
         )
     if "train" in present and (unseen := sorted(classes - present["train"])):
-        notes.append(f"no mask of train has the classes {', '.join(map(str, unseen))}, which other splits have")
+        notes.append(
+            f"no mask of train has the classes {', '.join(map(str, unseen))}, which other splits have"
+        )
     return [str(number) for number in range(max(classes) + 1)]
 
 

@@ -69,7 +69,9 @@ class SegmentationArguments:
     def __post_init__(self):
         self.ignore_label = str(self.ignore_label).lower()
         if self.ignore_label not in ("auto", "none", *map(str, range(256))):
-            raise ValueError(f"ignore_label is {self.ignore_label!r}; give a value from 0 to 255, none or auto")
+            raise ValueError(
+                f"ignore_label is {self.ignore_label!r}; give a value from 0 to 255, none or auto"
+            )
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is {self.horizontal_flip}; it is a probability, from 0 to 1")
 
