@@ -30,9 +30,20 @@ VOC = (
 )
 TASKS = ("classes", "unlabelled", "masks", "boxes")
 STRAYS = [
-    *".git/a.png .ipynb_checkpoints/a-checkpoint.png __MACOSX/train/._a.png @eaDir/a.png .thumbnails/a.png".split(),
-    *"Thumbs.db .DS_Store ._train $RECYCLE.BIN/a.png #recycle/a.png lost+found/a.png notes.txt".split(),
-    *"extra/a.png wandb/run.log".split(),
+    ".git/a.png",
+    ".ipynb_checkpoints/a-checkpoint.png",
+    "__MACOSX/train/._a.png",
+    "@eaDir/a.png",
+    ".thumbnails/a.png",
+    "Thumbs.db",
+    ".DS_Store",
+    "._train",
+    "$RECYCLE.BIN/a.png",
+    "#recycle/a.png",
+    "lost+found/a.png",
+    "notes.txt",
+    "extra/a.png",
+    "wandb/run.log",
 ]
 NAMES = ("run[1]", "what*", "why?", "{a,b}", "[!x]", "a b#%", "**")
 

@@ -24,7 +24,8 @@ WHOLE_SUFFIXES = frozenset(
 SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
 # Images that only `open_image` reads, a region at a time.
 REGION_SUFFIXES = frozenset(
-    [*SLIDE_SUFFIXES] + ".svs .ndpi .scn .bif .svslide .btf .tf2 .tf8 .qptiff .lsm .stk .npy .zarr".split()
+    {*SLIDE_SUFFIXES, ".svs", ".ndpi", ".scn", ".bif", ".svslide", ".btf", ".tf2", ".tf8", ".qptiff"}
+    | {".lsm", ".stk", ".npy", ".zarr"}
 )
 IMAGE_SUFFIXES = WHOLE_SUFFIXES | REGION_SUFFIXES
 # A folder with one of these is a zarr array or group, and so one image.
