@@ -25,7 +25,8 @@ from vit_hf.training.masks import load_masked_images
 
 
 VOC = (
-    "<annotation><filename>{}</filename><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
+    "<annotation><filename>{}</filename><object><name>a</name><bndbox>"
+    "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
     "<ymax>5</ymax></bndbox></object></annotation>"
 )
 TASKS = ("classes", "unlabelled", "masks", "boxes")

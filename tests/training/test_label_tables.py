@@ -240,7 +240,8 @@ class TestBoxes:
 
     def test_pascal_voc(self, tmp_path):
         text = (
-            "<annotation><filename>0.png</filename><object><name>café</name><bndbox><xmin>1</xmin><ymin>1</ymin>"
+            "<annotation><filename>0.png</filename><object><name>café</name><bndbox>"
+            "<xmin>1</xmin><ymin>1</ymin>"
             "<xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
         )
         folder = write(tmp_path, b"\xef\xbb\xbf" + text.encode(), "0.xml", 1)

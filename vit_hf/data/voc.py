@@ -36,7 +36,8 @@ def read_voc(path: Path) -> VocAnnotation:
     # An encoding that is named and unknown is a LookupError.
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(
-            f"{path} is no XML: {error}. Mend it; text that is not UTF-8 needs its encoding in the first line, as in "
+            f"{path} is no XML: {error}. Mend it; text that is not UTF-8 needs its encoding in the first "
+            "line, as in "
             '<?xml version="1.0" encoding="latin1"?>'
         ) from error
     name = root.findtext("filename")

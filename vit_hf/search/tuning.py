@@ -164,7 +164,8 @@ class TuningRun:
 
     def describe(self) -> str:
         """What is going to happen, in a few lines."""
-        study = f"Study: {self.tuning.num_trials} trials, judged by {self.metric} on the validation split; in {self.folder}"
+        judged = f"judged by {self.metric} on the validation split"
+        study = f"Study: {self.tuning.num_trials} trials, {judged}; in {self.folder}"
         return "\n".join([study, *(f"       {note}" for note in self.notes)])
 
     def _set_up(self, trial: "optuna.Trial") -> dict[str, Any]:

@@ -185,7 +185,8 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally under train, validation, "
+            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally "
+            "under train, validation, "
             f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
         }
     )

@@ -175,7 +175,8 @@ def _find_voc(folder: ImageFolder, notes: list[str]) -> dict[str, FoundSplit]:
             check_name(found.image)
             if found.image in annotated:
                 raise ValueError(
-                    f"{show(file.path)} annotates {found.image.name}, as {show(annotated[found.image])} does: keep one"
+                    f"{show(file.path)} annotates {found.image.name}, as {show(annotated[found.image])} "
+                    "does: keep one"
                 )
             annotated[found.image] = file.path
             annotations.append(found)

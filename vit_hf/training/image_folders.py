@@ -1,6 +1,7 @@
 """Folders of images: which files are images, which folders are splits and classes, and what is left out.
 
-Every task reads folders through this module, so that classification, masks, boxes, pretraining and prediction agree.
+Every task reads folders through this module, so that classification, masks, boxes, pretraining and prediction
+agree.
 """
 
 import os
@@ -252,13 +253,15 @@ class ImageFolder:
         if not alike:
             return False
         raise ValueError(
-            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is not part of "
-            f"it, or both are folders of equal rank, all for training. For the first, give {show(self.path / name)} "
+            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is "
+            "not part of "
+            "it, or both are folders of equal rank, all for training. For the first, give "
+            f"{show(self.path / name)} "
             f"or move {show(alike[0])} away; for the second, rename {show(name)}."
         )
 
     def _check_deeper_splits(self, files: list[tuple[str, ...]], tops: list[str]) -> None:
-        """Raises: ValueError if all images would be trained on although folders further down are named like splits."""
+        """Raises: ValueError if folders further down are named like splits, as all would be trained on."""
         found: dict[tuple[str, ...], dict[str, str]] = {}
         for parts in files:
             for depth in range(1, len(parts) - 1):
@@ -269,8 +272,10 @@ class ImageFolder:
                 inside = "/".join(above)
                 names = ", ".join(show(f"{inside}/{name}") for name in sorted(splits.values()))
                 raise ValueError(
-                    f"{show(self.path)} has folders named like splits further down: {names}. Either these are its "
-                    f"splits: give {show(self.path / inside)}, or move them to the top, with the class folders in "
+                    f"{show(self.path)} has folders named like splits further down: {names}. Either these "
+                    "are its "
+                    f"splits: give {show(self.path / inside)}, or move them to the top, with the class "
+                    "folders in "
                     "them; or everything is for training: rename them."
                 )
         alike = {}
@@ -281,7 +286,8 @@ class ImageFolder:
         if len(alike) > 1 and 2 * sum(map(len, alike.values())) >= len(tops):
             names = ", ".join(sorted(show(name) for found in alike.values() for name in found))
             raise ValueError(
-                f"the folders {names} of {show(self.path)} are named much like splits. Either they are its splits: "
+                f"the folders {names} of {show(self.path)} are named much like splits. Either they are its "
+                "splits: "
                 f"name them {', '.join(alike)}; or they are classes of their own: rename them."
             )
 
@@ -326,7 +332,8 @@ def check_name(path: Path) -> None:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(
-            f"the path {show(path)} is not UTF-8: rename that file or folder (convmv -f latin1 -t utf8 does many)"
+            f"the path {show(path)} is not UTF-8: rename that file or folder (convmv -f latin1 -t utf8 does "
+            "many)"
         ) from None
 
 

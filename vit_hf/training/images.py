@@ -112,7 +112,7 @@ def find_images(
     Args:
         patterns: what to find.
         left_out: is told what folders have beside images.
-        is_wanted: which files of folders are taken, by their endings: by default everything that `open_image` reads.
+        is_wanted: which files of folders are taken, by their endings: by default all that `open_image` reads.
 
     Returns:
         Files, each once. A file that was named is returned whatever its ending, and whether it exists or not.

@@ -69,7 +69,8 @@ def _read_text(path: Path) -> str:
         start = content.rfind(b"\n", 0, error.start) + 1
         text = content[start : error.end + 20].split(b"\n")[0].decode("utf-8", "backslashreplace").strip()
         raise ValueError(
-            f"{show(path)}, line {line} is not UTF-8: {text}. Save the file as UTF-8 (iconv -f latin1 -t utf-8)"
+            f"{show(path)}, line {line} is not UTF-8: {text}. Save the file as UTF-8 (iconv -f latin1 -t "
+            "utf-8)"
         ) from None
 
 
@@ -177,7 +178,7 @@ class NamedImages:
 
 
 def name_images(tables: list[Table], root: Path) -> NamedImages:
-    """Joins tables with a column `file_name`, and perhaps others that end in `_file_name`, to the files they name.
+    """Joins tables with a column `file_name`, and perhaps others like `mask_file_name`, to the files they name.
 
     Args:
         tables: files are relative to each of them.
@@ -185,13 +186,14 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
 
     Raises:
         FileNotFoundError: for a file that is not there; names table and row.
-        ValueError: for an image without a name or with two rows, one beyond `root`, or columns that do not fit.
+        ValueError: for an image without a name or with two rows, one beyond `root`, or unfit columns.
     """
     columns = list(dict.fromkeys(name for table in tables for name in table.columns))
     for table in tables:
         if FILE_COLUMN not in table.columns:
             raise ValueError(
-                f"{show(table.path)} has no column {FILE_COLUMN}, which names each image relative to the table; it has "
+                f"{show(table.path)} has no column {FILE_COLUMN}, which names each image relative to the "
+                "table; it has "
                 f"{', '.join(table.columns)}"
             )
     rows, places, images, used = [], [], [], set()
@@ -204,7 +206,8 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
             image = _resolve(row[FILE_COLUMN], table.path, root, place)
             if image in first:
                 raise ValueError(
-                    f"{place} names {show(row[FILE_COLUMN])}, as {first[image]} does: an image may have one row"
+                    f"{place} names {show(row[FILE_COLUMN])}, as {first[image]} does: an image may have one "
+                    "row"
                 )
             first[image] = place
             named: dict[str, Any] = {"image": str(image)}
@@ -294,7 +297,7 @@ def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list
 def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[str]) -> list[str]:
     """Makes numbers of the columns of CSV files that hold nothing else, over all splits alike.
 
-    Numbers with leading zeros stay text. Words for a missing value are one among numbers, and text among text.
+    Numbers with leading zeros stay text. Words for a missing value are that among numbers, and text among text.
 
     Returns:
         Notes of such words that were taken for text.
@@ -318,7 +321,8 @@ def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[st
         else:
             words = Counter(value for value in given if value.lower() in MISSING_WORDS - {"-"})
             notes += [
-                f"{number} rows have {word!r} in the column {name}, which is taken for text: leave it empty where a value "
+                f"{number} rows have {word!r} in the column {name}, which is taken for text: leave it empty "
+                "where a value "
                 "is missing"
                 for word, number in words.items()
             ]

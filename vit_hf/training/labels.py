@@ -97,7 +97,8 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
         missing = next((number for number, value in enumerate(column) if value is None), None)
         if missing is not None:
             raise ValueError(
-                f"{_place(split, missing, places)} has no finite value as its label: give one, or take the row out"
+                f"{_place(split, missing, places)} has no finite value as its label: give one, or take the "
+                "row out"
             )
         try:
             splits[split] = np.array(column, np.float32)
@@ -106,7 +107,8 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
         wrong = np.flatnonzero(~np.isfinite(splits[split].reshape(len(column), -1)).all(-1))
         if wrong.size:
             raise ValueError(
-                f"{_place(split, wrong[0], places)} has no finite value as its label: give one, or take the row out"
+                f"{_place(split, wrong[0], places)} has no finite value as its label: give one, or take the "
+                "row out"
             )
     widths = {values.shape[1:] for values in splits.values() if len(values)}
     if len(widths) != 1:

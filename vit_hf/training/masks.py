@@ -97,8 +97,8 @@ class MaskedImages(Dataset):
         """How many pixels of a mask have each value, `(256,)`, before these are given a meaning.
 
         Raises:
-            ValueError: naming it, if there is none, or it is damaged, has several channels, or another size than
-                its image.
+            ValueError: naming it, if there is none, or it is damaged, has several channels, or another size
+                than its image.
         """
         row = self.rows[index]
         mask = self._read_values(row, index)
@@ -117,7 +117,8 @@ class MaskedImages(Dataset):
     def _check_size(self, mask: np.ndarray, size: tuple[int, int], row: dict[str, Any], index: int) -> None:
         if mask.shape[::-1] != size:
             raise ValueError(
-                f"{self.place(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its image "
+                f"{self.place(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
+                "image "
                 f"{size[0]}x{size[1]}; both must be of one size"
             )
 
@@ -130,7 +131,8 @@ class MaskedImages(Dataset):
         mask = np.asarray(PIL.ImageOps.exif_transpose(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
-                f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, not the shape "
+                f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
+                "not the shape "
                 f"{mask.shape} with values from {mask.min()} to {mask.max()}"
             )
         return mask.astype(np.uint8)
@@ -161,13 +163,13 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     Args:
         data: which.
         binary: whether all classes but 0 count as class 1.
-        ignore_label: the value of pixels that do not count: a number, "none", or "auto", which is 255 unless masks
-            are black and white.
+        ignore_label: the value of pixels that do not count: a number, "none", or "auto", which is 255 unless
+            masks are black and white.
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those whose 255
-            may mean a class as well as pixels that do not count.
+        ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those whose
+            255 may mean a class as well as pixels that do not count.
     """
     check_validation_share(data.validation_share)
     # Folders below mean nothing for masks.
@@ -243,7 +245,8 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
             if binary:
                 return None
             raise ValueError(
-                f"all pixels of the masks are {shown}, and 255 would be ignored, so that nothing could be told "
+                f"all pixels of the masks are {shown}, and 255 would be ignored, so that nothing could be "
+                "told "
                 "apart. Set binary to take 255 for the foreground"
             )
         # Classes are numbered one by one; drawings and their soft edges have shades.
@@ -254,14 +257,17 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
                 else "'none' takes it for foreground"
             )
             raise ValueError(
-                f"the masks have the values {shown} and 255, which look like shades more than like classes from 0 on, so "
-                f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or save "
+                f"the masks have the values {shown} and 255, which look like shades more than like classes "
+                "from 0 on, so "
+                f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or "
+                "save "
                 "masks with classes 0, 1, 2 and so on"
             )
         return IGNORED
     if not binary and ignored != IGNORED and counts[IGNORED]:
         raise ValueError(
-            f"ignore_label is {ignore_label}, so that 255 is a class, and classes go from 0 to 254: set binary to take all "
+            f"ignore_label is {ignore_label}, so that 255 is a class, and classes go from 0 to 254: set "
+            "binary to take all "
             "but 0 for one class, or save the masks with other numbers"
         )
     return ignored
@@ -283,7 +289,8 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
     classes = set().union(*present.values())
     if len(classes) < 2:
         raise ValueError(
-            f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of the masks are of "
+            f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of "
+            "the masks are of "
             f"class {', '.join(map(str, classes)) or 'none'}: there is nothing to tell apart"
         )
     if "train" in present and (unseen := sorted(classes - present["train"])):

@@ -165,7 +165,8 @@ class CollectionRun:
         where = os.environ.get("RAY_ADDRESS")
         notes = "".join(f"         {note}\n" for note in self.notes)
         return (
-            f"Images:  {self.num_images}{done}; {self.num_pending} in {len(self.pending)} parts to do\n{notes}"
+            f"Images:  {self.num_images}{done}; {self.num_pending} in {len(self.pending)} parts to "
+            f"do\n{notes}"
             f"Model:   {arguments.model_name_or_path}\n"
             f"Engine:  Ray {ray.__version__}, {f'cluster {where}' if where else 'on this machine'}"
         )

@@ -40,7 +40,8 @@ class SegmentationArguments:
     ignore_label: str = field(
         default="auto",
         metadata={
-            "help": "value of mask pixels that do not count, or none; default: 255, and none where masks are black and white "
+            "help": "value of mask pixels that do not count, or none; default: 255, and none where masks "
+            "are black and white "
             "(0 and 255) and binary"
         },
     )
@@ -156,8 +157,10 @@ def prepare_segmentation(
     model = load_or_build(AdaptiveViTForSemanticSegmentation, model_arguments, fields)
     if model.config.semantic_loss_ignore_index != IGNORED:
         raise ValueError(
-            f"semantic_loss_ignore_index of the model is {model.config.semantic_loss_ignore_index}, and pixels that do not "
-            f"count are {IGNORED} in training: leave it out, and give their value in your masks as ignore_label"
+            f"semantic_loss_ignore_index of the model is {model.config.semantic_loss_ignore_index}, and "
+            "pixels that do not "
+            f"count are {IGNORED} in training: leave it out, and give their value in your masks as "
+            "ignore_label"
         )
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model)

@@ -56,8 +56,8 @@ def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | 
     Args:
         name_or_path: where the data are.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
-        has_classes: whether folders of images are classes. False if they have no classes, None if other folders
-            than splits mean nothing.
+        has_classes: whether folders of images are classes: True, False for images without labels, None where
+            folders other than splits mean nothing.
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
@@ -121,7 +121,7 @@ def _load(
 
 
 def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A single file; text by our reader, which says what is wrong where, unless `datasets` is to read it by options."""
+    """A single file; text by our reader, which names file and line of errors, unless there are options."""
     if path.suffix.lower() in (".parquet", ".arrow") or options:
         # A path may have characters that mean something in a pattern.
         files = glob.escape(str(path))
@@ -149,14 +149,16 @@ def _load_folder(
     if folder.images:
         if options:
             raise ValueError(
-                f"dataset_options has {', '.join(options)}, and a folder of images takes no options: leave it out"
+                f"dataset_options has {', '.join(options)}, and a folder of images takes no options: leave "
+                "it out"
             )
         return _load_image_folder(folder, has_classes)
     if folder.tables:
         return _load_tables(folder, options)
     notes = folder.left_out.notes()
     raise ValueError(
-        f"the folder {show(path)} has no images in it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, "
+        f"the folder {show(path)} has no images in "
+        f"it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, "
         f"and no parquet, CSV or JSON files{f' ({notes[0]})' if notes else ''}"
     )
 
@@ -164,7 +166,7 @@ def _load_folder(
 def _load_tables(
     folder: ImageFolder, options: dict[str, Any]
 ) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A folder of tables of one format. Splits are folders, or words in the names of files ("train-00000.parquet")."""
+    """A folder of tables of one format. Splits are folders, or words in names of files ("train-000.parquet")."""
     if options.keys() & {"data_files", "data_dir", "name"}:
         return datasets.load_dataset(str(folder.path), **options)
     endings = {file.suffix.lower() for file in folder.tables}
