@@ -6,9 +6,9 @@
 
 `fields/` is an image folder whose metadata.csv has the columns file_name and mask_file_name; a parquet file or a data set
 with a column of masks works as well. Masks have one channel: a class for each pixel, 255 for pixels to ignore
-(another value with --ignore_label); black and white ones need --binary. The first argument may be a YAML or JSON
-file of flags; flags after it override it. A run that was interrupted goes on where it was when it is started again
-with the same arguments.
+(another value with --ignore_label); black and white ones need --binary. The first argument may be a YAML or
+JSON file of flags; flags after it override it. A run that was interrupted goes on where it was when it is
+started again with the same arguments.
 """
 
 from vit_hf.training import (

@@ -178,7 +178,7 @@ class NamedImages:
 
 
 def name_images(tables: list[Table], root: Path) -> NamedImages:
-    """Joins tables with a column `file_name`, and perhaps others like `mask_file_name`, to the files they name.
+    """Joins tables with a column `file_name`, and others like `mask_file_name`, to the files they name.
 
     Args:
         tables: files are relative to each of them.
@@ -297,7 +297,7 @@ def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list
 def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[str]) -> list[str]:
     """Makes numbers of the columns of CSV files that hold nothing else, over all splits alike.
 
-    Numbers with leading zeros stay text. Words for a missing value are that among numbers, and text among text.
+    Numbers with leading zeros stay text. Words for a missing value are text among text.
 
     Returns:
         Notes of such words that were taken for text.

@@ -168,8 +168,8 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those whose
-            255 may mean a class as well as pixels that do not count.
+        ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those
+            whose 255 may mean a class as well as pixels that do not count.
     """
     check_validation_share(data.validation_share)
     # Folders below mean nothing for masks.

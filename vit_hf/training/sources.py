@@ -166,7 +166,7 @@ def _load_folder(
 def _load_tables(
     folder: ImageFolder, options: dict[str, Any]
 ) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A folder of tables of one format. Splits are folders, or words in names of files ("train-000.parquet")."""
+    """A folder of tables of one format. Splits are folders, or words in names of files ("train-0.parquet")."""
     if options.keys() & {"data_files", "data_dir", "name"}:
         return datasets.load_dataset(str(folder.path), **options)
     endings = {file.suffix.lower() for file in folder.tables}
