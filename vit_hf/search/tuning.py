@@ -237,7 +237,7 @@ def prepare_tuning(
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
     if training.world_size > 1:
         raise ValueError("a study runs in one process: start it without torchrun")
-    for name in ("ema_decay", "freeze_backbone", "curriculum_images", "start_anew"):
+    for name in ("ema_decay", "freeze_backbone", "start_anew"):
         if getattr(method, name):
             raise ValueError(
                 f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it to finetune.py "

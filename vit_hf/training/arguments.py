@@ -277,12 +277,6 @@ class MethodArguments:
         default=None,
         metadata={"help": "average the weights, a step leaving this much of the average, such as 0.999"},
     )
-    curriculum_images: int = field(
-        default=0,
-        metadata={
-            "help": "validation images of which curriculum.gif shows what is kept in the course of training"
-        },
-    )
     start_anew: bool = field(
         default=False,
         metadata={

@@ -24,7 +24,6 @@ from .augmentation import (
     make_augmentation,
 )
 from .collation import ImageCollator
-from .curriculum import CurriculumRecorder
 from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
 from .execution import check_batch, describe_beginning, execute_run, open_output_dir
 from .freezing import FreezeBackbone, part_of
@@ -193,10 +192,6 @@ def make_trainer(
                 initial=method.keep_rate_initial,
             )
         )
-    if method.curriculum_images:
-        split = data.splits.get("validation", data.splits["train"])
-        images = [split.read(index) for index in range(min(method.curriculum_images, len(split)))]
-        callbacks.append(CurriculumRecorder(images, processor, Path(training.output_dir, "curriculum.gif")))
     freeze = FreezeBackbone(method.freeze_backbone, method.freeze_head)
     if freeze.share > 0:
         freeze.parameters_of(model)
