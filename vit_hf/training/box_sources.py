@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from ..data.digit_canvas import RECIPE_PREFIX, Recipe
 from ..data.voc import read_voc
+from ..model.image_loading import upright_size
 from .arguments import DataArguments
 from .box_columns import find_object_column, read_objects
 from .boxed_images import BoxedImages
-from .images import IMAGE_SUFFIXES, check_header
+from .images import IMAGE_SUFFIXES, decode_image
 from .loading import check_validation_share, hold_out
 from .sources import MEGAPIXEL_DIGITS, SPLIT_NAMES, find_image_column, load_splits
 
@@ -24,7 +25,6 @@ from .sources import MEGAPIXEL_DIGITS, SPLIT_NAMES, find_image_column, load_spli
 # How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count from 1.
 TOLERANCE = 1.0
 # Of EXIF, and its values that swap width and height.
-ORIENTATION, SWAPPED = 0x0112, (5, 6, 7, 8)
 ONE_CLASS = "object"
 
 
@@ -216,23 +216,20 @@ def _open_rows(
 
 def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
     if isinstance(source, PIL.Image.Image):
-        return _upright(source)
+        return upright_size(source)
     if source["bytes"] is None:
-        check_header(source["path"])
-        with PIL.Image.open(source["path"]) as image:
-            return _upright(image)
+        try:
+            with PIL.Image.open(source["path"]) as image:
+                return upright_size(image)
+        except Exception:
+            return upright_size(decode_image(source))  # says it better
     if source["bytes"].startswith(RECIPE_PREFIX):
         recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
         return recipe.width, recipe.height
     try:
-        return _upright(PIL.Image.open(io.BytesIO(source["bytes"])))
-    except Exception as error:
-        raise ValueError(f"Cannot read the embedded {place}: {error}") from error
-
-
-def _upright(image: PIL.Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in SWAPPED else (width, height)
+        return upright_size(PIL.Image.open(io.BytesIO(source["bytes"])))
+    except Exception:
+        return upright_size(decode_image({"bytes": source["bytes"], "path": place}))  # says it better
 
 
 def _in_order(name: str) -> tuple:

@@ -1,7 +1,6 @@
 """Reading images so that a broken one is named."""
 
 import glob
-import io
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from torchvision.transforms.functional import to_pil_image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import read_image, to_pixels
@@ -38,13 +38,8 @@ def decode_image(source: ImageSource) -> PIL.Image.Image:
         return read_image(source)
     if source["bytes"] is None:
         return read_image(source["path"])
-    # Pillow's decoders raise nearly anything on damaged files.
-    try:
-        image = PIL.Image.open(io.BytesIO(source["bytes"]))
-        image.load()
-    except Exception as error:
-        raise ValueError(f"Cannot read the embedded image {source['path'] or ''}: {error}") from error
-    return image
+    name = f"embedded {source['path'] or ''}".strip()
+    return read_image(source["bytes"], name)
 
 
 def prepare_images(
@@ -61,10 +56,33 @@ def prepare_images(
         ValueError: as the image processor does, for instance for sizes that do not stack.
     """
     if not isinstance(image_processor, ImagePreparation):
-        # Those of transformers fail on grey and transparent images.
-        convert_rgb = len(image_processor.image_mean) == 3
-        images = [to_pixels(image, convert_rgb) for image in images]
+        # Those of transformers fail on gray and transparent images.
+        images = [_pixels_for(image_processor, image, place) for place, image in enumerate(images)]
     return dict(image_processor(images, return_tensors="pt", **options))
+
+
+def _pixels_for(
+    image_processor: BaseImageProcessor, image: PIL.Image.Image | torch.Tensor, place: int
+) -> PIL.Image.Image | torch.Tensor:
+    is_timm = is_timm_processor(image_processor)
+    if is_timm:
+        convert_rgb = image_processor.data_config["input_size"][0] == 3
+    else:
+        convert_rgb = len(image_processor.image_mean) == 3
+    try:
+        pixels = to_pixels(image, convert_rgb)
+    except ValueError as error:
+        file = getattr(image, "filename", "")
+        raise ValueError(
+            f"Cannot use image {place} of the batch{f' ({file})' if file else ''}: {error}"
+        ) from error
+    # timm's transformations resize Pillow images otherwise than tensors, and are what a checkpoint was measured with.
+    return to_pil_image(pixels) if is_timm else pixels
+
+
+def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
+    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of transformers'."""
+    return hasattr(image_processor, "data_config") and hasattr(image_processor, "val_transforms")
 
 
 def check_header(path: str | PathLike) -> None:

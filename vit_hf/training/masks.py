@@ -5,11 +5,11 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..model.image_loading import upright
 from .arguments import DataArguments
 from .augmentation import seeded
 from .images import decode_image, prepare_images
@@ -60,7 +60,7 @@ class MaskedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         # Upright, as image processors make it, before both are mirrored.
-        image = PIL.ImageOps.exif_transpose(decode_image(row[self.image_column]))
+        image = upright(decode_image(row[self.image_column]))
         mask = self._read_mask(row, index)
         if mask.shape != (image.height, image.width):
             raise ValueError(
@@ -81,7 +81,7 @@ class MaskedImages(Dataset):
         return self._read_mask(self.rows.select_columns(self.mask_column)[index], index)
 
     def _read_mask(self, row: dict[str, Any], index: int) -> np.ndarray:
-        mask = np.asarray(PIL.ImageOps.exif_transpose(decode_image(row[self.mask_column])))
+        mask = np.asarray(upright(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > IGNORED:
             raise ValueError(
                 f"Mask {index} must have one channel of classes from 0 to {IGNORED} (which is ignored), not the shape "
