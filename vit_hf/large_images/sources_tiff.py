@@ -102,7 +102,9 @@ class TiffSource(TiledSource):
         else:
             down, across = -(-grid.height // grid.tile_height), -(-grid.width // grid.tile_width)
             place, count = row * across + column, down * across
-            shape = (grid.tile_height, grid.tile_width, page.samplesperpixel // _planes(page))
+            # The last strip has no more rows than the image.
+            rows = grid.tile_height if page.is_tiled else grid.inside(row, column)[0]
+            shape = (rows, grid.tile_width, page.samplesperpixel // _planes(page))
             planes = np.stack(
                 [self._segment(page, plane * count + place, shape) for plane in range(_planes(page))]
             )

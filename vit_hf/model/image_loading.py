@@ -12,12 +12,14 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO, RawIOBase
 from itertools import accumulate
 from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import torch
 from PIL import TiffImagePlugin
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -50,7 +52,14 @@ OTHER_READERS: list[Callable[[str], PIL.Image.Image | None]] = []
 # Pillow shows integers of these formats in mode I, scaled to 16 bits.
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
 # Tags of TIFF 6.0.
-BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, DESCRIPTION, OFFSETS, SAMPLES_PER_PIXEL = 258, 259, 262, 270, 273, 277
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, DESCRIPTION, OFFSETS, SAMPLES_PER_PIXEL = (
+    258,
+    259,
+    262,
+    270,
+    273,
+    277,
+)
 PLANAR, TILE_OFFSETS, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 324, 338, 339
 SIGNED = 2
 
@@ -118,8 +127,9 @@ def _read_elsewhere(path: str) -> PIL.Image.Image | None:
 
 def _load(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     try:
+        image = as_stored(image, name)
         image.load()
-        return as_stored(image, name)
+        return image
     except Exception:
         image.close()
         raise
@@ -371,9 +381,11 @@ def as_picture(image: PIL.Image.Image, do_convert_rgb: bool = False) -> PIL.Imag
         raise
     # An image that is decoded only now may turn out to be damaged, or of a kind that Pillow cannot show.
     except Exception as error:
-        found = _read_elsewhere(path) if path and os.path.isfile(path) else None
-        if found is not None:
-            return _unpack(found, do_convert_rgb)
+        is_file = isinstance(image, PIL.ImageFile.ImageFile) and path and os.path.isfile(path)
+        # Not another frame of it.
+        if is_file and image.tell() == 0:
+            with suppress(ValueError):
+                return _unpack(upright(read_image(path)), do_convert_rgb)
         if isinstance(error, ValueError):
             raise
         raise ValueError(str(error) or type(error).__name__) from error
@@ -419,6 +431,8 @@ def as_stored(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     Raises:
         ValueError: for a TIFF of which Pillow sees a part only, or wrong values that cannot be mended.
     """
+    if image.format == "PNG" and getattr(image, "tile", None) and "transparency" in image.info:
+        _scale_transparency(image, str(image.tile[0][3]))
     if image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS:
         return _with_values(np.asarray(image).clip(0, 65535).astype(np.uint16), image)
     tags = getattr(image, "tag_v2", None)
@@ -440,6 +454,21 @@ def as_stored(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     if image.mode == "I" and int(np.asarray(image).min()) < 0 and tags.get(SAMPLE_FORMAT, (1,))[0] != SIGNED:
         return _with_values(np.asarray(image).astype(np.int32), image)
     return image
+
+
+def _scale_transparency(image: PIL.Image.Image, stored: str) -> None:
+    """Gives the transparent value of a PNG, which has the bits of the file, as many as Pillow's pixels have.
+
+    Args:
+        image: not yet decoded; it is decoded here, so that this happens once.
+        stored: Pillow's name of how samples are stored.
+    """
+    value = image.info["transparency"]
+    if stored in ("L;2", "L;4"):
+        image.info["transparency"] = value * (85 if stored == "L;2" else 17)
+    elif stored.startswith("RGB;16") and isinstance(value, tuple):
+        image.info["transparency"] = tuple(sample >> 8 for sample in value)
+    image.load()
 
 
 def _with_values(values: np.ndarray, image: PIL.Image.Image) -> PIL.Image.Image:
@@ -516,10 +545,12 @@ def _unpack(image: PIL.Image.Image, do_convert_rgb: bool) -> PIL.Image.Image:
     """An image with 8-bit channels that mean brightness, in RGB if asked for."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        gray = to_bytes(values)
-        if image.info.get("transparency") is not None:
-            opaque = np.where(values == image.info["transparency"], 0, 255)
-            gray = np.dstack([gray, opaque.astype(np.uint8)])
+        transparent = image.info.get("transparency")
+        if transparent is None:
+            gray = to_bytes(values)
+        else:
+            opaque = np.where(values == transparent, 0, 65535)
+            gray = samples_to_bytes(np.dstack([values, opaque]).astype(np.uint16))
         image = PIL.Image.fromarray(gray)
     elif image.mode == "F":
         # A region of a file must mean the same as the whole.
