@@ -67,6 +67,8 @@ READERS = {
     "bytes": lambda path: to_pixels(decode_image({"bytes": path.read_bytes(), "path": str(path)}), True),
     "pillow object": by_pillow_object,
 }
+# Those that raise the error themselves; `decode_image` leaves what values mean to whoever asks for pixels.
+NAMING = ("open_image", "torchvision", "pil")
 # Without the name of a file, or once Pillow has refused, nobody else is asked.
 EVERY_FILE = ("open_image", "torchvision", "pil", "training")
 
@@ -79,7 +81,7 @@ def all_readings(path, readers=EVERY_FILE):
             pixels = np.asarray(READERS[name](path))
         except ValueError as error:
             readings[name] = str(error)
-            assert path.name in readings[name] or name in ("bytes", "pillow object"), readings[name]
+            assert path.name in readings[name] or name not in NAMING, readings[name]
         else:
             readings[name] = pixels if name == "open_image" else np.moveaxis(pixels, 0, 2)
     return readings
@@ -104,8 +106,7 @@ def check(path, expected=None, readers=EVERY_FILE, tolerance=1):
 LAYOUTS = {
     "whole": {},
     "strips": {"rowsperstrip": 5, "compression": "zlib"},
-    "tiles": {"tile": (16, 32)},
-    "compressed tiles": {"tile": (16, 16), "compression": "lzw"},
+    "tiles": {"tile": (16, 32), "compression": "lzw"},
 }
 # type -> (values, gray levels; None if it is refused)
 NUMBERS = {
@@ -137,14 +138,13 @@ NUMBERS = {
 @pytest.mark.parametrize("numbers", NUMBERS)
 def test_gray_tiff(numbers, layout, tmp_path):
     values, levels = NUMBERS[numbers]
-    for order in "<>":
-        for meaning in ("minisblack", "miniswhite"):
-            path = tmp_path / f"{ord(order)}_{meaning}.tif"
-            tifffile.imwrite(path, values, photometric=meaning, byteorder=order, **LAYOUTS[layout])
-            expected = levels
-            if levels is not None:
-                expected = as_rgb(255 - levels if meaning == "miniswhite" else levels)
-            check(path, expected)
+    for order, meaning in (("<", "minisblack"), (">", "minisblack"), ("<", "miniswhite")):
+        path = tmp_path / f"{ord(order)}_{meaning}.tif"
+        tifffile.imwrite(path, values, photometric=meaning, byteorder=order, **LAYOUTS[layout])
+        expected = levels
+        if levels is not None:
+            expected = as_rgb(255 - levels if meaning == "miniswhite" else levels)
+        check(path, expected)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 12])
@@ -338,7 +338,7 @@ def test_png(color_type, bits, transparent, tmp_path):
     levels = np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
     path = tmp_path / "a.png"
     path.write_bytes(png(values if channels > 1 else values[..., 0], color_type, bits, before))
-    check(path, on_white(levels, alpha), READERS, tolerance=1.5)
+    check(path, on_white(levels, alpha), READERS, tolerance=2)
 
 
 # -- JPEG, WebP, arrays

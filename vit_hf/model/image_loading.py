@@ -490,15 +490,6 @@ def _check_whole(tags: Any, image: PIL.Image.Image, name: str) -> None:
             "it is sparse: some of its tiles were never written, which Pillow does not know of; vit_hf.open_image "
             "reads it (pip install vit_hf[large])"
         )
-    compressed, wide = tags.get(COMPRESSION, 1) != 1, max(_tuple(tags.get(BITS_PER_SAMPLE, 1))) > 8
-    # Pillow 12 takes each byte for a sample, and swaps bytes that libtiff swapped before.
-    if (tags.get(PLANAR) == 2 and bands > 1 and wide) or (
-        tags.prefix == b"MM" and compressed and image.mode in ("I", "F")
-    ):
-        raise UnsupportedImageError(
-            "its samples are stored in a way that Pillow misreads (separate planes of more than 8 bits, or compressed "
-            "big-endian ones); vit_hf.open_image reads it (pip install vit_hf[large])"
-        )
     planes = _num_planes(str(tags.get(DESCRIPTION, "")), image.width * image.height * bands)
     if planes > 1:
         raise UnsupportedImageError(
@@ -508,6 +499,15 @@ def _check_whole(tags: Any, image: PIL.Image.Image, name: str) -> None:
     unspecified = sum(value == 0 for value in _tuple(extra))
     if (tags.get(PHOTOMETRIC) in (0, 1) and bands > 2) or (bands == 2 and unspecified and image.mode == "L"):
         raise unknown_bands(bands, f"{tags.get(BITS_PER_SAMPLE, (1,))[0]} bits", tags.get(PHOTOMETRIC))
+    compressed, wide = tags.get(COMPRESSION, 1) != 1, max(_tuple(tags.get(BITS_PER_SAMPLE, 1))) > 8
+    # Pillow 12 takes each byte for a sample, and swaps bytes that libtiff swapped before.
+    if (tags.get(PLANAR) == 2 and bands > 1 and wide) or (
+        tags.prefix == b"MM" and compressed and image.mode in ("I", "F")
+    ):
+        raise UnsupportedImageError(
+            "its samples are stored in a way that Pillow misreads (separate planes of more than 8 bits, or compressed "
+            "big-endian ones); vit_hf.open_image reads it (pip install vit_hf[large])"
+        )
     if unspecified:
         warn_of_extra_bands(name, bands, unspecified)
 
