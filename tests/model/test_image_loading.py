@@ -184,7 +184,7 @@ def test_bytes_stay_bytes(image):
         (PIL.Image.fromarray(np.full((8, 8), np.nan, np.float32)), "nan.*0..255"),
         (np.zeros((8, 8, 5), np.uint8), r"\(8, 8, 5\).*input_data_format"),
         (np.zeros(8), r"\(8,\).*\(C, H, W\)"),
-        (np.full((4, 8, 8), 255.0), "RGBA in floats"),
+        (np.full((4, 8, 8), 255.0), "alpha in floats"),
         (np.zeros((8, 8, 3), complex), "complex128"),
         (torch.zeros(3, 8, 8, dtype=torch.complex64), "complex64"),
         (np.array([["a"]]), "<U1"),

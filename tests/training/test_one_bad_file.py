@@ -124,7 +124,7 @@ def test_every_reader(reader, folder):
     for name in sorted(READABLE):
         assert np.array_equal(READERS[reader](folder / name), PIXELS)
     for name in ("cut.png", "wide.tif", "bands.tif"):
-        with pytest.raises(ValueError, match="Cannot|its int32 values") as error:
+        with pytest.raises(ValueError, match=r"Cannot|its int32 values") as error:
             READERS[reader](folder / name)
         # A page's visitor and an explanation have one file only.
         assert name in str(error.value) or reader in ("page", "explanation")

@@ -497,7 +497,7 @@ def _check_whole(tags: Any, image: PIL.Image.Image, name: str) -> None:
         )
     extra = tags.get(EXTRA_SAMPLES, ())
     unspecified = sum(value == 0 for value in _tuple(extra))
-    if (tags.get(PHOTOMETRIC) in (0, 1) and bands > 2) or (bands == 2 and unspecified and image.mode == "L"):
+    if tags.get(PHOTOMETRIC) in (0, 1) and (bands > 2 or (bands == 2 and unspecified)):
         raise unknown_bands(bands, f"{tags.get(BITS_PER_SAMPLE, (1,))[0]} bits", tags.get(PHOTOMETRIC))
     compressed, wide = tags.get(COMPRESSION, 1) != 1, max(_tuple(tags.get(BITS_PER_SAMPLE, 1))) > 8
     # Pillow 12 takes each byte for a sample, and swaps bytes that libtiff swapped before.
