@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.image_loading import read_image, to_pixels
+from ..model.image_loading import read_image, to_pixels, upright
 
 
 def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | torch.Tensor:
@@ -29,7 +28,7 @@ def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | tor
         image = read_image(image)
     if as_rgb:
         return PIL.Image.fromarray(to_pixels(image, do_convert_rgb=True).permute(1, 2, 0).numpy())
-    return PIL.ImageOps.exif_transpose(image)
+    return upright(image)
 
 
 def process(

@@ -25,6 +25,7 @@ from .contexts import AnyImage, as_source, evaluating
 from .sources import open_image
 from .streamed_image import StreamedImage
 from .streamed_patches import StreamedPatches
+from .whole_tiles import with_options
 
 
 @dataclass
@@ -96,7 +97,7 @@ def stream_images(
             cannot be read or is smaller than a patch.
     """
     _check_streams(model)
-    processor = image_processor or default_processor(model)
+    processor = with_options(image_processor or default_processor(model))
     images = []
     for source in sources:
         opened = open_image(source)

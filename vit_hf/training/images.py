@@ -10,16 +10,16 @@ from typing import Any
 
 import PIL.Image
 import torch
+from torchvision.transforms.functional import to_pil_image
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.image_loading import ORIENTATION_TAG, read_image, to_pixels
+from ..model.image_loading import read_image, to_pixels
+from ..model.image_loading import upright_size as size_when_upright
 from ..model.image_preparation import ImagePreparation
 from .image_folders import REGIONS_ONLY, TOOL_NAMES, UNKNOWN, LeftOut, is_image, is_zarr, list_files, show
 
 
 ImageSource = str | PathLike | dict[str, Any] | PIL.Image.Image
-# EXIF orientations that swap width and height.
-SWAPPED = (5, 6, 7, 8)
 
 
 def decode_image(source: ImageSource) -> PIL.Image.Image:
@@ -37,13 +37,8 @@ def decode_image(source: ImageSource) -> PIL.Image.Image:
         return read_image(source)
     if source["bytes"] is None:
         return read_image(source["path"])
-    # Pillow's decoders raise nearly anything on damaged files.
-    try:
-        image = PIL.Image.open(io.BytesIO(source["bytes"]))
-        image.load()
-    except Exception as error:
-        raise ValueError(f"Cannot read the embedded image {source['path'] or ''}: {error}") from error
-    return image
+    name = f"embedded {source['path'] or ''}".strip()
+    return read_image(source["bytes"], name)
 
 
 def prepare_images(
@@ -60,10 +55,33 @@ def prepare_images(
         ValueError: as the image processor does, for instance for sizes that do not stack.
     """
     if not isinstance(image_processor, ImagePreparation):
-        # Those of transformers fail on grey and transparent images.
-        convert_rgb = len(image_processor.image_mean) == 3
-        images = [to_pixels(image, convert_rgb) for image in images]
+        # Those of transformers fail on gray and transparent images.
+        images = [_pixels_for(image_processor, image, place) for place, image in enumerate(images)]
     return dict(image_processor(images, return_tensors="pt", **options))
+
+
+def _pixels_for(
+    image_processor: BaseImageProcessor, image: PIL.Image.Image | torch.Tensor, place: int
+) -> PIL.Image.Image | torch.Tensor:
+    is_timm = is_timm_processor(image_processor)
+    if is_timm:
+        convert_rgb = image_processor.data_config["input_size"][0] == 3
+    else:
+        convert_rgb = len(image_processor.image_mean) == 3
+    try:
+        pixels = to_pixels(image, convert_rgb)
+    except ValueError as error:
+        file = getattr(image, "filename", "")
+        raise ValueError(
+            f"Cannot use image {place} of the batch{f' ({file})' if file else ''}: {error}"
+        ) from error
+    # timm's transformations resize Pillow images otherwise than tensors, and are what a checkpoint was measured with.
+    return to_pil_image(pixels) if is_timm else pixels
+
+
+def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
+    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of transformers'."""
+    return hasattr(image_processor, "data_config") and hasattr(image_processor, "val_transforms")
 
 
 def check_header(path: str | PathLike) -> None:
@@ -85,21 +103,16 @@ def upright_size(source: ImageSource, place: str) -> tuple[int, int]:
         ValueError: naming the file, or `place` if it is embedded, if it is damaged.
     """
     if isinstance(source, PIL.Image.Image):
-        return _upright(source)
-    if isinstance(source, dict) and source["bytes"] is not None:
-        try:
-            return _upright(PIL.Image.open(io.BytesIO(source["bytes"])))
-        except Exception as error:
-            raise ValueError(f"Cannot read the embedded {place}: {error}") from error
-    path = source["path"] if isinstance(source, dict) else source
-    check_header(path)
-    with PIL.Image.open(path) as image:
-        return _upright(image)
-
-
-def _upright(image: PIL.Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION_TAG) in SWAPPED else (width, height)
+        return size_when_upright(source)
+    if not isinstance(source, dict):
+        source = {"path": source, "bytes": None}
+    file = source["path"] if source["bytes"] is None else io.BytesIO(source["bytes"])
+    try:
+        with PIL.Image.open(file) as image:
+            return size_when_upright(image)
+    except Exception:
+        # Some files can be read whose header Pillow does not take; for others this says what is wrong.
+        return size_when_upright(decode_image(source | {"path": source["path"] or place}))
 
 
 def find_images(

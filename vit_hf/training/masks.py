@@ -6,12 +6,12 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..model.image_loading import upright
 from .arguments import DataArguments
 from .augmentation import seeded
 from .image_folders import SPLIT_NAMES
@@ -84,7 +84,7 @@ class MaskedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         # Upright, as image processors make it, before both are mirrored.
-        image = PIL.ImageOps.exif_transpose(decode_image(row[self.image_column]))
+        image = upright(decode_image(row[self.image_column]))
         mask = self._read_mask(row, index)
         self._check_size(mask, (image.width, image.height), row, index)
         with seeded(self.seed, int(self._epoch), index):
@@ -128,7 +128,7 @@ class MaskedImages(Dataset):
     def _read_values(self, row: dict[str, Any], index: int) -> np.ndarray:
         if row[self.mask_column] is None:
             raise ValueError(f"{self.place(index, row)} has no mask: give one, or take the row out")
-        mask = np.asarray(PIL.ImageOps.exif_transpose(decode_image(row[self.mask_column])))
+        mask = np.asarray(upright(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
                 f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
