@@ -18,8 +18,10 @@ quickstart: install  ## Fine-tune on megapixel digits, show the result, reload i
 test: install  ## Every test but the slow ones, a process for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
+# Of tests/model most are quick; those that trace, train or start processes are not, and their names say so.
+QUICK := not tracing and not export and not compile and not learns and not remote_code and not code_version
 test-fast: install  ## The quick tests of the model and of data sets, for the daily loop.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not traced" -n auto tests/model tests/data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -k "$(QUICK)" -n auto tests/model tests/data
 
 test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs what they need beside the others.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
