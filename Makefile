@@ -19,7 +19,7 @@ test: install  ## Every test but the slow ones, a process for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 # Of tests/model most are quick; those that trace, train or start processes are not, and their names say so.
-QUICK := not tracing and not export and not compile and not learns and not remote_code and not code_version
+QUICK := not tracing and not export and not compile and not every_way and not learns and not remote_code and not code_version
 test-fast: install  ## The quick tests of the model and of data sets, for the daily loop.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -k "$(QUICK)" -n auto tests/model tests/data
 
