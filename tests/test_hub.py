@@ -304,6 +304,7 @@ class Brightest(PatchSelector):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 class TestWhereThePackageIsNotInstalled:
     @pytest.fixture(scope="class")
     @classmethod
@@ -369,6 +370,7 @@ class TestScript:
         return tmp_path
 
     @pytest.mark.slow
+    @pytest.mark.xdist_group("hub")
     def test_card_tells_of_the_run(self, hub, client, folder):
         hub.repos.setdefault("google/base", Repo())
         result = client(hub_client.run_script, folder, "me/script", "--license", "mit", "--private")
@@ -384,6 +386,7 @@ class TestScript:
             assert TOKEN not in text and "/home/somebody" not in text
 
     @pytest.mark.slow
+    @pytest.mark.xdist_group("hub")
     def test_wrong_token(self, hub, client, folder):
         result = client(hub_client.run_script, folder, "me/unwritten", token="hf_wrong")
         assert result["code"] == 1 and "Traceback" not in result["out"] and "hf_wrong" not in result["out"]

@@ -139,7 +139,7 @@ def test_a_mask_keeps_its_numbers(tmp_path):
             PIL.Image.fromarray(classes.astype(dtype)).save(path)
         else:
             tifffile.imwrite(path, classes.astype(dtype))
-        assert np.array_equal(MaskedImages(rows_of(path), "image", "mask").read_mask(0), classes)
+        assert np.array_equal(MaskedImages(rows_of(path), "image", "mask")[0]["mask"], classes)
 
 
 @pytest.mark.parametrize("embedded", [False, True])

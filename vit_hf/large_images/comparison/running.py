@@ -3,7 +3,6 @@
 import json
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -228,9 +227,7 @@ class _Run:
     def _call(self, function: Callable, *args: Any) -> Any:
         if not self.arguments.isolate:
             return function(*args)
-        lazily = [name for name in ("mlxtend.data", "timm") if name in sys.modules]
-        preload = ["__main__", __name__, *lazily]
-        result = in_fresh_process(_attempt, function, *args, preload=preload)
+        result = in_fresh_process(_attempt, function, *args)
         if isinstance(result, _Failure):
             raise RuntimeError(result.reason)
         return result
