@@ -213,14 +213,12 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         wanted = self.config.num_selected_patches if by_config else wanted
         relaxation = self.selection_relaxation if self.training else 0.0
         num_selected, counts = count_selected(patches, wanted, relaxation)
+        if by_config and relaxation == 0:
+            check_selected_once(self.config, patches)
+            warn_if_all_kept(self.config, patches, num_selected)
         if not patches.is_whole and num_selected >= patches.num_patches:
             # The data loader selected already, or there is nothing to select.
-            if by_config and relaxation == 0:
-                warn_if_all_kept(self.config, patches, num_selected)
             return Selection(None, patches.mask)
-        check_selected_once(self.config, patches)
-        if by_config and relaxation == 0:
-            warn_if_all_kept(self.config, patches, num_selected)
         scout = ModelScout(self)
 
         def score(patches: ImagePatches) -> torch.Tensor:

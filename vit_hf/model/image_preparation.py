@@ -376,11 +376,6 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patc
             f"patch_selector={patch_selector!r} is none that an image processor has, which sees the pixels only: choose "
             f"one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
         )
-    if patch_selector is not None and not return_patches:
-        raise ValueError(
-            f"patch_selector={patch_selector!r} of an image processor needs return_patches=True: whole images have all of "
-            "their patches. Set it, or patch_selector=None, num_selected_patches=None to let the model select."
-        )
     if num_selected_patches is None:
         if patch_selector is not None:
             raise ValueError(
@@ -399,6 +394,11 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patc
         raise ValueError(
             f"num_selected_patches={num_selected_patches!r} needs a patch_selector that says which: one of "
             f"{sorted(PIXEL_SCORERS)}. To keep all patches, give num_selected_patches=None."
+        )
+    if not return_patches:
+        raise ValueError(
+            f"patch_selector={patch_selector!r} of an image processor needs return_patches=True: whole images have all of "
+            "their patches. Set it, or patch_selector=None, num_selected_patches=None to let the model select."
         )
 
 

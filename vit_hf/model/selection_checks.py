@@ -8,6 +8,7 @@ from transformers.utils import logging
 from .elastic_space import is_elastic
 from .patches import ImagePatches, by
 from .reduction_base import TokenReducer
+from .user_classes import BUILT_IN
 
 
 logger = logging.get_logger(__name__)
@@ -45,21 +46,25 @@ def warn_of_all_kept(selection: str, grid: tuple[int, ...], things: str = "patch
 
 
 def check_selected_once(config, patches: ImagePatches) -> None:
-    """Refuses to select again from patches that an image processor selected.
+    """Refuses patches that an image processor selected, unless it kept as many as the model would.
 
     Raises:
         ValueError: naming both selectors.
     """
     if patches.is_whole or torch.compiler.is_compiling():
         return
-    missing = patches.grid.prod(dim=1) - _present(patches)
-    if (missing > 0).any():
-        index = int((missing > 0).int().argmax())
+    offered, wanted = patches.grid.prod(dim=1), config.num_selected_patches
+    if isinstance(wanted, float):
+        wanted = (offered.double() * wanted).round().clamp(min=1).long()
+    present = _present(patches)
+    selected = (present < offered) & (present != wanted)
+    if selected.any():
+        index = int(selected.int().argmax())
         raise ValueError(
-            f"Image {index} of the batch came with {int(_present(patches)[index])} of its {by(patches.grid[index].tolist())} "
-            f"patches: the image processor selected them (its patch_selector), and the model's patch_selector="
-            f"{config.patch_selector!r} with num_selected_patches={config.num_selected_patches} would select again. Set "
-            "patch_selector=None, num_selected_patches=None in one of the two, or the same num_selected_patches in both."
+            f"Image {index} of the batch came with {int(present[index])} of its {by(patches.grid[index].tolist())} patches: "
+            f"the image processor selected them (its patch_selector), and the model selects others: patch_selector="
+            f"{config.patch_selector!r}, num_selected_patches={config.num_selected_patches}. Set patch_selector=None, "
+            "num_selected_patches=None in one of the two, or the same num_selected_patches in both."
         )
 
 
@@ -67,7 +72,10 @@ def warn_if_nothing_reduced(config, reducers: Iterable[TokenReducer]) -> None:
     """Warns, once, of reducers that keep all tokens."""
     if is_elastic(config):  # whose largest network may be dense
         return
-    if any(reducer.keeps_all(0.0) for reducer in reducers):
+    # Those of the user's own may go by something else than keep_rate; "gumbel" runs its predictor whatever it keeps.
+    is_ours = config.token_reducer in BUILT_IN["token_reducer"]
+    by_rate = is_ours and config.keep_rate >= 1 and config.merge_r is None
+    if by_rate or any(reducer.keeps_all(0.0) for reducer in reducers):
         logger.warning_once(
             f"token_reducer={config.token_reducer!r} with keep_rate={config.keep_rate} keeps all tokens, and saves nothing: "
             "set keep_rate below 1, such as 0.7."

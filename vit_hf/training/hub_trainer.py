@@ -85,7 +85,8 @@ class HubTrainer(Trainer):
         loss = steps.get(self.state.best_global_step)
         if loss is not None and metrics.get("eval_loss", loss) > loss:
             return False
-        self.state.best_global_step = self.state.global_step
+        if self.state.best_global_step is not None:  # which is so where checkpoints are saved
+            self.state.best_global_step = self.state.global_step
         return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
