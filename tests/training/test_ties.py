@@ -31,7 +31,8 @@ def test_best_of_equals(scores, losses, best, greater_is_better, tmp_path):
         report_to="none",
         use_cpu=True,
     )
-    trainer = HubTrainer(AdaptiveViTForImageClassification(tiny_config()), args)
+    model = AdaptiveViTForImageClassification(tiny_config())
+    trainer = HubTrainer(model, args, eval_dataset=[])
     for step, (score, loss) in enumerate(zip(scores, losses, strict=True), start=1):
         trainer.state.global_step = step
         metrics = {"eval_score": score if greater_is_better else -score}
