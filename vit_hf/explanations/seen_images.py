@@ -39,7 +39,8 @@ def process(
     if inputs["pixel_values"].ndim == 4:
         return inputs, inputs["pixel_values"][0]
     # The loader cut and perhaps selected. How large the image was before it did, only another pass can tell.
-    whole = image_processor(images=image, return_patches=False, return_tensors="pt")["pixel_values"][0]
+    uncut = {"return_patches": False, "patch_selector": None, "num_selected_patches": None}
+    whole = image_processor(images=image, **uncut, return_tensors="pt")["pixel_values"][0]
     if "pixel_attention_mask" in inputs:
         present = inputs["pixel_attention_mask"].bool()
         # The mask itself stays: an image with a mask may have fewer patches than are to be selected.

@@ -18,6 +18,7 @@ from .heads import (
     AdaptiveViTPooler,
     token_distillation_loss,
 )
+from .input_checks import check_tensors
 from .outputs import (
     AdaptiveViTModelOutput,
     EncoderOutput,
@@ -29,6 +30,7 @@ from .reduction_base import trace_tokens
 from .restoring import Stage, fill_grid
 from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
+from .selection_checks import check_selected_once, warn_if_all_kept, warn_if_nothing_reduced
 from .shipping import check_travel
 from .tokens import PatchTokens, check_finite
 from .user_classes import classes_of, find_class
@@ -65,6 +67,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
         self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
         self.selection_relaxation = 0.0
+        warn_if_nothing_reduced(config, self.reducers.values())
         check_travel(classes_of(self))
         self.post_init()
 
@@ -103,9 +106,11 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
+            TypeError: if images were not prepared by an image processor, or another argument is no tensor.
             ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
                 `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
+        check_tensors(bool_masked_pos=bool_masked_pos, selected_patches=selected_patches)
         patches = cut_patches(
             self.config,
             pixel_values,
@@ -141,6 +146,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         **kwargs,
     ) -> tuple[AdaptiveViTModelOutput, list[tuple[torch.Tensor, torch.Tensor]]]:
         """What `forward` returns, and `_restore` after each number of blocks in `stages`."""
+        self.check_config()
         config = self.config
         sample = self.training if sample_selection is None else sample_selection
         selection = self._select(patches, selected_patches, sample)
@@ -203,11 +209,15 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             return Selection(*patches.places_of(selected_patches))
         if self.selector is None:
             return Selection(None, patches.mask)
-        wanted = self.config.num_selected_patches if wanted is None else wanted
+        by_config = wanted is None
+        wanted = self.config.num_selected_patches if by_config else wanted
         relaxation = self.selection_relaxation if self.training else 0.0
         num_selected, counts = count_selected(patches, wanted, relaxation)
+        if by_config and relaxation == 0:
+            check_selected_once(self.config, patches)
+            warn_if_all_kept(self.config, patches, num_selected)
         if not patches.is_whole and num_selected >= patches.num_patches:
-            # The data loader selected already.
+            # The data loader selected already, or there is nothing to select.
             return Selection(None, patches.mask)
         scout = ModelScout(self)
 

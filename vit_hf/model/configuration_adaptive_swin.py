@@ -7,6 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .checked_fields import CheckedFields, check_label_fields
+from .field_names import check_field_names
 from .patches import to_pair
 from .swin_configuration_checks import (
     check_architecture,
@@ -17,7 +19,7 @@ from .swin_configuration_checks import (
 
 
 @strict
-class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveSwinConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
@@ -155,7 +157,9 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         return pretrained if pretrained[0] > 0 else self.window_of(stage)
 
     def validate_architecture(self):
-        """Checks fields against each other. Runs at construction, and again when a model is built."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        check_field_names(self, vars(self))
+        check_label_fields(self)
         check_architecture(self)
         self.verify_out_features_out_indices()
         check_windows(self)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .checked_fields import CheckedFields, check_label_fields
 from .configuration_checks import (
     check_blocks,
     check_decoder,
@@ -19,11 +20,12 @@ from .configuration_checks import (
 )
 from .convolutional import check_convolutional
 from .elastic_space import CHOICES, check_elastic
+from .field_names import check_field_names
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
 
 
 @strict
-class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -309,7 +311,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
     def validate_architecture(self):
-        """Checks fields against each other. Runs at construction, and again when a model is built."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        check_field_names(self, vars(self))
+        check_label_fields(self)
         self.verify_out_features_out_indices()
         if self.backbone_config is not None:
             # A dictionary again if it was set after construction.

@@ -3,6 +3,7 @@
 import torch
 
 from .axes import has_frames, native_sides, patch_sides
+from .input_checks import check_pixel_values, check_tensors
 from .patches import ImagePatches, by
 
 
@@ -17,10 +18,17 @@ def cut_patches(
     """Patches of what a model was given; see `AdaptiveViTModel.forward`. Whoever reads images himself gives patches.
 
     Raises:
+        TypeError: if images were not prepared by an image processor.
         ValueError: if the input has the wrong shape, or is smaller than one patch.
     """
     if isinstance(pixel_values, ImagePatches):
         return pixel_values
+    check_pixel_values(pixel_values)
+    check_tensors(
+        patch_coordinates=patch_coordinates,
+        spatial_shapes=spatial_shapes,
+        pixel_attention_mask=pixel_attention_mask,
+    )
     frames, sides = has_frames(config), patch_sides(config)
     if pixel_values.ndim == 3:
         if patch_coordinates is None or spatial_shapes is None:

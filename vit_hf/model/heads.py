@@ -5,6 +5,7 @@ from torch import nn
 
 from .attention import SMALLEST_SIZE
 from .blocks import ACTIVATIONS, AdaptiveViTMLP
+from .checked_fields import check_problem_type
 
 
 class AdaptiveViTPooler(nn.Module):
@@ -113,13 +114,27 @@ POOLINGS: dict[str, type[Pooling]] = {
 }
 
 
+def check_outputs(config, num_outputs: int) -> None:
+    """Checks that a configuration, which may have been changed, has as many labels as the model has outputs.
+
+    Raises:
+        ValueError: naming both numbers; or if the problem type does not fit.
+    """
+    if config.num_labels != num_outputs:
+        raise ValueError(
+            f"The configuration has num_labels={config.num_labels}, and the model {num_outputs} outputs, as it was built "
+            "with: load it with from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True) for a new head."
+        )
+    check_problem_type(config)
+
+
 def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
     """Refuses labels that stand for nothing (on a GPU a wrong index would kill the process instead).
 
     Raises:
         ValueError: naming the label and the legal range.
     """
-    if problem_type == "regression" or num_labels == 1:
+    if problem_type == "regression" or (problem_type is None and num_labels == 1):
         wrong, legal = ~torch.isfinite(labels), "finite numbers"
     elif labels.is_floating_point():
         wrong, legal = ~((labels >= 0) & (labels <= 1)), "0 to 1 for each class"
@@ -137,14 +152,20 @@ def classification_loss(model: nn.Module, labels: torch.Tensor, logits: torch.Te
     """The loss of a classifier by its `config.problem_type`, as transformers computes it; also of class probabilities.
 
     Raises:
-        ValueError: if a label is outside the classes.
+        ValueError: if a label is outside the classes, or if labels do not fit the outputs.
     """
     problem = model.config.problem_type
     labels = labels.to(logits.device)
     if problem in ("multi_label_classification", "regression"):
         labels = labels.to(logits.dtype)
     if not torch.compiler.is_compiling():
+        check_outputs(model.config, model.num_labels)
         check_labels(labels, model.num_labels, problem)
+    if problem == "regression" and labels.numel() != logits.numel():
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit a regression of num_labels={model.num_labels} outputs: give "
+            f"{tuple(logits.shape)}."
+        )
     if problem == "single_label_classification" and labels.is_floating_point():
         return nn.functional.cross_entropy(logits.float(), labels.float())
     return model.loss_function(labels, logits, model.config)

@@ -9,6 +9,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .heads import MaskedImageDecoder, MeanPooling, classification_loss, masked_reconstruction_loss
+from .input_checks import check_pixel_values, check_tensors
 from .swin_base_model import AdaptiveSwinModel, AdaptiveSwinPreTrainedModel, to_map
 from .swin_outputs import (
     AdaptiveSwinBackboneOutput,
@@ -54,6 +55,7 @@ class AdaptiveSwinForImageClassification(AdaptiveSwinPreTrainedModel):
         Raises:
             ValueError: if a label is outside the classes.
         """
+        check_tensors(labels=labels)
         outputs = self.swin(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -119,6 +121,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
                 f"The reconstruction must have the size of the image, so encoder_stride={stride} must be {strides[0]}, what "
                 f"a cell of the last stage has of it (patch_size={self.config.patch_size}, {self.config.num_layers} stages)."
             )
+        check_pixel_values(pixel_values)
         outputs = self.swin(
             pixel_values,
             bool_masked_pos=bool_masked_pos,

@@ -20,6 +20,7 @@ from .heads import (
     masked_reconstruction_loss,
     reward_per_image,
 )
+from .input_checks import check_pixel_values, check_tensors
 from .outputs import (
     AdaptiveViTBackboneOutput,
     AdaptiveViTImageClassifierOutput,
@@ -84,6 +85,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             "interpolate_pos_encoding": interpolate_pos_encoding,
             **kwargs,
         }
+        check_tensors(labels=labels)
         outputs = self.vit(**inputs, return_dict=True)
         logits = self._classify(outputs)
         loss, selection_loss = None, outputs.selection_loss
@@ -226,6 +228,8 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
                 f"The reconstruction must have the size of the image, so encoder_stride={stride} must equal "
                 f"patch_size={self.config.patch_size}."
             )
+        check_pixel_values(pixel_values)
+        check_tensors(bool_masked_pos=bool_masked_pos)
         if pixel_values.ndim != 4:
             raise ValueError(f"Whole images (B, C, H, W) are needed, got shape {tuple(pixel_values.shape)}.")
         outputs = self.vit(

@@ -10,7 +10,12 @@ from torch import nn
 from transformers import initialization as init
 
 from .axes import native_grid
-from .positions_base import PositionEncoding, geometric_frequencies, interpolation_weights
+from .positions_base import (
+    PositionEncoding,
+    geometric_frequencies,
+    interpolation_weights,
+    source_grid,
+)
 from .positions_bias import Alibi, RelativeBias, RelativeBiasContinuous
 from .positions_rotary import Rotary, RotaryMixed
 from .tokens import PatchTokens, grid_coordinates, raster_places
@@ -121,6 +126,14 @@ class Learned(PositionEncoding):
 
     def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:
         return cls_token + self.position_embeddings[:, :1]
+
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        size = table.shape[1] - self.num_cls
+        grid = source_grid(size, grid, math.prod, len(self.native_grid))
+        places = grid_coordinates(*self.native_grid, device=table.device)[None]
+        own = torch.tensor([self.native_grid], device=table.device)
+        weights = interpolation_weights(places, own, grid, self.kernel, self.scale_offset)
+        return torch.cat((table[:, : self.num_cls], weights @ table[:, self.num_cls :]), dim=1)
 
     def reset_parameters(self, std: float) -> None:
         init.trunc_normal_(self.position_embeddings, mean=0.0, std=std)

@@ -1,10 +1,13 @@
 """What every position encoding shares. Shape legend: `tokens.py`; T tokens of a sequence, the last N of patches."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from .axes import native_grid
+from .patches import by
 from .tokens import PatchTokens
 
 
@@ -13,6 +16,9 @@ class PositionEncoding(nn.Module):
 
     Every answer is evaluated at coordinates, which may be fractional, so any resolution and any subset of patches
     works. What has no parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+
+    An encoding with a parameter that is sized by the native grid has a method `resample_table(name, table, grid)`, which
+    returns the float32 `table` of another `grid` (None if unknown) as that of its own: for `from_pretrained(image_size=...)`.
     """
 
     # Whether rotation or bias differ from block to block.
@@ -45,6 +51,37 @@ class PositionEncoding(nn.Module):
 
     def reset_parameters(self, std: float) -> None:
         """Initialises own parameters; called by the model's `_init_weights`."""
+
+    @staticmethod
+    def grid_in(config) -> tuple[int, ...]:
+        """The grid that a configuration sizes tables by: the native one, unless a class says another."""
+        return native_grid(config)
+
+
+def source_grid(
+    size: int, grid: tuple[int, ...] | None, size_of: Callable[[tuple[int, ...]], int], num_axes: int
+) -> tuple[int, ...]:
+    """The grid of a table: the checkpoint's native one if it fits, or else the square one that does.
+
+    Args:
+        size: entries of the table.
+        grid: of the checkpoint's configuration; None if unknown.
+        size_of: entries of a grid's table.
+        num_axes: of the model.
+
+    Raises:
+        ValueError: if neither fits.
+    """
+    if grid is not None and size_of(grid) == size:
+        return grid
+    for side in range(1, math.isqrt(size) + 2) if num_axes == 2 else ():
+        if size_of((side, side)) == size:
+            return side, side
+    raise ValueError(
+        f"The checkpoint's table of positions has {size} entries, which are those of no square grid, nor of the "
+        f"{by(grid) if grid else 'unknown'} patches that its configuration says. Set image_size and patch_size in its "
+        "config.json to those it was trained with, and load it without image_size: any size of image works then."
+    )
 
 
 def interpolation_weights(

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .axes import native_grid
-from .positions_base import PositionEncoding
+from .positions_base import PositionEncoding, source_grid
 from .tokens import PatchTokens
 
 
@@ -92,6 +92,12 @@ class RelativeBias(AttentionBias):
     def reset_parameters(self, std: float) -> None:
         init.zeros_(self.relative_position_bias_table)
 
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        differences, special = table[:, :-3], table[:, -3:]
+        grid = source_grid(differences.shape[1], grid, num_differences, len(self.native_grid))
+        mode = "bilinear" if len(self.native_grid) == 2 else "trilinear"
+        return torch.cat((resample_differences(differences, grid, self.native_grid, mode), special), dim=1)
+
     def _table(self, layer: int) -> torch.Tensor:
         return self.relative_position_bias_table[layer if self.per_layer else 0]
 
@@ -125,6 +131,20 @@ class RelativeBiasContinuous(AttentionBias):
         table = ask_bias_network(network, places, self.native_grid)
         whole = torch.tensor([sides], device=grid.device).expand_as(grid)
         return read_differences(table.movedim(-1, 0), differences, whole)
+
+
+def num_differences(grid: tuple[int, ...]) -> int:
+    """Differences of places that occur in a grid."""
+    return math.prod(2 * side - 1 for side in grid)
+
+
+def resample_differences(
+    table: torch.Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], mode: str
+) -> torch.Tensor:
+    """A table `(B, differences, heads)` of a grid's differences as that of another grid's."""
+    table = table.transpose(1, 2).unflatten(2, tuple(2 * side - 1 for side in grid))
+    table = nn.functional.interpolate(table, tuple(2 * side - 1 for side in wanted), mode=mode)
+    return table.flatten(2).transpose(1, 2)
 
 
 def bias_network(num_heads: int, num_axes: int = 2) -> nn.Sequential:

@@ -1,6 +1,6 @@
 """What all models with the encoder of ViT share: initialisation, and loading of stock checkpoints."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,12 +12,13 @@ from transformers.conversion_mapping import (
 )
 
 from .attention import AdaptiveViTAttention
-from .axes import has_frames
+from .axes import has_frames, native_grid
 from .blocks import LayerScale
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .convolutional import ConvolutionalPatchEmbeddings, PatchConvolution
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer
+from .grid_tables import check_measures
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
 from .mae_decoder import MaskedAutoencoderDecoder
@@ -82,6 +83,15 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         if find_class(config, "position_encoding").has_bias:
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
+        check_measures(wanted, stored)
+        rotates = wanted.position_encoding in ("rotary", "rotary_mixed", "learned_rotary")
+        if not rotates or wanted.rotary_coordinates != "native" or wanted.rotary_reference_grid is not None:
+            return {}
+        # Positions are spread over the grid of pretraining, as EVA-02 does.
+        return {"rotary_reference_grid": list(native_grid(stored))}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

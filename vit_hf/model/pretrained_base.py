@@ -1,17 +1,27 @@
 """What all models share, whatever their architecture: loading and saving, with code and users' classes."""
 
+import copy
+from contextvars import ContextVar
 from os import PathLike
 from typing import Any, ClassVar
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .code_version import report_code, stamp
+from .computed_tensors import restore, versions
+from .grid_tables import make_room, resample, tables_to_resample
 from .shipping import CannotTravel, NoFile, references, save_classes
 from .user_classes import TABLES, classes_of, fetch_classes, import_class
 
 
 logger = logging.get_logger(__name__)
+# Fields that size tables of positions.
+GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window_size"}
+# Configuration of the checkpoint that is being loaded.
+_STORED: ContextVar[PreTrainedConfig | None] = ContextVar("stored", default=None)
 
 
 class AdaptivePreTrainedModel(PreTrainedModel):
@@ -27,9 +37,18 @@ class AdaptivePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
+    # Of the configuration, as they were when they were checked.
+    _checked_fields: dict[str, Any] | None = None
     # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
     # `num_items_in_batch` and does not scale for gradient accumulation.
     accepts_loss_kwargs = False
+
+    def check_config(self) -> None:
+        """Checks the configuration before the model runs, if a field was set since; else compares references."""
+        if torch.compiler.is_compiling() or vars(self.config) == self._checked_fields:
+            return
+        self.config.validate_architecture()
+        self._checked_fields = dict(vars(self.config))
 
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
@@ -70,10 +89,23 @@ class AdaptivePreTrainedModel(PreTrainedModel):
             name = kwargs.get(field)  # which the caller names himself, and so trusts
             if name is not None and name not in table and "." in name:
                 import_class(field, name)
+        stored = cls._stored_config(source, config, kwargs)
+        if stored is not None:
+            wanted = copy.deepcopy(config if isinstance(config, PreTrainedConfig) else stored)
+            for name in GRID_FIELDS & kwargs.keys():
+                setattr(wanted, name, kwargs[name])
+            kept = cls._fields_to_keep(wanted, stored)
+            if isinstance(config, PreTrainedConfig):
+                for name, value in kept.items():
+                    setattr(wanted, name, value)
+                config = wanted
+            else:
+                kwargs |= kept
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
         report_code(str(source), values)
         kwargs.setdefault("use_safetensors", True)
+        token = _STORED.set(stored)
         try:
             return super().from_pretrained(source, *args, config=config, **kwargs)
         except OSError as error:
@@ -84,6 +116,48 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                     "use_safetensors=False here reads them in the same way."
                 ) from error
             raise
+        finally:
+            _STORED.reset(token)
+
+    @classmethod
+    def _stored_config(
+        cls, source: str | PathLike | None, config: Any, kwargs: dict[str, Any]
+    ) -> PreTrainedConfig | None:
+        """The checkpoint's own configuration where fields that size tables may differ from it; None if there is none."""
+        if source is None or not (isinstance(config, PreTrainedConfig) or GRID_FIELDS & kwargs.keys()):
+            return None
+        try:
+            values, _ = cls.config_class.get_config_dict(source, **kwargs)
+            return cls.config_class.from_dict(values)
+        except (OSError, ValueError, StrictDataclassError):
+            return None
+
+    @classmethod
+    def _fields_to_keep(cls, wanted: PreTrainedConfig, stored: PreTrainedConfig) -> dict[str, Any]:
+        """Fields that keep what positions meant in the checkpoint, for a model of another grid.
+
+        Raises:
+            ValueError: if there are none for its position encoding.
+        """
+        return {}
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """As in transformers; tables sized by another grid than the model's are resampled."""
+        load = PreTrainedModel._load_pretrained_model
+        inputs = (model, state_dict, checkpoint_files, load_config, *args)
+        info, index = load(*inputs, **kwargs)
+        tables = tables_to_resample(model, info.mismatched_keys)
+        if tables:
+            make_room(tables)
+            info, index = load(*inputs, **kwargs)
+            resample(tables, _STORED.get())
+        return info, index
+
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        before = versions(self)
+        super()._initialize_missing_keys(*args, **kwargs)
+        restore(self, before)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved.

@@ -6,6 +6,7 @@ from transformers.utils.generic import can_return_tuple
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
+from .input_checks import check_tensors
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import AdaptiveViTForPreTrainingOutput
 from .positions import POSITION_ENCODINGS
@@ -41,6 +42,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
                     f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
                     f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
                 )
+        config.validate_architecture()  # before the decoder's encoding is looked up
         if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
             self._supports_flash_attn = False
         super().__init__(config)
@@ -76,6 +78,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         Raises:
             ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
         """
+        check_tensors(noise=noise)
         patches = cut_patches(
             self.config,
             pixel_values,

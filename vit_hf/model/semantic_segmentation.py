@@ -5,6 +5,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .heads import check_outputs
+from .input_checks import check_tensors
 from .outputs import AdaptiveViTModelOutput, AdaptiveViTSemanticSegmenterOutput
 from .patches import to_pair
 from .pretrained import AdaptiveViTPreTrainedModel
@@ -56,6 +58,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
             "interpolate_pos_encoding": interpolate_pos_encoding,
             **kwargs,
         }
+        check_tensors(labels=labels)
         outputs = self.vit(**inputs, restore=True, return_dict=True)
         grid = self._grid(pixel_values, outputs)
         logits = self._segment(outputs, grid)
@@ -63,6 +66,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
             patch_size = to_pair(self.config.patch_size)
+            check_outputs(self.config, self.num_labels)
             labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
             losses, counts = segmentation_loss_per_image(labels, logits, ignored)
             loss = losses.sum() / counts.sum().clamp(min=1)

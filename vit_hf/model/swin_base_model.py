@@ -1,6 +1,7 @@
 """Swin without a head: patches, stages of windows, and the choice of windows. Shape legend: `swin_windows.py`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .cutting import cut_patches
+from .input_checks import check_pixel_values, check_tensors
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
 from .positions import Learned
@@ -122,6 +124,17 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
         config.validate_architecture()
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def _fields_to_keep(cls, wanted: AdaptiveSwinConfig, stored: AdaptiveSwinConfig) -> dict[str, Any]:
+        if wanted.position_encoding != "relative_bias_continuous" or wanted.num_layers != stored.num_layers:
+            return {}
+        # Differences are spread over the windows of pretraining.
+        return {
+            "pretrained_window_sizes": [
+                list(stored.pretrained_window_of(stage)) for stage in range(stored.num_layers)
+            ]
+        }
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -192,6 +205,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
             sample_selection: whether chance may play a part in selecting; by default it does while training.
 
         Raises:
+            TypeError: if images were not prepared by an image processor.
             ValueError: if the input has the wrong shape, or is not finite.
         """
         return self._compute(
@@ -213,11 +227,13 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SwinPass:
+        self.check_config()
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
+        check_tensors(bool_masked_pos=bool_masked_pos)
         patches = self._cut(pixel_values, interpolate_pos_encoding)
         embeddings = self.embeddings(patches, bool_masked_pos)
         check_finite(embeddings, "pixel_values")
@@ -248,6 +264,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         return SwinPass(embeddings, stages, chooser, outputs)
 
     def _cut(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None) -> ImagePatches:
+        if not isinstance(pixel_values, ImagePatches):
+            check_pixel_values(pixel_values)
         if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
             height, width = self.embeddings.patch_embeddings.patch_size
             missing = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)

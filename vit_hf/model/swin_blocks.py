@@ -36,6 +36,7 @@ class StageConfig:
 
     def __init__(self, config, stage: int):
         self.model_config = config
+        self.stage = stage
         self.hidden_size = config.embed_dim * 2**stage
         self.intermediate_size = int(config.mlp_ratio * self.hidden_size)
         self.num_attention_heads = config.num_heads[stage]

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .positions_bias import AttentionBias, ask_bias_network, bias_network
+from .positions_base import source_grid
+from .positions_bias import (
+    AttentionBias,
+    ask_bias_network,
+    bias_network,
+    num_differences,
+    resample_differences,
+)
 
 
 class WindowBias(AttentionBias):
@@ -15,7 +22,7 @@ class WindowBias(AttentionBias):
 
     def __init__(self, config):
         super().__init__(config)
-        self.window = config.window
+        self.stage, self.window = config.stage, config.window
         differences = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(differences, config.num_attention_heads))
 
@@ -24,6 +31,13 @@ class WindowBias(AttentionBias):
 
     def reset_parameters(self, std: float) -> None:
         init.trunc_normal_(self.relative_position_bias_table, std=std)
+
+    def grid_in(self, config) -> tuple[int, int]:
+        return config.window_of(self.stage)
+
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        grid = source_grid(table.shape[0], grid, num_differences, 2)
+        return resample_differences(table[None], grid, self.window, "bicubic")[0]  # as Microsoft's code does
 
 
 class WindowBiasContinuous(AttentionBias):

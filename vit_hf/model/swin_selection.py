@@ -5,6 +5,7 @@ import torch
 from .configuration_adaptive_swin import num_windows_selected
 from .patches import ImagePatches
 from .selection_base import PatchSelector
+from .selection_checks import warn_of_all_kept
 from .swin_windows import WindowLayout, pool_cells, pool_windows
 from .tokens import check_finite
 
@@ -52,6 +53,12 @@ class WindowChooser:
         # A stage may lie on another device.
         scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
+            # Later stages have few windows, and may need all of them.
+            if stage == 0 and self.relaxation == 0 and not torch.compiler.is_compiling():
+                selection = (
+                    f"patch_selector={self.config.patch_selector!r} with num_selected_windows={wanted}"
+                )
+                warn_of_all_kept(selection, (number,), "windows")
             return None
         for _ in range(stage):
             scores = pool_cells(scores, self.config.window_score)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from .arguments import SELECTION_FIELDS, DataArguments, SelectionArguments, given_fields
 from .augmentation import EvaluationExamples
@@ -120,11 +120,17 @@ def evaluate_model(
         metrics.pop(technical, None)
     changes = arguments.changes()
     output = Path(arguments.output or default_output(arguments.model_name_or_path, split, changes))
-    metrics |= given_fields(model.config, [name for name in SELECTION_FIELDS if hasattr(model.config, name)])
+    metrics |= selection_settings(model.config)
     if training.process_index == 0:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     return metrics, output
+
+
+def selection_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a model selects and reduces by; nothing of a reducer where it has none."""
+    names = SELECTION_FIELDS if getattr(config, "token_reducer", None) else SELECTION_FIELDS[:2]
+    return given_fields(config, [name for name in names if hasattr(config, name)])
 
 
 def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:
