@@ -47,6 +47,15 @@ class PositionEncoding(nn.Module):
         """Initialises own parameters; called by the model's `_init_weights`."""
 
 
+def linear_combinations(places: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Angles `(..., F)` at `places` `(..., A)`: the product with `frequencies` `(..., F, A)`, always in float32.
+
+    As a matrix product it would run in half precision under autocast, where the places of neighbors coincide.
+    """
+    terms = zip(places.float().unbind(-1), frequencies.float().unbind(-1), strict=True)
+    return sum(place.unsqueeze(-1) * frequency for place, frequency in terms)
+
+
 def interpolation_weights(
     coordinates: torch.Tensor,
     grid: torch.Tensor,

@@ -1,9 +1,12 @@
 """What all models share, whatever their architecture: loading and saving, with code and users' classes."""
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
 from transformers.utils import logging
 
 from .code_version import report_code, stamp
@@ -12,6 +15,21 @@ from .user_classes import TABLES, classes_of, fetch_classes, import_class
 
 
 logger = logging.get_logger(__name__)
+
+
+def module_names(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
+    """The name in the model of each name in a saved file, whose names are those of the stock architecture."""
+    renamings = [
+        renaming
+        for renaming in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(renaming, WeightRenaming)
+    ]
+    names = {}
+    for name in saved:
+        names[name] = name
+        for renaming in renamings:
+            names[name], _ = renaming.rename_source_key(names[name])
+    return names
 
 
 class AdaptivePreTrainedModel(PreTrainedModel):
@@ -26,10 +44,17 @@ class AdaptivePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
     # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
     # `num_items_in_batch` and does not scale for gradient accumulation.
     accepts_loss_kwargs = False
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of the patches: hooks on it, such as PEFT's, get a tensor `(B, N, D)`."""
+        return self.base_model.embeddings.patch_embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the projection of the patches."""
+        self.base_model.embeddings.patch_embeddings.projection = value
 
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
@@ -75,7 +100,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
         report_code(str(source), values)
         kwargs.setdefault("use_safetensors", True)
         try:
-            return super().from_pretrained(source, *args, config=config, **kwargs)
+            loaded = super().from_pretrained(source, *args, config=config, **kwargs)
         except OSError as error:
             if kwargs["use_safetensors"] and "model.safetensors" in str(error):
                 raise OSError(
@@ -84,18 +109,21 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                     "use_safetensors=False here reads them in the same way."
                 ) from error
             raise
+        # Saved again under stock names, whatever names were loaded.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved.
+
+        Weights have the names of the stock architecture, as transformers saves its own: a dense model with learned
+        positions opens in transformers' `ViTForImageClassification`.
 
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
             CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
         """
-        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which resumes with
-        # a plain load_state_dict, would find nothing.
-        kwargs.setdefault("save_original_format", False)
         auto_map = getattr(self.config, "auto_map", None) or {}
         if (
             type(self).__module__ == f"{__package__}.{self._code_file}"
@@ -117,6 +145,14 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                 f"The weights and the configuration were saved to {save_directory}, your code was not."
             )
             raise
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Trainer resumes by a plain load_state_dict of a saved file.
+        own = [name for name in state_dict if name.startswith(prefix)]
+        names = module_names(self, (name.removeprefix(prefix) for name in own))
+        for name in own:
+            state_dict[prefix + names[name.removeprefix(prefix)]] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_classes(self, folder: str | PathLike) -> None:
         classes = classes_of(self.base_model)
