@@ -21,6 +21,10 @@ class CheckpointedBlock(GradientCheckpointingLayer):
         # Set by whichever model of transformers holds the block, such as a detector.
         self._checkpoint = partial(checkpoint_nested, checkpoint)
 
+    @_gradient_checkpointing_func.deleter
+    def _gradient_checkpointing_func(self) -> None:
+        del self._checkpoint
+
 
 def checkpoint_nested(checkpoint: Callable, function: Callable, *args: Any) -> Any:
     """Checkpoints `function(*args)`; the reentrant variant, too, passes on the gradient of every tensor.
