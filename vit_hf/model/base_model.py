@@ -14,10 +14,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer, split_prefix
-from .heads import (
-    AdaptiveViTPooler,
-    token_distillation_loss,
-)
+from .heads import make_pooler, token_distillation_loss
 from .input_checks import check_tensors
 from .outputs import (
     AdaptiveViTModelOutput,
@@ -41,7 +38,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
     Args:
         config: see `AdaptiveViTConfig`.
-        add_pooling_layer: whether to add a dense layer on the CLS token, as ViT does.
+        add_pooling_layer: whether to have a `pooler_output`, see `pooler` of the configuration.
         use_mask_token: whether to have a mask token for masked image modelling.
     """
 
@@ -65,7 +62,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
         eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
         self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
-        self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
+        self.pooler = make_pooler(config) if add_pooling_layer else None
         self.selection_relaxation = 0.0
         warn_if_nothing_reduced(config, self.reducers.values())
         check_travel(classes_of(self))
@@ -179,7 +176,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         ]
         result = AdaptiveViTModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.pooler(outputs.last_hidden_state) if self.pooler is not None else None,
+            pooler_output=self._pool(outputs) if self.pooler is not None else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             selected_patches=selection.raster_indices(patches),
@@ -300,6 +297,14 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         if self.config.final_norm != "tokens":
             return hidden_states
         return normalise(self.layernorm, hidden_states, mask)
+
+    def _pool(self, outputs: EncoderOutput) -> torch.Tensor:
+        pooled = self.pooler(
+            outputs.last_hidden_state, outputs.token_coordinates.shape[1], outputs.token_sizes
+        )
+        if self.config.final_norm == "pooled" and not isinstance(self.pooler, AdaptiveViTPooler):
+            pooled = self.layernorm(pooled.unsqueeze(1)).squeeze(1)
+        return pooled
 
     def _attention_inputs(
         self,

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
 from .checked_fields import CheckedFields, check_label_fields
 from .field_names import check_field_names
 from .patches import to_pair
+from .stages import StagesConfigMixin
 from .swin_configuration_checks import (
     check_architecture,
     check_foreign_fields,
@@ -19,7 +19,7 @@ from .swin_configuration_checks import (
 
 
 @strict
-class AdaptiveSwinConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveSwinConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
@@ -117,7 +117,7 @@ class AdaptiveSwinConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         if any(value is not None for value in stages.values()):
-            self.set_output_features_output_indices(**stages)
+            self._set_stages(**stages)
         for name in ("hidden_size", "num_layers", "stage_names"):
             kwargs.pop(name, None)  # which transformers stores, and which follow from others
         for name in ("depths", "num_heads"):

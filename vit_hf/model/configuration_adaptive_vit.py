@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .checked_fields import CheckedFields, check_label_fields
@@ -22,10 +21,11 @@ from .convolutional import check_convolutional
 from .elastic_space import CHOICES, check_elastic
 from .field_names import check_field_names
 from .hybrid_configuration import check_backbone_config, read_backbone_config, read_stock_hybrid
+from .stages import StagesConfigMixin
 
 
 @strict
-class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveViTConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -107,6 +107,9 @@ class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
         pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
             reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
             (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
+        pooler (`"dense"`, `"cls"`, `"mean"` or `"map"`, *optional*): `pooler_output` of `AdaptiveViTModel`: a dense layer on
+            the CLS token (ViT), the CLS token itself (DINOv2, CLIP), the mean over patches (BEiT), or the answer of a learned
+            query (SigLIP). Default `"map"` with `pooling="map"`, otherwise `"dense"` if there is a CLS token.
         classifier_hidden_size (`int`, *optional*): width of a dense layer with tanh before the classifier, the
             `pre_logits` of the first ViT's pretraining (Dosovitskiy et al., 2020, section 3.1); None for none.
         use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
@@ -203,6 +206,7 @@ class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     encoder_stride: int = 16
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
+    pooler: Literal["dense", "cls", "mean", "map"] | None = None
 
     num_frames: int | None = None
     tubelet_size: int = 2
@@ -294,7 +298,7 @@ class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         if any(value is not None for value in stages.values()):
-            self.set_output_features_output_indices(**stages)
+            self._set_stages(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
             setattr(self, name, list(getattr(self, name)))
@@ -309,6 +313,13 @@ class AdaptiveViTConfig(CheckedFields, BackboneConfigMixin, PreTrainedConfig):
     def stage_names(self) -> list[str]:
         """Names of what a backbone can return: what enters the encoder, and what leaves each block."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Fields of a saved configuration, which transformers' ViT reads, too: it cannot do with a `head_dim` of None."""
+        fields = super().to_diff_dict()
+        if self.head_dim is None:
+            fields.pop("head_dim", None)
+        return fields
 
     def validate_architecture(self):
         """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""

@@ -52,9 +52,14 @@ def check_blocks(config) -> None:
         raise ValueError(f"layerscale_value={config.layerscale_value} must be a finite number, or None.")
     if config.pooling == "cls+register" and config.num_register_tokens < 1:
         raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
+    if config.pooling == "map" and config.pooler not in (None, "map"):
+        raise ValueError(
+            f"pooler={config.pooler!r} and pooling='map' differ, but one learned query serves both: pass pooler=None."
+        )
     if not config.use_cls_token:
         for field, values in (
             ("pooling", ("cls", "cls+mean", "cls+register")),
+            ("pooler", ("dense", "cls")),
             ("patch_selector", ("attention", "distilled")),
             ("token_reducer", ("attentive", "sample")),
         ):

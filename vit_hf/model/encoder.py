@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
 from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
+from .checkpointing import CheckpointedBlock
 from .layer_sizes import head_dim_of, heads_of, intermediate_size_of
 from .reduction_base import Reduction, TokenReducer
 from .tokens import PatchTokens
@@ -22,7 +22,7 @@ def split_prefix(hidden_states: torch.Tensor, tokens: PatchTokens) -> tuple[torc
     return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
 
 
-class AdaptiveViTLayer(GradientCheckpointingLayer):
+class AdaptiveViTLayer(CheckpointedBlock):
     """A pre-norm block: attention, then the feed-forward network, each on a residual branch."""
 
     def __init__(self, config, layer_index: int):

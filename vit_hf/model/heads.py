@@ -8,18 +8,6 @@ from .blocks import ACTIVATIONS, AdaptiveViTMLP
 from .checked_fields import check_problem_type
 
 
-class AdaptiveViTPooler(nn.Module):
-    """A dense layer on the CLS token, as in transformers' ViT."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = ACTIVATIONS[config.pooler_act]()
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
-
-
 class Pooling(nn.Module):
     """What the classifier reads of a sequence: the CLS token, `(B, D)`."""
 
@@ -105,6 +93,20 @@ class AttentionPooling(Pooling):
         return (state + self.mlp(self.layernorm(state)))[:, 0]
 
 
+class AdaptiveViTPooler(Pooling):
+    """A dense layer on the CLS token, as in transformers' ViT."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
+        self.activation = ACTIVATIONS[config.pooler_act]()
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return self.activation(self.dense(super().forward(hidden_states, num_tokens, weights)))
+
+
 POOLINGS: dict[str, type[Pooling]] = {
     "cls": Pooling,
     "mean": MeanPooling,
@@ -126,6 +128,15 @@ def check_outputs(config, num_outputs: int) -> None:
             "with: load it with from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True) for a new head."
         )
     check_problem_type(config)
+
+
+def make_pooler(config) -> Pooling | None:
+    """The module behind `pooler_output`, see `pooler` of the configuration."""
+    if config.pooler is not None:
+        return {"dense": AdaptiveViTPooler, **POOLINGS}[config.pooler](config)
+    if config.pooling == "map":
+        return AttentionPooling(config)
+    return AdaptiveViTPooler(config) if config.use_cls_token else None
 
 
 def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:

@@ -1,15 +1,13 @@
 """Adaptive Swin Transformer: the models that users load, and their heads. Shape legend: `swin_windows.py`."""
 
-import copy
-
 import torch
 from torch import nn
-from transformers.backbone_utils import BackboneMixin
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .heads import MaskedImageDecoder, MeanPooling, classification_loss, masked_reconstruction_loss
 from .input_checks import check_pixel_values, check_tensors
+from .stages import StagesMixin
 from .swin_base_model import AdaptiveSwinModel, AdaptiveSwinPreTrainedModel, to_map
 from .swin_outputs import (
     AdaptiveSwinBackboneOutput,
@@ -148,7 +146,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
         )
 
 
-class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
+class AdaptiveSwinBackbone(StagesMixin, AdaptiveSwinModel):
     """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
 
     Windows are what they are on any grid (`always_partition`), as in transformers' backbone of Swin. Cells of windows that
@@ -167,9 +165,6 @@ class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
     ]
 
     def __init__(self, config: AdaptiveSwinConfig):
-        if config.out_features is None:
-            config = copy.deepcopy(config)  # others may build another model from it
-            config.set_output_features_output_indices(None, None)
         super().__init__(config, add_pooling_layer=False)
         widths = [config.embed_dim * 2**stage for stage in range(config.num_layers)]
         self.num_features = [config.embed_dim, *widths]

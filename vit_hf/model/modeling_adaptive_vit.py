@@ -1,10 +1,7 @@
 """Adaptive Vision Transformer: the models that users load, and their heads. Shape legend: `tokens.py`."""
 
-import copy
-
 import torch
 from torch import nn
-from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
@@ -15,6 +12,7 @@ from .elastic import ElasticClassifier
 from .heads import (
     POOLINGS,
     MaskedImageDecoder,
+    Pooling,
     classification_loss,
     distillation_loss,
     masked_reconstruction_loss,
@@ -32,6 +30,7 @@ from .pretraining import AdaptiveViTForPreTraining
 from .scout import RECORD_NOTHING
 from .selection_policy import reinforce_loss
 from .semantic_segmentation import AdaptiveViTForSemanticSegmentation
+from .stages import StagesMixin
 
 
 logger = logging.get_logger(__name__)
@@ -51,8 +50,10 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
         self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
-        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.pooling = POOLINGS[config.pooling](config)
+        # Pooling by attention has weights, which the encoder keeps for its `pooler_output`.
+        has_query = config.pooling == "map"
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=has_query)
+        self.plain_pooling = None if has_query else POOLINGS[config.pooling](config)
         size = config.hidden_size * self.pooling.num_vectors
         self.pre_classifier = None
         if config.classifier_hidden_size is not None:
@@ -113,19 +114,32 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
             selection_loss=selection_loss,
         )
 
+    @property
+    def pooling(self) -> Pooling:
+        """The module that pools what the classifier reads."""
+        return self.vit.pooler if self.plain_pooling is None else self.plain_pooling
+
     def _classify(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+        if self.plain_pooling is None:
+            return self._answer(outputs.pooler_output)
         num_tokens = outputs.token_coordinates.shape[1]
-        return self._answer(self.pooling(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
+        return self._answer(self._pool(outputs.last_hidden_state, num_tokens, outputs.token_sizes))
 
     def _classify_dense(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
         """The answer that all tokens which entered the encoder give."""
         weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
         num_tokens = outputs.patch_coordinates.shape[1]
-        return self._answer(self.pooling(outputs.dense_hidden_state, num_tokens, weights))
+        return self._answer(self._pool(outputs.dense_hidden_state, num_tokens, weights))
 
-    def _answer(self, pooled: torch.Tensor) -> torch.Tensor:
+    def _pool(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        pooled = self.pooling(hidden_states, num_tokens, weights)
         if self.config.final_norm == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
+        return pooled
+
+    def _answer(self, pooled: torch.Tensor) -> torch.Tensor:
         if self.pre_classifier is not None:
             pooled = self.pre_classifier(pooled).tanh()
         return self.classifier(pooled)
@@ -257,7 +271,7 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
         )
 
 
-class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
+class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
 
     The maps have the full grid whatever is selected or reduced; see `restore` of `AdaptiveViTModel.forward`.
@@ -273,9 +287,6 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
     _videos = None
 
     def __init__(self, config: AdaptiveViTConfig):
-        if config.out_features is None:
-            config = copy.deepcopy(config)  # others may build another model from it
-            config.set_output_features_output_indices(None, None)
         super().__init__(config, add_pooling_layer=False)
         learning = {"policy", "distilled", "gumbel"} & {config.patch_selector, config.token_reducer}
         if learning:

@@ -43,8 +43,9 @@ class AdaptiveViTModelOutput(BaseModelOutputWithPooling):
     Attributes:
         last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail if it
             goes along, and the tokens that stand for patches: the K kept ones in raster order, or what a token
-            reducer made of them.
-        pooler_output: `(B, pooler_output_size)`.
+            reducer made of them. All of them after the last norm, unless `final_norm` says otherwise: also of a
+            converted CLIP, whose original normalizes only what it pools (`model.post_layernorm` of it gives ours).
+        pooler_output: `(B, D)`, or `(B, pooler_output_size)` of a dense layer; see `pooler` of the configuration.
         selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
         patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
         patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row, column).

@@ -14,6 +14,7 @@ from .positions_base import (
     PositionEncoding,
     geometric_frequencies,
     interpolation_weights,
+    linear_combinations,
     source_grid,
 )
 from .positions_bias import Alibi, RelativeBias, RelativeBiasContinuous
@@ -122,7 +123,9 @@ class Learned(PositionEncoding):
         weights = interpolation_weights(
             tokens.coordinates, tokens.grid, self.native_grid, self.kernel, self.scale_offset
         )
-        return tokens.with_features(tokens.features + weights.to(table.dtype) @ table)
+        with torch.autocast(table.device.type, enabled=False):  # half precision would blur the table
+            table = (weights @ table.float()).to(table.dtype)
+        return tokens.with_features(tokens.features + table)
 
     def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:
         return cls_token + self.position_embeddings[:, :1]
@@ -188,7 +191,7 @@ class Fourier(PositionEncoding):
     def add(self, tokens: PatchTokens) -> PatchTokens:
         native = torch.tensor(self.native_grid, device=tokens.grid.device) / tokens.grid[:, None]
         places = (tokens.coordinates.float() + 0.5) * native - 0.5
-        angles = places @ self.frequencies.float().T
+        angles = linear_combinations(places, self.frequencies)
         features = torch.cat((angles.cos(), angles.sin()), dim=-1) / self.hidden.in_features**0.5
         added = self.output(self.activation(self.hidden(features.to(self.hidden.weight.dtype))))
         return tokens.with_features(tokens.features + added)

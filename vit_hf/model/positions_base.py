@@ -84,6 +84,15 @@ def source_grid(
     )
 
 
+def linear_combinations(places: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Angles `(..., F)` at `places` `(..., A)`: the product with `frequencies` `(..., F, A)`, always in float32.
+
+    As a matrix product it would run in half precision under autocast, where the places of neighbors coincide.
+    """
+    terms = zip(places.float().unbind(-1), frequencies.float().unbind(-1), strict=True)
+    return sum(place.unsqueeze(-1) * frequency for place, frequency in terms)
+
+
 def interpolation_weights(
     coordinates: torch.Tensor,
     grid: torch.Tensor,

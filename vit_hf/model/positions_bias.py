@@ -157,7 +157,9 @@ def ask_bias_network(
     """Bias `(..., heads)` of differences `(..., A)`, see `RelativeBiasContinuous`."""
     native = torch.tensor([max(side - 1, 1) for side in native_grid], device=differences.device)
     scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
-    return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
+    # In half precision, distant differences would coincide, and 16 times the answer be coarse.
+    with torch.autocast(scaled.device.type, enabled=False):
+        return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
 
 
 def read_differences(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from transformers import initialization as init
 
 from .axes import native_grid
 from .layer_sizes import head_dim_of
-from .positions_base import PositionEncoding, geometric_frequencies
+from .positions_base import PositionEncoding, geometric_frequencies, linear_combinations
 from .tokens import PatchTokens
 
 
@@ -99,8 +99,9 @@ class RotaryMixed(Rotary):
         self.frequencies = nn.Parameter(torch.empty(shape))
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = torch.einsum("bna,hac->bhnc", self.places(tokens), self.frequencies[layer].float())
-        return self._by_angles(angles, tokens.features.dtype)
+        places = self.places(tokens).unsqueeze(1)  # (B, 1, N, A)
+        frequencies = self.frequencies[layer].mT.unsqueeze(1)  # (heads, 1, head_dim / 2, A)
+        return self._by_angles(linear_combinations(places, frequencies), tokens.features.dtype)
 
     def reset_parameters(self, std: float) -> None:
         if self.num_axes == 3:

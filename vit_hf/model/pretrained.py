@@ -140,21 +140,6 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
                 with init.guard_torch_init_functions():
                     module.reset_missing()
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
-        """As in transformers, but the reentrant variant is refused where it would lose gradients."""
-        reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
-        for field, name in (
-            ("token_reducer", "gumbel"),
-            ("patch_selector", "perturbed"),
-            ("patch_selector", "cross_attention"),
-        ):
-            if enable and reentrant and getattr(self.config, field) == name:
-                raise ValueError(
-                    f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
-                    "pass {'use_reentrant': False}, which is the default."
-                )
-        super()._set_gradient_checkpointing(enable, **kwargs)
-
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
         """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
         backbone = self.config.backbone_config
@@ -166,8 +151,9 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
 
-# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the
-# package, because this file travels with checkpoints and the package does not.
+# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours, and ours are saved with the former,
+# as stock ViT's are. Registered here and not in the package, because this file travels with checkpoints and the package
+# does not.
 for _name in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
     register_checkpoint_conversion_mapping(
         _name,

@@ -1,13 +1,16 @@
 """What all models share, whatever their architecture: loading and saving, with code and users' classes."""
 
 import copy
+from collections.abc import Iterable
 from contextvars import ContextVar
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
 from transformers.utils import logging
 
 from .code_version import report_code, stamp
@@ -24,6 +27,21 @@ GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window
 _STORED: ContextVar[PreTrainedConfig | None] = ContextVar("stored", default=None)
 
 
+def module_names(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
+    """The name in the model of each name in a saved file, whose names are those of the stock architecture."""
+    renamings = [
+        renaming
+        for renaming in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(renaming, WeightRenaming)
+    ]
+    names = {}
+    for name in saved:
+        names[name] = name
+        for renaming in renamings:
+            names[name], _ = renaming.rename_source_key(names[name])
+    return names
+
+
 class AdaptivePreTrainedModel(PreTrainedModel):
     """Loading and saving."""
 
@@ -36,7 +54,6 @@ class AdaptivePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
     # Of the configuration, as they were when they were checked.
     _checked_fields: dict[str, Any] | None = None
     # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
@@ -49,6 +66,14 @@ class AdaptivePreTrainedModel(PreTrainedModel):
             return
         self.config.validate_architecture()
         self._checked_fields = dict(vars(self.config))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of the patches: hooks on it, such as PEFT's, get a tensor `(B, N, D)`."""
+        return self.base_model.embeddings.patch_embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the projection of the patches."""
+        self.base_model.embeddings.patch_embeddings.projection = value
 
     def set_selection_relaxation(self, relaxation: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
@@ -107,7 +132,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)
         token = _STORED.set(stored)
         try:
-            return super().from_pretrained(source, *args, config=config, **kwargs)
+            loaded = super().from_pretrained(source, *args, config=config, **kwargs)
         except OSError as error:
             if kwargs["use_safetensors"] and "model.safetensors" in str(error):
                 raise OSError(
@@ -118,6 +143,9 @@ class AdaptivePreTrainedModel(PreTrainedModel):
             raise
         finally:
             _STORED.reset(token)
+        # Saved again under stock names, whatever names were loaded.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
 
     @classmethod
     def _stored_config(
@@ -162,14 +190,14 @@ class AdaptivePreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As in transformers; the configuration names every Auto class, whichever class was saved.
 
+        Weights have the names of the stock architecture, as transformers saves its own: a dense model with learned
+        positions opens in transformers' `ViTForImageClassification`.
+
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
             CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
         """
-        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which resumes with
-        # a plain load_state_dict, would find nothing.
-        kwargs.setdefault("save_original_format", False)
         auto_map = getattr(self.config, "auto_map", None) or {}
         if (
             type(self).__module__ == f"{__package__}.{self._code_file}"
@@ -191,6 +219,14 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                 f"The weights and the configuration were saved to {save_directory}, your code was not."
             )
             raise
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Trainer resumes by a plain load_state_dict of a saved file.
+        own = [name for name in state_dict if name.startswith(prefix)]
+        names = module_names(self, (name.removeprefix(prefix) for name in own))
+        for name in own:
+            state_dict[prefix + names[name.removeprefix(prefix)]] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _save_classes(self, folder: str | PathLike) -> None:
         classes = classes_of(self.base_model)

@@ -20,9 +20,9 @@ def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
     for _ in range(patches.num_axes - 1):
         places = places.unsqueeze(1)
     read = nn.functional.grid_sample(
-        values.unsqueeze(1), places.to(values.dtype), padding_mode="border", align_corners=False
+        values.unsqueeze(1).float(), places, padding_mode="border", align_corners=False
     )  # (B, 1, 1, N)
-    return read.flatten(1)
+    return read.flatten(1).to(values.dtype)
 
 
 def small_images(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:

@@ -135,6 +135,14 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
             ]
         }
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping=None, **kwargs):
+        """As `AdaptivePreTrainedModel.from_pretrained`, also of a stock SwinV2, which has a prefix of its own."""
+        key_mapping = {r"^swinv2\.": "swin.", **(key_mapping or {})}
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -304,27 +312,25 @@ def _chosen(stage: StageResult, which: int, batch_size: int) -> torch.Tensor:
     return torch.arange(layout.num_windows, device=layout.cells.device).expand(batch_size, -1)
 
 
-# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours.
+# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours, and ours are saved with
+# the former.
 RENAMED = (
-    (r"^swinv2\.", "swin."),
     (r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"),
-    (r"attention\.self\.query", "attention.q_proj"),
-    (r"attention\.self\.key", "attention.k_proj"),
-    (r"attention\.self\.value", "attention.v_proj"),
-    (r"attention\.self\.logit_scale", "attention.logit_scale"),
+    (r"attention\.self\.query", "attention.self.q_proj"),
+    (r"attention\.self\.key", "attention.self.k_proj"),
+    (r"attention\.self\.value", "attention.self.v_proj"),
+    # Of Swin, and of SwinV2.
     (
-        r"attention\.self\.relative_position_bias_table",
-        "attention.relative_position_bias.relative_position_bias_table",
+        r"attention\.self\.(relative_position_bias_table|continuous_position_bias_mlp)",
+        r"attention.relative_position_bias.\1",
     ),
-    (
-        r"attention\.self\.continuous_position_bias_mlp",
-        "attention.relative_position_bias.continuous_position_bias_mlp",
-    ),
+    # With names of files in the list, as transformers' tests want each renaming to match some.
+    (r"attention\.self\.(query|q_proj|k_proj|v_proj|logit_scale)", r"attention.\1"),
     (r"attention\.output\.dense", "attention.o_proj"),
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
 )
-for _name in ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone"):
+for _name in ("Model", "Backbone"):
     register_checkpoint_conversion_mapping(
         f"AdaptiveSwin{_name}", [WeightRenaming(*pair) for pair in RENAMED], overwrite=True
     )
