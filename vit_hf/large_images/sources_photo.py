@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from ..model.image_loading import SpanFile, orientation_of, pixel_spans, samples_to_bytes
+from ..model.image_loading import SpanFile, orientation_in, pixel_spans, samples_to_bytes
 from .rgb_values import from_mode, to_rgb
 from .row_stream import CACHE_BYTES, RowStream
 from .sources_file import FileSource, import_extra
@@ -44,14 +43,8 @@ class PhotoSource(FileSource):
     def _open(self) -> list[tuple[int, int]]:
         self._streams: dict[int, RowStream] = {}
         self._scratch: np.ndarray | None = None
-        self.orientation = 1
-        try:
-            with no_bomb_limit(), PIL.Image.open(self.path) as image:
-                self.orientation = orientation_of(image)
-        # Metadata that Pillow cannot read say nothing; pixels that nobody can are for libvips to find.
-        except Exception:
-            pass
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb") as file, no_bomb_limit():
+            self.orientation = orientation_in(file)
             self._spans = pixel_spans(file)
         with self._started() as image:
             if image.get_typeof("interlaced") or image.get_typeof("jpeg-multiscan"):

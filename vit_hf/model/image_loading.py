@@ -41,6 +41,8 @@ TURNS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Ancillary chunks about pixels, not metadata.
+PNG_PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"hIST", b"acTL", b"fcTL", b"fdAT")
 # An APP0 segment that declares JFIF 1.1 and no density.
 JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 
@@ -399,6 +401,39 @@ def orientation_of(image: PIL.Image.Image) -> int:
     except Exception:
         return 1
     return value if isinstance(value, int) and value in TURNS else 1
+
+
+def orientation_in(file: BinaryIO) -> int:
+    """The orientation that a JPEG or PNG file declares, as `orientation_of` finds it; decodes nothing."""
+    file.seek(0)
+    try:
+        if file.read(8) == b"\x89PNG\r\n\x1a\n":
+            # Pillow decodes a PNG for that, as EXIF may stand behind the pixels: give it the metadata around one pixel.
+            file = SpanFile(file, _one_pixel_png(file))
+        file.seek(0)
+        with PIL.Image.open(file) as image:
+            return orientation_of(image)
+    # Whoever reads the pixels then does so without metadata.
+    except Exception:
+        return 1
+
+
+def _one_pixel_png(file: BinaryIO) -> list[tuple[int, int] | bytes]:
+    pixel = BytesIO()
+    PIL.Image.new("L", (1, 1)).save(pixel, "PNG")
+    content, size, place = pixel.getvalue(), file.seek(0, os.SEEK_END), 8
+    data = content.index(b"IDAT") - 4
+    spans: list[tuple[int, int] | bytes] = [content[:data]]
+    while place + 12 <= size:
+        file.seek(place)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if kind == b"IDAT" and data:
+            spans.append(content[data:-12])
+            data = 0
+        elif kind[:1].islower() and kind not in PNG_PIXEL_CHUNKS:
+            spans.append((place, min(place + 12 + length, size)))
+        place += 12 + length
+    return [*spans, content[data or -12 :]]
 
 
 def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
