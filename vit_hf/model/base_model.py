@@ -14,7 +14,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
 from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer, split_prefix
-from .heads import make_pooler, token_distillation_loss
+from .heads import AdaptiveViTPooler, make_pooler, token_distillation_loss
 from .input_checks import check_tensors
 from .outputs import (
     AdaptiveViTModelOutput,
