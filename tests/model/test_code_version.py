@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 from tests.conftest import tiny_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import AdaptiveViTForImageClassification, __version__
-from vit_hf.model.code_version import installed_version, report_code
+from vit_hf.model.checkpoint_code import installed_version, report_code
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .checkpoint_code import SavesCode
 from .patches import to_pair
 from .swin_configuration_checks import (
     check_architecture,
@@ -17,7 +18,7 @@ from .swin_configuration_checks import (
 
 
 @strict
-class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveSwinConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
@@ -63,7 +64,15 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_swin"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_swin"
+    auto_classes = {
+        "AutoConfig": "AdaptiveSwinConfig",
+        "AutoModel": "AdaptiveSwinModel",
+        "AutoModelForImageClassification": "AdaptiveSwinForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveSwinForMaskedImageModeling",
+        "AutoBackbone": "AdaptiveSwinBackbone",
+    }
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [

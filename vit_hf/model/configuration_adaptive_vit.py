@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .checkpoint_code import SavesCode
 from .configuration_checks import (
     check_blocks,
     check_decoder,
@@ -23,7 +24,7 @@ from .hybrid_configuration import check_backbone_config, read_backbone_config, r
 
 
 @strict
-class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveViTConfig(SavesCode, BackboneConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -164,7 +165,18 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_vit"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_vit"
+    auto_classes = {
+        "AutoConfig": "AdaptiveViTConfig",
+        "AutoModel": "AdaptiveViTModel",
+        "AutoModelForImageClassification": "AdaptiveViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveViTForMaskedImageModeling",
+        "AutoModelForPreTraining": "AdaptiveViTForPreTraining",
+        "AutoModelForSemanticSegmentation": "AdaptiveViTForSemanticSegmentation",
+        "AutoModelForVideoClassification": "AdaptiveViTForVideoClassification",
+        "AutoBackbone": "AdaptiveViTBackbone",
+    }
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
     }

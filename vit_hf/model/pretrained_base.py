@@ -1,25 +1,16 @@
 """What all models share, whatever their architecture: loading and saving, with code and users' classes."""
 
 from os import PathLike
-from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
-from .code_version import report_code, stamp
-from .shipping import CannotTravel, NoFile, references, save_classes
-from .user_classes import TABLES, classes_of, fetch_classes, import_class
+from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
+from .user_classes import TABLES, fetch_classes, import_class
 
 
-logger = logging.get_logger(__name__)
-
-
-class AdaptivePreTrainedModel(PreTrainedModel):
+class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     """Loading and saving."""
 
-    # The file of the classes that users load, and what the configuration of a saved model says of them.
-    _code_file: ClassVar[str]
-    _auto_map: ClassVar[dict[str, Any]]
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -72,7 +63,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                 import_class(field, name)
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
-        report_code(str(source), values)
+        report_code(str(source), values, cls.config_class.code_file)
         kwargs.setdefault("use_safetensors", True)
         try:
             return super().from_pretrained(source, *args, config=config, **kwargs)
@@ -85,45 +76,21 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                 ) from error
             raise
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved.
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """Returns whether transformers copies the file of this class when a model is saved; the package writes another."""
+        return IS_REMOTE
+
+    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
+        """Saves as in transformers; the configuration names every Auto class, whichever class was saved.
 
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
-            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
+            RemoteCodeError: if such a file has imports that fail elsewhere; the weights are saved then, its code is not.
         """
-        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which resumes with
-        # a plain load_state_dict, would find nothing.
+        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which
+        # resumes with a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        if (
-            type(self).__module__ == f"{__package__}.{self._code_file}"
-        ):  # a user's subclass ships another file
-            auto_map = {**auto_map, **self._auto_map}
-        auto_map |= references(classes_of(self.base_model))
-        if auto_map:
-            self.config.auto_map = auto_map
-        stamp(self.config)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if not is_main_process:
-            return
-        try:
-            self._save_classes(save_directory)
-        except (NoFile, OSError, SyntaxError) as error:
-            logger.warning(f"The code of your classes was not saved with the model: {error}")
-        except CannotTravel as error:
-            error.add_note(
-                f"The weights and the configuration were saved to {save_directory}, your code was not."
-            )
-            raise
-
-    def _save_classes(self, folder: str | PathLike) -> None:
-        classes = classes_of(self.base_model)
-        if classes:
-            save_classes(self.config, classes, folder)
-
-    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
-        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
-        self._save_classes(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+        name_classes(self.config)
+        return super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
