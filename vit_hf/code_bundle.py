@@ -355,14 +355,14 @@ def bundle(
     head = f'"""{header.strip()}\n\nContents, by line:\n'
     body = '"""\n\n' + join_imports(statements) + "\n"
     # A line of the contents for each section, so that line numbers are known before they are written.
-    line = len(head.splitlines()) + len(sections) + len(body.splitlines()) + 1
+    line = len(head.splitlines()) + len(sections) + len(body.splitlines()) + 3
     contents = []
     width = max(len(_short_name(module)) for module, _ in sections)
     for module, text in sections:
         summary = re.split(r"(?<=\.)\s", module.docstring)[0].replace("\n", " ")
         summary = textwrap.shorten(summary, LINE_LENGTH - width - 10, placeholder=" ...")
         contents.append(f"{line:6}  {_short_name(module):{width}}  {summary}")
-        line += len(text.splitlines()) + 3
+        line += len(text.splitlines()) + 2
     text = head + "\n".join(contents) + "\n" + body + "".join(f"\n\n{text}\n" for _, text in sections) + "\n"
     return f"{text}{checksum}{hashlib.sha256(text.encode()).hexdigest()}\n"
 

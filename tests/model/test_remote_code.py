@@ -172,4 +172,6 @@ def test_a_model_loaded_from_remote_code_saves_its_code_again(saved, tmp_path):
         """,
         tmp_path,
     )
-    assert (tmp_path / "again" / "selection.py").exists()
+    assert files_of(tmp_path / "again") == {"modeling_adaptive_vit.py"}
+    name = "modeling_adaptive_vit.py"
+    assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()

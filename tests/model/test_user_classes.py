@@ -24,7 +24,8 @@ from vit_hf import (
     register_patch_selector,
     register_position_encoding,
 )
-from vit_hf.model.shipping import CannotTravel, _rewrite
+from vit_hf.code_bundle import reachable_modules
+from vit_hf.remote_code import RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
@@ -195,8 +196,11 @@ class TestTravel:
         files = {"my_positions.py", "ring_distance.py", "my_selectors.py", "selector_parts.py"}
         assert files <= {path.name for path in saved.iterdir()}
         assert "vit_hf" not in (saved / "my_positions.py").read_text()
-        assert "from .positions_base import PositionEncoding" in (saved / "my_positions.py").read_text()
-        assert "from .reduction_base import Reduction as Result" in (saved / "my_selectors.py").read_text()
+        generated = "from .modeling_adaptive_vit import"
+        names = "PatchTokens, PositionEncoding, register_position_encoding"
+        assert f"{generated} {names}" in (saved / "my_positions.py").read_text()
+        assert f"{generated} Reduction as Result" in (saved / "my_selectors.py").read_text()
+        assert {path.name for path in saved.glob("*.py")} == files | {"modeling_adaptive_vit.py"}
 
     def test_loads_without_the_package(self, saved, tmp_path):
         run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
@@ -239,7 +243,7 @@ class TestTravel:
             model.save_pretrained(folder, push_to_hub=True, repo_id="me/rings", commit_message="rings")
         [(repo_id, message, files)] = uploaded
         assert (repo_id, message) == ("me/rings", "rings")
-        assert {"model.safetensors", "my_positions.py", "ring_distance.py", "shipped_classes.py"} <= files
+        assert {"model.safetensors", "my_positions.py", "ring_distance.py", "modeling_adaptive_vit.py"} <= files
 
     def test_needs_trust(self, saved):
         sys.path.pop(0)  # the files are no longer to be found
@@ -324,7 +328,7 @@ class TestErrors:
             AdaptiveViTModel(tiny_config(position_encoding=name))
 
 
-class TestWhatCannotTravel:
+class TestWhatRemoteCodeError:
     """The model works, with a warning before training; it is not saved without its code, but no weights are lost."""
 
     @pytest.mark.parametrize(
@@ -341,17 +345,17 @@ class TestWhatCannotTravel:
     def test_imports(self, own_files, text, message):
         path = own_files / "own" / "my_positions.py"
         path.write_text(text)
-        with pytest.raises(CannotTravel, match=message):
-            _rewrite(path)
+        with pytest.raises(RemoteCodeError, match=message):
+            rewrite(path)
 
     def test_name_of_a_file_of_ours(self, own_files, caplog):
-        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "tokens.py")
-        model = AdaptiveViTModel(tiny_config(position_encoding="own.tokens.Rings"))
-        assert "tokens.py has the name of a file of vit_hf" in caplog.text
-        with pytest.raises(CannotTravel, match=r"tokens\.py has the name of a file of vit_hf") as caught:
+        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "modeling_adaptive_vit.py")
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.modeling_adaptive_vit.Rings"))
+        assert "modeling_adaptive_vit.py has the name of a file that vit_hf generates" in caplog.text
+        with pytest.raises(RemoteCodeError, match=r"has the name of a file that vit_hf generates") as caught:
             model.save_pretrained(own_files / "saved")
-        assert "weights and the configuration were saved" in caught.value.__notes__[0]
-        assert "class Rings" not in (own_files / "saved" / "tokens.py").read_text()
+        assert "The rest of the checkpoint was saved" in caught.value.__notes__[0]
+        assert "class Rings" not in (own_files / "saved" / "modeling_adaptive_vit.py").read_text()
         again = AdaptiveViTModel.from_pretrained(own_files / "saved")
         assert torch.equal(
             again.embeddings.position_encoding.weight, model.embeddings.position_encoding.weight
@@ -366,9 +370,9 @@ class TestWhatCannotTravel:
         model = AdaptiveViTForImageClassification(tiny_config(position_encoding="own.my_positions.Rings"))
         reason = r"my_positions\.py, line 5: write `from vit_hf import \.\.\.`"
         assert "save_pretrained will refuse this model" in caplog.text
-        with pytest.raises(CannotTravel, match=reason):
+        with pytest.raises(RemoteCodeError, match=reason):
             model.save_pretrained(own_files / "saved")
-        with pytest.raises(CannotTravel, match=reason):
+        with pytest.raises(RemoteCodeError, match=reason):
             push_to_hub(model, AdaptiveViTImageProcessor(), "me/rings")
 
     def test_two_files_of_one_name(self, own_files, caplog):
@@ -383,20 +387,27 @@ class TestWhatCannotTravel:
         assert "have the same name. Rename one" in caplog.text
 
 
+def rewrite(path):
+    """The text of a user's file in a checkpoint, and the files in its folder that it imports."""
+    code_file, roots = generated_file(tiny_config())
+    return rewrite_imports(path, code_file, reachable_modules(roots))[:2]
+
+
 def test_code_is_rewritten_where_it_stands(tmp_path):
-    """What shares a line with an import stays; names that no file of ours defines still come from the package."""
+    """What shares a line with an import stays; names that the generated file cannot hold still come from the package."""
     path = tmp_path / "mine.py"
     path.write_text(
         "é = 1; b = 2\n"
-        "if é:\n    from vit_hf import PositionEncoding, POSITION_ENCODINGS; import math\n"
+        "if é:\n    from vit_hf import PositionEncoding, explain, POSITION_ENCODINGS; import math\n"
         "from vit_hf.model.selection_base import keep_top as top  # a comment\n"
         "from vit_hf import (\n    PatchTokens,\n)\n"
     )
-    text, siblings = _rewrite(path)
+    text, siblings = rewrite(path)
     assert text == (
         "é = 1; b = 2\n"
-        "if é:\n    from .positions_base import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
-        "from .selection_base import keep_top as top  # a comment\n"
-        "from .tokens import PatchTokens\n"
+        "if é:\n    from .modeling_adaptive_vit import PositionEncoding, POSITION_ENCODINGS\n"
+        "    from vit_hf import explain\n    import math\n"
+        "from .modeling_adaptive_vit import keep_top as top  # a comment\n"
+        "from .modeling_adaptive_vit import PatchTokens\n"
     )
     assert not siblings
