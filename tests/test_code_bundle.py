@@ -90,13 +90,31 @@ def test_bundle_replaces_a_function(join):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"late": "def double(size):\n    return SIZES\n\n\nSIZES = 1\n"}, "SIZES means one thing in .*sizes.py, line"),
-        ({"late": "from os import path as math\n\n\ndef double(size):\n    return math\n"}, "math means one thing"),
-        ({"late": "def double(size):\n    return filter(size)\n\n\ndef filter(size):\n    pass\n"}, "filter .*builtin"),
-        ({"late": "from .base import Base as Other\n\n\ndef double(size):\n    return Other\n"}, "without `as`"),
+        (
+            {"late": "def double(size):\n    return SIZES\n\n\nSIZES = 1\n"},
+            "SIZES means one thing in .*sizes.py, line",
+        ),
+        (
+            {"late": "from os import path as math\n\n\ndef double(size):\n    return math\n"},
+            "math means one thing",
+        ),
+        (
+            {"late": "def double(size):\n    return filter(size)\n\n\ndef filter(size):\n    pass\n"},
+            "filter .*builtin",
+        ),
+        (
+            {"late": "from .base import Base as Other\n\n\ndef double(size):\n    return Other\n"},
+            "without `as`",
+        ),
         ({"late": "from __future__ import annotations\n\n\ndef double(size): ...\n"}, "__future__"),
-        ({"late": "import toy.base\n\n\ndef double(size):\n    return toy\n"}, "write `from .file import name`"),
-        ({"late": "def double(size):\n    if size:\n        from .base import Base\n"}, "nothing but imports"),
+        (
+            {"late": "import toy.base\n\n\ndef double(size):\n    return toy\n"},
+            "write `from .file import name`",
+        ),
+        (
+            {"late": "def double(size):\n    if size:\n        from .base import Base\n"},
+            "nothing but imports",
+        ),
         ({"late": "def single(size): ...\n"}, "imports double, which toy.late does not define"),
         ({"late": "a = 1; double = 2\n"}, "a line of its own"),
     ],

@@ -106,7 +106,10 @@ def test_swin(hub, client):
     files = hub.repos["me/swin"].files
     auto_map = json.loads(files["config.json"])["auto_map"]
     assert auto_map["AutoModelForImageClassification"].startswith("modeling_adaptive_swin.")
-    assert "modeling_adaptive_swin.py" in files and b"class AdaptiveSwinStage" in files["modeling_adaptive_swin.py"]
+    assert (
+        "modeling_adaptive_swin.py" in files
+        and b"class AdaptiveSwinStage" in files["modeling_adaptive_swin.py"]
+    )
     assert "keeps 2 windows of the first stage" in files["README.md"].decode()
     assert [name for name in files if name.startswith("examples/")] == ["examples/image_0_overview.png"]
     assert client(hub_client.load, "me/swin")["logits"] == same(pushed)

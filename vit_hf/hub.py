@@ -71,7 +71,8 @@ def push_to_hub(
         ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
             and how to push them again.
     """
-    files_to_save(model)
+    for saved in (model, image_processor):
+        files_to_save(saved)
     folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
     with keeping(folder, repo_id, private, revision, *(["--create-pr"] if create_pr else [])):
         model.save_pretrained(folder, max_shard_size=max_shard_size)

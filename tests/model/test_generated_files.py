@@ -93,7 +93,9 @@ def test_every_kind_runs_as_the_package_does(tmp_path):
             outputs = model(inputs, return_dict=True)
         tensors = {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
         expected[kind] = (type(model).__name__, inputs, tensors)
-    assert sorted(len(kinds) for kinds in texts.values())[:-2] == [1], "others than elastic ones have a file for each kind"
+    assert sorted(len(kinds) for kinds in texts.values())[:-2] == [1], (
+        "others than elastic ones have a file for each kind"
+    )
     torch.save(expected, tmp_path / "expected.pt")
     out = run_elsewhere(SCRIPT.format(folder=str(tmp_path)), tmp_path)
     assert out.split() == [str(len(KINDS)), "equal"]

@@ -1,5 +1,6 @@
 """A user's own encoding, selector and reducer: used, saved, and loaded elsewhere."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -89,6 +90,24 @@ PARTS = """
 def brightness(pixels):
     return pixels.float().mean(dim=(-3, -2, -1)).flatten(1)
 """
+MODEL = """
+from vit_hf import AdaptiveViTForImageClassification
+
+
+class Doubling(AdaptiveViTForImageClassification):
+    def forward(self, pixel_values, **kwargs):
+        outputs = super().forward(pixel_values, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+"""
+PROCESSOR = """
+from vit_hf import AdaptiveViTImageProcessorPil
+
+
+class Inverting(AdaptiveViTImageProcessorPil):
+    def _preprocess(self, images, *args, **kwargs):
+        return super()._preprocess([255 - image for image in images], *args, **kwargs)
+"""
 FIELDS = {
     "patch_selector": "my_selectors.Brightest",
     "num_selected_patches": 8,
@@ -102,7 +121,8 @@ FIELDS = {
 def own_files(tmp_path, monkeypatch):
     """Files of a user in a package of his own, forgotten again afterwards."""
     (tmp_path / "own").mkdir()
-    for name, text in {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}.items():
+    files = {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}
+    for name, text in {**files, "my_model": MODEL, "my_processor": PROCESSOR}.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     (tmp_path / "my_selectors.py").write_text(SELECTORS)
     (tmp_path / "selector_parts.py").write_text(PARTS)
@@ -219,6 +239,42 @@ class TestTravel:
             shutil.copy(saved / "expected.pt", again)
             run_elsewhere(LOAD.format(path=again), tmp_path / "own")
 
+    @pytest.mark.parametrize(
+        "elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["saved", "loaded_elsewhere"]
+    )
+    def test_subclasses_of_models_and_image_processors_go_along(self, own_files, tmp_path, elsewhere):
+        from own.my_model import Doubling
+        from own.my_processor import Inverting
+
+        saved = own_files / "saved"
+        save_with_expected(Doubling(tiny_config(position_encoding="own.my_positions.Rings")), saved)
+        Inverting(do_normalize=False).save_pretrained(saved)
+        assert (
+            "from .image_processing_adaptive_vit import AdaptiveViTImageProcessorPil"
+            in (saved / "my_processor.py").read_text()
+        )
+        config = json.loads((saved / "config.json").read_text())
+        assert config["auto_map"]["AutoModelForImageClassification"] == "my_model.Doubling"
+        assert config["auto_map"]["AutoModel"] == "modeling_adaptive_vit.AdaptiveViTModel"
+        options = json.loads((saved / "preprocessor_config.json").read_text())
+        assert options["auto_map"]["AutoImageProcessor"] == "my_processor.Inverting"
+        if elsewhere:
+            run_elsewhere(
+                f"""
+                import numpy, torch
+                from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+                path = {str(saved)!r}
+                model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
+                expected = torch.load(path + "/expected.pt")
+                assert torch.equal(model(expected["images"]).logits, expected["logits"])
+                processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+                pixels = processor(numpy.zeros((50, 50, 3), numpy.uint8), return_tensors="pt").pixel_values
+                assert pixels.shape[1:] == (3, 224, 224) and (pixels == 1).all()
+                """,
+                tmp_path / "own",
+            )
+
     @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
     def test_uploaded_with_the_model(self, own_files, monkeypatch, way):
         uploaded = []
@@ -243,7 +299,12 @@ class TestTravel:
             model.save_pretrained(folder, push_to_hub=True, repo_id="me/rings", commit_message="rings")
         [(repo_id, message, files)] = uploaded
         assert (repo_id, message) == ("me/rings", "rings")
-        assert {"model.safetensors", "my_positions.py", "ring_distance.py", "modeling_adaptive_vit.py"} <= files
+        assert {
+            "model.safetensors",
+            "my_positions.py",
+            "ring_distance.py",
+            "modeling_adaptive_vit.py",
+        } <= files
 
     def test_needs_trust(self, saved):
         sys.path.pop(0)  # the files are no longer to be found
