@@ -12,7 +12,7 @@ from vit_hf.code_bundle import BundleError, bundle
 
 @pytest.fixture
 def join(tmp_path, monkeypatch):
-    """Writes a package `toy` of the given files; joins what `Model` of `toy.model` needs, and imports the result."""
+    """Writes a package `toy`; joins what `Model` of `toy.model` needs, and imports the result."""
     monkeypatch.setattr(code_bundle, "PACKAGE", "toy")
     monkeypatch.syspath_prepend(tmp_path)
     code_bundle.read_module.cache_clear()
@@ -52,7 +52,10 @@ FILES = {
         '"""Sizes of parts."""\nimport math\nfrom ..base import Base\n' + LOGGER + "\n# Why three.\n"
         "SIZES = [1, 2, math.prod([1, 3])]\nUNUSED = Base\nSIZES.append(4)\n"
     ),
-    "late": '"""Doubles."""\nfrom functools import partial\n\n\ndef double(size):\n    return partial(int, 2 * size)()\n',
+    "late": (
+        '"""Doubles."""\nfrom functools import partial\n\n\n'
+        "def double(size):\n    return partial(int, 2 * size)()\n"
+    ),
 }
 
 

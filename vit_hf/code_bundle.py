@@ -1,7 +1,8 @@
 """Joins the modules that some classes need into one Python file, in reading order.
 
-What the classes need is found by following names: only definitions that can be reached from them are kept, whatever the
-files they are in. Nothing is renamed, so names must be unique among joined modules; a clash is an error that says where.
+What the classes need is found by following names: only definitions that can be reached from them are kept,
+whatever the files they are in. Nothing is renamed, so names must be unique among joined modules; a clash is an
+error that says where.
 """
 
 import ast
@@ -15,6 +16,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .model.checkpoint_code import CHECKSUM
 
 
 PACKAGE = __package__
@@ -35,6 +38,8 @@ class Statement:
     """A statement of a module, with the comments above it.
 
     Attributes:
+        module: its source file.
+        node: its syntax tree.
         text: its lines, without imports from joined modules.
         binds: names that it defines.
         uses: names that it reads, in their order.
@@ -50,7 +55,15 @@ class Statement:
 
 
 class Module:
-    """A source file of the package."""
+    """A source file of the package.
+
+    Attributes:
+        statements: all but imports, `__all__` and docstrings.
+        definitions: the statement that binds each name.
+        internal: by the name they bind, imports from the package: name and module.
+        external: by the name they bind, other imports: module, name in it or None for the whole, and alias.
+        needed_first: modules of the package that are imported at the beginning, not inside functions.
+    """
 
     def __init__(self, name: str):
         self.name = name
@@ -60,7 +73,6 @@ class Module:
         self.lines = self.path.read_text(encoding="utf-8").splitlines()
         tree = ast.parse("\n".join(self.lines))
         self.docstring = ast.get_docstring(tree) or self.path.stem
-        # By the name they bind: where a name of a joined module comes from, and other imports.
         self.internal: dict[str, Root] = {}
         self.external: dict[str, list[tuple[str, str | None, str | None]]] = {}
         self.needed_first: set[str] = set()
@@ -142,7 +154,7 @@ class Module:
         return Statement(self, node, text, frozenset(_binds(node)), uses, has_effect=not defines)
 
     def _only_for_types(self, node: ast.stmt) -> bool:
-        """Whether a statement is `if TYPE_CHECKING:` with imports from joined modules alone."""
+        """Returns whether a statement is `if TYPE_CHECKING:` with imports from joined modules alone."""
         if not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
             return False
         return all(isinstance(one, ast.ImportFrom) and self._target(one) is not None for one in node.body)
@@ -180,7 +192,7 @@ read_module = functools.cache(Module)
 
 
 def resolve(name: str, module: str) -> Statement | None:
-    """Finds the definition of a name that a module of the package defines or imports; None if it is from elsewhere."""
+    """Finds the definition of a name that a module defines or imports from the package; None for other names."""
     source = read_module(module)
     if name in source.definitions:
         return source.definitions[name]
@@ -238,12 +250,12 @@ def in_reading_order(kept: Mapping[str, list[Statement]], roots: Sequence[Root])
         begun.add(name)
         module = read_module(name)
         used = [module.internal[use] for one in kept[name] for use in one.uses if use in module.internal]
-        homes = [(resolve(*root).module.name, root[1] in module.needed_first) for root in used]
-        for home, _ in (one for one in homes if one[1]):
-            visit(home)
+        for imported in used:
+            if imported[1] in module.needed_first:
+                visit(resolve(*imported).module.name)
         order[name] = None
-        for home, _ in (one for one in homes if not one[1]):  # imported inside a function
-            visit(home)
+        for imported in used:  # inside functions, if it was not visited above
+            visit(resolve(*imported).module.name)
 
     for root in roots:
         visit(resolve(*root).module.name)
@@ -281,7 +293,7 @@ def check_names(statements: Sequence[Statement]) -> None:
 
 
 def _meaning(statement: Statement) -> str:
-    """What a statement defines: the same for equal assignments, such as of a logger."""
+    """Describes what a statement defines; equal assignments, such as of a logger, define one thing."""
     if isinstance(statement.node, ast.Assign | ast.AnnAssign):
         return ast.dump(statement.node)
     return f"{statement.module.name}:{statement.node.lineno}"
@@ -314,7 +326,6 @@ def bundle(
     roots: Sequence[Root],
     header: str,
     replaced: Mapping[str, str] | None = None,
-    checksum: str = "# SHA-256 of the lines above: ",
 ) -> str:
     """Writes one file with everything that `roots` need.
 
@@ -322,7 +333,6 @@ def bundle(
         roots: names of classes, each with a module that defines or imports it.
         header: beginning of the file's docstring, before its table of contents.
         replaced: functions by their names, with other code for them.
-        checksum: begins the last line, which ends with the SHA-256 of the lines above.
 
     Raises:
         BundleError: if modules cannot be joined.
@@ -364,7 +374,7 @@ def bundle(
         contents.append(f"{line:6}  {_short_name(module):{width}}  {summary}")
         line += len(text.splitlines()) + 2
     text = head + "\n".join(contents) + "\n" + body + "".join(f"\n\n{text}\n" for _, text in sections) + "\n"
-    return f"{text}{checksum}{hashlib.sha256(text.encode()).hexdigest()}\n"
+    return f"{text}{CHECKSUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def _short_name(module: Module) -> str:

@@ -1,4 +1,4 @@
-"""Generated files of saved checkpoints run as the package does: one process without it loads one of every kind."""
+"""Generated files of checkpoints run as the package does: one process without it loads one of every kind."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """Version of the code that a checkpoint carries, and how models, configurations and image processors save it.
 
-In the package `vit_hf/remote_code.py` joins the files of this folder into one. A file that came with a checkpoint is
-copied by transformers when it is saved again.
+In the package `vit_hf/remote_code.py` joins the files of this folder into one. transformers copies a file that came
+with a checkpoint when that is saved again.
 """
 
 import functools
@@ -41,6 +41,7 @@ class CodeWriter:
         """Writes the code into the folder of a saved model, configuration or image processor."""
 
 
+# The last one writes. The package appends its own when it is imported.
 code_writers = [CodeWriter()]
 
 
@@ -110,11 +111,11 @@ def report_code(source: str, values: Mapping[str, Any], code_file: str) -> None:
     theirs += ", with changes" if changed else ""
     if IS_REMOTE:
         logger.warning_once(
-            f"The code that came with {source}, of vit_hf {theirs}, is used; the vit_hf that is installed, {ours}, "
+            f"The code that came with {source}, of vit_hf {theirs}, is used; the installed vit_hf {ours} "
             "differs. To use that, import vit_hf first."
         )
     else:
         logger.warning_once(
             f"{source} came with the code of vit_hf {theirs}; the installed vit_hf {ours} is used. "
-            "To run the code that came with it, load it with trust_remote_code=True where vit_hf is not imported."
+            "To run the code that came with it, load it with trust_remote_code=True, without importing vit_hf."
         )

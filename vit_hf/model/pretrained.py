@@ -140,7 +140,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
 
 
 # Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the
-# package, because this file travels with checkpoints and the package does not.
+# package, because this code is saved with checkpoints and the package is not.
 for _model in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
     register_checkpoint_conversion_mapping(
         _model,

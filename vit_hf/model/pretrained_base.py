@@ -78,7 +78,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
 
     @classmethod
     def is_remote_code(cls) -> bool:
-        """Returns whether transformers copies the file of this class when a model is saved; the package writes another."""
+        """Returns whether transformers copies the file of this class on saving; the package writes its own."""
         return IS_REMOTE
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
@@ -87,10 +87,10 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
-            RemoteCodeError: if such a file has imports that fail elsewhere; the weights are saved then, its code is not.
+            RemoteCodeError: if such a file has imports that fail elsewhere; only its code is not saved then.
         """
-        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which
-        # resumes with a plain load_state_dict, would find nothing.
+        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer,
+        # which resumes with a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
         name_classes(self.config)
         return super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
