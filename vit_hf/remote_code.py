@@ -66,12 +66,11 @@ class GeneratedFiles(CodeWriter):
         if isinstance(saved, PreTrainedModel):
             described = saved.config
             described.auto_map[saved._auto_class] = f"{described.code_file}.{type(saved).__name__}"
-        auto_map = dict(getattr(described, "auto_map", None) or {})
-        for name, cls in own_classes(saved).items():
-            try:
-                auto_map[name] = f"{file_of(cls).stem}.{cls.__name__}"
-            except NoSourceFileError:
-                auto_map.pop(name, None)
+        classes, auto_map = own_classes(saved), dict(getattr(described, "auto_map", None) or {})
+        try:
+            auto_map |= {name: f"{file_of(cls).stem}.{cls.__name__}" for name, cls in classes.items()}
+        except NoSourceFileError:  # then `save` writes the file of none of them
+            auto_map = {name: reference for name, reference in auto_map.items() if name not in classes}
         if auto_map:
             described.auto_map = auto_map
 

@@ -149,6 +149,13 @@ def test_configuration_alone_carries_the_same_file(folder, tmp_path):
     assert auto_maps[0] == auto_maps[1]
 
 
+def test_no_service_is_asked_to_convert_pickles(tmp_path):
+    """transformers does that for classes that are no remote code, also of models that were saved."""
+    model = make("base")
+    model.save_pretrained(tmp_path)
+    assert type(model).is_remote_code() and type(model).is_custom_code()
+
+
 def test_elastic_classifiers_carry_what_is_elastic(tmp_path):
     model = make("elastic")
     model.save_pretrained(tmp_path)

@@ -1,11 +1,15 @@
 """What all models share, whatever their architecture: loading and saving, with code and users' classes."""
 
+from contextvars import ContextVar
 from os import PathLike
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
 from .user_classes import TABLES, fetch_classes, import_class
+
+
+is_saving: ContextVar[bool] = ContextVar("is_saving", default=False)
 
 
 class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
@@ -78,8 +82,11 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
 
     @classmethod
     def is_remote_code(cls) -> bool:
-        """Returns whether transformers copies the file of this class on saving; the package writes its own."""
-        return IS_REMOTE
+        """Returns True, so that transformers asks no service to convert pickles, and False where it would copy files.
+
+        The package saves a generated file instead.
+        """
+        return IS_REMOTE or not is_saving.get()
 
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
         """Saves as in transformers; the configuration names every Auto class, whichever class was saved.
@@ -93,4 +100,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         # which resumes with a plain load_state_dict, would find nothing.
         kwargs.setdefault("save_original_format", False)
         name_classes(self.config)
-        return super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        token = is_saving.set(True)
+        try:
+            super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        finally:
+            is_saving.reset(token)
