@@ -29,6 +29,7 @@ from .large_images import (
     select_streaming,
     stream_images,
 )
+from .model.checkpoint_code import code_writers
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic_space import SearchSpace, SubNetwork
@@ -66,6 +67,7 @@ from .model.user_classes import (
     register_token_reducer,
 )
 from .model.version import __version__
+from .remote_code import GeneratedFiles
 from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule
 
@@ -88,6 +90,7 @@ if is_torchvision_available():
     image_processors["torchvision"] = AdaptiveViTImageProcessor
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
 AutoImageProcessor.register(AdaptiveSwinConfig, image_processor_classes=image_processors)
+code_writers.append(GeneratedFiles())
 
 
 __all__ = [

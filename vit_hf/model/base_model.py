@@ -10,6 +10,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import AttentionInputs
 from .axes import scout_sides
 from .blocks import make_norm, normalise
+from .checkpoint_code import code_writers
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
 from .embeddings import AdaptiveViTEmbeddings
@@ -28,9 +29,8 @@ from .restoring import Stage, fill_grid
 from .scout import RECORD_NOTHING, ModelScout, look
 from .selection_base import Selection, count_selected
 from .selection_checks import check_selected_once, warn_if_all_kept, warn_if_nothing_reduced
-from .shipping import check_travel
 from .tokens import PatchTokens, check_finite
-from .user_classes import classes_of, find_class
+from .user_classes import find_class
 
 
 class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
@@ -65,7 +65,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.pooler = make_pooler(config) if add_pooling_layer else None
         self.selection_relaxation = 0.0
         warn_if_nothing_reduced(config, self.reducers.values())
-        check_travel(classes_of(self))
+        code_writers[-1].check(self)
         self.post_init()
 
     @can_return_tuple

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .checked_fields import CheckedFields, check_label_fields
+from .checkpoint_code import SavesCode
 from .field_names import check_field_names
 from .patches import to_pair
 from .stages import StagesConfigMixin
@@ -19,7 +20,7 @@ from .swin_configuration_checks import (
 
 
 @strict
-class AdaptiveSwinConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
+class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
@@ -65,7 +66,15 @@ class AdaptiveSwinConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_swin"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_swin"
+    auto_classes = {
+        "AutoConfig": "AdaptiveSwinConfig",
+        "AutoModel": "AdaptiveSwinModel",
+        "AutoModelForImageClassification": "AdaptiveSwinForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveSwinForMaskedImageModeling",
+        "AutoBackbone": "AdaptiveSwinBackbone",
+    }
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .checked_fields import CheckedFields, check_label_fields
+from .checkpoint_code import SavesCode
 from .configuration_checks import (
     check_blocks,
     check_decoder,
@@ -25,7 +26,7 @@ from .stages import StagesConfigMixin
 
 
 @strict
-class AdaptiveViTConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
+class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -169,7 +170,18 @@ class AdaptiveViTConfig(CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_vit"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_vit"
+    auto_classes = {
+        "AutoConfig": "AdaptiveViTConfig",
+        "AutoModel": "AdaptiveViTModel",
+        "AutoModelForImageClassification": "AdaptiveViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveViTForMaskedImageModeling",
+        "AutoModelForPreTraining": "AdaptiveViTForPreTraining",
+        "AutoModelForSemanticSegmentation": "AdaptiveViTForSemanticSegmentation",
+        "AutoModelForVideoClassification": "AdaptiveViTForVideoClassification",
+        "AutoBackbone": "AdaptiveViTBackbone",
+    }
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
     }

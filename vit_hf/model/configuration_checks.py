@@ -12,7 +12,7 @@ from .reduction import TOKEN_REDUCERS
 from .user_classes import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of
 
 
-def check_class(config, field: str) -> None:
+def check_class_name(config, field: str) -> None:
     """A class of a table, or of the user's own."""
     name, legal = getattr(config, field), sorted(table_of(config, field))
     if not has_frames(config) and name in VOLUME_TABLES[field]:
@@ -133,7 +133,7 @@ def check_volumes(config) -> None:
 
 def check_positions(config) -> None:
     """Position encodings."""
-    check_class(config, "position_encoding")
+    check_class_name(config, "position_encoding")
     if has_frames(config):
         check_volume_positions(config)
         return
@@ -210,7 +210,7 @@ def check_selection(config) -> None:
                     f"{name}={value} needs a patch_selector: choose one of {sorted(table_of(config, 'patch_selector'))}."
                 )
         return
-    check_class(config, "patch_selector")
+    check_class_name(config, "patch_selector")
     if number is None:
         raise ValueError(
             f"patch_selector={config.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
@@ -295,7 +295,7 @@ def check_reduction(config) -> None:
                 f"{sorted(TOKEN_REDUCERS)}."
             )
         return
-    check_class(config, "token_reducer")
+    check_class_name(config, "token_reducer")
     layers = list(config.reduction_layers)
     if (
         not layers

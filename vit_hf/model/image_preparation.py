@@ -24,6 +24,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
+from .checkpoint_code import IMAGE_PROCESSORS, SavesCode
 from .field_names import check_names
 from .image_loading import flatten_images, read_image, to_pixels
 from .image_resizing import size_for_patches, target_size
@@ -67,7 +68,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_before_resize: bool | None
 
 
-class ImagePreparation(SegmentationMaps, BaseImageProcessor):
+class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
     Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for how
@@ -89,8 +90,6 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
 
     valid_kwargs = AdaptiveViTImageProcessorKwargs
     model_input_names = ["pixel_values", "patch_coordinates", "spatial_shapes", "pixel_attention_mask"]
-    # Makes save_pretrained write the code beside the options, so that it loads where this package is missing.
-    _auto_class = "AutoImageProcessor"
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
@@ -154,16 +153,11 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
         return super().resize(image=image, size=size, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options, and which file holds the class for which backend."""
+        """Returns the options, and which file holds the class for which backend."""
         options = super().to_dict()
-        backends = _shipped_backends()
-        # A subclass keeps the entry that transformers wrote: it is one backend, in its own file.
-        if type(self) in backends.values():
-            references = {
-                name: f"{backend.__module__.split('.')[-1]}.{backend.__name__}"
-                for name, backend in backends.items()
-            }
-            options["auto_map"] = {**options.get("auto_map", {}), "AutoImageProcessor": references}
+        # A subclass keeps its own entry: it is one backend, in its own file.
+        if type(self).__name__ in {name.rpartition(".")[2] for name in IMAGE_PROCESSORS.values()}:
+            options["auto_map"] = {**options.get("auto_map", {}), "AutoImageProcessor": IMAGE_PROCESSORS}
         return options
 
     def _standardize_kwargs(
@@ -351,15 +345,6 @@ def pad_patches(
         "spatial_shapes": torch.cat([image.grid for image in tokens]),
         "pixel_attention_mask": torch.stack(masks).long(),
     }
-
-
-def _shipped_backends() -> dict[str, type[BaseImageProcessor]]:
-    # Imported late because both import this file. That these lines stand here is also why transformers copies both
-    # files beside a checkpoint, whichever backend saves it.
-    from .image_processing_adaptive_vit import AdaptiveViTImageProcessor
-    from .image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
-
-    return {"torchvision": AdaptiveViTImageProcessor, "pil": AdaptiveViTImageProcessorPil}
 
 
 def _check_patch_size(patch_size: Any) -> None:

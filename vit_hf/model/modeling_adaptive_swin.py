@@ -16,10 +16,6 @@ from .swin_outputs import (
 )
 
 
-# transformers saves the file that a class names, with what that imports: this one has everything.
-AdaptiveSwinModel.__module__ = __name__
-
-
 class AdaptiveSwinForImageClassification(AdaptiveSwinPreTrainedModel):
     """The encoder with a linear classifier on the mean of its last hidden states."""
 

@@ -35,10 +35,6 @@ from .stages import StagesMixin
 
 logger = logging.get_logger(__name__)
 
-# transformers saves the file that a class names, with what that imports: this one has everything.
-for _model_class in (AdaptiveViTModel, AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation):
-    _model_class.__module__ = __name__
-
 
 class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
     """The encoder with a linear classifier on the CLS token, or on what else `config.pooling` makes of the tokens."""

@@ -28,29 +28,12 @@ from .selection_cross_attention import CrossAttentionSelector
 from .user_classes import derives_from, find_class
 
 
-MODULE = "modeling_adaptive_vit"
 VIDEOS = "videos and volumes"
-AUTO_MAP = {
-    "AutoConfig": "configuration_adaptive_vit.AdaptiveViTConfig",
-    "AutoModel": f"{MODULE}.AdaptiveViTModel",
-    "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
-    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
-    "AutoModelForPreTraining": f"{MODULE}.AdaptiveViTForPreTraining",
-    "AutoModelForSemanticSegmentation": f"{MODULE}.AdaptiveViTForSemanticSegmentation",
-    "AutoModelForVideoClassification": f"{MODULE}.AdaptiveViTForVideoClassification",
-    "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
-    },
-}
 
 
 class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     """Loading, saving and initialisation."""
 
-    _code_file = MODULE
-    _auto_map = AUTO_MAP
     # Whether a class is for videos and volumes alone; None for images as well.
     _videos: ClassVar[bool | None] = False
     config: AdaptiveViTConfig
@@ -152,11 +135,11 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
 
 
 # Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours, and ours are saved with the former,
-# as stock ViT's are. Registered here and not in the package, because this file travels with checkpoints and the package
-# does not.
-for _name in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
+# as stock ViT's are. Registered here and not in the package, because this code is saved with checkpoints and the package
+# is not.
+for _model in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
     register_checkpoint_conversion_mapping(
-        _name,
+        _model,
         [
             *get_checkpoint_conversion_mapping("ViTModel"),
             WeightRenaming(

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable
 from contextvars import ContextVar
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -13,17 +13,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
 from transformers.utils import logging
 
-from .code_version import report_code, stamp
+from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
 from .computed_tensors import restore, versions
 from .grid_tables import make_room, resample, tables_to_resample
-from .shipping import CannotTravel, NoFile, references, save_classes
-from .user_classes import TABLES, classes_of, fetch_classes, import_class
+from .user_classes import TABLES, fetch_classes, import_class
 
 
 logger = logging.get_logger(__name__)
 # Fields that size tables of positions.
 GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window_size"}
 # Configuration of the checkpoint that is being loaded.
+is_saving: ContextVar[bool] = ContextVar("is_saving", default=False)
 _STORED: ContextVar[PreTrainedConfig | None] = ContextVar("stored", default=None)
 
 
@@ -42,12 +42,9 @@ def module_names(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
     return names
 
 
-class AdaptivePreTrainedModel(PreTrainedModel):
+class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     """Loading and saving."""
 
-    # The file of the classes that users load, and what the configuration of a saved model says of them.
-    _code_file: ClassVar[str]
-    _auto_map: ClassVar[dict[str, Any]]
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -128,7 +125,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                 kwargs |= kept
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
-        report_code(str(source), values)
+        report_code(str(source), values, cls.config_class.code_file)
         kwargs.setdefault("use_safetensors", True)
         token = _STORED.set(stored)
         try:
@@ -187,8 +184,16 @@ class AdaptivePreTrainedModel(PreTrainedModel):
         super()._initialize_missing_keys(*args, **kwargs)
         restore(self, before)
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers; the configuration names every Auto class, whichever class was saved.
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """Returns True, so that transformers asks no service to convert pickles, and False where it would copy files.
+
+        The package saves a generated file instead.
+        """
+        return IS_REMOTE or not is_saving.get()
+
+    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
+        """Saves as in transformers; the configuration names every Auto class, whichever class was saved.
 
         Weights have the names of the stock architecture, as transformers saves its own: a dense model with learned
         positions opens in transformers' `ViTForImageClassification`.
@@ -196,29 +201,14 @@ class AdaptivePreTrainedModel(PreTrainedModel):
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
-            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
+            RemoteCodeError: if such a file has imports that fail elsewhere; only its code is not saved then.
         """
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        if (
-            type(self).__module__ == f"{__package__}.{self._code_file}"
-        ):  # a user's subclass ships another file
-            auto_map = {**auto_map, **self._auto_map}
-        auto_map |= references(classes_of(self.base_model))
-        if auto_map:
-            self.config.auto_map = auto_map
-        stamp(self.config)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if not is_main_process:
-            return
+        name_classes(self.config)
+        token = is_saving.set(True)
         try:
-            self._save_classes(save_directory)
-        except (NoFile, OSError, SyntaxError) as error:
-            logger.warning(f"The code of your classes was not saved with the model: {error}")
-        except CannotTravel as error:
-            error.add_note(
-                f"The weights and the configuration were saved to {save_directory}, your code was not."
-            )
-            raise
+            super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        finally:
+            is_saving.reset(token)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Trainer resumes by a plain load_state_dict of a saved file.
@@ -227,13 +217,3 @@ class AdaptivePreTrainedModel(PreTrainedModel):
         for name in own:
             state_dict[prefix + names[name.removeprefix(prefix)]] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _save_classes(self, folder: str | PathLike) -> None:
-        classes = classes_of(self.base_model)
-        if classes:
-            save_classes(self.config, classes, folder)
-
-    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
-        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
-        self._save_classes(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)

@@ -1,6 +1,6 @@
 """The model's own first blocks, at the service of a selector. Shape legend: `tokens.py`."""
 
-from copy import copy
+import copy
 
 import torch
 
@@ -34,7 +34,7 @@ class ModelScout:
 
     @torch.no_grad()
     def embed(self, patches: ImagePatches) -> torch.Tensor:
-        return self.model.embeddings(copy(patches), alone=True)[1].features
+        return self.model.embeddings(copy.copy(patches), alone=True)[1].features
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def look(model, patches: ImagePatches, num_layers: int, reduction: str | None) -
     made one by `HEAD_REDUCTIONS`, or by "rollout" of them all.
     """
     # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
-    sequence, tokens, _ = model.embeddings(copy(patches))
+    sequence, tokens, _ = model.embeddings(copy.copy(patches))
     tokens.mask = patches.mask
     if model.pre_layernorm is not None:
         sequence = normalise(model.pre_layernorm, sequence, tokens.mask)

@@ -9,7 +9,7 @@ from .selection_scorer import ThumbnailScorer
 
 # Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
 # and their indicators K x N, which are never made, 1.5 GiB.
-CHUNK_SIZE = 2**24
+NOISE_CHUNK_SIZE = 2**24
 
 
 def perturbed_top_k(
@@ -117,7 +117,7 @@ def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
     """Gaussian noise `(B, chunk, N)` for all samples, the same for the same seed."""
     generator = torch.Generator(scores.device).manual_seed(seed)
     batch_size, num_patches = scores.shape
-    chunk = max(1, CHUNK_SIZE // (batch_size * num_patches))
+    chunk = max(1, NOISE_CHUNK_SIZE // (batch_size * num_patches))
     for start in range(0, num_samples, chunk):
         size = (batch_size, min(chunk, num_samples - start), num_patches)
         yield torch.randn(size, generator=generator, device=scores.device)

@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoint_code import code_writers
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .cutting import cut_patches
 from .input_checks import check_pixel_values, check_tensors
@@ -16,26 +17,11 @@ from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
 from .positions import Learned
 from .pretrained_base import AdaptivePreTrainedModel
-from .shipping import check_travel
 from .swin_blocks import AdaptiveSwinAttention, AdaptiveSwinStage, Choose, StageConfig, StageResult
 from .swin_outputs import AdaptiveSwinModelOutput
 from .swin_selection import WindowChooser
 from .tokens import check_finite
-from .user_classes import classes_of, derives_from, find_class
-
-
-MODULE = "modeling_adaptive_swin"
-AUTO_MAP = {
-    "AutoConfig": "configuration_adaptive_swin.AdaptiveSwinConfig",
-    "AutoModel": f"{MODULE}.AdaptiveSwinModel",
-    "AutoModelForImageClassification": f"{MODULE}.AdaptiveSwinForImageClassification",
-    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveSwinForMaskedImageModeling",
-    "AutoBackbone": f"{MODULE}.AdaptiveSwinBackbone",
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
-    },
-}
+from .user_classes import derives_from, find_class
 
 
 class AdaptiveSwinEmbeddings(nn.Module):
@@ -102,8 +88,6 @@ class AdaptiveSwinEncoder(nn.Module):
 class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
     """Loading, saving and initialisation."""
 
-    _code_file = MODULE
-    _auto_map = AUTO_MAP
     config: AdaptiveSwinConfig
     config_class = AdaptiveSwinConfig
     base_model_prefix = "swin"
@@ -186,7 +170,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.add_pooling_layer = add_pooling_layer
         self.selection_relaxation = 0.0
-        check_travel(classes_of(self))
+        code_writers[-1].check(self)
         self.post_init()
 
     def pluggable_parts(self) -> dict[str, nn.Module | None]:

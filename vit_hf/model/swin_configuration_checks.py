@@ -3,7 +3,7 @@
 import math
 
 from .blocks import ACTIVATIONS
-from .configuration_checks import check_class
+from .configuration_checks import check_class_name
 from .patches import to_pair
 from .pixel_scorers import PIXEL_SCORERS
 from .selection import PATCH_SELECTORS
@@ -131,7 +131,7 @@ def check_window_selection(config) -> None:
                 legal = sorted(PATCH_SELECTORS.keys() - UNFIT)
                 raise ValueError(f"{name}={value} needs a patch_selector: choose one of {legal}.")
         return
-    check_class(config, "patch_selector")
+    check_class_name(config, "patch_selector")
     if config.patch_selector == "gradient" and min(to_pair(config.patch_size)) < 3:
         raise ValueError(
             f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."

@@ -13,8 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic_space import is_elastic
-from ..model.shipping import NoFile, files_to_save
-from ..model.user_classes import classes_of
+from ..remote_code import NoSourceFileError, files_to_save
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
     AugmentationArguments,
@@ -135,8 +134,8 @@ def prepare_run(
 
     set_seed(training.seed)
     model = make_model(model_arguments, data)
-    with contextlib.suppress(NoFile):  # of which there was a warning
-        files_to_save(classes_of(model.base_model))
+    with contextlib.suppress(NoSourceFileError):  # of which there was a warning
+        files_to_save(model)
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     averaged = method.ema_decay is not None
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, averaged)
