@@ -7,7 +7,10 @@ INSTALLED_SLOW := $(VENV)/.installed-slow
 # Threads that wait should sleep: spinning ones slow small models down many times over when cores are shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: quickstart test test-slow quality style benchmark install clean
+# Processes that start later import in half the time, also where Python was told to write no bytecode.
+PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
+
+.PHONY: quickstart test test-fast test-slow quality style benchmark install clean
 
 quickstart: install  ## Fine-tune on megapixel digits, show the result, reload it.
 	$(BIN)/python scripts/quickstart.py
@@ -15,8 +18,13 @@ quickstart: install  ## Fine-tune on megapixel digits, show the result, reload i
 test: install  ## Every test but the slow ones, a process for each core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
-test-slow: $(INSTALLED_SLOW)  ## The slow tests only; installs what they need beside the others.
-	$(BIN)/python -m pytest -m slow
+# Of tests/model most are quick; those that trace, train or start processes are not, and their names say so.
+QUICK := not tracing and not export and not compile and not every_way and not learns and not remote_code and not code_version
+test-fast: install  ## The quick tests of the model and of data sets, for the daily loop.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -k "$(QUICK)" -n auto tests/model tests/data
+
+test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs what they need beside the others.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 quality: install  ## Lint and check the format.
 	$(BIN)/ruff check .
@@ -35,11 +43,11 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, this is {sys.version}"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev]"
+	$(PIP_INSTALL) -e ".[dev]"
 	touch $@
 
 $(INSTALLED_SLOW): $(INSTALLED)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[dev,slow]"
+	$(PIP_INSTALL) -e ".[dev,slow]"
 	touch $@
 
 clean:

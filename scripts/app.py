@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from vit_hf.app.space import push_space, write_space
 from vit_hf.training import find_images, make_parser, parse_arguments
+from vit_hf.training.image_folders import LeftOut, is_whole_image
 
 
 QUICKSTART = "runs/quickstart"
@@ -63,7 +64,10 @@ class AppArguments:
         beside = Path(self.model_name_or_path, "examples")
         if self.examples is None and beside.is_dir() and any(beside.iterdir()):
             self.examples = [str(beside)]
-        self.examples = find_images(self.examples or [])
+        left_out = LeftOut()
+        self.examples = find_images(self.examples or [], left_out, is_whole_image)
+        for note in left_out.notes():
+            print(note, file=sys.stderr)
 
 
 def make_space(arguments: AppArguments) -> str:

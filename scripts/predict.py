@@ -38,6 +38,7 @@ from vit_hf.training import (
     predict_files,
     predict_files_tiled,
 )
+from vit_hf.training.image_folders import LeftOut, is_image, is_whole_image
 
 
 MAX_ERRORS_SHOWN = 10
@@ -69,7 +70,11 @@ def predict_here(
     errors = []
     with contextlib.ExitStack() as stack:
         try:
-            files = find_images(inputs)
+            left_out = LeftOut()
+            # Images that are read a region at a time have to be cut into tiles.
+            files = find_images(inputs, left_out, is_whole_image if tiling.tile is None else is_image)
+            for note in left_out.notes():
+                print(note, file=sys.stderr)
             model, image_processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
             if torch.accelerator.is_available() and not arguments.use_cpu:
                 model.to(torch.accelerator.current_accelerator())

@@ -5,9 +5,10 @@
     python scripts/segment.py scripts/configs/segment_digits.yaml
 
 `fields/` is an image folder whose metadata.csv has the columns file_name and mask_file_name; a parquet file or a data set
-with a column of masks works as well. Masks have one channel: a class for each pixel, 255 for pixels to ignore. The
-first argument may be a YAML or JSON file of flags; flags after it override it. A run that was interrupted goes on where
-it was when it is started again with the same arguments.
+with a column of masks works as well. Masks have one channel: a class for each pixel, 255 for pixels to ignore
+(another value with --ignore_label); black and white ones need --binary. The first argument may be a YAML or
+JSON file of flags; flags after it override it. A run that was interrupted goes on where it was when it is
+started again with the same arguments.
 """
 
 from vit_hf.training import (

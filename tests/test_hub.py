@@ -69,7 +69,7 @@ def test_what_is_pushed(hub, client):
     config = json.loads(files["config.json"])
     backends = {
         "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+        "pil": "image_processing_adaptive_vit.AdaptiveViTImageProcessorPil",
     }
     assert config["auto_map"]["AutoImageProcessor"] == backends
     names = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling")
@@ -78,6 +78,10 @@ def test_what_is_pushed(hub, client):
     for reference in backends.values():
         assert f"{reference.partition('.')[0]}.py" in files
     assert json.loads(files["preprocessor_config.json"])["auto_map"]["AutoImageProcessor"] == backends
+    assert {name for name in files if name.endswith(".py")} == {
+        "modeling_adaptive_vit.py",
+        "image_processing_adaptive_vit.py",
+    }
     assert "model.safetensors" in files and not [name for name in files if name.endswith(".bin")]
 
     card = ModelCard(files["README.md"].decode())
@@ -102,7 +106,10 @@ def test_swin(hub, client):
     files = hub.repos["me/swin"].files
     auto_map = json.loads(files["config.json"])["auto_map"]
     assert auto_map["AutoModelForImageClassification"].startswith("modeling_adaptive_swin.")
-    assert "modeling_adaptive_swin.py" in files and "swin_layers.py" in files
+    assert (
+        "modeling_adaptive_swin.py" in files
+        and b"class AdaptiveSwinStage" in files["modeling_adaptive_swin.py"]
+    )
     assert "keeps 2 windows of the first stage" in files["README.md"].decode()
     assert [name for name in files if name.startswith("examples/")] == ["examples/image_0_overview.png"]
     assert client(hub_client.load, "me/swin")["logits"] == same(pushed)
@@ -304,6 +311,7 @@ class Brightest(PatchSelector):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 class TestWhereThePackageIsNotInstalled:
     @pytest.fixture(scope="class")
     @classmethod
@@ -369,6 +377,7 @@ class TestScript:
         return tmp_path
 
     @pytest.mark.slow
+    @pytest.mark.xdist_group("hub")
     def test_card_tells_of_the_run(self, hub, client, folder):
         hub.repos.setdefault("google/base", Repo())
         result = client(hub_client.run_script, folder, "me/script", "--license", "mit", "--private")
@@ -384,6 +393,7 @@ class TestScript:
             assert TOKEN not in text and "/home/somebody" not in text
 
     @pytest.mark.slow
+    @pytest.mark.xdist_group("hub")
     def test_wrong_token(self, hub, client, folder):
         result = client(hub_client.run_script, folder, "me/unwritten", token="hf_wrong")
         assert result["code"] == 1 and "Traceback" not in result["out"] and "hf_wrong" not in result["out"]

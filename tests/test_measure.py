@@ -11,6 +11,7 @@ from vit_hf.measure import (
     alternate,
     in_fresh_process,
     peak_memory,
+    peak_resident,
     resident_growth,
     return_free_memory,
 )
@@ -59,6 +60,18 @@ def test_what_goes_wrong_in_a_fresh_process():
     with pytest.raises(MemoryError, match="killed, most likely because memory ran out"):
         in_fresh_process(signal.raise_signal, signal.SIGKILL)
     assert in_fresh_process(os.getpid) != os.getpid()
+
+
+@pytest.mark.slow
+def test_a_fresh_process_has_what_is_slow_to_import_and_none_of_our_memory():
+    """Looked up by a builtin, so that nothing is imported for the sake of the question."""
+    for name in ("vit_hf.measure", "torch", "transformers.modeling_utils"):
+        assert in_fresh_process(eval, f"{name!r} in __import__('sys').modules"), name
+    assert in_fresh_process(os.getppid) == in_fresh_process(os.getppid) != os.getpid()
+    before = in_fresh_process(peak_resident)
+    held = torch.ones(512 * 2**18)
+    assert in_fresh_process(peak_resident) == pytest.approx(before, abs=16)
+    assert in_fresh_process(torch.get_num_threads) >= 1 and held.all()  # a fork still computes
 
 
 def test_what_is_saved_for_backward_counts_once_and_without_parameters():

@@ -29,6 +29,7 @@ from .large_images import (
     select_streaming,
     stream_images,
 )
+from .model.checkpoint_code import code_writers
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic import AdaptiveViTForElasticImageClassification
@@ -50,15 +51,16 @@ from .model.modeling_adaptive_vit import (
     AdaptiveViTForSemanticSegmentation,
     AdaptiveViTForVideoClassification,
     AdaptiveViTModel,
-    AdaptiveViTPreTrainedModel,
 )
 from .model.patches import ImagePatches, PatchTokens
 from .model.positions import POSITION_ENCODINGS, PositionEncoding
+from .model.pretrained import AdaptiveViTPreTrainedModel
 from .model.reducers import TOKEN_REDUCERS, Reduction, TokenReducer
 from .model.registry import register_patch_selector, register_position_encoding, register_token_reducer
 from .model.selection import PatchSelector
 from .model.selectors import PATCH_SELECTORS
 from .model.version import __version__
+from .remote_code import GeneratedFiles
 from .training.patch_collation import PatchCollator
 from .training.schedule import KeepRateSchedule
 
@@ -81,6 +83,7 @@ if is_torchvision_available():
     image_processors["torchvision"] = AdaptiveViTImageProcessor
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
 AutoImageProcessor.register(AdaptiveSwinConfig, image_processor_classes=image_processors)
+code_writers.append(GeneratedFiles())
 
 
 __all__ = [

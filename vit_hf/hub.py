@@ -16,9 +16,8 @@ from transformers.utils import logging
 
 from .explain import explain
 from .model.pretrained import AdaptivePreTrainedModel
-from .model.registry import classes_of
-from .model.shipping import files_to_save
 from .model_card import make_model_card
+from .remote_code import files_to_save
 
 
 logger = logging.get_logger(__name__)
@@ -66,13 +65,14 @@ def push_to_hub(
         What was committed, with its `oid` and `commit_url`.
 
     Raises:
-        CannotTravel: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
+        RemoteCodeError: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
         ValueError: if the Hub refuses the metadata of the card; for `private` if the repository is there and public.
         huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
         ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
             and how to push them again.
     """
-    files_to_save(classes_of(model.base_model))
+    for saved in (model, image_processor):
+        files_to_save(saved)
     folder = Path(tempfile.mkdtemp(prefix="vit_hf-"))
     with keeping(folder, repo_id, private, revision, *(["--create-pr"] if create_pr else [])):
         model.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -2,7 +2,9 @@
 
 import ctypes
 import multiprocessing
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -51,12 +53,15 @@ def peak_memory(
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def in_fresh_process(function: Callable[..., Result], *args: object, preload: Sequence[str] = ()) -> Result:
-    """What `function(*args)` returns in a process of its own, whose memory nobody has used yet.
+def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
+    """Returns `function(*args)`, computed in a process of its own whose memory nobody has used yet.
+
+    Where the system can fork, such processes are forks of one server that has imported what this process has
+    imported by the first call, and has done nothing else: a process costs milliseconds instead of the seconds that
+    torch and transformers take to import, and the memory that their code takes is there before `function` begins.
 
     Args:
         function, args: what can be pickled.
-        preload: modules that it needs. Where the system can fork they are imported once, for all such processes.
 
     Raises:
         MemoryError: if the process was killed, which is what the system does when memory runs out.
@@ -64,12 +69,30 @@ def in_fresh_process(function: Callable[..., Result], *args: object, preload: Se
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(list(preload))
+        context.set_forkserver_preload(slow_imports())  # a server that runs keeps what it has
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(function, *args).result()
         except BrokenProcessPool as error:
             raise MemoryError("the process was killed, most likely because memory ran out") from error
+
+
+# Packages that take long to import and start no thread by it, for a fork has only the thread that made it.
+SLOW_PACKAGES = ("torch", "torchvision", "transformers", "timm", "mlxtend")
+
+
+def slow_imports() -> list[str]:
+    """Names the modules of this process that a fork server should import: these packages, all modules of ours with
+    what those import, and what transformers and torch import only when it is needed."""
+    late = re.compile(
+        r"transformers\.models\..*\.\w*(modeling|image_processing)_\w+|torch\._dynamo|mlxtend\.data"
+    )
+    ours = __name__.partition(".")[0] + "."
+    return [
+        name
+        for name in list(sys.modules)
+        if name in SLOW_PACKAGES or name.startswith(ours) or late.fullmatch(name)
+    ]
 
 
 def peak_resident() -> float | None:
@@ -130,7 +153,10 @@ def return_free_memory() -> None:
 
 
 def resident_growth(call: Callable[[], object]) -> float | None:
-    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none tells."""
+    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none tells.
+
+    Code that runs for the first time counts: some 20 MiB of torch's libraries for a forward pass.
+    """
     before = _status("VmRSS")
     _reset_peak()
     call()

@@ -19,7 +19,7 @@ from vit_hf.app.space import write_space
 
 
 # A busy machine takes its time, most of all to import.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("page")]
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install vit_hf[app]")
 
 STARTED, ANSWERED = 400, 100_000  # seconds, milliseconds
@@ -77,7 +77,7 @@ def browser():
     api = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("there is no Chromium on this machine")
+        pytest.skip("there is no Chromium on this machine (on Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         yield browser

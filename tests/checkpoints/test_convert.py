@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers as t
 from PIL import Image
+from transformers import AutoModel
 
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
 from vit_hf.checkpoints import FAMILIES, CannotConvert
@@ -57,9 +58,7 @@ def test_from_disk_and_back(name, tmp_path):
     processor = getattr(t, FAMILIES[encoder.model_type].processor)(image_mean=[0.1, 0.2, 0.3], **options)
     processor.save_pretrained(tmp_path / "theirs")
     converted, our_processor = convert(tmp_path / "theirs")
-    if name in ("siglip_vision_model", "siglip2_vision_model"):
-        assert converted.config.num_labels == 0  # its logits are the embedding
-    elif isinstance(converted, AdaptiveViTForImageClassification):
+    if isinstance(converted, AdaptiveViTForImageClassification):
         assert converted.config.id2label == model.config.id2label
     image = Image.effect_noise((300, 260), 80).convert("RGB")
     expected = processor(image, return_tensors="pt")["pixel_values"]
@@ -100,7 +99,60 @@ def test_dtype_is_kept():
 def test_a_bare_encoder_of_a_classifier():
     model = original("dinov2")
     converted, _ = convert(model.dinov2)
-    assert type(converted) is AdaptiveViTModel and converted.pooler is None
+    assert type(converted) is AdaptiveViTModel
+    with torch.no_grad():
+        images = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(converted(images).pooler_output, model.dinov2(images).pooler_output)
+
+
+@pytest.mark.parametrize("size", SIZES[:2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit-encoder",
+        "dinov2",
+        "dinov2_with_registers",
+        "dinov3_vit",
+        "clip_vision_model",
+        "beit",
+        "beit-absolute",
+        "siglip_vision_model",
+        "siglip2_vision_model",
+    ],
+)
+def test_pooler_output_of_an_encoder_is_that_of_the_original(name, size, tmp_path):
+    """Also after the encoder was saved, and of one that selects (all patches here)."""
+    encoder = original(name)
+    encoder = getattr(encoder, FAMILIES[encoder.config.model_type].prefix, encoder)
+    interpolate = {"interpolate_pos_encoding": True} if ORIGINALS[name][3] else {}
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        if name.startswith("siglip2"):
+            expected = encoder(**cut(images, encoder.config)).pooler_output
+        else:
+            expected = encoder(images, **interpolate).pooler_output
+        converted, _ = convert(encoder)
+        torch.testing.assert_close(converted(images).pooler_output, expected, atol=1e-5, rtol=1e-5)
+        converted.save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path, patch_selector="variance", num_selected_patches=1.0)
+        torch.testing.assert_close(again(images).pooler_output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_without_pooler_has_none_either():
+    encoder = t.BeitModel(t.BeitConfig(**TINY), add_pooling_layer=False)
+    assert convert(encoder)[0](torch.randn(1, 3, 32, 32)).pooler_output is None
+
+
+def test_pooling_of_siglip_stays_in_a_classifier(tmp_path):
+    encoder, _ = convert(original("siglip_vision_model"))
+    encoder.save_pretrained(tmp_path)
+    classifier, info = AdaptiveViTForImageClassification.from_pretrained(
+        tmp_path, num_labels=5, output_loading_info=True
+    )
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"} and not info["unexpected_keys"]
+    images = torch.randn(1, 3, 32, 32)
+    logits = classifier.classifier(encoder(images).pooler_output)
+    torch.testing.assert_close(classifier.eval()(images).logits, logits)
 
 
 class TestSiglip2:

@@ -17,7 +17,11 @@ from .files import picture
 LIMITS = [
     pytest.param((4096, 48), id="4096"),
     # The pixels alone are 768 MiB.
-    pytest.param((16384, 96), id="16384", marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    pytest.param(
+        (16384, 96),
+        id="16384",
+        marks=[pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("memory_limit")],
+    ),
 ]
 TILE = 256
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification
 from tests.conftest import tiny_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import AdaptiveViTForImageClassification, __version__
-from vit_hf.model.code_version import installed_version, report_code
+from vit_hf.model.checkpoint_code import installed_version, report_code
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def change(folder):
 def test_checkpoints_say_what_code_they_have(saved):
     version = json.loads((saved / "config.json").read_text())["vit_hf_version"]
     assert version == installed_version() and version.startswith(f"{__version__}+")
-    assert f'__version__ = "{__version__}"' in (saved / "version.py").read_text()
+    assert f"vit_hf {version}" in (saved / "modeling_adaptive_vit.py").read_text().partition("\n")[0]
 
 
 @pytest.mark.parametrize("trust", [True, False, None])
@@ -45,14 +45,15 @@ def test_installed_code_is_used_and_named(saved, trust, caplog):
         model(images).logits, AdaptiveViTForImageClassification.from_pretrained(saved)(images).logits
     )
     [line] = [record.message for record in caplog.records if "came with the code" in record.message]
-    assert str(saved) in line and f"the installed vit_hf {installed_version()} is used" in line
+    assert f"{saved} came with the code of vit_hf {installed_version()}, with changes" in line
+    assert f"the installed vit_hf {installed_version()} is used" in line
 
 
 def test_on_the_hub_the_configuration_tells(caplog):
-    report_code("me/same", {"vit_hf_version": installed_version()})
-    report_code("google/vit", {})
+    report_code("me/same", {"vit_hf_version": installed_version()}, "modeling_adaptive_vit")
+    report_code("google/vit", {}, "modeling_adaptive_vit")
     assert not caplog.records
-    report_code("me/older", {"vit_hf_version": "0.0.9+00000000"})
+    report_code("me/older", {"vit_hf_version": "0.0.9+00000000"}, "modeling_adaptive_vit")
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "me/older came with the code of vit_hf 0.0.9+00000000" in record.message
@@ -75,4 +76,4 @@ def test_code_of_the_checkpoint_is_used_and_named_where_the_package_is_not_impor
     change(saved)
     out = run_elsewhere(script, tmp_path, installed=True)
     assert "logit 1.0" in out
-    assert f"The code that came with {saved}, of vit_hf {installed_version()}, is used" in out
+    assert f"The code that came with {saved}, of vit_hf {installed_version()}, with changes, is used" in out

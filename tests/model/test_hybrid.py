@@ -378,7 +378,7 @@ def test_layers_for_training_and_for_devices():
     assert {rates[id(value)] for value in stem_of(model).parameters()} == {lowest}
     assert "AdaptiveViTLayer" in model._no_split_modules
     assert model.num_parameters() == sum(value.numel() for value in model.parameters())
-    assert model.get_input_embeddings() is stem_of(model)
+    assert model.get_input_embeddings() is stem_of(model).projection
 
 
 def test_explains(tmp_path):

@@ -196,11 +196,10 @@ def test_selects_what_the_model_would(ours, selector, share):
         "random_selector_seed": 5,
         "patch_size": 8,
     }
-    processor = ours(do_resize=False, **options)
     image = picture(43, 66)
     with torch.no_grad():
-        expected = model(processor(image, return_tensors="pt").pixel_values)
-    cut = processor(image, return_patches=True, return_tensors="pt")
+        expected = model(ours(do_resize=False)(image, return_tensors="pt").pixel_values)
+    cut = ours(do_resize=False, return_patches=True, **options)(image, return_tensors="pt")
     row, column = cut["patch_coordinates"].long().unbind(-1)
     assert torch.equal(row * cut["spatial_shapes"][:, 1:] + column, expected.selected_patches)
 

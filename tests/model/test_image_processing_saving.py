@@ -46,9 +46,10 @@ def test_save_and_load(ours, tmp_path):
     assert written["auto_map"] == {
         "AutoImageProcessor": {
             "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-            "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
+            "pil": "image_processing_adaptive_vit.AdaptiveViTImageProcessorPil",
         }
     }
+    assert {path.name for path in tmp_path.glob("*.py")} == {"image_processing_adaptive_vit.py"}
     loaded = ours.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()
     assert ours.from_pretrained(tmp_path, num_selected_patches=5).num_selected_patches == 5
@@ -108,6 +109,9 @@ for saved in ("torchvision", "pil"):
 processor.save_pretrained(f"{folder}/again")
 again = AutoImageProcessor.from_pretrained(f"{folder}/again", trust_remote_code=True, backend="torchvision")
 assert again.backend == "torchvision" and again.to_dict()["auto_map"] == processor.to_dict()["auto_map"]
+name = "image_processing_adaptive_vit.py"
+with open(f"{folder}/again/{name}", "rb") as again, open(f"{folder}/pil/{name}", "rb") as first:
+    assert again.read() == first.read()
 """
 
 WITHOUT_TORCHVISION = """

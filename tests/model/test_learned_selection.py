@@ -220,7 +220,7 @@ class TestPerturbed:
         assert (results[0][1][2, 6:] == 0).all() and (results[0][1] != 0).any(1).all()
 
     def test_noise_is_that_of_the_seed_in_chunks_that_fit(self, monkeypatch):
-        monkeypatch.setattr(selectors, "CHUNK_SIZE", 3000)
+        monkeypatch.setattr(selectors, "NOISE_CHUNK_SIZE", 3000)
         scores = torch.zeros(2, 100)
         first, again = (list(selectors.noise_chunks(scores, 500, 7)) for _ in range(2))
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
@@ -232,7 +232,7 @@ class TestPerturbed:
     @pytest.mark.parametrize(("batch", "samples"), [(60000, 2), (40, 2500)])
     def test_value_and_gradient_of_the_expectation(self, sigma, batch, samples, monkeypatch):
         """Two samples a time tell whether the baseline in the gradient leaves a bias."""
-        monkeypatch.setattr(selectors, "CHUNK_SIZE", 2**18)
+        monkeypatch.setattr(selectors, "NOISE_CHUNK_SIZE", 2**18)
         direction = torch.randn(2, 5)
         exact = self.scores.double().requires_grad_()
         expected = exact_top_2(exact, sigma)

@@ -404,14 +404,3 @@ def test_blocks_may_lie_on_several_devices(reducer, fields):
     )
     logits = model(**images if isinstance(images, dict) else {"pixel_values": images}).logits
     assert logits.shape == (2, 5) and logits.device.type == "meta"
-
-
-@pytest.mark.parametrize("name", ["gumbel", "perturbed", "cross_attention"])
-def test_checkpointing_that_loses_gradients_is_refused(name):
-    model = AdaptiveViTForImageClassification(tiny_config(**SELECTIONS[name]))
-    # transformers before 5.23 knows only the other name
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    with pytest.raises(ValueError, match="'use_reentrant': False"):
-        enable({"use_reentrant": True})
-    enable({"use_reentrant": False})
-    assert all(layer.gradient_checkpointing for layer in model.vit.layers)

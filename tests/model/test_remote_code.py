@@ -172,4 +172,6 @@ def test_a_model_loaded_from_remote_code_saves_its_code_again(saved, tmp_path):
         """,
         tmp_path,
     )
-    assert (tmp_path / "again" / "selection.py").exists()
+    name = "modeling_adaptive_vit.py"
+    assert [path.name for path in (tmp_path / "again").glob("*.py")] == [name]
+    assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()

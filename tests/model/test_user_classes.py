@@ -1,5 +1,6 @@
 """A user's own encoding, selector and reducer: used, saved, and loaded elsewhere."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from vit_hf import (
     register_patch_selector,
     register_position_encoding,
 )
-from vit_hf.model.shipping import CannotTravel, rewrite
+from vit_hf.code_bundle import reachable_modules
+from vit_hf.remote_code import RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
@@ -88,6 +90,24 @@ PARTS = """
 def brightness(pixels):
     return pixels.float().mean(dim=(-3, -2, -1)).flatten(1)
 """
+MODEL = """
+from vit_hf import AdaptiveViTForImageClassification
+
+
+class Doubling(AdaptiveViTForImageClassification):
+    def forward(self, pixel_values, **kwargs):
+        outputs = super().forward(pixel_values, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+"""
+PROCESSOR = """
+from vit_hf import AdaptiveViTImageProcessorPil
+
+
+class Inverting(AdaptiveViTImageProcessorPil):
+    def _preprocess(self, images, *args, **kwargs):
+        return super()._preprocess([255 - image for image in images], *args, **kwargs)
+"""
 FIELDS = {
     "patch_selector": "my_selectors.Brightest",
     "num_selected_patches": 8,
@@ -101,7 +121,8 @@ FIELDS = {
 def own_files(tmp_path, monkeypatch):
     """Files of a user in a package of his own, forgotten again afterwards."""
     (tmp_path / "own").mkdir()
-    for name, text in {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}.items():
+    files = {"__init__": "", "my_positions": POSITIONS, "ring_distance": DISTANCE}
+    for name, text in {**files, "my_model": MODEL, "my_processor": PROCESSOR}.items():
         (tmp_path / "own" / f"{name}.py").write_text(text)
     (tmp_path / "my_selectors.py").write_text(SELECTORS)
     (tmp_path / "selector_parts.py").write_text(PARTS)
@@ -195,8 +216,11 @@ class TestTravel:
         files = {"my_positions.py", "ring_distance.py", "my_selectors.py", "selector_parts.py"}
         assert files <= {path.name for path in saved.iterdir()}
         assert "vit_hf" not in (saved / "my_positions.py").read_text()
-        assert "from .positions import PositionEncoding" in (saved / "my_positions.py").read_text()
-        assert "from .reducers import Reduction as Result" in (saved / "my_selectors.py").read_text()
+        generated = "from .modeling_adaptive_vit import"
+        names = "PatchTokens, PositionEncoding, register_position_encoding"
+        assert f"{generated} {names}" in (saved / "my_positions.py").read_text()
+        assert f"{generated} Reduction as Result" in (saved / "my_selectors.py").read_text()
+        assert {path.name for path in saved.glob("*.py")} == files | {"modeling_adaptive_vit.py"}
 
     def test_loads_without_the_package(self, saved, tmp_path):
         run_elsewhere(LOAD.format(path=str(saved)), tmp_path / "own")
@@ -214,6 +238,42 @@ class TestTravel:
             run_elsewhere(start + LOAD.format(path=str(saved)) + save, tmp_path / "own", installed)
             shutil.copy(saved / "expected.pt", again)
             run_elsewhere(LOAD.format(path=again), tmp_path / "own")
+
+    @pytest.mark.parametrize(
+        "elsewhere", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["saved", "loaded_elsewhere"]
+    )
+    def test_subclasses_of_models_and_image_processors_go_along(self, own_files, tmp_path, elsewhere):
+        from own.my_model import Doubling
+        from own.my_processor import Inverting
+
+        saved = own_files / "saved"
+        save_with_expected(Doubling(tiny_config(position_encoding="own.my_positions.Rings")), saved)
+        Inverting(do_normalize=False).save_pretrained(saved)
+        assert (
+            "from .image_processing_adaptive_vit import AdaptiveViTImageProcessorPil"
+            in (saved / "my_processor.py").read_text()
+        )
+        config = json.loads((saved / "config.json").read_text())
+        assert config["auto_map"]["AutoModelForImageClassification"] == "my_model.Doubling"
+        assert config["auto_map"]["AutoModel"] == "modeling_adaptive_vit.AdaptiveViTModel"
+        options = json.loads((saved / "preprocessor_config.json").read_text())
+        assert options["auto_map"]["AutoImageProcessor"] == "my_processor.Inverting"
+        if elsewhere:
+            run_elsewhere(
+                f"""
+                import numpy, torch
+                from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+                path = {str(saved)!r}
+                model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
+                expected = torch.load(path + "/expected.pt")
+                assert torch.equal(model(expected["images"]).logits, expected["logits"])
+                processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+                pixels = processor(numpy.zeros((50, 50, 3), numpy.uint8), return_tensors="pt").pixel_values
+                assert pixels.shape[1:] == (3, 224, 224) and (pixels == 1).all()
+                """,
+                tmp_path / "own",
+            )
 
     @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
     def test_uploaded_with_the_model(self, own_files, monkeypatch, way):
@@ -239,7 +299,12 @@ class TestTravel:
             model.save_pretrained(folder, push_to_hub=True, repo_id="me/rings", commit_message="rings")
         [(repo_id, message, files)] = uploaded
         assert (repo_id, message) == ("me/rings", "rings")
-        assert {"model.safetensors", "my_positions.py", "ring_distance.py", "shipped_classes.py"} <= files
+        assert {
+            "model.safetensors",
+            "my_positions.py",
+            "ring_distance.py",
+            "modeling_adaptive_vit.py",
+        } <= files
 
     def test_needs_trust(self, saved):
         sys.path.pop(0)  # the files are no longer to be found
@@ -324,7 +389,7 @@ class TestErrors:
             AdaptiveViTModel(tiny_config(position_encoding=name))
 
 
-class TestWhatCannotTravel:
+class TestWhatRemoteCodeError:
     """The model works, with a warning before training; it is not saved without its code, but no weights are lost."""
 
     @pytest.mark.parametrize(
@@ -341,17 +406,17 @@ class TestWhatCannotTravel:
     def test_imports(self, own_files, text, message):
         path = own_files / "own" / "my_positions.py"
         path.write_text(text)
-        with pytest.raises(CannotTravel, match=message):
+        with pytest.raises(RemoteCodeError, match=message):
             rewrite(path)
 
     def test_name_of_a_file_of_ours(self, own_files, caplog):
-        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "patches.py")
-        model = AdaptiveViTModel(tiny_config(position_encoding="own.patches.Rings"))
-        assert "patches.py has the name of a file of vit_hf" in caplog.text
-        with pytest.raises(CannotTravel, match=r"patches\.py has the name of a file of vit_hf") as caught:
+        shutil.copy(own_files / "own" / "my_positions.py", own_files / "own" / "modeling_adaptive_vit.py")
+        model = AdaptiveViTModel(tiny_config(position_encoding="own.modeling_adaptive_vit.Rings"))
+        assert "modeling_adaptive_vit.py has the name of a file that vit_hf generates" in caplog.text
+        with pytest.raises(RemoteCodeError, match=r"has the name of a file that vit_hf generates") as caught:
             model.save_pretrained(own_files / "saved")
-        assert "weights and the configuration were saved" in caught.value.__notes__[0]
-        assert "class Rings" not in (own_files / "saved" / "patches.py").read_text()
+        assert "The rest of the checkpoint was saved" in caught.value.__notes__[0]
+        assert "class Rings" not in (own_files / "saved" / "modeling_adaptive_vit.py").read_text()
         again = AdaptiveViTModel.from_pretrained(own_files / "saved")
         assert torch.equal(
             again.embeddings.position_encoding.weight, model.embeddings.position_encoding.weight
@@ -366,9 +431,9 @@ class TestWhatCannotTravel:
         model = AdaptiveViTForImageClassification(tiny_config(position_encoding="own.my_positions.Rings"))
         reason = r"my_positions\.py, line 5: write `from vit_hf import \.\.\.`"
         assert "save_pretrained will refuse this model" in caplog.text
-        with pytest.raises(CannotTravel, match=reason):
+        with pytest.raises(RemoteCodeError, match=reason):
             model.save_pretrained(own_files / "saved")
-        with pytest.raises(CannotTravel, match=reason):
+        with pytest.raises(RemoteCodeError, match=reason):
             push_to_hub(model, AdaptiveViTImageProcessor(), "me/rings")
 
     def test_two_files_of_one_name(self, own_files, caplog):
@@ -383,20 +448,27 @@ class TestWhatCannotTravel:
         assert "have the same name. Rename one" in caplog.text
 
 
+def rewrite(path):
+    """The text of a user's file in a checkpoint, and the files in its folder that it imports."""
+    code_file, roots = generated_file(tiny_config())
+    return rewrite_imports(path, code_file, reachable_modules(roots))[:2]
+
+
 def test_code_is_rewritten_where_it_stands(tmp_path):
-    """What shares a line with an import stays; names that no file of ours defines still come from the package."""
+    """What shares a line with an import stays; names that the generated file cannot hold still come from the package."""
     path = tmp_path / "mine.py"
     path.write_text(
         "é = 1; b = 2\n"
-        "if é:\n    from vit_hf import PositionEncoding, POSITION_ENCODINGS; import math\n"
+        "if é:\n    from vit_hf import PositionEncoding, explain, POSITION_ENCODINGS; import math\n"
         "from vit_hf.model.selection import keep_top as top  # a comment\n"
         "from vit_hf import (\n    PatchTokens,\n)\n"
     )
     text, siblings = rewrite(path)
     assert text == (
         "é = 1; b = 2\n"
-        "if é:\n    from .positions import PositionEncoding\n    from vit_hf import POSITION_ENCODINGS\n    import math\n"
-        "from .selection import keep_top as top  # a comment\n"
-        "from .patches import PatchTokens\n"
+        "if é:\n    from .modeling_adaptive_vit import PositionEncoding, POSITION_ENCODINGS\n"
+        "    from vit_hf import explain\n    import math\n"
+        "from .modeling_adaptive_vit import keep_top as top  # a comment\n"
+        "from .modeling_adaptive_vit import PatchTokens\n"
     )
     assert not siblings

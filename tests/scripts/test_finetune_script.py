@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -278,6 +279,27 @@ def test_predict_goes_on_past_damaged_files(stock_checkpoint, tmp_path, capsys):
     for name in ("1.png", "2.png", "missing.png"):
         assert f"{name}'" in errors
     assert "3 of 6 files could not be used" in errors
+
+
+def test_predict_says_what_a_folder_has_beside_images(stock_checkpoint, tmp_path, capsys):
+    write_images(tmp_path / "mixed[1]", 1)
+    for name in (".hidden.png", "notes.txt"):
+        (tmp_path / "mixed[1]" / name).write_text("x")
+    np.save(tmp_path / "mixed[1]" / "array.npy", np.zeros((64, 64, 3), np.uint8))
+    flags = [str(tmp_path / "mixed[1]"), "--model_name_or_path", stock_checkpoint, "--use_cpu"]
+    assert script("predict")(flags) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    for part in (
+        "1 image of a kind that only predict.py --tile reads (array.npy)",
+        "(.hidden.png)",
+        "(notes.txt)",
+    ):
+        assert part in captured.err
+    assert script("predict")([*flags, "--tile", "32"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert script("predict")([str(tmp_path / "mixed[1]" / "array.npy"), *flags[1:]]) == 1
+    assert "Set tile to read it by regions" in capsys.readouterr().err
 
 
 def test_predict_isolates_the_image_that_does_not_fit(tmp_path, capsys):

@@ -137,6 +137,7 @@ def by_accelerate(name: str, *flags: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("launchers")
 def test_accelerate_and_torchrun_train_alike(by_torchrun, run_file, tmp_path):
     flags = ["--main_process_port", "0", FINETUNE, str(run_file), "--use_cpu"]
     finish(by_accelerate("ddp", *flags, "--output_dir", str(tmp_path)))
@@ -145,6 +146,7 @@ def test_accelerate_and_torchrun_train_alike(by_torchrun, run_file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("launchers")
 def test_so_do_two_machines(by_torchrun, run_file, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -157,6 +159,7 @@ def test_so_do_two_machines(by_torchrun, run_file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("launchers")
 @pytest.mark.timeout(900)
 def test_so_does_a_model_in_pieces_which_resumes(by_torchrun, run_file, tmp_path):
     wrapper = tmp_path / "sharding_on_cpu.py"

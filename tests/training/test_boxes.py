@@ -102,7 +102,7 @@ class TestPascalVoc:
         assert data.names == ["dead tree", "tree"] and images.sizes == [(48, 40)] * 2
         assert [found.tolist() for found in images.boxes] == [[], [[1, 2, 30, 40], [0, 0, 9, 9]]]
         assert images.classes[1].tolist() == [1, 0]
-        assert data.notes == ["1 images without a Pascal VOC file were left out"]
+        assert data.notes == ["left out: 1 image without a Pascal VOC file (other.png)"]
 
     def test_splits_by_folder(self, tmp_path):
         voc(tmp_path / "training", "a", [("tree", 1, 2, 30, 40)])

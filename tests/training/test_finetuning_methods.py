@@ -1,8 +1,5 @@
 """Arguments of a run that say what its model computes on, and what of it learns how fast."""
 
-from pathlib import Path
-
-import PIL.Image
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -100,10 +97,3 @@ def test_refuses_to_resume_at_other_rates(make_run, tmp_path, name, value):
     with pytest.raises(ValueError, match=f"with other rates: {name} was .* and is {value}.*set start_anew"):
         make_run(num_train_epochs=2, **{name: value})
     assert make_run(num_train_epochs=2, start_anew=True, **{name: value}).checkpoint is None
-
-
-def test_the_curriculum_can_be_watched(make_run):
-    run = make_run(num_train_epochs=1, curriculum_images=1, keep_rate_schedule=True)
-    run.execute()
-    with PIL.Image.open(Path(run.trainer.args.output_dir) / "curriculum.gif") as animation:
-        assert animation.n_frames > 1

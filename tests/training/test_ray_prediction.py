@@ -32,6 +32,7 @@ from vit_hf.training.prediction import Prediction
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
+    pytest.mark.xdist_group("ray"),  # they share a cluster, and count the processes of it
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray: pip install vit_hf[ray]"),
 ]
 

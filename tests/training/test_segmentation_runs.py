@@ -106,9 +106,9 @@ def test_native_resolution_flips_and_data_loaders_that_select(make_segmentation)
 
 
 def test_images_and_masks_are_mirrored_together(masked_folder):
-    splits, names = load_masked_images(DataArguments(dataset=str(masked_folder), validation_share=0.0), False)
-    images = splits["train"]
-    assert names == ["0", "1", "2"] and len(images) == 10
+    data = load_masked_images(DataArguments(dataset=str(masked_folder), validation_share=0.0), False)
+    images = data.splits["train"]
+    assert data.names == ["0", "1", "2"] and len(images) == 10
     plain = images[3]
     images.horizontal_flip = 1.0
     flipped = images[3]

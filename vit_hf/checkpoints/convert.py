@@ -1,5 +1,6 @@
 """Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as an AdaptiveSwin."""
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike
@@ -20,8 +21,8 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
     AdaptiveViTForVideoClassification,
     AdaptiveViTModel,
-    AdaptiveViTPreTrainedModel,
 )
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import to_pair
 from ..training.models import check_path, is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
@@ -68,8 +69,8 @@ def convert(
             a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
             google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
             `AdaptiveViTForImageClassification`, a `ViTMAEForPreTraining` an `AdaptiveViTForPreTraining` (its encoder
-            alone where `fields` select or reduce), any other an `AdaptiveViTModel` (to be loaded again with
-            `add_pooling_layer=False`, unless it is of the family `vit`); a ViViT or VideoMAE with a classifier an
+            alone where `fields` select or reduce), any other an `AdaptiveViTModel`, with the `pooler_output` of the
+            original (where that has none, to be loaded again with `add_pooling_layer=False`); a ViViT or VideoMAE with a classifier an
             `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the
             same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
@@ -134,10 +135,10 @@ def convert(
     pretrains = has_decoder(model, fields)
     if pretrains:
         options |= decoder_fields(config)
+    if any(name.startswith("head.") for name in weights):  # of SigLIP, which pools by attention
+        options["pooling"] = "map"
+        weights = {re.sub(r"^head\.", "pooler.", name): value for name, value in weights.items()}
     ours = AdaptiveViTConfig(**options | fields)
-    pooling = {name: value for name, value in weights.items() if name.startswith("head.")}
-    if pooling:
-        return convert_siglip(ours, weights, pooling, model.dtype), convert_processor(source, model)
     if pretrains:
         result, weights = convert_autoencoder(ours, weights, model)
     elif head is not None:
@@ -146,7 +147,10 @@ def convert(
         weights = {f"vit.{name}": value for name, value in weights.items() if not name.startswith("pooler.")}
         weights |= {f"classifier.{name}": value for name, value in head.items()}
     else:
-        result = AdaptiveViTModel(ours, add_pooling_layer="pooler.dense.weight" in weights)
+        has_pooler = any(name.startswith("pooler.") for name in weights)
+        if ours.pooler in ("cls", "mean"):  # without weights
+            has_pooler = getattr(base, "pooler", base) is not None
+        result = AdaptiveViTModel(ours, add_pooling_layer=has_pooler)
     load_weights(result, weights, config.model_type)
     return result.to(model.dtype).eval(), convert_processor(source, model)
 
@@ -161,21 +165,6 @@ def check_fields(fields: Mapping[str, Any], is_swin: bool = False) -> None:
             f"{config_class.__name__} has no {', '.join(sorted(unknown))}. Did you mean "
             f"{' or '.join(get_close_matches(min(unknown), known, 2, 0)) or 'something else'}?"
         )
-
-
-def convert_siglip(
-    config: AdaptiveViTConfig,
-    weights: dict[str, torch.Tensor],
-    pooling: dict[str, torch.Tensor],
-    dtype: torch.dtype,
-) -> AdaptiveViTForImageClassification:
-    """SigLIP's pooling by attention belongs to our classifier: one without classes, its logits are the embedding."""
-    config.pooling, config.id2label, config.label2id = "map", {}, {}
-    result = AdaptiveViTForImageClassification(config)
-    ours = {f"vit.{name}": value for name, value in weights.items() if name not in pooling}
-    ours |= {name.replace("head.", "pooling."): value for name, value in pooling.items()}
-    load_weights(result, ours, "SigLIP")
-    return result.to(dtype).eval()
 
 
 def load_source(path: str | PathLike) -> PreTrainedModel:

@@ -131,6 +131,7 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
         "num_register_tokens": getattr(config, "num_register_tokens", 0),
         "position_antialias": hasattr(config, "num_register_tokens"),
         "pooling": "cls+mean",
+        "pooler": "cls",
     }
 
 
@@ -156,6 +157,7 @@ def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
         "rotary_shift": config.pos_embed_shift,
         "rotary_jitter": config.pos_embed_jitter,
         "rotary_rescale": config.pos_embed_rescale,
+        "pooler": "cls",
     }
 
 
@@ -165,6 +167,7 @@ def clip_fields(config: PretrainedConfig) -> dict[str, Any]:
         "attention_probs_dropout_prob": config.attention_dropout,
         "pre_layernorm": True,
         "patch_bias": False,
+        "pooler": "cls",
     }
 
 
@@ -213,6 +216,7 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
         "position_encoding": encoding,
         "relative_bias_shared": bool(shared),
         "pooling": "mean" if config.use_mean_pooling else "cls",
+        "pooler": "mean" if config.use_mean_pooling else "cls",
         "final_norm": "pooled" if config.use_mean_pooling else "tokens",
     }
 

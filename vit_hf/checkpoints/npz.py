@@ -17,7 +17,8 @@ from transformers.utils import logging
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTPreTrainedModel
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from . import npz_hybrid
 from .families import CannotConvert, load_state
 from .plain import check_plain

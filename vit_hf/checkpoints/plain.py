@@ -12,11 +12,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
-from ..model.modeling_adaptive_vit import (
-    AdaptiveViTForImageClassification,
-    AdaptiveViTModel,
-    AdaptiveViTPreTrainedModel,
-)
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTModel
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import head_dim_of
 from .families import CannotConvert
 

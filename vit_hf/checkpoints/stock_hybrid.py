@@ -8,11 +8,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.modeling_adaptive_vit import (
-    AdaptiveViTForImageClassification,
-    AdaptiveViTModel,
-    AdaptiveViTPreTrainedModel,
-)
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTModel
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import to_pair
 from ..training.models import is_image_processor_saved
 from .families import CannotConvert

@@ -68,6 +68,7 @@ def rename(model: PreTrainedModel) -> Weights:
     for name, value in model.state_dict().items():
         if is_backbone:  # ours has the encoder in it, and not below it
             name = name.removeprefix("swin.")
+        name = re.sub(r"^swinv2\.", "swin.", name)
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
         weights[name] = value

@@ -197,12 +197,12 @@ def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
 
 def attention_pooling(theirs: Weights) -> Weights:
     """Its weights by our names: those of torch's `MultiheadAttention`, and of SigLIP beside it."""
-    ours = {"pooling.probe": theirs["attn_pool.latent"]}
+    ours = {"vit.pooler.probe": theirs["attn_pool.latent"]}
     for kind in ("weight", "bias"):
         parts = [theirs[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")]
-        ours[f"pooling.attention.in_proj_{kind}"] = torch.cat(parts)
-        ours[f"pooling.attention.out_proj.{kind}"] = theirs[f"attn_pool.proj.{kind}"]
-        ours[f"pooling.layernorm.{kind}"] = theirs[f"attn_pool.norm.{kind}"]
+        ours[f"vit.pooler.attention.in_proj_{kind}"] = torch.cat(parts)
+        ours[f"vit.pooler.attention.out_proj.{kind}"] = theirs[f"attn_pool.proj.{kind}"]
+        ours[f"vit.pooler.layernorm.{kind}"] = theirs[f"attn_pool.norm.{kind}"]
         for layer in ("fc1", "fc2"):
-            ours[f"pooling.mlp.{layer}.{kind}"] = theirs[f"attn_pool.mlp.{layer}.{kind}"]
+            ours[f"vit.pooler.mlp.{layer}.{kind}"] = theirs[f"attn_pool.mlp.{layer}.{kind}"]
     return ours

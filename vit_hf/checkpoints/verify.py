@@ -200,7 +200,9 @@ def cut(images: torch.Tensor, config: t.PretrainedConfig) -> dict[str, torch.Ten
 @torch.no_grad()
 def ours(model: nn.Module, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     outputs = model(pixel_values, **inputs)
-    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+    if "logits" in outputs:
+        return outputs.logits
+    return outputs.pooler_output if model.config.pooling == "map" else outputs.last_hidden_state
 
 
 @dataclass

@@ -33,8 +33,13 @@ def read_voc(path: Path) -> VocAnnotation:
     """
     try:
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is no XML: {error}") from error
+    # An encoding that is named and unknown is a LookupError.
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no XML: {error}. Mend it; text that is not UTF-8 needs its encoding in the first "
+            "line, as in "
+            '<?xml version="1.0" encoding="latin1"?>'
+        ) from error
     name = root.findtext("filename")
     if not name:
         raise ValueError(f"{path} is no Pascal VOC annotation: it names no image in <filename>")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import PatchTokens, grid_coordinates
 from ..model.positions import PositionEncoding
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import has_frames, to_pair
 
 

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.image_loading import read_image, to_pixels
+from ..model.image_loading import read_image, to_pixels, upright
 
 
 def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | torch.Tensor:
@@ -29,7 +28,7 @@ def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | tor
         image = read_image(image)
     if as_rgb:
         return PIL.Image.fromarray(to_pixels(image, do_convert_rgb=True).permute(1, 2, 0).numpy())
-    return PIL.ImageOps.exif_transpose(image)
+    return upright(image)
 
 
 def process(
@@ -40,7 +39,8 @@ def process(
     if inputs["pixel_values"].ndim == 4:
         return inputs, inputs["pixel_values"][0]
     # The loader cut and perhaps selected. How large the image was before it did, only another pass can tell.
-    whole = image_processor(images=image, return_patches=False, return_tensors="pt")["pixel_values"][0]
+    uncut = {"return_patches": False, "patch_selector": None, "num_selected_patches": None}
+    whole = image_processor(images=image, **uncut, return_tensors="pt")["pixel_values"][0]
     if "pixel_attention_mask" in inputs:
         present = inputs["pixel_attention_mask"].bool()
         # The mask itself stays: an image with a mask may have fewer patches than are to be selected.

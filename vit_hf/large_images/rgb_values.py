@@ -1,7 +1,4 @@
-"""Stored values of any kind to uint8 RGB, by rules that look at no more than one value.
-
-What a value means must not depend on the region it is read in, so nothing is scaled by the largest value around:
-what fits no rule is an error. The rules are those of `vit_hf.model.image_loading`, but floats always mean 0..1.
+"""uint8 values with any channels to RGB; `vit_hf.model.image_loading` says what values mean.
 
 Shapes: H rows, W columns, C channels.
 """
@@ -10,36 +7,6 @@ import numpy as np
 import PIL.Image
 
 from ..model.image_loading import to_pixels
-
-
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Values of any shape as uint8.
-
-    bool is 0 or 255, uint16 is divided by 257, other integers are in 0..255, floats in 0..1.
-
-    Raises:
-        ValueError: for values beyond these, NaN and infinite ones, and other dtypes.
-    """
-    kind = values.dtype.kind
-    if values.dtype == np.uint8:
-        return values
-    if kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.newbyteorder("=") == np.uint16:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if kind not in "iuf":
-        raise ValueError(
-            f"its dtype is {values.dtype}: it must be bool, uint8, uint16, floats in 0..1 or integers in 0..255"
-        )
-    low, high, top = values.min(), values.max(), 1 if kind == "f" else 255
-    # Written so that NaN fails, too.
-    if not (low >= 0 and high <= top):
-        raise ValueError(
-            f"its {values.dtype} values reach from {low} to {high}: scale them to 0..{top}, or save it as uint8 or uint16"
-        )
-    return (
-        np.round(values.astype(np.float32) * 255).astype(np.uint8) if kind == "f" else values.astype(np.uint8)
-    )
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:

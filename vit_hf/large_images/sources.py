@@ -20,7 +20,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..model.image_loading import read_image
+from ..model.image_loading import OTHER_READERS, read_image
+from ..training.image_folders import SLIDE_SUFFIXES, is_zarr
 from .sources_array import ArraySource
 from .sources_base import ImageSource
 from .sources_file import MAX_PIXELS, FileSource, import_extra
@@ -41,9 +42,6 @@ SIGNATURES: dict[bytes, type[FileSource]] = {
     b"\xff\xd8\xff": PhotoSource,
     b"\x89PNG\r\n\x1a\n": PhotoSource,
 }
-# Slides that do not begin like any other image.
-SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
-ZARR_FILES = (".zarray", ".zgroup", "zarr.json")
 
 
 def open_image(
@@ -76,7 +74,7 @@ def open_image(
 
 def _format(path: str) -> type[FileSource]:
     if os.path.isdir(path):
-        if any(os.path.exists(os.path.join(path, name)) for name in ZARR_FILES):
+        if is_zarr(path):
             return ZarrSource
         raise ValueError(f"Cannot open the image {path!r}: it is a directory, and no zarr array or group.")
     with open(path, "rb") as file:
@@ -89,6 +87,36 @@ def _format(path: str) -> type[FileSource]:
     if reader is TiffSource and is_slide(path):
         return SlideSource
     return SlideSource if path.lower().endswith(SLIDE_SUFFIXES) else reader
+
+
+def read_whole(path: str) -> PIL.Image.Image | None:
+    """A file of a kind that Pillow does not know, as an RGB image, or gray if it is; None for others.
+
+    Raises:
+        PIL.Image.DecompressionBombError: beyond Pillow's limit.
+    """
+    try:
+        reader = _format(path)
+        if reader not in (NpySource, TiffSource, SlideSource):
+            return None
+        with reader(path, None) as source:
+            pixels, most = source.height * source.width, PIL.Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > 2 * most:
+                raise PIL.Image.DecompressionBombError(
+                    f"Image size ({pixels} pixels) exceeds limit of {2 * most} pixels"
+                )
+            image = source.read(0, 0, source.height, source.width)
+    except (ValueError, ImportError):
+        return None
+    is_gray = (image == image[..., :1]).all()
+    picture = PIL.Image.fromarray(np.ascontiguousarray(image[..., 0] if is_gray else image))
+    picture.filename = path
+    return picture
+
+
+# Image processors, `predict_files` and training read what `open_image` reads.
+if read_whole not in OTHER_READERS:
+    OTHER_READERS.append(read_whole)
 
 
 def _pyvips_is_there() -> bool:

@@ -4,8 +4,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..model.image_loading import to_pixels
-from .rgb_values import to_bytes
+from ..model.image_loading import to_bytes, to_pixels
 from .sources_base import ImageSource, check_thumbnail_size
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from ..model.image_loading import UnsupportedImageError
 from .sources_array import REDUCING_GAP
 from .sources_base import ImageSource, check_thumbnail_size
 
@@ -165,6 +166,9 @@ class FileSource(ImageSource):
         except (ImportError, _TooLargeError):
             self.close()
             raise
+        except UnsupportedImageError as error:
+            self.close()
+            raise ValueError(f"Cannot open the image {self.name}: {error}.") from error
         except Exception as error:
             self.close()
             raise ValueError(
@@ -175,8 +179,6 @@ class FileSource(ImageSource):
         self.height, self.width = (width, height) if self.orientation >= 5 else (height, width)
 
     def _check_size(self) -> None:
-        if self.orientation not in REVERSED:
-            raise ValueError(f"its orientation is {self.orientation}, beyond 1..8")
         for height, width in self.levels:
             if height < 1 or width < 1:
                 raise ValueError(f"it has no pixels, its size is {height}x{width}")

@@ -3,7 +3,8 @@
 import numpy as np
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from .rgb_values import to_bytes, to_rgb
+from ..model.image_loading import to_bytes
+from .rgb_values import to_rgb
 from .sources_file import FileSource
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .rgb_values import from_mode, to_bytes, to_rgb
+from ..model.image_loading import SpanFile, orientation_in, pixel_spans, samples_to_bytes
+from .rgb_values import from_mode, to_rgb
 from .row_stream import CACHE_BYTES, RowStream
 from .sources_file import FileSource, import_extra
+from .sources_pillow import no_bomb_limit
 
 
 # Rows that are converted and kept together.
@@ -41,9 +43,10 @@ class PhotoSource(FileSource):
     def _open(self) -> list[tuple[int, int]]:
         self._streams: dict[int, RowStream] = {}
         self._scratch: np.ndarray | None = None
+        with open(self.path, "rb") as file, no_bomb_limit():
+            self.orientation = orientation_in(file)
+            self._spans = pixel_spans(file)
         with self._started() as image:
-            if image.get_typeof("orientation"):
-                self.orientation = image.get("orientation")
             if image.get_typeof("interlaced") or image.get_typeof("jpeg-multiscan"):
                 self._check_whole(image.height, image.width, "being progressive", "save it without")
             self._options: list[dict[str, Any]] = [{}]
@@ -64,8 +67,10 @@ class PhotoSource(FileSource):
         with open(self.path, "rb") as file:
             # Not by its name, for then libvips maps the file, and pages that were read stay in memory.
             content = pyvips.SourceCustom()
-            content.on_read(file.read)
-            content.on_seek(file.seek)
+            # Without metadata, whose damage libvips counts as damage of the image.
+            source = file if self._spans is None else SpanFile(file, self._spans)
+            content.on_read(source.read)
+            content.on_seek(source.seek)
             try:
                 yield pyvips.Image.new_from_source(
                     content, "", access="sequential", fail_on="warning", **options
@@ -109,7 +114,7 @@ class PhotoSource(FileSource):
                     # Not a sink of libvips: its threads do not survive a fork.
                     content = region.fetch(0, top + row, image.width, len(piece))
                     piece[:] = np.frombuffer(content, dtype).reshape(piece.shape)
-                values = to_bytes(strip)
+                values = samples_to_bytes(strip)
                 yield from_mode(values, "CMYK") if image.interpretation == "cmyk" else to_rgb(values)
 
     def _decoded_to_disk(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import PIL.Image
 
-from ..model.image_loading import ORIENTATION_TAG, read_image, to_pixels
+from ..model.image_loading import read_image, to_pixels, upright_size
 from .sources_file import FileSource
 
 
@@ -25,11 +25,14 @@ class PillowSource(FileSource):
 
     def _open(self) -> list[tuple[int, int]]:
         self._pixels = None
-        with no_bomb_limit(), PIL.Image.open(self.path) as image:
-            width, height = image.size
-            # `to_pixels` turns it upright.
-            if image.getexif().get(ORIENTATION_TAG, 1) >= 5:
-                width, height = height, width
+        with no_bomb_limit():
+            try:
+                with PIL.Image.open(self.path) as image:
+                    width, height = upright_size(image)
+            # Its metadata may be all that is damaged.
+            except Exception:
+                with read_image(self.path) as image:
+                    width, height = upright_size(image)
         self._check_whole(height, width, "as its format is", self.remedy)
         return [(height, width)]
 

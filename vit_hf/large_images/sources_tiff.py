@@ -1,5 +1,6 @@
 """TIFF files in tiles or strips, read by tifffile a tile at a time."""
 
+import re
 import struct
 from io import BytesIO
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Jpeg2KImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from ..model.image_loading import UnsupportedImageError, warn_of_extra_bands
 from .sources_file import import_extra
 from .sources_tiled import TiledSource, TileGrid
-from .tiff_colours import tiff_to_rgb
+from .tiff_colours import num_unspecified, tiff_to_rgb
 
 
 # Compressions whose data are an image of its own, which says how large it is, and may lie.
@@ -44,11 +46,14 @@ class TiffSource(TiledSource):
         tifffile = import_extra("tifffile", "tifffile", f"Reading {self.name}")
         self._file = tifffile.TiffFile(self.path)
         self._pages = self._find_levels()
-        self.orientation = int(self._pages[0].tags.valueof(274, default=1))
+        first = self._pages[0]
+        self.orientation = _orientation(first)
         self._maps = [self._map(page) for page in self._pages]
         self.grids = [
             _grid(page, mapped is not None) for page, mapped in zip(self._pages, self._maps, strict=True)
         ]
+        if num_unspecified(first):
+            warn_of_extra_bands(self.name, first.samplesperpixel, num_unspecified(first))
         return [(grid.height, grid.width) for grid in self.grids]
 
     def _close(self) -> None:
@@ -67,7 +72,7 @@ class TiffSource(TiledSource):
             if axis not in "YXS" and size > 1
         }
         if many and series.kind not in UNRELATED_PAGES:
-            raise ValueError(
+            raise UnsupportedImageError(
                 f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): save the plane that you "
                 "mean as an image of its own"
             )
@@ -97,16 +102,24 @@ class TiffSource(TiledSource):
         else:
             down, across = -(-grid.height // grid.tile_height), -(-grid.width // grid.tile_width)
             place, count = row * across + column, down * across
-            planes = np.stack([self._segment(page, plane * count + place) for plane in range(_planes(page))])
+            # The last strip has no more rows than the image.
+            rows = grid.tile_height if page.is_tiled else grid.inside(row, column)[0]
+            shape = (rows, grid.tile_width, page.samplesperpixel // _planes(page))
+            planes = np.stack(
+                [self._segment(page, plane * count + place, shape) for plane in range(_planes(page))]
+            )
         # One of planes and C is 1.
         values = np.moveaxis(planes, 0, 2).reshape(*planes.shape[1:3], -1)  # (h, w, C)
         return tiff_to_rgb(page, values)
 
-    def _segment(self, page: Any, index: int) -> np.ndarray:
+    def _segment(self, page: Any, index: int, shape: tuple[int, int, int]) -> np.ndarray:
         """One decoded tile or strip, of one plane if they are separate, `(h, w, C)`."""
         if index >= len(page.dataoffsets):
             raise ValueError(f"the file lists only {len(page.dataoffsets)} tiles")
         offset, size = page.dataoffsets[index], page.databytecounts[index]
+        if offset == 0 and size == 0:
+            # Never written: a sparse file (GDAL's SPARSE_OK).
+            return np.full(shape, _nodata(page), page.dtype)
         if offset == 0 or size == 0:
             raise ValueError(f"the file has no data for it (offset {offset}, {size} bytes)")
         handle = self._file.filehandle
@@ -129,6 +142,29 @@ class TiffSource(TiledSource):
             raise
         # tifffile's depth is 1.
         return values.reshape(values.shape[-3:])
+
+
+def _orientation(page: Any) -> int:
+    """The orientation by its tag or by XMP, as Pillow finds it; 1 where they say nothing that is one."""
+    value = page.tags.valueof(274, default=None)
+    if value is None:
+        xmp = page.tags.valueof(700, default=b"")
+        found = re.search(rb'tiff:Orientation(="|>)([0-9])', xmp) if isinstance(xmp, bytes) else None
+        value = int(found[2]) if found else 1
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _nodata(page: Any) -> float:
+    """What tiles show that were never written: GDAL_NODATA, or 0."""
+    text = str(page.tags.valueof(42113, default="0")).strip("\0 ")
+    try:
+        value = float(text)
+    except ValueError:
+        return 0
+    if page.dtype.kind == "f":
+        return value
+    limits = (0, 1) if page.dtype.kind == "b" else (np.iinfo(page.dtype).min, np.iinfo(page.dtype).max)
+    return int(value) if limits[0] <= value <= limits[1] else 0
 
 
 def _planes(page: Any) -> int:

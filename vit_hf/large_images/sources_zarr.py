@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from .rgb_values import to_bytes, to_rgb
+from ..model.image_loading import to_bytes
+from .rgb_values import to_rgb
 from .sources_file import import_extra
 from .sources_npy import channels_last
 from .sources_tiled import TiledSource, TileGrid

@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
-from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
 from ..model.patches import flatten_channels_last, raster_indices
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.selection import resolve_num_selected
 from ..model.sizes import to_pair
 from ..training.models import is_image_processor_saved
@@ -25,6 +25,7 @@ from .contexts import AnyImage, as_source, evaluating
 from .sources import open_image
 from .streamed_image import StreamedImage
 from .streamed_patches import StreamedPatches
+from .whole_tiles import with_options
 
 
 @dataclass
@@ -96,7 +97,7 @@ def stream_images(
             cannot be read or is smaller than a patch.
     """
     _check_streams(model)
-    processor = image_processor or default_processor(model)
+    processor = with_options(image_processor or default_processor(model))
     images = []
     for source in sources:
         opened = open_image(source)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
+from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..training.images import decode_image
 from .contexts import AnyImage
 from .streaming import stream_images

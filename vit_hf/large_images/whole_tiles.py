@@ -9,6 +9,9 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
+from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from ..training.images import is_timm_processor
+
 
 class TilePreparation:
     """Prepares batches of tiles of one size.
@@ -27,6 +30,7 @@ class TilePreparation:
     """
 
     def __init__(self, image_processor: BaseImageProcessor, num_channels: int = 3):
+        image_processor = with_options(image_processor)
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
                 f"image_processor is a {type(image_processor).__name__}, which cannot be told not to crop, so borders of "
@@ -79,6 +83,23 @@ class TilePreparation:
     def _resize(self, tile: np.ndarray) -> np.ndarray:
         image = PIL.Image.fromarray(tile)
         return np.array(image.resize(self.size[::-1], self.image_processor.resample))
+
+
+def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The processor; for timm's transformations, one with their size, mean, std and resampling that does not crop."""
+    if not is_timm_processor(image_processor):
+        return image_processor
+    config = image_processor.data_config
+    channels, height, width = config["input_size"]
+    resample = PIL.Image.Resampling.__members__.get(str(config["interpolation"]).upper())
+    return AdaptiveViTImageProcessorPil(
+        size={"height": height, "width": width},
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+        # "random" is for training.
+        resample=PIL.Image.Resampling.BICUBIC if resample is None else resample,
+        do_convert_rgb=channels == 3,
+    )
 
 
 def find_image_processor(

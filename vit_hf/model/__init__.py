@@ -1,1 +1,1 @@
-"""The files that travel with every saved checkpoint."""
+"""What runs a checkpoint; saved with it as one file."""

@@ -5,13 +5,16 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_checks import check_class
+from .checked_fields import CheckedFields, check_label_fields
+from .checkpoint_code import SavesCode
+from .configuration_checks import check_class_name
+from .field_names import check_field_names
 from .layers import ACTIVATIONS
 from .pixel_scorers import PIXEL_SCORERS
 from .selectors import PATCH_SELECTORS
 from .sizes import to_pair
+from .stages import StagesConfigMixin
 
 
 WINDOW_ENCODINGS = ("relative_bias", "relative_bias_continuous")
@@ -136,7 +139,7 @@ def check_window_selection(config) -> None:
                 legal = sorted(PATCH_SELECTORS.keys() - UNFIT)
                 raise ValueError(f"{name}={value} needs a patch_selector: choose one of {legal}.")
         return
-    check_class(config, "patch_selector")
+    check_class_name(config, "patch_selector")
     if config.patch_selector == "gradient" and min(to_pair(config.patch_size)) < 3:
         raise ValueError(
             f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."
@@ -156,7 +159,7 @@ def check_window_selection(config) -> None:
 
 
 @strict
-class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
@@ -202,7 +205,15 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_swin"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_swin"
+    auto_classes = {
+        "AutoConfig": "AdaptiveSwinConfig",
+        "AutoModel": "AdaptiveSwinModel",
+        "AutoModelForImageClassification": "AdaptiveSwinForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveSwinForMaskedImageModeling",
+        "AutoBackbone": "AdaptiveSwinBackbone",
+    }
     attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
     # What Trainer should not gather over an evaluation: per-image maps, not predictions.
     keys_to_ignore_at_inference = [
@@ -254,7 +265,7 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         if any(value is not None for value in stages.values()):
-            self.set_output_features_output_indices(**stages)
+            self._set_stages(**stages)
         for name in ("hidden_size", "num_layers", "stage_names"):
             kwargs.pop(name, None)  # which transformers stores, and which follow from others
         for name in ("depths", "num_heads"):
@@ -294,7 +305,9 @@ class AdaptiveSwinConfig(BackboneConfigMixin, PreTrainedConfig):
         return pretrained if pretrained[0] > 0 else self.window_of(stage)
 
     def validate_architecture(self):
-        """Checks fields against each other. Runs at construction, and again when a model is built."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        check_field_names(self, vars(self))
+        check_label_fields(self)
         check_architecture(self)
         self.verify_out_features_out_indices()
         check_windows(self)

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
+from .checked_fields import CheckedFields, check_label_fields
+from .checkpoint_code import SavesCode
 from .configuration_checks import (
     check_blocks,
     check_decoder,
@@ -18,7 +19,9 @@ from .configuration_checks import (
     check_volumes,
 )
 from .elastic_space import CHOICES, check_elastic
+from .field_names import check_field_names
 from .patch_embeddings import check_convolutional
+from .stages import StagesConfigMixin
 
 
 # Of transformers' ViTHybridConfig, which version 5 does not have any more: R50+ViT-B/16.
@@ -110,7 +113,7 @@ def read_stock_hybrid(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 @strict
-class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
@@ -192,6 +195,9 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
             reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
             (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
+        pooler (`"dense"`, `"cls"`, `"mean"` or `"map"`, *optional*): `pooler_output` of `AdaptiveViTModel`: a dense layer on
+            the CLS token (ViT), the CLS token itself (DINOv2, CLIP), the mean over patches (BEiT), or the answer of a learned
+            query (SigLIP). Default `"map"` with `pooling="map"`, otherwise `"dense"` if there is a CLS token.
         classifier_hidden_size (`int`, *optional*): width of a dense layer with tanh before the classifier, the
             `pre_logits` of the first ViT's pretraining (Dosovitskiy et al., 2020, section 3.1); None for none.
         use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
@@ -251,7 +257,18 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "adaptive_vit"
-    _auto_class = "AutoConfig"
+    # Name of the file that a checkpoint carries, and what it holds.
+    code_file = "modeling_adaptive_vit"
+    auto_classes = {
+        "AutoConfig": "AdaptiveViTConfig",
+        "AutoModel": "AdaptiveViTModel",
+        "AutoModelForImageClassification": "AdaptiveViTForImageClassification",
+        "AutoModelForMaskedImageModeling": "AdaptiveViTForMaskedImageModeling",
+        "AutoModelForPreTraining": "AdaptiveViTForPreTraining",
+        "AutoModelForSemanticSegmentation": "AdaptiveViTForSemanticSegmentation",
+        "AutoModelForVideoClassification": "AdaptiveViTForVideoClassification",
+        "AutoBackbone": "AdaptiveViTBackbone",
+    }
     sub_configs_defaults = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="bit", optional=True)
     }
@@ -288,6 +305,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     encoder_stride: int = 16
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
+    pooler: Literal["dense", "cls", "mean", "map"] | None = None
 
     num_frames: int | None = None
     tubelet_size: int = 2
@@ -379,7 +397,7 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         if any(value is not None for value in stages.values()):
-            self.set_output_features_output_indices(**stages)
+            self._set_stages(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
             setattr(self, name, list(getattr(self, name)))
@@ -395,8 +413,17 @@ class AdaptiveViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Names of what a backbone can return: what enters the encoder, and what leaves each block."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Fields of a saved configuration, which transformers' ViT reads, too: it cannot do with a `head_dim` of None."""
+        fields = super().to_diff_dict()
+        if self.head_dim is None:
+            fields.pop("head_dim", None)
+        return fields
+
     def validate_architecture(self):
-        """Checks fields against each other. Runs at construction, and again when a model is built."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        check_field_names(self, vars(self))
+        check_label_fields(self)
         self.verify_out_features_out_indices()
         if self.backbone_config is not None:
             # A dictionary again if it was set after construction.

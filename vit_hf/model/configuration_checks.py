@@ -10,7 +10,7 @@ from .registry import IMAGE_ONLY, VOLUME_TABLES, is_known, table_of
 from .sizes import check_layer_sizes, has_frames, head_dim_of, to_pair
 
 
-def check_class(config, field: str) -> None:
+def check_class_name(config, field: str) -> None:
     """A class of a table, or of the user's own."""
     name, legal = getattr(config, field), sorted(table_of(config, field))
     if not has_frames(config) and name in VOLUME_TABLES[field]:
@@ -50,9 +50,14 @@ def check_blocks(config) -> None:
         raise ValueError(f"layerscale_value={config.layerscale_value} must be a finite number, or None.")
     if config.pooling == "cls+register" and config.num_register_tokens < 1:
         raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
+    if config.pooling == "map" and config.pooler not in (None, "map"):
+        raise ValueError(
+            f"pooler={config.pooler!r} and pooling='map' differ, but one learned query serves both: pass pooler=None."
+        )
     if not config.use_cls_token:
         for field, values in (
             ("pooling", ("cls", "cls+mean", "cls+register")),
+            ("pooler", ("dense", "cls")),
             ("patch_selector", ("attention", "distilled")),
             ("token_reducer", ("attentive", "sample")),
         ):
@@ -126,7 +131,7 @@ def check_volumes(config) -> None:
 
 def check_positions(config) -> None:
     """Position encodings."""
-    check_class(config, "position_encoding")
+    check_class_name(config, "position_encoding")
     if has_frames(config):
         check_volume_positions(config)
         return
@@ -203,7 +208,7 @@ def check_selection(config) -> None:
                     f"{name}={value} needs a patch_selector: choose one of {sorted(table_of(config, 'patch_selector'))}."
                 )
         return
-    check_class(config, "patch_selector")
+    check_class_name(config, "patch_selector")
     if number is None:
         raise ValueError(
             f"patch_selector={config.patch_selector!r} needs num_selected_patches: a number of patches >= 1, or a "
@@ -288,7 +293,7 @@ def check_reduction(config) -> None:
                 f"{sorted(TOKEN_REDUCERS)}."
             )
         return
-    check_class(config, "token_reducer")
+    check_class_name(config, "token_reducer")
     layers = list(config.reduction_layers)
     if (
         not layers

@@ -4,19 +4,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .checked_fields import check_problem_type
 from .layers import ACTIVATIONS, SMALLEST_SIZE, AdaptiveViTMLP, Initialized
-
-
-class AdaptiveViTPooler(nn.Module):
-    """A dense layer on the CLS token, as in transformers' ViT."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = ACTIVATIONS[config.pooler_act]()
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.dense(hidden_states[:, 0]))
 
 
 class Pooling(nn.Module):
@@ -107,6 +96,20 @@ class AttentionPooling(Initialized, Pooling):
         init.trunc_normal_(self.probe, mean=0.0, std=std)
 
 
+class AdaptiveViTPooler(Pooling):
+    """A dense layer on the CLS token, as in transformers' ViT."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
+        self.activation = ACTIVATIONS[config.pooler_act]()
+
+    def forward(
+        self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        return self.activation(self.dense(super().forward(hidden_states, num_tokens, weights)))
+
+
 POOLINGS: dict[str, type[Pooling]] = {
     "cls": Pooling,
     "mean": MeanPooling,
@@ -119,19 +122,18 @@ POOLINGS: dict[str, type[Pooling]] = {
 class ImageClassifier:
     """The classifier that models of all architectures share; a mixin."""
 
-    def add_classifier(self, config, pooling: Pooling, hidden_size: int | None = None) -> None:
+    def add_classifier(self, config, num_vectors: int = 1, hidden_size: int | None = None) -> None:
         """Adds the layers, once the model has its encoder.
 
         Args:
             config: of the model.
-            pooling: makes one vector of the tokens.
+            num_vectors: of hidden size each, that pooling makes of the tokens.
             hidden_size: of a dense layer with tanh before the classifier; None for no such layer.
         """
         # transformers guesses it by the name of the class, and of a subclass might guess a language model's.
         self.loss_type = "ForImageClassification"
         self.num_labels = config.num_labels
-        self.pooling = pooling
-        size = config.hidden_size * pooling.num_vectors
+        size = config.hidden_size * num_vectors
         self.pre_classifier = None if hidden_size is None else nn.Linear(size, hidden_size)
         size = size if hidden_size is None else hidden_size
         self.classifier = nn.Linear(size, config.num_labels) if config.num_labels else nn.Identity()
@@ -143,13 +145,36 @@ class ImageClassifier:
         return self.classifier(pooled)
 
 
+def check_outputs(config, num_outputs: int) -> None:
+    """Checks that a configuration, which may have been changed, has as many labels as the model has outputs.
+
+    Raises:
+        ValueError: naming both numbers; or if the problem type does not fit.
+    """
+    if config.num_labels != num_outputs:
+        raise ValueError(
+            f"The configuration has num_labels={config.num_labels}, and the model {num_outputs} outputs, as it was built "
+            "with: load it with from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True) for a new head."
+        )
+    check_problem_type(config)
+
+
+def make_pooler(config) -> Pooling | None:
+    """The module behind `pooler_output`, see `pooler` of the configuration."""
+    if config.pooler is not None:
+        return {"dense": AdaptiveViTPooler, **POOLINGS}[config.pooler](config)
+    if config.pooling == "map":
+        return AttentionPooling(config)
+    return AdaptiveViTPooler(config) if config.use_cls_token else None
+
+
 def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None) -> None:
     """Refuses labels that stand for nothing (on a GPU a wrong index would kill the process instead).
 
     Raises:
         ValueError: naming the label and the legal range.
     """
-    if problem_type == "regression" or num_labels == 1:
+    if problem_type == "regression" or (problem_type is None and num_labels == 1):
         wrong, legal = ~torch.isfinite(labels), "finite numbers"
     elif labels.is_floating_point():
         wrong, legal = ~((labels >= 0) & (labels <= 1)), "0 to 1 for each class"
@@ -167,14 +192,20 @@ def classification_loss(model: nn.Module, labels: torch.Tensor, logits: torch.Te
     """The loss of a classifier by its `config.problem_type`, as transformers computes it; also of class probabilities.
 
     Raises:
-        ValueError: if a label is outside the classes.
+        ValueError: if a label is outside the classes, or if labels do not fit the outputs.
     """
     problem = model.config.problem_type
     labels = labels.to(logits.device)
     if problem in ("multi_label_classification", "regression"):
         labels = labels.to(logits.dtype)
     if not torch.compiler.is_compiling():
+        check_outputs(model.config, model.num_labels)
         check_labels(labels, model.num_labels, problem)
+    if problem == "regression" and labels.numel() != logits.numel():
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit a regression of num_labels={model.num_labels} outputs: give "
+            f"{tuple(logits.shape)}."
+        )
     if problem == "single_label_classification" and labels.is_floating_point():
         return nn.functional.cross_entropy(logits.float(), labels.float())
     return model.loss_function(labels, logits, model.config)

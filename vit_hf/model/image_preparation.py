@@ -6,6 +6,7 @@ the K patches that matter are all that leaves it.
 
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
+from .checkpoint_code import IMAGE_PROCESSORS, SavesCode
+from .field_names import check_names
 from .image_loading import flatten_images, read_image, to_pixels
 from .patches import ImagePatches, PatchTokens, flatten_channels_last
 from .pixel_scorers import PIXEL_SCORERS, pixel_scores
 from .selection import keep_top, resolve_num_selected
+from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
 
 
@@ -139,10 +143,10 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     return_patches (`bool`, *optional*, defaults to `False`):
         Whether to return cut patches instead of images.
     patch_selector (`str`, *optional*):
-        The pixel heuristic that scores the patches: a key of `PIXEL_SCORERS`. `None`
+        The pixel heuristic that scores the patches: a key of `PIXEL_SCORERS`; needs `return_patches`. `None`
         keeps all of them.
     num_selected_patches (`int` or `float`, *optional*):
-        How many patches of an image to keep, or which share of them in (0, 1]. `None` keeps all of them.
+        How many patches of an image to keep, or which share of them in (0, 1]; needed by a selector.
     random_selector_seed (`int`, *optional*, defaults to 0):
         Seed of `patch_selector="random"`. `None` draws afresh at every call.
     max_num_patches (`int`, *optional*):
@@ -161,7 +165,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_before_resize: bool | None
 
 
-class ImagePreparation(SegmentationMaps, BaseImageProcessor):
+class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
     Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for how
@@ -183,8 +187,6 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
 
     valid_kwargs = AdaptiveViTImageProcessorKwargs
     model_input_names = ["pixel_values", "patch_coordinates", "spatial_shapes", "pixel_attention_mask"]
-    # Makes save_pretrained write the code beside the options, so that it loads where this package is missing.
-    _auto_class = "AutoImageProcessor"
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
@@ -201,6 +203,28 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
     random_selector_seed = 0
     max_num_patches = None
     rescale_before_resize = False
+
+    def __init__(self, **kwargs: Any):
+        self._check_names(kwargs)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):
+        """As in transformers, but that misspelt options are refused."""
+        cls._check_names(kwargs)
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Prepares images; misspelt options are refused, those that were set on the processor as well."""
+        self._check_names(vars(self))
+        self._check_names(kwargs)
+        return super().preprocess(images, *args, **kwargs)
+
+    @classmethod
+    def _check_names(cls, names: Iterable[str]) -> None:
+        legal = cls.valid_kwargs.__annotations__.keys()
+        unknown = [name for name in names if name not in legal and not hasattr(cls, name)]
+        check_names(unknown, legal, cls.__name__)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Reads the paths and URLs among images, which may be nested in lists."""
@@ -226,21 +250,17 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
         return super().resize(image=image, size=size, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options, and which file holds the class for which backend."""
+        """Returns the options, and which file holds the class for which backend."""
         options = super().to_dict()
-        backends = _shipped_backends()
-        # A subclass keeps the entry that transformers wrote: it is one backend, in its own file.
-        if type(self) in backends.values():
-            references = {
-                name: f"{backend.__module__.split('.')[-1]}.{backend.__name__}"
-                for name, backend in backends.items()
-            }
-            options["auto_map"] = {**options.get("auto_map", {}), "AutoImageProcessor": references}
+        # A subclass keeps its own entry: it is one backend, in its own file.
+        if type(self).__name__ in {name.rpartition(".")[2] for name in IMAGE_PROCESSORS.values()}:
+            options["auto_map"] = {**options.get("auto_map", {}), "AutoImageProcessor": IMAGE_PROCESSORS}
         return options
 
     def _standardize_kwargs(
         self,
         patch_size: int | list[int] | tuple[int, int] | None = None,
+        return_patches: bool | None = None,
         patch_selector: str | None = None,
         num_selected_patches: int | float | None = None,
         max_num_patches: int | None = None,
@@ -248,13 +268,14 @@ class ImagePreparation(SegmentationMaps, BaseImageProcessor):
     ) -> dict[str, Any]:
         # transformers calls this when options are first set as well as at every call: so errors come early.
         _check_patch_size(patch_size)
-        _check_selection(patch_selector, num_selected_patches)
+        _check_selection(patch_selector, num_selected_patches, return_patches)
         if max_num_patches is not None and (not isinstance(max_num_patches, int) or max_num_patches < 1):
             raise ValueError(
                 f"max_num_patches={max_num_patches!r} must be a whole number of at least 1 patch, or None for size."
             )
         return super()._standardize_kwargs(**kwargs) | {
             "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
+            "return_patches": return_patches,
             "patch_selector": patch_selector,
             "num_selected_patches": num_selected_patches,
             "max_num_patches": max_num_patches,
@@ -390,6 +411,12 @@ def select_patches(
         num_selected_patches = patches.num_patches
     num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)
     if num_selected == patches.num_patches:
+        if num_selected == num_selected_patches or isinstance(num_selected_patches, float):
+            warn_of_all_kept(
+                f"The image processor's patch_selector={patch_selector!r} with "
+                f"num_selected_patches={num_selected_patches}",
+                patches.full_grid,
+            )
         return patches.gather()
     scores = pixel_scores(patch_selector, patches, num_selected, random_selector_seed)
     indices, _ = keep_top(scores, num_selected)
@@ -417,15 +444,6 @@ def pad_patches(
     }
 
 
-def _shipped_backends() -> dict[str, type[BaseImageProcessor]]:
-    # Imported late because both import this file. That these lines stand here is also why transformers copies both
-    # files beside a checkpoint, whichever backend saves it.
-    from .image_processing_adaptive_vit import AdaptiveViTImageProcessor
-    from .image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
-
-    return {"torchvision": AdaptiveViTImageProcessor, "pil": AdaptiveViTImageProcessorPil}
-
-
 def _check_patch_size(patch_size: Any) -> None:
     sides = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
@@ -434,13 +452,18 @@ def _check_patch_size(patch_size: Any) -> None:
         )
 
 
-def _check_selection(patch_selector: Any, num_selected_patches: Any) -> None:
+def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patches: Any) -> None:
     if patch_selector is not None and patch_selector not in PIXEL_SCORERS:
         raise ValueError(
             f"patch_selector={patch_selector!r} is none that an image processor has, which sees the pixels only: choose "
             f"one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
         )
     if num_selected_patches is None:
+        if patch_selector is not None:
+            raise ValueError(
+                f"patch_selector={patch_selector!r} of an image processor needs num_selected_patches: a number of patches "
+                "(int), or a share in (0, 1] (float)."
+            )
         return
     is_share = isinstance(num_selected_patches, float) and 0 < num_selected_patches <= 1
     is_number = isinstance(num_selected_patches, int) and num_selected_patches >= 1
@@ -453,6 +476,11 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any) -> None:
         raise ValueError(
             f"num_selected_patches={num_selected_patches!r} needs a patch_selector that says which: one of "
             f"{sorted(PIXEL_SCORERS)}. To keep all patches, give num_selected_patches=None."
+        )
+    if not return_patches:
+        raise ValueError(
+            f"patch_selector={patch_selector!r} of an image processor needs return_patches=True: whole images have all of "
+            "their patches. Set it, or patch_selector=None, num_selected_patches=None to let the model select."
         )
 
 

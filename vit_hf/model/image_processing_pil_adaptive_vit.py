@@ -6,8 +6,9 @@ import numpy as np
 import PIL.Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import SizeDict
+from transformers.processing_utils import Unpack
 
-from .image_preparation import ImagePreparation
+from .image_preparation import AdaptiveViTImageProcessorKwargs, ImagePreparation
 
 
 class AdaptiveViTImageProcessorPil(ImagePreparation, PilBackend):
@@ -16,6 +17,9 @@ class AdaptiveViTImageProcessorPil(ImagePreparation, PilBackend):
     Options, inputs and outputs: `ImagePreparation`. Pillow resizes 8 bits a channel: arrays of floats must lie in
     0..1, or hold whole numbers in 0..255. With `rescale_before_resize` it resizes floats, one channel at a time.
     """
+
+    def __init__(self, **kwargs: Unpack[AdaptiveViTImageProcessorKwargs]):
+        super().__init__(**kwargs)
 
     def resize(self, image: np.ndarray, size: SizeDict, in_floats: bool = False, **kwargs: Any) -> np.ndarray:
         """Resizes `(C, H, W)`, floats to a height and width as they are if `in_floats`."""

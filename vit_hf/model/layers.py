@@ -14,9 +14,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .checkpointing import CheckpointedBlock
 from .patches import PatchTokens, TokenSequence, move_fields
 from .sizes import head_dim_of, heads_of, intermediate_size_of
 
@@ -504,7 +504,7 @@ def append_bias_channel(
     return query, key, nn.functional.pad(value, (0, padding + 1))
 
 
-class AdaptiveViTLayer(GradientCheckpointingLayer):
+class AdaptiveViTLayer(CheckpointedBlock):
     """A pre-norm block: attention, then the feed-forward network, each on a residual branch."""
 
     def __init__(self, config, layer_index: int):

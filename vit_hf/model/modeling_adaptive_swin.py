@@ -1,12 +1,11 @@
 """Adaptive Swin Transformer: the models that users load, and their heads."""
 
-import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.conversion_mapping import WeightRenaming, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -16,6 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoint_code import code_writers
 from .configuration_adaptive_swin import AdaptiveSwinConfig
 from .heads import (
     ImageClassifier,
@@ -24,14 +24,15 @@ from .heads import (
     classification_loss,
     masked_reconstruction_loss,
 )
+from .input_checks import check_pixel_values, check_tensors
 from .layers import Initialized
 from .outputs import SelectionOutput
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches, check_finite
 from .positions import Learned
 from .pretrained import AdaptivePreTrainedModel, initialize_own
-from .registry import classes_of, find_class
-from .shipping import check_travel
+from .registry import find_class
+from .stages import StagesMixin
 from .swin_layers import AdaptiveSwinStage, Choose, StageConfig, StageResult, WindowChooser
 
 
@@ -78,20 +79,6 @@ class AdaptiveSwinMaskedImageModelingOutput(WindowOutput, MaskedImageModelingOut
 @dataclass
 class AdaptiveSwinBackboneOutput(WindowOutput, BackboneOutput):
     """Feature maps, and what was selected."""
-
-
-MODULE = "modeling_adaptive_swin"
-AUTO_MAP = {
-    "AutoConfig": "configuration_adaptive_swin.AdaptiveSwinConfig",
-    "AutoModel": f"{MODULE}.AdaptiveSwinModel",
-    "AutoModelForImageClassification": f"{MODULE}.AdaptiveSwinForImageClassification",
-    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveSwinForMaskedImageModeling",
-    "AutoBackbone": f"{MODULE}.AdaptiveSwinBackbone",
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
-    },
-}
 
 
 class AdaptiveSwinEmbeddings(Initialized, nn.Module):
@@ -162,8 +149,6 @@ class AdaptiveSwinEncoder(nn.Module):
 class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
     """Loading, saving and initialization."""
 
-    _code_file = MODULE
-    _auto_map = AUTO_MAP
     config: AdaptiveSwinConfig
     config_class = AdaptiveSwinConfig
     base_model_prefix = "swin"
@@ -183,6 +168,25 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def _fields_to_keep(cls, wanted: AdaptiveSwinConfig, stored: AdaptiveSwinConfig) -> dict[str, Any]:
+        if wanted.position_encoding != "relative_bias_continuous" or wanted.num_layers != stored.num_layers:
+            return {}
+        # Differences are spread over the windows of pretraining.
+        return {
+            "pretrained_window_sizes": [
+                list(stored.pretrained_window_of(stage)) for stage in range(stored.num_layers)
+            ]
+        }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping=None, **kwargs):
+        """As `AdaptivePreTrainedModel.from_pretrained`, also of a stock SwinV2, which has a prefix of its own."""
+        key_mapping = {r"^swinv2\.": "swin.", **(key_mapping or {})}
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -212,7 +216,7 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.add_pooling_layer = add_pooling_layer
         self.dense_fraction = 0.0
-        check_travel(classes_of(self))
+        code_writers[-1].check(self)
         self.post_init()
 
     def pluggable_parts(self) -> dict[str, nn.Module | None]:
@@ -243,8 +247,10 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
                 `dense_fraction` while training, and 0 otherwise.
 
         Raises:
+            TypeError: if images were not prepared by an image processor.
             ValueError: if the input has the wrong shape, or is not finite.
         """
+        check_tensors(bool_masked_pos=bool_masked_pos)
         patches = self.to_patches(pixel_values, interpolate_pos_encoding)
         embeddings = self.embed(patches, bool_masked_pos)
         chooser = self.window_chooser(patches, sample_selection, dense_fraction)
@@ -316,6 +322,9 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None
     ) -> ImagePatches:
         """Cuts images, padded with zeros, to patches; see `forward`."""
+        self.check_config()
+        if not isinstance(pixel_values, ImagePatches):
+            check_pixel_values(pixel_values)
         if isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4:
             height, width = self.embeddings.patch_embeddings.patch_size
             missing = (0, -pixel_values.shape[3] % width, 0, -pixel_values.shape[2] % height)
@@ -354,27 +363,25 @@ def _chosen(stage: StageResult, which: int, batch_size: int) -> torch.Tensor:
     return torch.arange(layout.num_windows, device=layout.cells.device).expand(batch_size, -1)
 
 
-# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours.
+# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours, and ours are saved with
+# the former.
 RENAMED = (
-    (r"^swinv2\.", "swin."),
     (r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"),
-    (r"attention\.self\.query", "attention.q_proj"),
-    (r"attention\.self\.key", "attention.k_proj"),
-    (r"attention\.self\.value", "attention.v_proj"),
-    (r"attention\.self\.logit_scale", "attention.logit_scale"),
+    (r"attention\.self\.query", "attention.self.q_proj"),
+    (r"attention\.self\.key", "attention.self.k_proj"),
+    (r"attention\.self\.value", "attention.self.v_proj"),
+    # Of Swin, and of SwinV2.
     (
-        r"attention\.self\.relative_position_bias_table",
-        "attention.relative_position_bias.relative_position_bias_table",
+        r"attention\.self\.(relative_position_bias_table|continuous_position_bias_mlp)",
+        r"attention.relative_position_bias.\1",
     ),
-    (
-        r"attention\.self\.continuous_position_bias_mlp",
-        "attention.relative_position_bias.continuous_position_bias_mlp",
-    ),
+    # With names of files in the list, as transformers' tests want each renaming to match some.
+    (r"attention\.self\.(query|q_proj|k_proj|v_proj|logit_scale)", r"attention.\1"),
     (r"attention\.output\.dense", "attention.o_proj"),
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
 )
-for _name in ("Model", "ForImageClassification", "ForMaskedImageModeling", "Backbone"):
+for _name in ("Model", "Backbone"):
     register_checkpoint_conversion_mapping(
         f"AdaptiveSwin{_name}", [WeightRenaming(*pair) for pair in RENAMED], overwrite=True
     )
@@ -388,7 +395,8 @@ class AdaptiveSwinForImageClassification(ImageClassifier, AdaptiveSwinPreTrained
     def __init__(self, config: AdaptiveSwinConfig):
         super().__init__(config)
         self.swin = AdaptiveSwinModel(config, add_pooling_layer=False)
-        self.add_classifier(config, MeanPooling(config))
+        self.pooling = MeanPooling(config)
+        self.add_classifier(config)
         self.post_init()
 
     @can_return_tuple
@@ -407,6 +415,7 @@ class AdaptiveSwinForImageClassification(ImageClassifier, AdaptiveSwinPreTrained
         Raises:
             ValueError: if a label is outside the classes.
         """
+        check_tensors(labels=labels)
         outputs = self.swin(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -460,6 +469,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
                 f"The reconstruction must have the size of the image, so encoder_stride={stride} must be {strides[0]}, what "
                 f"a cell of the last stage has of it (patch_size={self.config.patch_size}, {self.config.num_layers} stages)."
             )
+        check_pixel_values(pixel_values)
         outputs = self.swin(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
@@ -481,7 +491,7 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
         )
 
 
-class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
+class AdaptiveSwinBackbone(StagesMixin, AdaptiveSwinModel):
     """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
 
     Windows are what they are on any grid (`always_partition`), as in transformers' backbone of Swin. Cells of windows that
@@ -500,9 +510,6 @@ class AdaptiveSwinBackbone(BackboneMixin, AdaptiveSwinModel):
     ]
 
     def __init__(self, config: AdaptiveSwinConfig):
-        if config.out_features is None:
-            config = copy.deepcopy(config)  # others may build another model from it
-            config.set_output_features_output_indices(None, None)
         super().__init__(config, add_pooling_layer=False)
         widths = [config.embed_dim * 2**stage for stage in range(config.num_layers)]
         self.num_features = [config.embed_dim, *widths]

@@ -1,28 +1,31 @@
 """Adaptive Vision Transformer: the models that users load, and their heads."""
 
-import copy
 from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_code import code_writers
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .heads import (
     POOLINGS,
     AdaptiveViTPooler,
     ImageClassifier,
     MaskedImageDecoder,
+    Pooling,
+    check_outputs,
     classification_loss,
     distillation_loss,
+    make_pooler,
     masked_reconstruction_loss,
     reward_per_image,
     token_distillation_loss,
 )
+from .input_checks import check_pixel_values, check_tensors
 from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_norm, normalize
 from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
 from .outputs import (
@@ -40,12 +43,13 @@ from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
 from .probe import ModelProbe
 from .reducers import Stage, fill_grid, restore_tokens, trace_tokens
-from .registry import classes_of, find_class
+from .registry import find_class
 from .segmentation import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
 from .selection import Selection, count_selected
+from .selection_checks import check_selected_once, warn_if_all_kept, warn_if_nothing_reduced
 from .selectors import reinforce_loss
-from .shipping import check_travel
 from .sizes import scout_sides, to_pair
+from .stages import StagesMixin
 
 
 logger = logging.get_logger(__name__)
@@ -148,7 +152,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
 
     Args:
         config: see `AdaptiveViTConfig`.
-        add_pooling_layer: whether to add a dense layer on the CLS token, as ViT does.
+        add_pooling_layer: whether to have a `pooler_output`, see `pooler` of the configuration.
         use_mask_token: whether to have a mask token for masked image modeling.
     """
 
@@ -172,9 +176,10 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
         eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
         self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
-        self.pooler = AdaptiveViTPooler(config) if add_pooling_layer and config.use_cls_token else None
+        self.pooler = make_pooler(config) if add_pooling_layer else None
         self.dense_fraction = 0.0
-        check_travel(classes_of(self))
+        warn_if_nothing_reduced(config, self.reducers.values())
+        code_writers[-1].check(self)
         self.post_init()
 
     @can_return_tuple
@@ -215,9 +220,11 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
+            TypeError: if images were not prepared by an image processor, or another argument is no tensor.
             ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
                 `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
+        check_tensors(bool_masked_pos=bool_masked_pos, selected_patches=selected_patches)
         patches = ImagePatches.from_inputs(
             self.config,
             pixel_values,
@@ -257,14 +264,19 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             selected_patches, sample, dense_fraction: see `forward`, where `sample` is `sample_selection`.
             num_selected: a number or fraction of patches, instead of `config.num_selected_patches`.
         """
+        self.check_config()
         if selected_patches is not None:
             return Selection(*patches.find_indices(selected_patches))
         if self.selector is None:
             return Selection(None, patches.mask)
         budget = self.config.num_selected_patches if num_selected is None else num_selected
-        number, counts = count_selected(patches, budget, self._dense_fraction(dense_fraction))
+        dense_fraction = self._dense_fraction(dense_fraction)
+        number, counts = count_selected(patches, budget, dense_fraction)
+        if num_selected is None and dense_fraction == 0:
+            check_selected_once(self.config, patches)
+            warn_if_all_kept(self.config, patches, number)
         if not patches.is_whole and number >= patches.num_patches:
-            # The data loader selected already.
+            # The data loader selected already, or there is nothing to select.
             return Selection(None, patches.mask)
         sample = self.training if sample is None else sample
         return self.selector(patches, number, counts, ModelProbe(self), sample, self.training and sample)
@@ -327,7 +339,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         losses = [loss for loss in (selection.loss, *encoded.losses) if loss is not None]
         return AdaptiveViTModelOutput.from_outputs(
             encoded,
-            pooler_output=self.pooler(encoded.last_hidden_state) if self.pooler is not None else None,
+            pooler_output=self._pool(encoded) if self.pooler is not None else None,
             selected_patches=patches.raster_indices(selection.indices, selection.mask),
             patch_scores=selection.scores,
             patch_coordinates=sequence.patches.coordinates,
@@ -437,6 +449,14 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             return hidden_states
         return normalize(self.layernorm, hidden_states, mask)
 
+    def _pool(self, outputs: EncoderOutput) -> torch.Tensor:
+        pooled = self.pooler(
+            outputs.last_hidden_state, outputs.token_coordinates.shape[1], outputs.token_sizes
+        )
+        if self.config.final_norm == "pooled" and not isinstance(self.pooler, AdaptiveViTPooler):
+            pooled = self.layernorm(pooled.unsqueeze(1)).squeeze(1)
+        return pooled
+
 
 class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedModel):
     """The encoder with a linear classifier on its tokens, pooled by `config.pooling`."""
@@ -445,8 +465,11 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
 
     def __init__(self, config: AdaptiveViTConfig):
         super().__init__(config)
-        self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.add_classifier(config, POOLINGS[config.pooling](config), config.classifier_hidden_size)
+        # Pooling by attention has weights, which the encoder keeps for its `pooler_output`.
+        has_query = config.pooling == "map"
+        self.vit = AdaptiveViTModel(config, add_pooling_layer=has_query)
+        self.plain_pooling = None if has_query else POOLINGS[config.pooling](config)
+        self.add_classifier(config, self.pooling.num_vectors, config.classifier_hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -473,6 +496,7 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
             "interpolate_pos_encoding": interpolate_pos_encoding,
             **kwargs,
         }
+        check_tensors(labels=labels)
         outputs = self.vit(**inputs, return_dict=True)
         logits = self._logits_of(outputs)
         loss, selection_loss = None, outputs.selection_loss
@@ -489,6 +513,11 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
             outputs, loss=loss, logits=logits, selection_loss=selection_loss
         )
 
+    @property
+    def pooling(self) -> Pooling:
+        """The module that pools what the classifier reads."""
+        return self.vit.pooler if self.plain_pooling is None else self.plain_pooling
+
     def _logits(
         self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
@@ -499,6 +528,8 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
         return self.classify(pooled)
 
     def _logits_of(self, outputs: AdaptiveViTModelOutput) -> torch.Tensor:
+        if self.plain_pooling is None:
+            return self.classify(outputs.pooler_output)
         num_tokens = outputs.token_coordinates.shape[1]
         return self._logits(outputs.last_hidden_state, num_tokens, outputs.token_sizes)
 
@@ -581,6 +612,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
             "interpolate_pos_encoding": interpolate_pos_encoding,
             **kwargs,
         }
+        check_tensors(labels=labels)
         outputs = self.vit(**inputs, restore=True, return_dict=True)
         grid = self._grid(pixel_values, outputs)
         logits = self._segment(outputs, grid)
@@ -588,6 +620,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         if labels is not None:
             ignored = self.config.semantic_loss_ignore_index
             patch_size = to_pair(self.config.patch_size)
+            check_outputs(self.config, self.num_labels)
             labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
             losses, counts = segmentation_loss_per_image(labels, logits, ignored)
             loss = losses.sum() / counts.sum().clamp(min=1)
@@ -673,6 +706,8 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
                 f"The reconstruction must have the size of the image, so encoder_stride={stride} must equal "
                 f"patch_size={self.config.patch_size}."
             )
+        check_pixel_values(pixel_values)
+        check_tensors(bool_masked_pos=bool_masked_pos)
         if pixel_values.ndim != 4:
             raise ValueError(f"Whole images (B, C, H, W) are needed, got shape {tuple(pixel_values.shape)}.")
         outputs = self.vit(
@@ -723,6 +758,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
                     f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
                     f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
                 )
+        config.validate_architecture()  # before the decoder's encoding is looked up
         if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
             self._supports_flash_attn = False
         super().__init__(config)
@@ -758,6 +794,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         Raises:
             ValueError: for noise of another shape, or as `AdaptiveViTModel.forward`.
         """
+        check_tensors(noise=noise)
         patches = ImagePatches.from_inputs(
             self.config,
             pixel_values,
@@ -785,7 +822,7 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
         )
 
 
-class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
+class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
 
     The maps have the full grid whatever is selected or reduced; see `restore` of `AdaptiveViTModel.forward`.
@@ -801,9 +838,6 @@ class AdaptiveViTBackbone(BackboneMixin, AdaptiveViTModel):
     _videos = None
 
     def __init__(self, config: AdaptiveViTConfig):
-        if config.out_features is None:
-            config = copy.deepcopy(config)  # others may build another model from it
-            config.set_output_features_output_indices(None, None)
         super().__init__(config, add_pooling_layer=False)
         learning = {"policy", "distilled", "gumbel"} & {config.patch_selector, config.token_reducer}
         if learning:

@@ -83,8 +83,9 @@ class AdaptiveViTModelOutput(TokenOutput, BaseModelOutputWithPooling):
     Attributes:
         last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail with
             `thumbnail_context`, and the tokens that stand for patches: the K kept ones in raster order, or what a
-            token reducer made of them.
-        pooler_output: `(B, pooler_output_size)`.
+            token reducer made of them. All of them after the last norm, unless `final_norm` says otherwise: also of a
+            converted CLIP, whose original normalizes only what it pools (`model.post_layernorm` of it gives ours).
+        pooler_output: `(B, D)`, or `(B, pooler_output_size)` of a dense layer; see `pooler` of the configuration.
         patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.

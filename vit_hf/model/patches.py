@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn
 
+from .input_checks import check_pixel_values, check_tensors
 from .sizes import native_sides, patch_sides
 
 
@@ -227,10 +228,17 @@ class ImagePatches:
         """Patches of the inputs of a model; see `AdaptiveViTModel.forward`. Patches are returned unchanged.
 
         Raises:
+            TypeError: if images were not prepared by an image processor.
             ValueError: if the input has the wrong shape, or is smaller than one patch.
         """
         if isinstance(pixel_values, ImagePatches):
             return pixel_values
+        check_pixel_values(pixel_values)
+        check_tensors(
+            patch_coordinates=patch_coordinates,
+            spatial_shapes=spatial_shapes,
+            pixel_attention_mask=pixel_attention_mask,
+        )
         sides = patch_sides(config)
         frames = len(sides) == 3
         if pixel_values.ndim == 3:

@@ -4,6 +4,7 @@ T = num_prefix + N tokens of a sequence, the last N of patches. The table of all
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .layers import Initialized
-from .patches import PatchTokens, flatten_coordinates, grid_coordinates
+from .patches import PatchTokens, flatten_coordinates, format_size, grid_coordinates
 from .sizes import head_dim_of, native_grid
 
 
@@ -31,12 +32,51 @@ class Positions(NamedTuple):
     bias: torch.Tensor | None = None
 
 
+def source_grid(
+    size: int, grid: tuple[int, ...] | None, size_of: Callable[[tuple[int, ...]], int], num_axes: int
+) -> tuple[int, ...]:
+    """The grid of a table: the checkpoint's native one if it fits, or else the square one that does.
+
+    Args:
+        size: entries of the table.
+        grid: of the checkpoint's configuration; None if unknown.
+        size_of: entries of a grid's table.
+        num_axes: of the model.
+
+    Raises:
+        ValueError: if neither fits.
+    """
+    if grid is not None and size_of(grid) == size:
+        return grid
+    for side in range(1, math.isqrt(size) + 2) if num_axes == 2 else ():
+        if size_of((side, side)) == size:
+            return side, side
+    raise ValueError(
+        f"The checkpoint's table of positions has {size} entries, which are those of no square grid, nor of the "
+        f"{format_size(grid) if grid else 'unknown'} patches that its configuration says. Set image_size and patch_size in its "
+        "config.json to those it was trained with, and load it without image_size: any size of image works then."
+    )
+
+
+def linear_combinations(places: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Angles `(..., F)` at `places` `(..., A)`: the product with `frequencies` `(..., F, A)`, always in float32.
+
+    As a matrix product it would run in half precision under autocast, where the places of neighbors coincide.
+    """
+    terms = zip(places.float().unbind(-1), frequencies.float().unbind(-1), strict=True)
+    return sum(place.unsqueeze(-1) * frequency for place, frequency in terms)
+
+
 class PositionEncoding(Initialized, nn.Module):
     """Adds positions to embeddings, rotates queries and keys, or adds a bias to attention.
 
     A class overrides `add`, `add_to_cls`, `rotation` or `bias`; what it leaves out changes nothing. All are evaluated
     at coordinates, which may be fractional, so any resolution and any subset of patches works. An encoding without
     parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+
+    An encoding with a parameter that is sized by the native grid has a method `resample_table(name, table, grid)`,
+    which returns the float32 `table` of another `grid` (None if unknown) as that of its own: for
+    `from_pretrained(image_size=...)`.
     """
 
     # Whether rotation or bias differ from block to block.
@@ -76,6 +116,11 @@ class PositionEncoding(Initialized, nn.Module):
                 f"{type(added).__name__ if shape is None else tuple(shape)}."
             )
         return Positions(added.features, None if cls_token is None else self.add_to_cls(cls_token))
+
+    @staticmethod
+    def grid_in(config) -> tuple[int, ...]:
+        """The grid that a configuration sizes tables by: the native one, unless a class says another."""
+        return native_grid(config)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         """Patch embeddings with what is to be added at their coordinates."""
@@ -236,8 +281,9 @@ class RotaryMixed(Rotary):
         self.frequencies = nn.Parameter(torch.empty(shape))
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = torch.einsum("bna,hac->bhnc", self.places(tokens), self.frequencies[layer].float())
-        return self._by_angles(angles, tokens.features.dtype)
+        places = self.places(tokens).unsqueeze(1)  # (B, 1, N, A)
+        frequencies = self.frequencies[layer].mT.unsqueeze(1)  # (heads, 1, head_dim / 2, A)
+        return self._by_angles(linear_combinations(places, frequencies), tokens.features.dtype)
 
     def reset_parameters(self, std: float) -> None:
         if self.num_axes == 3:
@@ -339,6 +385,12 @@ class RelativeBias(AttentionBias):
     def reset_parameters(self, std: float) -> None:
         init.zeros_(self.relative_position_bias_table)
 
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        differences, special = table[:, :-3], table[:, -3:]
+        grid = source_grid(differences.shape[1], grid, num_differences, len(self.native_grid))
+        mode = "bilinear" if len(self.native_grid) == 2 else "trilinear"
+        return torch.cat((resample_differences(differences, grid, self.native_grid, mode), special), dim=1)
+
     def _table(self, layer: int) -> torch.Tensor:
         return self.relative_position_bias_table[layer if self.per_layer else 0]
 
@@ -374,6 +426,20 @@ class RelativeBiasContinuous(AttentionBias):
         return sample_bias_table(table.movedim(-1, 0), differences, whole)
 
 
+def num_differences(grid: tuple[int, ...]) -> int:
+    """Differences of places that occur in a grid."""
+    return math.prod(2 * side - 1 for side in grid)
+
+
+def resample_differences(
+    table: torch.Tensor, grid: tuple[int, ...], wanted: tuple[int, ...], mode: str
+) -> torch.Tensor:
+    """A table `(B, differences, heads)` of a grid's differences as that of another grid's."""
+    table = table.transpose(1, 2).unflatten(2, tuple(2 * side - 1 for side in grid))
+    table = nn.functional.interpolate(table, tuple(2 * side - 1 for side in wanted), mode=mode)
+    return table.flatten(2).transpose(1, 2)
+
+
 def bias_network(num_heads: int, num_axes: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(num_axes, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False))
 
@@ -384,7 +450,9 @@ def continuous_bias(
     """Bias `(..., heads)` of differences `(..., A)`, see `RelativeBiasContinuous`."""
     native = torch.tensor([max(side - 1, 1) for side in native_grid], device=differences.device)
     scaled = differences.sign() * torch.log2(1 + 8 * differences.abs() / native) / 3
-    return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
+    # In half precision, distant differences would coincide, and 16 times the answer be coarse.
+    with torch.autocast(scaled.device.type, enabled=False):
+        return 16 * network(scaled.to(network[0].weight.dtype)).float().sigmoid()
 
 
 def sample_bias_table(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -514,10 +582,20 @@ class Learned(PositionEncoding):
         weights = interpolation_weights(
             tokens.coordinates, tokens.grid, self.native_grid, self.kernel, self.scale_offset
         )
-        return tokens.with_features(tokens.features + weights.to(table.dtype) @ table)
+        with torch.autocast(table.device.type, enabled=False):  # half precision would blur the table
+            table = (weights @ table.float()).to(table.dtype)
+        return tokens.with_features(tokens.features + table)
 
     def add_to_cls(self, cls_token: torch.Tensor) -> torch.Tensor:
         return cls_token + self.position_embeddings[:, :1]
+
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        size = table.shape[1] - self.num_cls
+        grid = source_grid(size, grid, math.prod, len(self.native_grid))
+        places = grid_coordinates(*self.native_grid, device=table.device)[None]
+        own = torch.tensor([self.native_grid], device=table.device)
+        weights = interpolation_weights(places, own, grid, self.kernel, self.scale_offset)
+        return torch.cat((table[:, : self.num_cls], weights @ table[:, self.num_cls :]), dim=1)
 
     def reset_parameters(self, std: float) -> None:
         init.trunc_normal_(self.position_embeddings, mean=0.0, std=std)
@@ -572,7 +650,7 @@ class Fourier(PositionEncoding):
     def add(self, tokens: PatchTokens) -> PatchTokens:
         native = torch.tensor(self.native_grid, device=tokens.grid.device) / tokens.grid[:, None]
         places = (tokens.coordinates.float() + 0.5) * native - 0.5
-        angles = places @ self.frequencies.float().T
+        angles = linear_combinations(places, self.frequencies)
         features = torch.cat((angles.cos(), angles.sin()), dim=-1) / self.hidden.in_features**0.5
         added = self.output(self.activation(self.hidden(features.to(self.hidden.weight.dtype))))
         return tokens.with_features(tokens.features + added)

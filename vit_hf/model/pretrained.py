@@ -1,29 +1,55 @@
 """Loading, saving and initialization, as all models share them, and stock checkpoints of ViT."""
 
+import copy
+from collections.abc import Iterable
+from contextvars import ContextVar
 from os import PathLike
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import (
     WeightRenaming,
     get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
 from transformers.utils import logging
 
-from .code_version import report_code, stamp
+from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
+from .computed_tensors import restore, versions
 from .configuration_adaptive_vit import AdaptiveViTConfig
+from .grid_tables import check_measures, make_room, resample, tables_to_resample
 from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
 from .patch_embeddings import HybridPatchEmbeddings
-from .registry import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
-from .shipping import CannotTravel, NoFile, references, save_classes
-from .sizes import has_frames
+from .registry import TABLES, derives_from, fetch_classes, find_class, import_class
+from .sizes import has_frames, native_grid
 
 
 logger = logging.get_logger(__name__)
+# Fields that size tables of positions.
+GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window_size"}
+# Configuration of the checkpoint that is being loaded.
+is_saving: ContextVar[bool] = ContextVar("is_saving", default=False)
+_STORED: ContextVar[PreTrainedConfig | None] = ContextVar("stored", default=None)
+
+
+def module_names(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
+    """The name in the model of each name in a saved file, whose names are those of the stock architecture."""
+    renamings = [
+        renaming
+        for renaming in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(renaming, WeightRenaming)
+    ]
+    names = {}
+    for name in saved:
+        names[name] = name
+        for renaming in renamings:
+            names[name], _ = renaming.rename_source_key(names[name])
+    return names
 
 
 def initialize_own(module: nn.Module, std: float) -> None:
@@ -32,22 +58,35 @@ def initialize_own(module: nn.Module, std: float) -> None:
         module.reset_parameters(std)
 
 
-class AdaptivePreTrainedModel(PreTrainedModel):
+class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     """Loading and saving."""
 
-    # The file of the classes that users load, and what the configuration of a saved model says of them.
-    _code_file: ClassVar[str]
-    _auto_map: ClassVar[dict[str, Any]]
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
+    # Of the configuration, as they were when they were checked.
+    _checked_fields: dict[str, Any] | None = None
     # The loss is a mean over the batch. Without this, Trainer takes `**kwargs` for a promise to divide by
     # `num_items_in_batch` and does not scale for gradient accumulation.
     accepts_loss_kwargs = False
+
+    def check_config(self) -> None:
+        """Checks the configuration before the model runs, if a field was set since; else compares references."""
+        if torch.compiler.is_compiling() or vars(self.config) == self._checked_fields:
+            return
+        self.config.validate_architecture()
+        self._checked_fields = dict(vars(self.config))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of the patches: hooks on it, such as PEFT's, get a tensor `(B, N, D)`."""
+        return self.base_model.embeddings.patch_embeddings.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the projection of the patches."""
+        self.base_model.embeddings.patch_embeddings.projection = value
 
     def set_dense_fraction(self, dense_fraction: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
@@ -65,7 +104,7 @@ class AdaptivePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
-        """Loads as in transformers; `trust_remote_code=True` also loads classes that came with the checkpoint.
+        """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
 
         Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
         tensors alone.
@@ -88,12 +127,25 @@ class AdaptivePreTrainedModel(PreTrainedModel):
             name = kwargs.get(field)  # which the caller names himself, and so trusts
             if name is not None and name not in table and "." in name:
                 import_class(field, name)
+        stored = cls._stored_config(source, config, kwargs)
+        if stored is not None:
+            wanted = copy.deepcopy(config if isinstance(config, PreTrainedConfig) else stored)
+            for name in GRID_FIELDS & kwargs.keys():
+                setattr(wanted, name, kwargs[name])
+            kept = cls._fields_to_keep(wanted, stored)
+            if isinstance(config, PreTrainedConfig):
+                for name, value in kept.items():
+                    setattr(wanted, name, value)
+                config = wanted
+            else:
+                kwargs |= kept
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
-        report_code(str(source), values)
+        report_code(str(source), values, cls.config_class.code_file)
         kwargs.setdefault("use_safetensors", True)
+        token = _STORED.set(stored)
         try:
-            return super().from_pretrained(source, *args, config=config, **kwargs)
+            loaded = super().from_pretrained(source, *args, config=config, **kwargs)
         except OSError as error:
             if kwargs["use_safetensors"] and "model.safetensors" in str(error):
                 raise OSError(
@@ -102,74 +154,93 @@ class AdaptivePreTrainedModel(PreTrainedModel):
                     "use_safetensors=False here reads them in the same way."
                 ) from error
             raise
+        finally:
+            _STORED.reset(token)
+        # Saved again under stock names, whatever names were loaded.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._weight_conversions = None
+        return loaded
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """Saves as in transformers; the configuration names every Auto class, whichever class is saved.
+    @classmethod
+    def _stored_config(
+        cls, source: str | PathLike | None, config: Any, kwargs: dict[str, Any]
+    ) -> PreTrainedConfig | None:
+        """The checkpoint's own configuration where fields that size tables may differ from it; None if there is none."""
+        if source is None or not (isinstance(config, PreTrainedConfig) or GRID_FIELDS & kwargs.keys()):
+            return None
+        try:
+            values, _ = cls.config_class.get_config_dict(source, **kwargs)
+            return cls.config_class.from_dict(values)
+        except (OSError, ValueError, StrictDataclassError):
+            return None
+
+    @classmethod
+    def _fields_to_keep(cls, wanted: PreTrainedConfig, stored: PreTrainedConfig) -> dict[str, Any]:
+        """Fields that keep what positions meant in the checkpoint, for a model of another grid.
+
+        Raises:
+            ValueError: if there are none for its position encoding.
+        """
+        return {}
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """As in transformers; tables sized by another grid than the model's are resampled."""
+        load = PreTrainedModel._load_pretrained_model
+        inputs = (model, state_dict, checkpoint_files, load_config, *args)
+        info, index = load(*inputs, **kwargs)
+        tables = tables_to_resample(model, info.mismatched_keys)
+        if tables:
+            make_room(tables)
+            info, index = load(*inputs, **kwargs)
+            resample(tables, _STORED.get())
+        return info, index
+
+    def _initialize_missing_keys(self, *args, **kwargs) -> None:
+        before = versions(self)
+        super()._initialize_missing_keys(*args, **kwargs)
+        restore(self, before)
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """Returns True, so that transformers asks no service to convert pickles, and False where it would copy files.
+
+        The package saves a generated file instead.
+        """
+        return IS_REMOTE or not is_saving.get()
+
+    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
+        """Saves as in transformers; the configuration names every Auto class, whichever class was saved.
+
+        Weights have the names of the stock architecture, as transformers saves its own: a dense model with learned
+        positions opens in transformers' `ViTForImageClassification`.
 
         The files of a user's own encoding, selector or reducer are saved, too.
 
         Raises:
-            CannotTravel: if such a file imports what could not come along; the weights are saved then, its code is not.
+            RemoteCodeError: if such a file has imports that fail elsewhere; only its code is not saved then.
         """
-        # transformers would undo the renaming of stock keys (see the ends of the files of models), and Trainer, which resumes with
-        # a plain load_state_dict, would find nothing.
-        kwargs.setdefault("save_original_format", False)
-        auto_map = getattr(self.config, "auto_map", None) or {}
-        if (
-            type(self).__module__ == f"{__package__}.{self._code_file}"
-        ):  # a user's subclass ships another file
-            auto_map = {**auto_map, **self._auto_map}
-        auto_map |= references(classes_of(self.base_model))
-        if auto_map:
-            self.config.auto_map = auto_map
-        stamp(self.config)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if not is_main_process:
-            return
+        name_classes(self.config)
+        token = is_saving.set(True)
         try:
-            self._save_classes(save_directory)
-        except (NoFile, OSError, SyntaxError) as error:
-            logger.warning(f"The code of your classes was not saved with the model: {error}")
-        except CannotTravel as error:
-            error.add_note(
-                f"The weights and the configuration were saved to {save_directory}, your code was not."
-            )
-            raise
+            super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        finally:
+            is_saving.reset(token)
 
-    def _save_classes(self, folder: str | PathLike) -> None:
-        classes = classes_of(self.base_model)
-        if classes:
-            save_classes(self.config, classes, folder)
-
-    def _upload_modified_files(self, working_dir: str | PathLike, *args, **kwargs):
-        # save_pretrained(push_to_hub=True) uploads before it returns. What nobody could load is not uploaded.
-        self._save_classes(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Trainer resumes by a plain load_state_dict of a saved file.
+        own = [name for name in state_dict if name.startswith(prefix)]
+        names = module_names(self, (name.removeprefix(prefix) for name in own))
+        for name in own:
+            state_dict[prefix + names[name.removeprefix(prefix)]] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-MODULE = "modeling_adaptive_vit"
 VIDEOS = "videos and volumes"
-AUTO_MAP = {
-    "AutoConfig": "configuration_adaptive_vit.AdaptiveViTConfig",
-    "AutoModel": f"{MODULE}.AdaptiveViTModel",
-    "AutoModelForImageClassification": f"{MODULE}.AdaptiveViTForImageClassification",
-    "AutoModelForMaskedImageModeling": f"{MODULE}.AdaptiveViTForMaskedImageModeling",
-    "AutoModelForPreTraining": f"{MODULE}.AdaptiveViTForPreTraining",
-    "AutoModelForSemanticSegmentation": f"{MODULE}.AdaptiveViTForSemanticSegmentation",
-    "AutoModelForVideoClassification": f"{MODULE}.AdaptiveViTForVideoClassification",
-    "AutoBackbone": f"{MODULE}.AdaptiveViTBackbone",
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_adaptive_vit.AdaptiveViTImageProcessor",
-        "pil": "image_processing_pil_adaptive_vit.AdaptiveViTImageProcessorPil",
-    },
-}
 
 
 class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     """Loading, saving and initialization."""
 
-    _code_file = MODULE
-    _auto_map = AUTO_MAP
     # Whether a class is for videos and volumes alone; None for images as well.
     _videos: ClassVar[bool | None] = False
     config: AdaptiveViTConfig
@@ -203,6 +274,15 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
+        check_measures(wanted, stored)
+        rotates = wanted.position_encoding in ("rotary", "rotary_mixed", "learned_rotary")
+        if not rotates or wanted.rotary_coordinates != "native" or wanted.rotary_reference_grid is not None:
+            return {}
+        # Positions are spread over the grid of pretraining, as EVA-02 does.
+        return {"rotary_reference_grid": list(native_grid(stored))}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -217,23 +297,8 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
                 with init.guard_torch_init_functions():
                     module.reset_missing()
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
-        """Enables checkpointing as in transformers, but refuses the reentrant variant where it would lose gradients."""
-        reentrant = getattr(kwargs.get("gradient_checkpointing_func"), "keywords", {}).get("use_reentrant")
-        for field, name in (
-            ("token_reducer", "gumbel"),
-            ("patch_selector", "perturbed"),
-            ("patch_selector", "cross_attention"),
-        ):
-            if enable and reentrant and getattr(self.config, field) == name:
-                raise ValueError(
-                    f"{field}={name!r} has gradients beside the hidden states, which reentrant checkpointing loses: "
-                    "pass {'use_reentrant': False}, which is the default."
-                )
-        super()._set_gradient_checkpointing(enable, **kwargs)
-
     def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
-        """Sets the attention of the encoder, as in transformers; the backbone of a hybrid keeps its own."""
+        """As in transformers, for the encoder; the backbone of a hybrid keeps what it has."""
         backbone = self.config.backbone_config
         if backbone is not None and isinstance(attn_implementation, str):
             attn_implementation = {
@@ -243,11 +308,12 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
 
-# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours. Registered here and not in the
-# package, because this file travels with checkpoints and the package does not.
-for _name in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
+# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours, and ours are saved with the former,
+# as stock ViT's are. Registered here and not in the package, because this code is saved with checkpoints and the package
+# is not.
+for _model in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
     register_checkpoint_conversion_mapping(
-        _name,
+        _model,
         [
             *get_checkpoint_conversion_mapping("ViTModel"),
             WeightRenaming(

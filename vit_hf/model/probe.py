@@ -1,6 +1,6 @@
 """A pass through the model's own first blocks, for selectors that ask what the model attends to."""
 
-from copy import copy
+import copy
 
 import torch
 from transformers.utils.output_capturing import capture_outputs
@@ -57,12 +57,12 @@ class ModelProbe:
     @torch.no_grad()
     def embed(self, patches: ImagePatches) -> torch.Tensor:
         """Embeddings `(B, N, D)` of `patches` with their positions."""
-        return self.model.embeddings.embed_patches(copy(patches)).features
+        return self.model.embeddings.embed_patches(copy.copy(patches)).features
 
     def _start(self, patches: ImagePatches, num_layers: int):
         """The blocks, their contexts and what enters the first."""
         model = self.model
         # A copy: what a hybrid's CNN leaves on it has no gradient and is not for the main pass.
-        sequence: TokenSequence = model.pre_normalize(model.embeddings(copy(patches)))
+        sequence: TokenSequence = model.pre_normalize(model.embeddings(copy.copy(patches)))
         contexts = layer_contexts(model.config, model.embeddings.position_encoding, sequence)
         return model.layers[:num_layers], contexts, [sequence.hidden_states]

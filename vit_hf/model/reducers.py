@@ -314,7 +314,7 @@ class GumbelReducer(TokenReducer):
 
 
 # Similarities of an image held at once, in numbers: 16 MiB of float32, those of about 4000 tokens.
-CHUNK_SIZE = 2**22
+MERGE_CHUNK_SIZE = 2**22
 
 
 def best_partners(metric: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -326,7 +326,7 @@ def best_partners(metric: torch.Tensor, mask: torch.Tensor | None) -> tuple[torc
     """
     metric = _normalize(metric)
     first, second = metric[:, ::2], metric[:, 1::2].transpose(1, 2)
-    chunk = max(1, CHUNK_SIZE // second.shape[2])
+    chunk = max(1, MERGE_CHUNK_SIZE // second.shape[2])
     similarity, partner = [], []
     for rows in first.split(chunk, dim=1):
         scores = (rows @ second).float()

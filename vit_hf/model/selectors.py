@@ -27,9 +27,9 @@ def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
     for _ in range(patches.num_axes - 1):
         places = places.unsqueeze(1)
     read = nn.functional.grid_sample(
-        values.unsqueeze(1), places.to(values.dtype), padding_mode="border", align_corners=False
+        values.unsqueeze(1).float(), places, padding_mode="border", align_corners=False
     )  # (B, 1, 1, N)
-    return read.flatten(1)
+    return read.flatten(1).to(values.dtype)
 
 
 def as_thumbnails(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
@@ -196,7 +196,7 @@ class ThumbnailScorer(nn.Module):
 
 # Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
 # and their indicators K x N, which are never made, 1.5 GiB.
-CHUNK_SIZE = 2**24
+NOISE_CHUNK_SIZE = 2**24
 
 
 def perturbed_top_k(
@@ -301,7 +301,7 @@ def noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
     """Gaussian noise `(B, chunk, N)` for all samples, the same for the same seed."""
     generator = torch.Generator(scores.device).manual_seed(seed)
     batch_size, num_patches = scores.shape
-    chunk = max(1, CHUNK_SIZE // (batch_size * num_patches))
+    chunk = max(1, NOISE_CHUNK_SIZE // (batch_size * num_patches))
     for start in range(0, num_samples, chunk):
         size = (batch_size, min(chunk, num_samples - start), num_patches)
         yield torch.randn(size, generator=generator, device=scores.device)

@@ -18,8 +18,16 @@ from .layers import (
     StochasticDepth,
 )
 from .patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, move_fields, scatter_into
-from .positions import AttentionBias, bias_network, continuous_bias
+from .positions import (
+    AttentionBias,
+    bias_network,
+    continuous_bias,
+    num_differences,
+    resample_differences,
+    source_grid,
+)
 from .selection import PatchSelector
+from .selection_checks import warn_of_all_kept
 
 
 # Added to the logits of cells that do not attend to each other, as in Swin's own code.
@@ -195,7 +203,7 @@ class WindowBias(AttentionBias):
 
     def __init__(self, config):
         super().__init__(config)
-        self.window = config.window
+        self.stage, self.window = config.stage, config.window
         differences = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(differences, config.num_attention_heads))
 
@@ -204,6 +212,13 @@ class WindowBias(AttentionBias):
 
     def reset_parameters(self, std: float) -> None:
         init.trunc_normal_(self.relative_position_bias_table, std=std)
+
+    def grid_in(self, config) -> tuple[int, int]:
+        return config.window_of(self.stage)
+
+    def resample_table(self, name: str, table: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+        grid = source_grid(table.shape[0], grid, num_differences, 2)
+        return resample_differences(table[None], grid, self.window, "bicubic")[0]  # as Microsoft's code does
 
 
 class WindowBiasContinuous(AttentionBias):
@@ -286,6 +301,12 @@ class WindowChooser:
         # A stage may lie on another device.
         scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
+            # Later stages have few windows, and may need all of them.
+            if stage == 0 and self.dense_fraction == 0 and not torch.compiler.is_compiling():
+                selection = (
+                    f"patch_selector={self.config.patch_selector!r} with num_selected_windows={budget}"
+                )
+                warn_of_all_kept(selection, (number,), "windows")
             return None
         for _ in range(stage):
             scores = pool_cells(scores, self.config.window_score)
@@ -331,6 +352,7 @@ class StageConfig:
 
     def __init__(self, config, stage: int):
         self.model_config = config
+        self.stage = stage
         self.hidden_size = config.embed_dim * 2**stage
         self.intermediate_size = int(config.mlp_ratio * self.hidden_size)
         self.num_attention_heads = config.num_heads[stage]

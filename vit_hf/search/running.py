@@ -83,6 +83,7 @@ class SearchRun:
         return "\n".join(
             [
                 f"Data:     {sizes} images; networks are chosen on validation",
+                *(f"          {note}" for note in self.data.describe_left_out()),
                 f"Space:    {choices}",
                 f"Supernet: {supernet}",
                 f"Search:   {evolution.generations} generations of {evolution.population} networks for each budget of "

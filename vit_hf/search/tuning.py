@@ -117,6 +117,7 @@ class TuningRun:
         metric, more_is_better: what a trial is judged by, on the validation split.
         given: what was asked for, by the flags of `scripts/finetune.py`.
         folder: of the study.
+        notes: what of the data is left out, a line each.
     """
 
     trainer: HubTrainer
@@ -126,6 +127,7 @@ class TuningRun:
     more_is_better: bool
     given: dict[str, Any]
     folder: Path
+    notes: list[str] = field(default_factory=list)
 
     def execute(self) -> "optuna.Study":
         """Tries settings; those that the study in the folder has already count, and the last one, if it was killed, does not.
@@ -161,8 +163,10 @@ class TuningRun:
         return study
 
     def describe(self) -> str:
-        """What is going to happen, in a line."""
-        return f"Study: {self.tuning.num_trials} trials, judged by {self.metric} on the validation split; in {self.folder}"
+        """What is going to happen, in a few lines."""
+        judged = f"judged by {self.metric} on the validation split"
+        study = f"Study: {self.tuning.num_trials} trials, {judged}; in {self.folder}"
+        return "\n".join([study, *(f"       {note}" for note in self.notes)])
 
     def _set_up(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Gives the trainer the settings of a trial; called when it has a new model."""
@@ -233,7 +237,7 @@ def prepare_tuning(
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
     if training.world_size > 1:
         raise ValueError("a study runs in one process: start it without torchrun")
-    for name in ("ema_decay", "freeze_backbone", "curriculum_images", "start_anew"):
+    for name in ("ema_decay", "freeze_backbone", "start_anew"):
         if getattr(method, name):
             raise ValueError(
                 f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it to finetune.py "
@@ -262,4 +266,6 @@ def prepare_tuning(
     trainer = make_trainer(model, processor, data, augmentation, method, training)
     trainer.model_init = lambda: make_model(model_arguments, data)
     metric, more_is_better = BEST_MODEL_METRIC[data.problem_type]
-    return TuningRun(trainer, tuning, method, metric, more_is_better, repeated, folder)
+    return TuningRun(
+        trainer, tuning, method, metric, more_is_better, repeated, folder, data.describe_left_out()
+    )

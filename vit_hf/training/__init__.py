@@ -24,7 +24,6 @@ _MODULES = {
         "make_augmentation",
     ),
     "collation": ("ImageCollator",),
-    "curriculum": ("CurriculumRecorder",),
     "command_line": ("format_metrics", "make_parser", "parse_arguments"),
     "detection": ("DetectionArguments", "DetectionTrainer", "prepare_detection"),
     "detection_metrics": ("AveragePrecision", "BoxCollator"),

@@ -185,8 +185,9 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "folder of images (a subfolder for each class; optionally under train, validation, test), parquet, "
-            f"CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
+            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally "
+            "under train, validation, "
+            f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
         }
     )
     dataset_options: dict | str | None = field(
@@ -275,12 +276,6 @@ class MethodArguments:
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "average the weights, a step leaving this much of the average, such as 0.999"},
-    )
-    curriculum_images: int = field(
-        default=0,
-        metadata={
-            "help": "validation images of which curriculum.gif shows what is kept in the course of training"
-        },
     )
     start_anew: bool = field(
         default=False,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -149,9 +150,16 @@ class TrainingExamples(Dataset):
         entropy = (self.seed, int(self._epoch), index)
         if self.augment is not None:
             with seeded(*entropy):
-                image = self.augment(to_pixels(image, self.convert_rgb))
+                image = self.augment(self._pixels(image, index))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         return {"image": image, "labels": self.images.labels[index], "augmentation_seed": seed}
+
+    def _pixels(self, image: PIL.Image.Image, index: int) -> torch.Tensor:
+        try:
+            return to_pixels(image, self.convert_rgb)
+        except ValueError as error:
+            file = getattr(image, "filename", "") or f"number {index}"
+            raise ValueError(f"Cannot use the image {file}: {error}") from error
 
 
 class EvaluationExamples(Dataset):

@@ -43,8 +43,13 @@ def find_object_column(rows: datasets.Dataset, wanted: str | None) -> str:
     return found[0]
 
 
-def read_objects(rows: datasets.Dataset, column: str) -> FoundBoxes:
+def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None = None) -> FoundBoxes:
     """Read `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
+
+    Args:
+        rows: of one split.
+        column: which of them holds the boxes.
+        places: what to call each row in errors; by default "image" and its number.
 
     Raises:
         ValueError: if the column is neither, an image has not as many categories as boxes, or a category is missing or
@@ -67,19 +72,20 @@ def read_objects(rows: datasets.Dataset, column: str) -> FoundBoxes:
     classes = leaf.names if isinstance(leaf, datasets.ClassLabel) else None
     boxes, names = [], []
     for index, objects in enumerate(rows.select_columns(column)[:][column]):
+        place = places[index] if places else f"image {index}"
         found, categories = _lists(objects, *keys)
         if len(found) != len(categories):
             raise ValueError(
-                f"image {index} has {len(found)} boxes and {len(categories)} categories in the column {column}"
+                f"{place} has {len(found)} boxes and {len(categories)} categories in the column {column}"
             )
         try:
             array = np.array(found, np.float64).reshape(-1, 4)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"image {index}: a box is [left, top, width, height] in pixels, and the column {column} has {found}"
+                f"{place}: a box is [left, top, width, height] in pixels, and the column {column} has {found}"
             ) from error
         boxes.append(from_coco(array))
-        names.append([_name(category, classes, index, column) for category in categories])
+        names.append([_name(category, classes, place, column) for category in categories])
     return FoundBoxes(boxes, names, classes)
 
 
@@ -91,8 +97,8 @@ def _lists(objects: Any, box_key: str, class_key: str) -> tuple[list, list]:
     return objects.get(box_key) or [], objects.get(class_key) or []
 
 
-def _name(category: int | str | None, classes: list[str] | None, index: int, column: str) -> str:
+def _name(category: int | str | None, classes: list[str] | None, place: str, column: str) -> str:
     if category is None or (classes is not None and not 0 <= category < len(classes)):
         legal = "" if classes is None else f"; there are {len(classes)}, from 0"
-        raise ValueError(f"image {index} has the category {category} in the column {column}{legal}")
+        raise ValueError(f"{place} has the category {category} in the column {column}{legal}")
     return str(category) if classes is None else classes[category]

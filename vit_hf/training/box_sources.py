@@ -1,6 +1,5 @@
 """Finding images with boxes: folders of Pascal VOC files, columns of data sets, the embedded digits."""
 
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,14 @@ from ..data.voc import read_voc
 from .arguments import DataArguments
 from .box_columns import find_object_column, read_objects
 from .boxed_images import BoxedImages
-from .images import IMAGE_SUFFIXES, check_header
+from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
+from .images import upright_size
 from .loading import check_validation_share, hold_out
-from .sources import MEGAPIXEL_DIGITS, SPLIT_NAMES, find_image_column, load_splits
+from .sources import MEGAPIXEL_DIGITS, find_image_column, load_splits
 
 
 # How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count from 1.
 TOLERANCE = 1.0
-# Of EXIF, and its values that swap width and height.
-ORIENTATION, SWAPPED = 0x0112, (5, 6, 7, 8)
 ONE_CLASS = "object"
 
 
@@ -144,40 +142,44 @@ def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.
 def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit], list[str] | None]:
     """Splits, and the classes where the data know them."""
     folder = Path(data.dataset).expanduser()
-    if folder.is_dir() and any(folder.rglob("*.xml")):
-        return _find_voc(folder, notes), None
-    loaded = load_splits(data.dataset, data.dataset_options)
-    first = next(iter(loaded.values()))
+    if folder.is_dir():
+        scan = scan_folder(folder)
+        if scan.annotations and not scan.metadata:
+            return _find_voc(scan, notes), None
+    # Folders below mean nothing for boxes.
+    loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
+    notes += loaded.notes
+    first = next(iter(loaded.splits.values()))
     image_column = find_image_column(first, data.image_column)
     splits, classes = {}, None
-    for name, rows in loaded.items():
+    for name, rows in loaded.splits.items():
         if data.dataset == MEGAPIXEL_DIGITS:
             classes = rows.features["digits"].feature.names
             boxes = [np.array(found, np.float64) for found in rows.select_columns("boxes")[:]["boxes"]]
             digits = rows.select_columns("digits")[:]["digits"]
             labels = [[classes[digit] for digit in found] for found in digits]
         else:
-            boxes, labels, classes = read_objects(rows, find_object_column(rows, data.label_column))
+            column = find_object_column(rows, data.label_column)
+            boxes, labels, classes = read_objects(rows, column, loaded.places.get(name))
         splits[name] = _open_rows(rows, image_column, name, boxes, labels)
     return splits, classes
 
 
-def _find_voc(folder: Path, notes: list[str]) -> dict[str, FoundSplit]:
-    aliases = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
-    names = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
-    parts = {"train": [folder]}
-    if names and all(name in aliases for name in names):
-        parts = {}
-        for name in names:
-            parts.setdefault(aliases[name], []).append(folder / name)
-    splits, num_images = {}, 0
-    for split, folders in parts.items():
-        annotations = [read_voc(path) for part in folders for path in sorted(part.rglob("*.xml"))]
-        num_images += sum(
-            path.suffix.lower() in IMAGE_SUFFIXES for part in folders for path in part.rglob("*")
-        )
-        if not annotations:
-            raise ValueError(f"the {split} split of {folder} has no Pascal VOC file (*.xml)")
+def _find_voc(folder: ImageFolder, notes: list[str]) -> dict[str, FoundSplit]:
+    splits, used = {}, set()
+    annotated: dict[Path, Path] = {}
+    for split, files in folder.splits(folder.annotations, None).items():
+        annotations = []
+        for file in files:
+            found = read_voc(file.path)
+            check_name(found.image)
+            if found.image in annotated:
+                raise ValueError(
+                    f"{show(file.path)} annotates {found.image.name}, as {show(annotated[found.image])} "
+                    "does: keep one"
+                )
+            annotated[found.image] = file.path
+            annotations.append(found)
         rows = datasets.Dataset.from_dict({"image": [str(found.image) for found in annotations]})
         splits[split] = _open_rows(
             rows.cast_column("image", datasets.Image()),
@@ -186,9 +188,16 @@ def _find_voc(folder: Path, notes: list[str]) -> dict[str, FoundSplit]:
             [found.boxes for found in annotations],
             [found.names for found in annotations],
         )
-    num_left = num_images - len({place for split in splits.values() for place in split.places})
-    if num_left:
-        notes.append(f"{num_left} images without a Pascal VOC file were left out")
+        used |= {found.image for found in annotations}
+    if without := [split for split in folder.splits(folder.images, None) if split not in splits]:
+        raise ValueError(f"the {without[0]} split of {show(folder.path)} has no Pascal VOC file (*.xml)")
+    for image in folder.images:
+        if image not in used:
+            folder.left_out.add(NO_ANNOTATION, image)
+    for file in folder.tables:
+        folder.left_out.add(UNKNOWN, file)
+    folder.note_empty([*folder.images, *annotated.values()])
+    notes += folder.left_out.notes()
     return splits
 
 
@@ -215,24 +224,10 @@ def _open_rows(
 
 
 def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
-    if isinstance(source, PIL.Image.Image):
-        return _upright(source)
-    if source["bytes"] is None:
-        check_header(source["path"])
-        with PIL.Image.open(source["path"]) as image:
-            return _upright(image)
-    if source["bytes"].startswith(RECIPE_PREFIX):
+    if isinstance(source, dict) and (source["bytes"] or b"").startswith(RECIPE_PREFIX):
         recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
         return recipe.width, recipe.height
-    try:
-        return _upright(PIL.Image.open(io.BytesIO(source["bytes"])))
-    except Exception as error:
-        raise ValueError(f"Cannot read the embedded {place}: {error}") from error
-
-
-def _upright(image: PIL.Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if image.getexif().get(ORIENTATION) in SWAPPED else (width, height)
+    return upright_size(source, place)
 
 
 def _in_order(name: str) -> tuple:

@@ -7,10 +7,10 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
 
+from ..model.image_loading import as_picture
 from .augmentation import seeded
 from .box_arithmetic import Window, count_tiles, crop_boxes, flip_boxes, tile
 from .images import decode_image
@@ -43,9 +43,14 @@ class BoxedImages:
         Raises:
             ValueError: naming the file, if it is damaged.
         """
-        image = PIL.ImageOps.exif_transpose(decode_image(self.rows[index][self.image_column]))
-        # Its first colour need not be black, which is what pieces are filled with.
-        return image.convert("RGB") if image.mode == "P" else image
+        image = decode_image(self.rows[index][self.image_column])
+        # A palette's first color need not be black, which is what pieces are filled with.
+        try:
+            return as_picture(image)
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot use the image {getattr(image, 'filename', '') or index}: {error}"
+            ) from error
 
     def select(self, indices: np.ndarray) -> "BoxedImages":
         """The images with these indices."""

@@ -1,13 +1,15 @@
 """Metrics of a saved model on a data set."""
 
 import json
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
 from .arguments import SELECTION_FIELDS, DataArguments, SelectionArguments, given_fields
 from .augmentation import EvaluationExamples
@@ -55,12 +57,19 @@ class EvaluationArguments(SelectionArguments):
 
 
 def evaluate_model(
-    arguments: EvaluationArguments, data_arguments: DataArguments
+    arguments: EvaluationArguments,
+    data_arguments: DataArguments,
+    say: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
 ) -> tuple[dict[str, float], Path]:
     """Compute the metrics of a model on a split, and write them to a file.
 
     Labels are matched with the model's by name. With `split="validation"`, data without such a split have it held
     out as for fine-tuning; otherwise nothing is held out.
+
+    Args:
+        arguments: what to evaluate, and how.
+        data_arguments: on which images.
+        say: is told what of the data is left out, a line at a time.
 
     Returns:
         The metrics, each with the split's name before it, and the file.
@@ -87,6 +96,9 @@ def evaluate_model(
             if arguments.split != "validation":
                 changes["validation_share"] = 0.0
             data = data_arguments.load(**changes)
+        if training.process_index == 0:
+            for note in data.describe_left_out():
+                say(note)
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(
@@ -108,11 +120,17 @@ def evaluate_model(
         metrics.pop(technical, None)
     changes = arguments.changes()
     output = Path(arguments.output or default_output(arguments.model_name_or_path, split, changes))
-    metrics |= given_fields(model.config, [name for name in SELECTION_FIELDS if hasattr(model.config, name)])
+    metrics |= selection_settings(model.config)
     if training.process_index == 0:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     return metrics, output
+
+
+def selection_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a model selects and reduces by; nothing of a reducer where it has none."""
+    names = SELECTION_FIELDS if getattr(config, "token_reducer", None) else SELECTION_FIELDS[:2]
+    return given_fields(config, [name for name in names if hasattr(config, name)])
 
 
 def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:

@@ -13,8 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic_space import is_elastic
-from ..model.registry import classes_of
-from ..model.shipping import NoFile, files_to_save
+from ..remote_code import NoSourceFileError, files_to_save
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
     AugmentationArguments,
@@ -24,7 +23,6 @@ from .augmentation import (
     make_augmentation,
 )
 from .collation import ImageCollator
-from .curriculum import CurriculumRecorder
 from .ema import UNAVERAGED_WEIGHTS_NAME, EmaCallback
 from .execution import check_batch, describe_beginning, execute_run, open_output_dir
 from .freezing import FreezeBackbone, part_of
@@ -79,7 +77,7 @@ class FinetuningRun:
         return "\n".join(
             [
                 f"Data:   {sizes} images; {outputs}",
-                *(f"        left out: {reason}" for reason in self.data.skipped),
+                *(f"        {note}" for note in self.data.describe_left_out()),
                 f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}",
                 describe_beginning(self.checkpoint),
             ]
@@ -136,8 +134,8 @@ def prepare_run(
 
     set_seed(training.seed)
     model = make_model(model_arguments, data)
-    with contextlib.suppress(NoFile):  # of which there was a warning
-        files_to_save(classes_of(model.base_model))
+    with contextlib.suppress(NoSourceFileError):  # of which there was a warning
+        files_to_save(model)
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     averaged = method.ema_decay is not None
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model, averaged)
@@ -193,10 +191,6 @@ def make_trainer(
                 initial=method.keep_rate_initial,
             )
         )
-    if method.curriculum_images:
-        split = data.splits.get("validation", data.splits["train"])
-        images = [split.read(index) for index in range(min(method.curriculum_images, len(split)))]
-        callbacks.append(CurriculumRecorder(images, processor, Path(training.output_dir, "curriculum.gif")))
     freeze = FreezeBackbone(method.freeze_backbone, method.freeze_head)
     if freeze.share > 0:
         freeze.parameters_of(model)

@@ -71,6 +71,24 @@ class HubTrainer(Trainer):
         with keeping(folder, repo_id, self.args.hub_private_repo, self.args.hub_revision, *checkpoints):
             return super().push_to_hub(*args, **kwargs)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in transformers, but that of equally good models the one with the lower loss is the best, or the later."""
+        best = self.state.best_metric
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        name = self.args.metric_for_best_model
+        if name is None or metrics[name if name.startswith("eval_") else f"eval_{name}"] != best:
+            return False
+        steps = {
+            entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry
+        }
+        loss = steps.get(self.state.best_global_step)
+        if loss is not None and metrics.get("eval_loss", loss) > loss:
+            return False
+        if self.state.best_global_step is not None:  # which is so where checkpoints are saved
+            self.state.best_global_step = self.state.global_step
+        return True
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers copies the weights and leaves the code behind, without which they do not load.
         for file in Path(checkpoint_folder).glob("*.py"):

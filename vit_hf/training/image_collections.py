@@ -1,20 +1,20 @@
 """Collections of images larger than memory, in parts: image files, and rows of Parquet files."""
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import PIL.Image
 import pyarrow
 from pyarrow import parquet
 
+from .image_folders import REGIONS_ONLY, UNKNOWN, LeftOut, is_image, is_whole_image, left_out_kind, list_files
 from .image_stores import Stores
-from .images import IMAGE_SUFFIXES, ImageSource, decode_image
+from .images import ImageSource, decode_image, expand_pattern
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,11 @@ class Part:
 
 
 def find_collection(
-    inputs: list[str], stores: Stores, image_column: str | None = None, without: str | None = None
+    inputs: list[str],
+    stores: Stores,
+    image_column: str | None = None,
+    without: str | None = None,
+    left_out: LeftOut | None = None,
 ) -> tuple[list[str], list[ImageTable]]:
     """Image files and Parquet files: those named, and those in folders, of this machine or of a store.
 
@@ -102,6 +106,7 @@ def find_collection(
         stores: learns where the files are.
         image_column: of the Parquet files; by default the only one that can hold images.
         without: folder to leave out.
+        left_out: is told what folders have beside images and Parquet files.
 
     Returns:
         Each file once. An image file that was named is returned whatever its ending.
@@ -111,13 +116,16 @@ def find_collection(
         ValueError: for a damaged Parquet file, and one in which it is not clear where the images are.
     """
     files, tables = {}, {}
+    left_out = LeftOut() if left_out is None else left_out
     for location in (location for pattern in inputs for location in _expand(pattern)):
-        found = stores.list(location)
-        if without is not None:
-            found = [name for name in found if not name.startswith(f"{without}/")]
+        found = _list(location, stores, without, left_out)
         is_named = found == [stores.add(location)]
-        images = [name for name in found if is_named or PurePath(name).suffix.lower() in IMAGE_SUFFIXES]
+        images = [name for name in found if is_named or is_whole_image(name)]
         parquets = [name for name in found if _is_table(name)]
+        if not is_named:
+            for name in found:
+                if not is_whole_image(name) and not _is_table(name):
+                    left_out.add(REGIONS_ONLY if is_image(name) else UNKNOWN, name)
         if not images and not parquets:
             raise FileNotFoundError(
                 f"no image and no Parquet file in the folder {stores.add(location)}, nor in the folders below"
@@ -182,12 +190,29 @@ def _hash(text: str) -> str:
 
 def _expand(pattern: str) -> list[str]:
     """Files that match a local pattern; what is no pattern, as it is."""
-    if "://" in pattern or os.path.exists(pattern) or not glob.has_magic(pattern):
-        return [pattern]
-    found = glob.glob(os.path.expanduser(pattern), recursive=True)
-    if not found:
-        raise FileNotFoundError(f"no file matches {pattern}")
-    return sorted(filter(os.path.isfile, found))
+    return [pattern] if "://" in pattern else expand_pattern(pattern)
+
+
+def _list(location: str, stores: Stores, without: str | None, left_out: LeftOut) -> list[str]:
+    """Names of the files at a location, but for hidden ones, those of tools, and what is in `without`."""
+    name = stores.add(location)
+    if "://" not in name and os.path.isdir(name):
+        return [str(path) for path in list_files(Path(name), left_out) if not _is_in(str(path), without)]
+    found = []
+    for file in stores.list(location):
+        parts = PurePath(file.removeprefix(name)).parts
+        # Depth 0 is the root, or the file that was named.
+        kinds = [left_out_kind(part, part is not parts[-1]) for part in parts if file != name and part != "/"]
+        kind = next(filter(None, kinds), None)
+        if kind is not None:
+            left_out.add(kind, file)
+        elif not _is_in(file, without):
+            found.append(file)
+    return found
+
+
+def _is_in(name: str, folder: str | None) -> bool:
+    return folder is not None and name.startswith(f"{folder}/")
 
 
 def _is_table(name: str) -> bool:

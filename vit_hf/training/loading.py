@@ -1,6 +1,6 @@
 """Labelled images from wherever they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from .image_folders import SPLIT_NAMES
 from .images import check_header, decode_image
-from .labels import encode_labels
-from .sources import SPLIT_NAMES, find_image_column, find_label_column, load_splits
+from .labels import EncodedLabels, encode_labels
+from .sources import find_image_column, find_label_column, load_splits
 
 
 @dataclass
@@ -53,6 +54,7 @@ class ImageDataset:
         num_labels: outputs that a model needs.
         id2label, label2id: names of the classes; empty for a regression.
         skipped: why, for each damaged image that was left out.
+        notes: what else was left out, a line each.
     """
 
     splits: dict[str, LabelledImages]
@@ -61,6 +63,11 @@ class ImageDataset:
     id2label: dict[int, str]
     label2id: dict[str, int]
     skipped: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def describe_left_out(self) -> list[str]:
+        """Lines for people about everything that is not used."""
+        return [*self.notes, *(f"left out: {reason}" for reason in self.skipped)]
 
 
 def load_image_dataset(
@@ -97,15 +104,19 @@ def load_image_dataset(
             single class or unknown to the model, or a damaged image, which is named.
     """
     check_validation_share(validation_share)
-    splits = load_splits(name_or_path, options or {})
+    loaded = load_splits(name_or_path, options or {}, has_classes=True)
+    splits = loaded.splits
     first = next(iter(splits.values()))
     image_column = find_image_column(first, image_column)
     label_column = find_label_column(first, label_column, image_column)
     columns = {name: rows.select_columns(label_column)[:][label_column] for name, rows in splits.items()}
     # The test split of a competition comes without labels: None, or -1.
     if "test" in columns and len(columns) > 1 and set(map(str, columns["test"])) <= {"None", "-1"}:
+        loaded.notes.append(
+            f"left out: the test split, none of whose {len(splits['test'])} images has a label"
+        )
         del splits["test"], columns["test"]
-    encoded = encode_labels(first.features[label_column], columns, label2id)
+    encoded = encode_labels(first.features[label_column], columns, label2id, loaded.places)
 
     skipped: list[str] = []
     return ImageDataset(
@@ -117,6 +128,34 @@ def load_image_dataset(
         id2label=dict(enumerate(encoded.names)),
         label2id={name: number for number, name in enumerate(encoded.names)},
         skipped=skipped,
+        notes=loaded.notes + _notes_of_classes(encoded),
+    )
+
+
+def _notes_of_classes(encoded: EncodedLabels) -> list[str]:
+    """Classes that only held-out splits have, and classes whose names differ in case or spaces alone."""
+    notes = []
+    if encoded.problem_type == "single_label_classification" and "train" in encoded.splits:
+        present = {
+            split: {encoded.names[number] for number in np.unique(labels)}
+            for split, labels in encoded.splits.items()
+        }
+        unseen = sorted(set().union(*present.values()) - present["train"])
+        if unseen:
+            notes.append(f"no image of train is of {_listed(unseen)}, which other splits have")
+    alike: dict[str, list[str]] = {}
+    for name in encoded.names:
+        alike.setdefault(" ".join(name.lower().split()), []).append(name)
+    notes += [f"classes of nearly one name: {_listed(names)}" for names in alike.values() if len(names) > 1]
+    return notes
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return (
+        f"{len(names)} classes ({shown}{', ...' if len(names) > 5 else ''})"
+        if len(names) > 1
+        else f"the class {shown}"
     )
 
 
@@ -132,17 +171,19 @@ def load_unlabelled(
     """The images of `load_image_dataset`, whatever labels they have or have not: all labels are 0.
 
     Returns:
-        Splits, and why, for each damaged image that was left out.
+        Splits, and what was left out, a line each.
 
     Raises:
         FileNotFoundError, ValueError: as `load_image_dataset`, but for labels.
     """
     check_validation_share(validation_share)
-    splits = load_splits(name_or_path, options or {})
+    loaded = load_splits(name_or_path, options or {})
+    splits = loaded.splits
     image_column = find_image_column(next(iter(splits.values())), image_column)
     labels = {name: np.zeros(len(rows), np.int64) for name, rows in splits.items()}
     skipped: list[str] = []
-    return _open_splits(splits, image_column, labels, validation_share, seed, skip_corrupt, skipped), skipped
+    opened = _open_splits(splits, image_column, labels, validation_share, seed, skip_corrupt, skipped)
+    return opened, [*loaded.notes, *(f"left out: {reason}" for reason in skipped)]
 
 
 def check_validation_share(share: float) -> None:

@@ -1,24 +1,45 @@
 """Images with a class for each pixel, from wherever they are."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..model.image_loading import upright
 from .arguments import DataArguments
 from .augmentation import seeded
-from .images import decode_image, prepare_images
+from .image_folders import SPLIT_NAMES
+from .images import decode_image, prepare_images, upright_size
 from .loading import check_validation_share, hold_out
-from .sources import MEGAPIXEL_DIGITS, SPLIT_NAMES, load_splits
+from .sources import MEGAPIXEL_DIGITS, load_splits
 
 
 MASK_COLUMNS = ("mask", "masks", "annotation", "annotations", "segmentation", "label", "labels")
 IGNORED = 255
+
+
+@dataclass
+class MaskValues:
+    """Which classes the values of masks mean.
+
+    Attributes:
+        binary: whether all classes but 0 count as class 1.
+        ignored: the value of pixels that do not count; None if all count.
+    """
+
+    binary: bool = False
+    ignored: int | None = IGNORED
+
+    def __call__(self, mask: np.ndarray) -> np.ndarray:
+        """Classes `(H, W)` uint8, with `IGNORED` where pixels do not count."""
+        classes = (mask > 0).astype(np.uint8) if self.binary else mask
+        return classes if self.ignored is None else np.where(mask == self.ignored, np.uint8(IGNORED), classes)
 
 
 class MaskedImages(Dataset):
@@ -27,7 +48,8 @@ class MaskedImages(Dataset):
     Args:
         rows: where they are.
         image_column, mask_column: columns of `rows`.
-        binary: whether all classes but 0 count as class 1.
+        values: what values of masks mean.
+        places: what to call each row in errors; by default the mask's file.
         horizontal_flip: probability of mirroring both, a function of seed, epoch and index alone.
         seed: of that.
     """
@@ -37,14 +59,16 @@ class MaskedImages(Dataset):
         rows: datasets.Dataset,
         image_column: str,
         mask_column: str,
-        binary: bool = False,
+        values: MaskValues | None = None,
+        places: list[str] | None = None,
         horizontal_flip: float = 0.0,
         seed: int = 0,
     ):
         self.rows = rows
         self.image_column = image_column
         self.mask_column = mask_column
-        self.binary = binary
+        self.values = values or MaskValues()
+        self.places = places
         self.horizontal_flip = horizontal_flip
         self.seed = seed
         # In shared memory, because workers that outlive an epoch hold a copy of everything else.
@@ -60,85 +84,220 @@ class MaskedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         # Upright, as image processors make it, before both are mirrored.
-        image = PIL.ImageOps.exif_transpose(decode_image(row[self.image_column]))
+        image = upright(decode_image(row[self.image_column]))
         mask = self._read_mask(row, index)
-        if mask.shape != (image.height, image.width):
-            raise ValueError(
-                f"Mask {index} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image {image.height}x{image.width}."
-            )
+        self._check_size(mask, (image.width, image.height), row, index)
         with seeded(self.seed, int(self._epoch), index):
             if self.horizontal_flip and torch.rand(()) < self.horizontal_flip:
                 image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
                 mask = np.ascontiguousarray(mask[:, ::-1])
         return {"image": image, "mask": mask}
 
-    def read_mask(self, index: int) -> np.ndarray:
-        """`(H, W)` uint8, without the image.
+    def check_mask(self, index: int) -> np.ndarray:
+        """How many pixels of a mask have each value, `(256,)`, before these are given a meaning.
 
         Raises:
-            ValueError: if it is damaged, or has several channels.
+            ValueError: naming it, if there is none, or it is damaged, has several channels, or another size
+                than its image.
         """
-        return self._read_mask(self.rows.select_columns(self.mask_column)[index], index)
+        row = self.rows[index]
+        mask = self._read_values(row, index)
+        image = row[self.image_column]
+        if isinstance(image, dict):
+            self._check_size(mask, upright_size(image, self.place(index, row)), row, index)
+        return np.bincount(mask.ravel(), minlength=256)
+
+    def place(self, index: int, row: dict[str, Any]) -> str:
+        """Names a row for people."""
+        if self.places is not None:
+            return self.places[index]
+        source = row[self.mask_column]
+        return (source.get("path") if isinstance(source, dict) else None) or f"mask {index}"
+
+    def _check_size(self, mask: np.ndarray, size: tuple[int, int], row: dict[str, Any], index: int) -> None:
+        if mask.shape[::-1] != size:
+            raise ValueError(
+                f"{self.place(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
+                "image "
+                f"{size[0]}x{size[1]}; both must be of one size"
+            )
 
     def _read_mask(self, row: dict[str, Any], index: int) -> np.ndarray:
-        mask = np.asarray(PIL.ImageOps.exif_transpose(decode_image(row[self.mask_column])))
-        if mask.ndim != 2 or mask.min() < 0 or mask.max() > IGNORED:
+        return self.values(self._read_values(row, index))
+
+    def _read_values(self, row: dict[str, Any], index: int) -> np.ndarray:
+        if row[self.mask_column] is None:
+            raise ValueError(f"{self.place(index, row)} has no mask: give one, or take the row out")
+        mask = np.asarray(upright(decode_image(row[self.mask_column])))
+        if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
-                f"Mask {index} must have one channel of classes from 0 to {IGNORED} (which is ignored), not the shape "
-                f"{mask.shape} with values from {mask.min()} to {mask.max()}."
+                f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
+                "not the shape "
+                f"{mask.shape} with values from {mask.min()} to {mask.max()}"
             )
-        mask = mask.astype(np.uint8)
-        if self.binary:
-            mask = np.where(mask == IGNORED, mask, (mask > 0).astype(np.uint8))
-        return mask
+        return mask.astype(np.uint8)
 
 
-def load_masked_images(data: DataArguments, binary: bool) -> tuple[dict[str, MaskedImages], list[str]]:
-    """Splits of images with masks, and names of their classes.
+@dataclass
+class MaskData:
+    """Splits of images with masks.
+
+    Attributes:
+        splits: by name, some of "train", "validation" and "test".
+        names: of the classes.
+        notes: what was left out or ignored, a line each, for people.
+    """
+
+    splits: dict[str, MaskedImages]
+    names: list[str]
+    notes: list[str]
+
+
+def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | str = "auto") -> MaskData:
+    """Splits of images with masks, all of which are read once, and names of their classes.
 
     The columns are those of `data`, `label_column` for the masks, or found: masks by the names of `MASK_COLUMNS`. An
     image folder has masks where its metadata file has a column `mask_file_name` beside `file_name`. Where the names of
-    classes are not known they are numbers, up to the highest in the masks of `train`, all of which are read for that.
+    classes are not known they are numbers, up to the highest in any mask.
+
+    Args:
+        data: which.
+        binary: whether all classes but 0 count as class 1.
+        ignore_label: the value of pixels that do not count: a number, "none", or "auto", which is 255 unless
+            masks are black and white.
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        ValueError: for columns that are missing or ambiguous, or masks of one class.
+        ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those
+            whose 255 may mean a class as well as pixels that do not count.
     """
     check_validation_share(data.validation_share)
-    loaded = load_splits(data.dataset, data.dataset_options)
-    names = None
+    # Folders below mean nothing for masks.
+    loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
+    found, names = loaded.splits, None
     if data.dataset == MEGAPIXEL_DIGITS:
         from ..data.digit_masks import MASK_NAMES, add_masks
 
-        loaded, names = add_masks(datasets.DatasetDict(loaded)), MASK_NAMES
-    columns = find_columns(next(iter(loaded.values())), data.image_column, data.label_column)
-    splits = {}
-    for split, rows in loaded.items():
+        found, names = add_masks(datasets.DatasetDict(found)), MASK_NAMES
+    columns = find_columns(next(iter(found.values())), data.image_column, data.label_column)
+    splits, counts = {}, {}
+    for split, rows in found.items():
         for column in columns:
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"the {split} split has no column {column}; it has {', '.join(rows.column_names)}"
+                )
             # Not its subclasses, which draw their images.
             if type(rows.features[column]) is datasets.Image:
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        splits[split] = rows
-    if "train" in splits and "validation" not in splits and data.validation_share:
-        kept, held_out = hold_out(
-            np.zeros(len(splits["train"]), np.int64), data.validation_share, data.validation_seed
-        )
-        splits |= {"validation": splits["train"].select(held_out), "train": splits["train"].select(kept)}
-    masked = {
-        name: MaskedImages(splits[name], *columns, binary=binary) for name in SPLIT_NAMES if name in splits
-    }
+        splits[split] = MaskedImages(rows, *columns, places=loaded.places.get(split))
+        if names is None:
+            indices = tqdm(range(len(rows)), f"Checking masks ({split})", leave=False, delay=1)
+            counts[split] = sum(splits[split].check_mask(index) for index in indices)
+    notes = list(loaded.notes)
+    if names is not None:
+        values = MaskValues(binary, IGNORED)
+    else:
+        values = MaskValues(binary, find_ignored(sum(counts.values()), binary, ignore_label))
+        names = _find_classes(counts, values, notes)
     if binary:
-        return masked, ["background", "foreground"]
-    if names is None:
-        examples = masked.get("train") or next(iter(masked.values()))
-        highest = 0
-        for index in range(len(examples)):
-            mask = examples.read_mask(index)
-            highest = max(highest, int(mask[mask != IGNORED].max(initial=0)))
-        if not highest:
-            raise ValueError("all masks are of class 0: there is nothing to tell apart")
-        names = [str(number) for number in range(highest + 1)]
-    return masked, names
+        names = ["background", "foreground"]
+    for images in splits.values():
+        images.values = values
+    if "train" in splits and "validation" not in splits and data.validation_share:
+        images = splits["train"]
+        parts = hold_out(np.zeros(len(images), np.int64), data.validation_share, data.validation_seed)
+        splits["train"], splits["validation"] = (
+            MaskedImages(
+                images.rows.select(part),
+                *columns,
+                values,
+                None if images.places is None else [images.places[index] for index in part],
+            )
+            for part in parts
+        )
+    return MaskData({name: splits[name] for name in SPLIT_NAMES if name in splits}, names, notes)
+
+
+def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> int | None:
+    """Which value of masks means pixels that do not count.
+
+    Args:
+        counts: `(256,)`, how many pixels have each value.
+        binary: whether all classes but 0 count as class 1.
+        ignore_label: see `load_masked_images`.
+
+    Raises:
+        ValueError: if 255 may as well be a class, and nobody said which.
+    """
+    if ignore_label == "none":
+        ignored = None
+    elif ignore_label != "auto":
+        ignored = int(ignore_label)
+    else:
+        others = np.flatnonzero(counts[1:IGNORED]) + 1
+        shown = ", ".join(map(str, np.flatnonzero(counts)[:8])) + (
+            ", ..." if np.count_nonzero(counts) > 8 else ""
+        )
+        if not counts[IGNORED]:
+            return IGNORED
+        if not len(others):
+            if binary:
+                return None
+            raise ValueError(
+                f"all pixels of the masks are {shown}, and 255 would be ignored, so that nothing could be "
+                "told "
+                "apart. Set binary to take 255 for the foreground"
+            )
+        # Classes are numbered one by one; drawings and their soft edges have shades.
+        if others[-1] > 191 or len(others) * 8 < others[-1]:
+            foreground = (
+                "'none' with binary takes it for foreground"
+                if not binary
+                else "'none' takes it for foreground"
+            )
+            raise ValueError(
+                f"the masks have the values {shown} and 255, which look like shades more than like classes "
+                "from 0 on, so "
+                f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or "
+                "save "
+                "masks with classes 0, 1, 2 and so on"
+            )
+        return IGNORED
+    if not binary and ignored != IGNORED and counts[IGNORED]:
+        raise ValueError(
+            f"ignore_label is {ignore_label}, so that 255 is a class, and classes go from 0 to 254: set "
+            "binary to take all "
+            "but 0 for one class, or save the masks with other numbers"
+        )
+    return ignored
+
+
+def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list[str]) -> list[str]:
+    """Names of the classes up to the highest in any split; notes what is ignored, and what `train` lacks."""
+    total = sum(counts.values())
+    if values.ignored is not None and total[values.ignored]:
+        share = total[values.ignored] / total.sum()
+        notes.append(
+            f"left out: {share:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
+        )
+    present = {
+        split: set(np.flatnonzero(found).tolist()) - {values.ignored} for split, found in counts.items()
+    }
+    if values.binary:
+        present = {split: {int(value > 0) for value in found} for split, found in present.items()}
+    classes = set().union(*present.values())
+    if len(classes) < 2:
+        raise ValueError(
+            f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of "
+            "the masks are of "
+            f"class {', '.join(map(str, classes)) or 'none'}: there is nothing to tell apart"
+        )
+    if "train" in present and (unseen := sorted(classes - present["train"])):
+        notes.append(
+            f"no mask of train has the classes {', '.join(map(str, unseen))}, which other splits have"
+        )
+    return [str(number) for number in range(max(classes) + 1)]
 
 
 def find_columns(

@@ -23,6 +23,7 @@ from ..model.sizes import to_pair
 from .arguments import ArchitectureArguments, ModelArguments
 from .families import CLASSIFIERS, is_swin, model_type_of, swin_fields
 from .freezing import part_of
+from .images import is_timm_processor
 from .loading import ImageDataset
 
 
@@ -189,11 +190,17 @@ def load_classifier(
     """
     check_path(path)
     processor = AutoImageProcessor.from_pretrained(path)
-    set_resolution(processor, resolution)
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
     selection = {name: value for name, value in named.items() if value is not None}
     if not selection and not fields and resolution is None:
         return AutoModelForImageClassification.from_pretrained(path), processor
+    if is_timm_processor(processor):
+        changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
+        raise ValueError(
+            f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} cannot be "
+            "changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, vit_hf.convert)"
+        )
+    set_resolution(processor, resolution)
     replaced = bool(selection)
     if patch_selector == "none":
         selection = {"patch_selector": None, "num_selected_patches": None, "exploration": 0.0}

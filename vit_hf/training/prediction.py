@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .arguments import SelectionArguments
+from .image_folders import is_image, is_whole_image
 from .images import decode_image, prepare_images
 
 
@@ -78,7 +79,8 @@ class Preparation:
             try:
                 images[file] = self.read(file)
             except ValueError as error:
-                errors[file] = str(error)
+                is_large = is_image(file) and not is_whole_image(file)
+                errors[file] = f"{error} Set tile to read it by regions." if is_large else str(error)
         if not images:
             return files, [], errors
         try:

@@ -84,7 +84,7 @@ def prepare_pretraining(
         arguments |= asdict(group)
     # One process after the other, because the first fills a cache that the others read.
     with training.main_process_first():
-        splits, skipped = load_unlabelled(
+        splits, notes = load_unlabelled(
             data_arguments.dataset,
             image_column=data_arguments.image_column,
             validation_share=data_arguments.validation_share,
@@ -121,7 +121,7 @@ def prepare_pretraining(
     config = model.config
     description = [
         f"Data:   {sizes} images, without labels",
-        *(f"        left out: {reason}" for reason in skipped),
+        *(f"        {note}" for note in notes),
         f"Model:  {model.vit.num_parameters() / 1e6:.1f} M parameters, and {sum(map(torch.numel, model.decoder.parameters())) / 1e6:.1f} M of the "
         f"decoder; {config.mask_ratio:.1%} of the patches are dropped",
     ]

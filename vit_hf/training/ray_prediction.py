@@ -9,7 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from .image_collections import (
     path_of,
     read_part,
 )
+from .image_folders import LeftOut
 from .image_stores import Stores
 from .images import ImageSource
 from .models import load_classifier
@@ -138,12 +139,14 @@ class CollectionRun:
         concurrency: how many of them, if that was asked for.
         num_images: in all.
         pending: parts that have no answers yet.
+        notes: what folders have beside images, for people.
     """
 
     settings: WorkerSettings
     concurrency: int | None
     num_images: int
     pending: list[Part]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_pending(self) -> int:
@@ -160,8 +163,10 @@ class CollectionRun:
         arguments, num_done = self.settings.arguments, self.num_images - self.num_pending
         done = f"; {num_done} have answers" if num_done else ""
         where = os.environ.get("RAY_ADDRESS")
+        notes = "".join(f"         {note}\n" for note in self.notes)
         return (
-            f"Images:  {self.num_images}{done}; {self.num_pending} in {len(self.pending)} parts to do\n"
+            f"Images:  {self.num_images}{done}; {self.num_pending} in {len(self.pending)} parts to "
+            f"do\n{notes}"
             f"Model:   {arguments.model_name_or_path}\n"
             f"Engine:  Ray {ray.__version__}, {f'cluster {where}' if where else 'on this machine'}"
         )
@@ -269,11 +274,16 @@ def prepare_collection(
     )
     origin = {name: getattr(arguments, name) for name in told} | {"image_column": collection.image_column}
     folder.check_origin(origin)
-    files, tables = find_collection(inputs, stores, collection.image_column, without=folder.name)
+    left_out = LeftOut()
+    files, tables = find_collection(
+        inputs, stores, collection.image_column, without=folder.name, left_out=left_out
+    )
     parts = list(make_parts(files, tables, collection.part_size))
     schema = answer_schema(model.config, arguments.with_patches, origin)
     settings = WorkerSettings(arguments, folder, schema)
-    return CollectionRun(settings, collection.concurrency, sum(map(len, parts)), folder.pending(parts))
+    return CollectionRun(
+        settings, collection.concurrency, sum(map(len, parts)), folder.pending(parts), left_out.notes()
+    )
 
 
 def _start_ray() -> None:

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..model.pretrained import module_names
+
 
 # Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names that begin
 # like this: paths of this machine are nobody's business.
@@ -157,7 +159,7 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     if weights.is_file():
         # Trainer itself would only warn, and go on from random weights.
         with safe_open(weights, framework="pt") as file:
-            saved_names = set(file.keys())
+            saved_names = set(module_names(model, file.keys()).values())
         values = model.state_dict()
         # Of weights that share their memory, one is saved.
         places = {values[name].data_ptr() for name in saved_names & values.keys()}

@@ -17,7 +17,7 @@ from .execution import PreparedRun, check_batch, open_output_dir
 from .finetuning import describe_selection, find_resumable
 from .hub_trainer import HubTrainer
 from .layer_decay import layerwise_parameter_groups
-from .masks import MaskCollator, MaskedImages, load_masked_images
+from .masks import IGNORED, MaskCollator, MaskedImages, load_masked_images
 from .models import load_or_build, make_image_processor
 from .monitoring import LogSelectionLoss, NonFiniteGuard
 from .runs import check_output_dir, check_same_rates, describe_run
@@ -37,6 +37,14 @@ class SegmentationArguments:
         },
     )
     binary: bool = field(default=False, metadata={"help": "take all classes but 0 for one"})
+    ignore_label: str = field(
+        default="auto",
+        metadata={
+            "help": "value of mask pixels that do not count, or none; default: 255, and none where masks "
+            "are black and white "
+            "(0 and 255) and binary"
+        },
+    )
     horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
     keep_rate_schedule: bool = field(
         default=False,
@@ -60,6 +68,11 @@ class SegmentationArguments:
     )
 
     def __post_init__(self):
+        self.ignore_label = str(self.ignore_label).lower()
+        if self.ignore_label not in ("auto", "none", *map(str, range(256))):
+            raise ValueError(
+                f"ignore_label is {self.ignore_label!r}; give a value from 0 to 255, none or auto"
+            )
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is {self.horizontal_flip}; it is a probability, from 0 to 1")
 
@@ -125,7 +138,8 @@ def prepare_segmentation(
         arguments |= asdict(group)
     # One process after the other, because the first fills a cache that the others read.
     with training.main_process_first():
-        splits, names = load_masked_images(data_arguments, method.binary)
+        data = load_masked_images(data_arguments, method.binary, method.ignore_label)
+    splits, names = data.splits, data.names
     if "train" not in splits:
         raise ValueError(f"the data have no train split, only {', '.join(splits)}")
     if "validation" not in splits and training.eval_strategy != IntervalStrategy.NO:
@@ -141,6 +155,13 @@ def prepare_segmentation(
         "label2id": {name: number for number, name in enumerate(names)},
     }
     model = load_or_build(AdaptiveViTForSemanticSegmentation, model_arguments, fields)
+    if model.config.semantic_loss_ignore_index != IGNORED:
+        raise ValueError(
+            f"semantic_loss_ignore_index of the model is {model.config.semantic_loss_ignore_index}, and "
+            "pixels that do not "
+            f"count are {IGNORED} in training: leave it out, and give their value in your masks as "
+            "ignore_label"
+        )
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model)
     if checkpoint is not None:
@@ -155,6 +176,7 @@ def prepare_segmentation(
     sizes = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
     description = [
         f"Data:   {sizes} images; {len(names)} classes",
+        *(f"        {note}" for note in data.notes),
         f"Model:  {model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}; "
         f"{method.segmentation_decoder} decoder",
     ]

@@ -12,6 +12,7 @@ from ...model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ...model.configuration_adaptive_vit import AdaptiveViTConfig
 from ...model.sizes import to_pair
 from ...training.models import load_classifier, set_resolution
+from ..whole_tiles import with_options
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Checkpoint:
         if self.obstacle is None:
             return load_classifier(path, **changes)
         processor = AutoImageProcessor.from_pretrained(path)
-        set_resolution(processor, changes.pop("resolution", None))
+        resolution = changes.pop("resolution", None)
+        # timm's transformations have no size to change.
+        processor = processor if resolution is None else with_options(processor)
+        set_resolution(processor, resolution)
         if changes:
             raise ValueError(self.obstacle)
         return AutoModelForImageClassification.from_pretrained(path), processor
@@ -104,7 +108,7 @@ def is_ours(path: str) -> bool:
 
 def own_side(processor: BaseImageProcessor, config: object) -> int:
     """Pixels a side of a square that an image is made to, or else of what the configuration says."""
-    sizes = []
+    sizes, processor = [], with_options(processor)
     if getattr(processor, "do_resize", False):
         crops = getattr(processor, "do_center_crop", None)
         size = SizeDict(**dict(processor.crop_size if crops else processor.size))

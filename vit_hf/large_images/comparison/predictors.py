@@ -20,6 +20,7 @@ from ...training.images import prepare_images
 from ..aggregation import AggregationOptions, aggregate_tiles, problem_type_of
 from ..tile_grid import TileGrid
 from ..tiles import predict_tiled
+from ..whole_tiles import with_options
 
 
 # Pixels of the longer side of a picture.
@@ -63,7 +64,7 @@ class WholeImages(Predictor):
     def picture(self, image: PIL.Image.Image) -> np.ndarray:
         upright = load_upright(image, as_rgb=False)
         inputs = self._inputs([upright])
-        if self.image_processor.do_resize:
+        if getattr(self.image_processor, "do_resize", True):
             # As small as the model sees it.
             return np.asarray(
                 to_picture(
@@ -104,7 +105,7 @@ class WholeImages(Predictor):
 
     def _groups(self, images: Sequence[PIL.Image.Image]) -> list[list[int]]:
         """Which images make a batch: all, or those of one size."""
-        if self.cuts or self.image_processor.do_resize:
+        if self.cuts or getattr(self.image_processor, "do_resize", True):
             return [list(range(len(images)))]
         groups: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(images):
@@ -131,6 +132,7 @@ class _Cropped:
     do_pad = True
 
     def __init__(self, processor: BaseImageProcessor):
+        processor = with_options(processor)
         self.do_normalize = processor.do_normalize
         self.image_mean, self.image_std = processor.image_mean, processor.image_std
 

@@ -3,7 +3,6 @@
 import json
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -156,6 +155,8 @@ class _Run:
         if arguments.hybrid is not None:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
         self.data, new_head = load_data(checkpoint, data_arguments, arguments.adapt)
+        for note in self.data.describe_left_out():
+            say(note)
         if hybrid is not None and not arguments.adapt:
             check_same_classes(checkpoint, hybrid)
         self.images = choose_images(self.data, arguments)
@@ -226,9 +227,7 @@ class _Run:
     def _call(self, function: Callable, *args: Any) -> Any:
         if not self.arguments.isolate:
             return function(*args)
-        lazily = [name for name in ("mlxtend.data", "timm") if name in sys.modules]
-        preload = ["__main__", __name__, *lazily]
-        result = in_fresh_process(_attempt, function, *args, preload=preload)
+        result = in_fresh_process(_attempt, function, *args)
         if isinstance(result, _Failure):
             raise RuntimeError(result.reason)
         return result

@@ -1,0 +1,100 @@
+"""Misspelt names: of a configuration's fields and of an image processor's options."""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from types import CodeType
+
+from .registry import BUILT_IN, FETCHED, TABLES
+
+
+# From this similarity on (of `difflib`), an unknown name is taken for a misspelt one.
+SIMILARITY = 0.8
+# What timm and others call what transformers names otherwise.
+SYNONYMS = {
+    "num_classes": "num_labels",
+    "img_size": "image_size",
+    "in_chans": "num_channels",
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "drop_path": "drop_path_rate",
+}
+# Names that are similar to fields, and are something else: arguments of models, a field that stock Swins store.
+OTHERS = frozenset({"use_mask_token", "add_pooling_layer", "path_norm"})
+
+
+def check_names(names: Iterable[str], legal: Iterable[str], owner: str) -> None:
+    """Refuses names that are probably misspelt. Names unlike any legal one pass.
+
+    Args:
+        names: unknown names.
+        legal: what may have been meant.
+        owner: whose names they are, for the message.
+
+    Raises:
+        ValueError: naming the legal one.
+    """
+    legal = sorted(legal)
+    for name in names:
+        if name.startswith("_") or name in OTHERS:
+            continue
+        meant = [SYNONYMS[name]] if SYNONYMS.get(name) in legal else []
+        meant = meant or difflib.get_close_matches(name, legal, n=1, cutoff=SIMILARITY)
+        if meant:
+            raise ValueError(f"{owner} has no {name!r}: did you mean {meant[0]!r}?")
+
+
+def check_field_names(config, names: Iterable[str]) -> None:
+    """Refuses names that are probably misspelt fields; fields that a class of the user's own reads are allowed.
+
+    Raises:
+        ValueError: naming the field that was probably meant.
+    """
+    cls = type(config)
+    fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
+    fields += ["num_labels", "output_attentions", "out_features", "out_indices"]
+    unknown = [name for name in names if name not in fields and not hasattr(cls, name)]
+    if not unknown:
+        return
+    own = own_fields(config)
+    if own is None:  # a class that is not loaded yet: the fields are checked when a model is built
+        return
+    check_names([name for name in unknown if name not in own], fields, cls.__name__)
+
+
+def own_fields(config) -> set[str] | None:
+    """Names that the code of the user's own classes holds, as far as a configuration names such; None if not loaded."""
+    names = set()
+    for field, table in TABLES.items():
+        name = getattr(config, field, None)
+        if name is None or name in BUILT_IN[field]:
+            continue
+        cls = table.get(name) or _loaded(field, name)
+        if cls is None:
+            return None
+        for parent in cls.__mro__:
+            if parent.__module__.partition(".")[0] not in ("torch", "builtins", "abc"):
+                names |= _names_in(vars(parent).values())
+        module = sys.modules.get(cls.__module__)
+        names |= _names_in(list(vars(module).values()) if module else [])
+    return names
+
+
+def _loaded(field: str, name: str) -> type | None:
+    for (of_field, of_name, _), cls in FETCHED.items():
+        if (of_field, of_name) == (field, name):
+            return cls
+    module, _, attribute = name.rpartition(".")
+    return getattr(sys.modules.get(module), attribute, None)
+
+
+def _names_in(values: Iterable[object]) -> set[str]:
+    """Attribute names and strings in the code of those values that are functions."""
+    names, waiting = set(), [getattr(value, "__code__", None) for value in values]
+    while waiting:
+        code = waiting.pop()
+        if isinstance(code, CodeType):
+            names |= {*code.co_names, *(value for value in code.co_consts if isinstance(value, str))}
+            waiting += code.co_consts
+    return names
