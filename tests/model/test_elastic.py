@@ -268,7 +268,7 @@ def test_loads_as_remote_code(tmp_path):
         expected = torch.load("expected.pt")
         model = AutoModelForImageClassification.from_pretrained("supernet", trust_remote_code=True)
         assert torch.equal(model(expected["images"]).logits, expected["logits"])
-        name = "elastic.AdaptiveViTForElasticImageClassification"
+        name = "modeling_adaptive_vit.AdaptiveViTForElasticImageClassification"
         model = get_class_from_dynamic_module(name, "supernet").from_pretrained("supernet").eval()
         model.extract(model.space.uniform(0))
         """,

@@ -38,7 +38,6 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
     activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
     """
 
-    _code_file = "elastic"
     # Recomputing a block would find the meta model without the parameters that it was given.
     supports_gradient_checkpointing = False
     _keys_to_ignore_on_load_missing = [r"^elastic_steps$"]

@@ -168,6 +168,7 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
         # from_pretrained(..., field=value) sets fields one by one after the configuration was checked.
         config.validate_architecture()
         super().__init__(config, *args, **kwargs)
+        self._checked_fields = dict(vars(self.config))
 
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveSwinConfig, stored: AdaptiveSwinConfig) -> dict[str, Any]:

@@ -273,6 +273,7 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         if find_class(config, "position_encoding").has_bias:
             self._supports_flash_attn = False
         super().__init__(config, *args, **kwargs)
+        self._checked_fields = dict(vars(self.config))
 
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
