@@ -26,8 +26,7 @@ from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic import active_subnetwork
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
-from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from .model.outputs import AdaptiveViTImageClassifierOutput
+from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
 from .model.patches import raster_indices
 from .model.selectors import PolicySelector
 from .model.sizes import to_pair

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.outputs import AdaptiveViTImageClassifierOutput
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
 from .token_stages import blocks_that_see_all
 
 

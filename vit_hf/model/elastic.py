@@ -11,8 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .elastic_space import CHOICES, SearchSpace, SubNetwork, is_elastic, subnetwork_config
 from .heads import distillation_loss
-from .modeling_adaptive_vit import AdaptiveViTForImageClassification
-from .outputs import AdaptiveViTImageClassifierOutput
+from .modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
 
 
 # Meta models that are kept: where heads and ratios are chosen for each block, hardly any is asked for twice.

@@ -24,11 +24,10 @@ from .heads import (
     classification_loss,
     masked_reconstruction_loss,
 )
-from .input_checks import check_pixel_values, check_tensors
 from .layers import Initialized
-from .outputs import SelectionOutput
+from .modeling_adaptive_vit import SelectionOutput
 from .patch_embeddings import PatchEmbeddings
-from .patches import ImagePatches, check_finite
+from .patches import ImagePatches, check_finite, check_pixel_values, check_tensors
 from .positions import Learned
 from .pretrained import AdaptivePreTrainedModel, initialize_own
 from .registry import find_class
