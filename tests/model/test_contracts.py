@@ -193,8 +193,8 @@ class TestPrecision:
 
     @staticmethod
     def answers(module, tokens: PatchTokens) -> dict[str, torch.Tensor]:
-        answers = {"add": module("add", tokens).features}
-        rotation, bias = module("rotation", tokens, 0), module("bias", tokens, 0, 1)
+        answers = {"add": module(tokens).features}
+        _, _, rotation, bias = module(tokens, layer=0, num_prefix=1)
         if rotation is not None:
             answers |= {"cosine": rotation[0], "sine": rotation[1]}
         if bias is not None:
