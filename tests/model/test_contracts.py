@@ -224,9 +224,9 @@ class TestPrecision:
             torch.zeros(1, 576, 16), coordinates, torch.tensor([[24, 24]]), full_grid=(24, 24)
         )
         with torch.no_grad():
-            exact = bias("bias", cells, 0, 0)
+            exact = bias(cells, layer=0).bias
             with torch.autocast("cpu", dtype=dtype):
-                assert_rounded(bias("bias", cells, 0, 0), exact, dtype)
+                assert_rounded(bias(cells, layer=0).bias, exact, dtype)
 
     @pytest.mark.parametrize("encoding", ["rotary", "learned_rotary", "rotary_mixed", "learned", "alibi"])
     def test_weights_in_half_precision(self, encoding, dtype):
