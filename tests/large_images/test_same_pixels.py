@@ -185,6 +185,16 @@ def test_color_tiff(data, tmp_path):
     check(path, turned(expected, orientation))
 
 
+@pytest.mark.parametrize("values", [GRAY, GRAY.astype(np.uint16) * 257], ids=["uint8", "uint16"])
+def test_orientation_of_gray_tiff(values, tmp_path):
+    """Uncompressed and in one piece: Pillow maps such files into memory."""
+    for orientation in range(1, 9):
+        path = tmp_path / f"{orientation}.tif"
+        tag = (274, "H", 1, orientation, True)
+        tifffile.imwrite(path, values, photometric="minisblack", extratags=[tag])
+        check(path, turned(as_rgb(GRAY), orientation), [*EVERY_FILE, "bytes", "pillow object"])
+
+
 def turned(pixels, orientation):
     """The upright picture of what is stored in an orientation (EXIF 2.3, tag 274); others mean nothing."""
     turn = {

@@ -474,7 +474,10 @@ def as_stored(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     if tags is None:
         return image
     _check_whole(tags, image, name)
+    file, image.filename = image.filename, ""
+    # By its name Pillow 12 maps the file into memory, with width for height where the image lies on its side.
     image.load()
+    image.filename = file
     bits, is_white_zero = tags.get(BITS_PER_SAMPLE, (1,))[0], tags.get(PHOTOMETRIC) == 0
     if image.mode == "L" and tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED:
         # Numbers below 0 look like 128 to 255.
