@@ -22,13 +22,14 @@ from .explanations.results import IMAGE_PICTURES, Explanation, Prediction
 from .explanations.seen_images import load_upright, process, shrink, to_picture, to_picture_boxes
 from .explanations.token_stages import Stage, record_reductions, to_stages
 from .explanations.windows import window_stages
+from .model.axes import to_pair
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic import as_it_answers
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from .model.options import type_of
 from .model.outputs import AdaptiveViTImageClassifierOutput
-from .model.patches import to_pair
 from .model.selection_policy import PolicySelector
 from .model.tokens import raster_indices
 
@@ -199,9 +200,10 @@ def _explain_one(
         rollout=None if maps is None or maps.rollout is None else _to_grid(maps.rollout, kept, grid),
         attention_block=None if maps is None else maps.block,
         settings={
-            "selector": config.patch_selector or getattr(image_processor, "patch_selector", None) or "none",
-            "reducer": config.token_reducer or "none",
-            "position_encoding": config.position_encoding,
+            "selector": type_of(config.patch_selector or getattr(image_processor, "patch_selector", None))
+            or "none",
+            "reducer": type_of(config.token_reducer) or "none",
+            "position_encoding": type_of(config.position_encoding),
             "pooling": getattr(config, "pooling", "mean"),
             "num_blocks": config.num_hidden_layers,
         },

@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..model.axes import to_pair
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
@@ -23,7 +24,6 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
-from ..model.patches import to_pair
 from ..training.models import check_path, is_image_processor_saved
 from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
 from .masked_autoencoders import convert_autoencoder, decoder_fields, has_decoder

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..model.axes import to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import (
@@ -13,7 +14,6 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTModel,
     AdaptiveViTPreTrainedModel,
 )
-from ..model.patches import to_pair
 from ..training.models import is_image_processor_saved
 from .families import CannotConvert
 

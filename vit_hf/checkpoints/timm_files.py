@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import cached_file
 
-from ..model.patches import to_pair
+from ..model.axes import to_pair
 from .families import CannotConvert, Weights
 
 

@@ -10,7 +10,7 @@ from transformers import AutoVideoProcessor, PretrainedConfig, PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from ..model.patches import to_pair
+from ..model.axes import to_pair
 from .families import POSITIONS, CannotConvert, Family, Weights, linear_head, vit_fields
 
 
@@ -38,8 +38,9 @@ def videomae_fields(config: PretrainedConfig) -> dict[str, Any]:
         "key_bias": False,
         "use_cls_token": False,
         "pooling": "mean",
-        "final_norm": "pooled" if config.use_mean_pooling else "tokens",
-        "pooled_norm_eps": VIDEOMAE_POOLED_EPS if config.use_mean_pooling else None,
+        "final_norm": (
+            {"type": "pooled", "eps": VIDEOMAE_POOLED_EPS} if config.use_mean_pooling else "tokens"
+        ),
     }
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..model.patches import to_pair
+from ..model.axes import to_pair
 from ..training.detectors import backbone_of
 from ..training.images import prepare_images
 from .panels import OBJECT, draw_boxes, kept_picture, panel_axes

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model.axes import has_frames
+from ..model.axes import has_frames, to_pair
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import to_pair
+from ..model.options import type_of
 from ..model.positions_base import PositionEncoding
 from ..model.tokens import PatchTokens, grid_coordinates
 
@@ -26,7 +26,7 @@ class PositionSimilarity:
     """Similarity of positions on the native grid.
 
     Attributes:
-        encoding: `config.position_encoding`.
+        encoding: name of `config.position_encoding`.
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
         similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no positions
             apart.
@@ -85,7 +85,7 @@ def position_similarity(
         sampled = similarity.unflatten(0, grid)[rows][:, columns]  # (r, s, R * S)
         similarity = sampled.unflatten(-1, grid).cpu().numpy()
     measure = "Factor of attention" if encoding.has_bias else PositionSimilarity.measure
-    return PositionSimilarity(config.position_encoding, rows, columns, similarity, measure)
+    return PositionSimilarity(type_of(config.position_encoding), rows, columns, similarity, measure)
 
 
 def _similarity(

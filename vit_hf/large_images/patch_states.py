@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import ModelOutput
 
+from ..model.axes import to_pair
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.patches import to_pair
 
 
 def run_with_patch_states(

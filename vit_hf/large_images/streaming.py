@@ -13,12 +13,13 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
+from ..model.axes import to_pair
+from ..model.budget import Budget
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import as_it_answers
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.modeling_adaptive_vit import AdaptiveViTPreTrainedModel
-from ..model.patches import flatten_channels_last, to_pair
-from ..model.selection_base import resolve_num_selected
+from ..model.patches import flatten_channels_last
 from ..model.tokens import raster_indices
 from ..training.models import is_image_processor_saved
 from .contexts import AnyImage, as_source, evaluating
@@ -167,7 +168,7 @@ def _select(
     model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
 ) -> StreamedSelection:
     wanted = model.config.num_selected_patches if num_patches is None else num_patches
-    resolve_num_selected(wanted, patches.num_patches)
+    Budget(wanted).resolve(patches.num_patches)
     selection = model.base_model._select(patches, None, sample=False, wanted=num_patches)
     tokens = patches.take(selection.indices)
     (image,) = patches.images

@@ -7,11 +7,13 @@ Parameters carry the names of transformers' ViT.
 from dataclasses import dataclass, replace
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .blocks import make_inner_norm
+from .options import Options, read_options, type_of
 from .positions_rotary import rotate_half_pairs
 from .tokens import move_fields
 
@@ -129,7 +131,7 @@ class AttentionInputs:
         implementation = "eager" if self.show_weights else config._attn_implementation
         if bias is not None and "flash" in implementation:
             raise ValueError(
-                f"position_encoding={config.position_encoding!r} adds a bias to attention, which {implementation!r} "
+                f"position_encoding={type_of(config.position_encoding)!r} adds a bias to attention, which {implementation!r} "
                 "does not take: use attn_implementation='sdpa' or 'flex_attention'."
             )
         return replace(self, rotation=rotation, bias=bias)
@@ -173,6 +175,25 @@ class AttentionStates:
         return torch.einsum("bt,bhts->bs", row, logits.softmax(dim=-1)) / logits.shape[1]
 
 
+@strict
+@dataclass(kw_only=True)
+class AttentionLayerOptions(Options):
+    """Options of `attention`.
+
+    Args:
+        norm: whether a layer norm stands before the last dense layer (EVA-02's CLIP variant).
+        projection_bias: whether that layer has a bias.
+    """
+
+    norm: bool = False
+    projection_bias: bool = True
+
+
+def read_attention_options(config) -> AttentionLayerOptions:
+    """Options of `config.attention`."""
+    return read_options(AttentionLayerOptions, "attention", config.attention)
+
+
 class AdaptiveViTAttention(nn.Module):
     """Multi-head self-attention.
 
@@ -193,11 +214,12 @@ class AdaptiveViTAttention(nn.Module):
         width = self.num_attention_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         # A bias of keys changes no attention; DINOv3 and BEiT have none.
+        options = read_attention_options(config)
         key_bias = config.qkv_bias and config.key_bias
         self.k_proj = nn.Linear(config.hidden_size, width, bias=key_bias)
         self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.norm = make_inner_norm(config, width, config.attention_norm)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
+        self.norm = make_inner_norm(config, width, options.norm)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=options.projection_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, inputs: AttentionInputs, return_states: bool = False

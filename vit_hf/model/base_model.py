@@ -8,8 +8,8 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import AttentionInputs
-from .axes import scout_sides
-from .blocks import make_norm, normalise
+from .axes import thumbnail_sides
+from .blocks import make_final_norm, make_norm, normalise
 from .checkpoint_code import code_writers
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
@@ -17,6 +17,7 @@ from .embeddings import AdaptiveViTEmbeddings
 from .encoder import AdaptiveViTLayer, split_prefix
 from .heads import AdaptiveViTPooler, make_pooler, token_distillation_loss
 from .input_checks import check_tensors
+from .options import type_of
 from .outputs import (
     AdaptiveViTModelOutput,
     EncoderOutput,
@@ -60,8 +61,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
-        eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
-        self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
+        self.layernorm = make_final_norm(config)
         self.pooler = make_pooler(config) if add_pooling_layer else None
         self.selection_relaxation = 0.0
         warn_if_nothing_reduced(config, self.reducers.values())
@@ -149,7 +149,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         selection = self._select(patches, selected_patches, sample)
         thumbnails = None
         if config.thumbnail_context:
-            thumbnails = patches.thumbnail_patches(scout_sides(config))
+            thumbnails = patches.thumbnail_patches(thumbnail_sides(config, config.thumbnail_context))
         sequence, tokens, context = self.embeddings(
             patches, selection.indices, bool_masked_pos, selection.weights, thumbnails
         )
@@ -167,7 +167,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 dense = self._encode(sequence, tokens, context, reduce=False, **RECORD_NOTHING)
             dense = dense.last_hidden_state
             losses.append(
-                config.gumbel_token_weight
+                self.pluggable_parts()["token_reducer"].token_weight
                 * token_distillation_loss(outputs.last_hidden_state, dense, outputs.token_sizes)
             )
         restored = [
@@ -294,7 +294,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         )
 
     def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        if self.config.final_norm != "tokens":
+        if type_of(self.config.final_norm) != "tokens":
             return hidden_states
         return normalise(self.layernorm, hidden_states, mask)
 

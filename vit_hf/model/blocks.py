@@ -1,10 +1,14 @@
 """What blocks are made of beside attention: norms, feed-forward networks, scales. Shape legend: `tokens.py`."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers.activations import ACT2FN
+
+from .options import Options, check_range, read_options, type_of
 
 
 # Those of transformers, and one that it lacks.
@@ -42,6 +46,34 @@ def make_norm(config, eps: float | None = None) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps if eps is None else eps)
 
 
+@strict
+@dataclass(kw_only=True)
+class FinalNormOptions(Options):
+    """Options of `final_norm="pooled"`.
+
+    Args:
+        eps: epsilon, by default `layer_norm_eps`; VideoMAE has 1e-5 there.
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self):
+        check_range(self, "eps", "in (0, 1), or None", self.eps is None or 0 < self.eps < 1)
+
+
+# Where the last norm stands: on the tokens, on what the classifier pools from them (BEiT), or nowhere.
+FINAL_NORMS: dict[str, type[Options]] = {"tokens": Options, "pooled": FinalNormOptions, "none": Options}
+
+
+def make_final_norm(config) -> nn.Module | None:
+    """The last norm; None for none."""
+    name = type_of(config.final_norm)
+    if name == "none":
+        return None
+    options = read_options(FINAL_NORMS[name], "final_norm", config.final_norm)
+    return make_norm(config, getattr(options, "eps", None))
+
+
 def make_inner_norm(config, size: int, wanted: bool) -> nn.Module:
     """A layer norm before the last dense layer of a branch, as NormFormer and EVA-02; or nothing."""
     return nn.LayerNorm(size, eps=config.layer_norm_eps) if wanted else nn.Identity()
@@ -56,16 +88,36 @@ def normalise(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor |
     )
 
 
+@strict
+@dataclass(kw_only=True)
+class FeedForwardOptions(Options):
+    """Options of feed-forward networks.
+
+    Args:
+        bias: whether the dense layers have biases.
+        norm: whether a layer norm stands before the last dense layer (EVA-02 base and large, and its CLIP
+            variant).
+    """
+
+    bias: bool = True
+    norm: bool = False
+
+
+def read_feed_forward_options(config) -> FeedForwardOptions:
+    """Options of `config.feed_forward`."""
+    return read_options(FeedForwardOptions, "feed_forward", config.feed_forward)
+
+
 class AdaptiveViTMLP(nn.Module):
     """Two dense layers, named as in transformers' ViT; `size` wide, or as the configuration says."""
 
     def __init__(self, config, size: int | None = None):
         super().__init__()
-        size = size or config.intermediate_size
+        size, options = size or config.intermediate_size, read_feed_forward_options(config)
         self.activation_fn = ACTIVATIONS[config.hidden_act]()
-        self.fc1 = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, size, config.mlp_norm)
-        self.fc2 = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.fc1 = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.norm = make_inner_norm(config, size, options.norm)
+        self.fc2 = nn.Linear(size, config.hidden_size, bias=options.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
@@ -79,12 +131,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config, size: int | None = None):
         super().__init__()
-        size = size or config.intermediate_size
+        size, options = size or config.intermediate_size, read_feed_forward_options(config)
         self.act_fn = ACTIVATIONS[config.hidden_act]()
-        self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, size, config.mlp_norm)
-        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.up_proj = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.norm = make_inner_norm(config, size, options.norm)
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=options.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)

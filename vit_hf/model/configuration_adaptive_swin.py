@@ -1,15 +1,17 @@
 """Configuration of the adaptive Swin Transformer."""
 
-import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, SwinConfig
+from transformers.utils import is_torch_available
 
+from .axes import to_pair
 from .checked_fields import CheckedFields, check_label_fields
 from .checkpoint_code import SavesCode
+from .configuration_checks import drop_defaults
 from .field_names import check_field_names
-from .patches import to_pair
+from .options import keep_options
 from .stages import StagesConfigMixin
 from .swin_configuration_checks import (
     check_architecture,
@@ -48,14 +50,14 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         key_bias (`bool`, defaults to True): whether keys have a bias, if `qkv_bias`.
         apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalises its feature maps, each by a
             norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
-        patch_selector (`str`, *optional*): of `PATCH_SELECTORS` a pixel heuristic, or a class of your own; windows of the
-            highest scores are computed on. None computes on every window.
-        num_selected_windows (`int` or `float`, *optional*): how many, as a share in (0, 1] of each stage's windows, or as a
-            number K >= 1 of the first stage's. A window of the next stage covers four of them, so there ceil(K / 4) are
-            computed on, and so on: as many as of an image that has K windows in its first stage.
+        patch_selector (`str`, or `dict` of the name as `type` and options, *optional*): a pixel heuristic of
+            `PATCH_SELECTORS`, or a class of your own; windows of the highest scores are computed on. None
+            computes on every window.
+        num_selected_windows (`int` or `float`, *optional*): how many, as a fraction in (0, 1] of each stage's
+            windows, or as a number K >= 1 of the first stage's. A window of the next stage covers four of
+            them, so there ceil(K / 4) are computed on, and so on: as many as of an image that has K windows in
+            its first stage.
         window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its patches.
-        random_selector_seed (`int`, defaults to 0): which windows `"random"` keeps outside training.
-        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept windows that are random while training.
         token_reducer (*optional*): None, as windows need a full grid.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveSwinBackbone` returns, of "stem", "stage1", ...; default the last.
@@ -114,11 +116,9 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
     post_norm: bool = False
     key_bias: bool = True
     apply_layernorm: bool = True
-    patch_selector: str | None = None
+    patch_selector: str | dict[str, Any] | None = None
     num_selected_windows: int | float | None = None
     window_score: Literal["max", "mean"] = "max"
-    random_selector_seed: int = 0
-    exploration: float | int = 0.0
     token_reducer: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -174,6 +174,19 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         check_windows(self)
         check_foreign_fields(self)
         check_window_selection(self)
+        if is_torch_available():
+            from .swin_part_checks import check_swin_parts
+
+            check_swin_parts(self)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Values that are saved: those of a stock Swin, and of the other fields those that differ from their defaults."""
+        return drop_defaults(self, SwinConfig)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers; a selector that is named alone keeps the options that it has in `config_dict`."""
+        return super().from_dict(config_dict, **keep_options(config_dict, kwargs, ("patch_selector",)))
 
     @classmethod
     def get_config_dict(
@@ -236,22 +249,6 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
         "key_bias": False,
         "apply_layernorm": False,
     }
-
-
-def num_windows_selected(wanted: int | float, stage: int, num_windows: int, relaxation: float = 0.0) -> int:
-    """On how many of a stage's windows a model computes, see `num_selected_windows`.
-
-    Args:
-        wanted: a number of the first stage's windows, or a share of each stage's.
-        stage: from 0.
-        num_windows: of the stage.
-        relaxation: 0 for what is wanted, 1 for all windows, linear between.
-    """
-    if isinstance(wanted, float):
-        number = max(1, round(wanted * num_windows))
-    else:
-        number = min(math.ceil(wanted / 4**stage), num_windows)
-    return number + round(relaxation * (num_windows - number))
 
 
 __all__ = ["AdaptiveSwinConfig"]

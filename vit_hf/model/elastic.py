@@ -10,7 +10,14 @@ from transformers import initialization as init
 from transformers.initialization import no_init_weights
 from transformers.utils.generic import can_return_tuple
 
-from .elastic_space import CHOICES, SearchSpace, SubNetwork, is_elastic, subnetwork_config
+from .elastic_space import (
+    CHOICES,
+    SearchSpace,
+    SubNetwork,
+    is_elastic,
+    read_elastic_options,
+    subnetwork_config,
+)
 from .heads import distillation_loss
 from .outputs import AdaptiveViTImageClassifierOutput
 
@@ -35,11 +42,14 @@ class ElasticClassifier:
 
     def __init__(self, config):
         if not is_elastic(config):
-            raise ValueError(f"Nothing of this configuration is elastic: set one of {list(CHOICES)}.")
+            raise ValueError(
+                f"Nothing of this configuration is elastic: set elastic_space with one of {list(CHOICES)}."
+            )
         super().__init__(config)
         # Saved with the model, so that a run that is resumed goes on with the sub-networks that would have come.
         self.register_buffer("elastic_steps", torch.zeros((), dtype=torch.int64))
         self.space = SearchSpace.of(config)
+        self.elastic_options = read_elastic_options(config)
         self.subnetwork = self.space.uniform(-1)
         self._shells: OrderedDict[SubNetwork, nn.Module] = OrderedDict()
 
@@ -53,8 +63,9 @@ class ElasticClassifier:
     ) -> AdaptiveViTImageClassifierOutput:
         """As `AdaptiveViTForImageClassification.forward`, of the sub-network that is set.
 
-        While training, of one that is drawn; or, with `config.elastic_distillation`, of the largest, with the mean loss
-        of all that were run (the papers sum; a mean leaves learning rate and clipping what they are for one network).
+        While training, of one that is drawn; or, with `distillation` in `config.elastic_space`, of the
+        largest, with the mean loss of all that were run (the papers sum; a mean leaves learning rate and
+        clipping what they are for one network).
 
         Raises:
             ValueError: for training with distillation without labels.
@@ -68,11 +79,11 @@ class ElasticClassifier:
         if not self.training:
             return self._run(self.subnetwork, inputs)
         generator = self._next_generator()
-        if not self.config.elastic_distillation:
+        if not self.elastic_options.distillation:
             return self._run(self.space.sample(generator), inputs)
         if labels is None:
             raise ValueError(
-                "elastic_distillation learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
+                "distillation of elastic_space learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
                 "them from it: set that to 0."
             )
         return self._sandwich(generator, inputs)
@@ -123,14 +134,14 @@ class ElasticClassifier:
         """The chance of a training step: the same in every process, and again when the step is repeated."""
         step = int(self.elastic_steps)
         self.elastic_steps += 1
-        return random.Random(f"{self.config.elastic_seed} {step}")
+        return random.Random(f"0 {step}")
 
     def _sandwich(
         self, generator: random.Random, inputs: dict[str, torch.Tensor]
     ) -> AdaptiveViTImageClassifierOutput:
         outputs = self._run(self.space.uniform(-1), inputs)
         losses, teacher = [outputs.loss], outputs.logits.detach()
-        drawn = [self.space.sample(generator) for _ in range(self.config.elastic_num_sampled)]
+        drawn = [self.space.sample(generator) for _ in range(self.elastic_options.num_sampled)]
         for subnetwork in (self.space.uniform(0), *drawn):
             student = self._run(subnetwork, inputs)
             loss = self._distance(student.logits, teacher)

@@ -5,6 +5,7 @@ from torch import nn
 
 from .convolutional import ConvolutionalPatchEmbeddings
 from .hybrid import HybridPatchEmbeddings
+from .options import type_of
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
 from .tokens import PatchTokens
@@ -22,7 +23,7 @@ class AdaptiveViTEmbeddings(nn.Module):
 
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
-        stem = PATCH_EMBEDDINGS[config.patch_embedding]
+        stem = PATCH_EMBEDDINGS[type_of(config.patch_embedding)]
         if config.backbone_config is not None:
             stem = HybridPatchEmbeddings
         self.patch_embeddings = stem(config)

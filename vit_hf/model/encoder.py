@@ -12,6 +12,7 @@ from .attention import AdaptiveViTAttention, AttentionInputs, AttentionStates
 from .blocks import FEED_FORWARDS, LayerScale, StochasticDepth, make_norm, normalise
 from .checkpointing import CheckpointedBlock
 from .layer_sizes import head_dim_of, heads_of, intermediate_size_of
+from .options import type_of
 from .reduction_base import Reduction, TokenReducer
 from .tokens import PatchTokens
 
@@ -30,7 +31,9 @@ class AdaptiveViTLayer(CheckpointedBlock):
         self.attention = AdaptiveViTAttention(config, heads_of(config, layer_index), head_dim_of(config))
         self.layernorm_before = make_norm(config)
         self.layernorm_after = make_norm(config)
-        self.mlp = FEED_FORWARDS[config.mlp_type](config, intermediate_size_of(config, layer_index))
+        self.mlp = FEED_FORWARDS[type_of(config.feed_forward)](
+            config, intermediate_size_of(config, layer_index)
+        )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layerscale_value is not None
         self.layer_scale1 = LayerScale(config) if scaled else None

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone
 
-from .patch_embeddings import PatchProjection
-from .patches import ImagePatches, to_pair
+from .axes import to_pair
+from .options import read_options
+from .patch_embeddings import PatchEmbeddingOptions, PatchProjection
+from .patches import ImagePatches
 from .tokens import PatchTokens, raster_indices
 
 
@@ -28,8 +30,9 @@ class HybridPatchEmbeddings(nn.Module):
         has_attention = MODEL_FOR_BACKBONE_MAPPING[type(config.backbone_config)].has_attentions
         options = {} if has_attention else {"attn_implementation": "eager"}
         self.backbone = AutoBackbone.from_config(config.backbone_config, **options)
+        bias = read_options(PatchEmbeddingOptions, "patch_embedding", config.patch_embedding).bias
         self.projection = PatchProjection(
-            self.backbone.channels[-1], config.hidden_size, kernel_size=1, bias=config.patch_bias
+            self.backbone.channels[-1], config.hidden_size, kernel_size=1, bias=bias
         )
 
     def forward(

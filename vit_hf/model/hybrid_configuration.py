@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 
 # Of transformers' ViTHybridConfig, which version 5 does not have any more: R50+ViT-B/16.
@@ -22,6 +22,8 @@ def read_backbone_config(value: dict[str, Any] | PreTrainedConfig) -> PreTrained
     Raises:
         ValueError: if its `model_type` is that of no backbone of transformers.
     """
+    from transformers import MODEL_FOR_BACKBONE_MAPPING  # needs PyTorch
+
     is_dict = isinstance(value, dict)
     model_type = value.get("model_type") if is_dict else value.model_type
     known = sorted(config_class.model_type for config_class in MODEL_FOR_BACKBONE_MAPPING)

@@ -15,10 +15,11 @@ from .heads import (
     Pooling,
     classification_loss,
     distillation_loss,
+    loss_per_image,
     masked_reconstruction_loss,
-    reward_per_image,
 )
 from .input_checks import check_pixel_values, check_tensors
+from .options import type_of
 from .outputs import (
     AdaptiveViTBackboneOutput,
     AdaptiveViTImageClassifierOutput,
@@ -131,7 +132,7 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
         self, hidden_states: torch.Tensor, num_tokens: int, weights: torch.Tensor | None
     ) -> torch.Tensor:
         pooled = self.pooling(hidden_states, num_tokens, weights)
-        if self.config.final_norm == "pooled":
+        if type_of(self.config.final_norm) == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
         return pooled
 
@@ -154,15 +155,16 @@ class AdaptiveViTForImageClassification(AdaptiveViTPreTrainedModel):
                 kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.favourite_patches}
                 favourites = self._classify(self.vit(**kwargs))
             rewards = [
-                reward_per_image(config.policy_reward, labels, answer, config.problem_type)
+                -loss_per_image(labels, answer, config.problem_type)
                 for answer in (logits.detach(), favourites)
             ]
-            losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
+            weight = self.vit.selector.policy_loss_weight
+            losses.append(weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
             with torch.no_grad():
                 teacher = self._classify_dense(outputs)
             divergence = distillation_loss(logits, teacher, config.problem_type)
-            losses.append(config.gumbel_distillation_weight * divergence)
+            losses.append(self.vit.pluggable_parts()["token_reducer"].distillation_weight * divergence)
         return losses
 
 
@@ -177,14 +179,16 @@ class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
 class AdaptiveViTForElasticImageClassification(ElasticClassifier, AdaptiveViTForImageClassification):
     """A classifier that is many: every training step runs sub-networks of it, which share their weights.
 
-    AutoFormer (Chen et al., 2021); with `config.elastic_distillation` as "Universally Slimmable Networks" (Yu & Huang, 2019)
-    and BigNAS (Yu et al., 2020). What may differ between sub-networks, the fields `elastic_...` of the configuration say.
-    In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest as an ordinary
-    `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
+    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable
+    Networks" (Yu & Huang, 2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ
+    between sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is
+    that of the largest as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of
+    any other.
 
-    With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
-    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards parameters, and
-    activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
+    With DistributedDataParallel all processes run the same sub-networks; without distillation some parameters
+    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards
+    parameters, and activation checkpointing are not for it; a class of the user's own must take its first
+    channels for a narrower one.
     """
 
     _ordinary_class = AdaptiveViTForImageClassification
@@ -208,7 +212,7 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             )
         if config.thumbnail_context:
             raise ValueError(
-                "Masked image modelling hides patches, but thumbnail_context=True shows all of the image. Pass "
+                "Masked image modelling hides patches, but thumbnail_context shows all of the image. Pass "
                 "thumbnail_context=False."
             )
         super().__init__(config)
@@ -284,7 +288,10 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
 
     def __init__(self, config: AdaptiveViTConfig):
         super().__init__(config, add_pooling_layer=False)
-        learning = {"policy", "distilled", "gumbel"} & {config.patch_selector, config.token_reducer}
+        learning = {"policy", "distilled", "gumbel"} & {
+            type_of(config.patch_selector),
+            type_of(config.token_reducer),
+        }
         if learning:
             logger.warning_once(
                 f"{learning.pop()!r} learns from a loss that transformers' decoders do not add. Train it under "

@@ -1,9 +1,14 @@
 """Patches to embeddings. Shape legend: `tokens.py`."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .axes import patch_sides
+from .options import Options, read_options
 from .patches import ImagePatches
 from .tokens import PatchTokens
 
@@ -32,11 +37,26 @@ class VolumeProjection(nn.Conv3d):
         return super().forward(pixels).flatten(2).transpose(1, 2)
 
 
+@strict
+@dataclass(kw_only=True)
+class PatchEmbeddingOptions(Options):
+    """Options of every patch embedding.
+
+    Args:
+        bias: whether the projection has a bias.
+    """
+
+    bias: bool = True
+
+
 class PatchEmbeddings(nn.Module):
     """Projects patches to the hidden size."""
 
+    Options: ClassVar[type] = PatchEmbeddingOptions
+
     def __init__(self, config):
         super().__init__()
+        options = read_options(self.Options, "patch_embedding", config.patch_embedding)
         patch_size = patch_sides(config)
         self.patch_size = patch_size
         projection = VolumeProjection if len(patch_size) == 3 else PatchProjection
@@ -45,8 +65,12 @@ class PatchEmbeddings(nn.Module):
             config.hidden_size,
             kernel_size=patch_size,
             stride=patch_size,
-            bias=config.patch_bias,
+            bias=options.bias,
         )
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the embedding does not fit the rest of the configuration; this one always does."""
 
     def forward(
         self,

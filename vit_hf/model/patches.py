@@ -14,11 +14,6 @@ from torch import nn
 from .tokens import PatchTokens, grid_coordinates, raster_indices
 
 
-def to_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that a configuration may give as one number."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
 @dataclass
 class ImagePatches:
     """All patches of the images of a batch, or of its videos or volumes, not yet copied.

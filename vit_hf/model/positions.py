@@ -4,12 +4,16 @@ Here are the encodings that add to patch embeddings, and the table of all.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
-from .axes import native_grid
+from .axes import has_frames, native_grid
+from .options import Options, check_range, type_of
 from .positions_base import (
     PositionEncoding,
     geometric_frequencies,
@@ -18,7 +22,7 @@ from .positions_base import (
     source_grid,
 )
 from .positions_bias import Alibi, RelativeBias, RelativeBiasContinuous
-from .positions_rotary import Rotary, RotaryMixed
+from .positions_rotary import Rotary, RotaryMixed, RotaryOptions
 from .tokens import PatchTokens, grid_coordinates, raster_places
 
 
@@ -53,6 +57,33 @@ def sinusoid_3d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
     return nn.functional.pad(table, (0, dim - table.shape[-1]))
 
 
+def check_width(config, needed: int) -> None:
+    """Checks that `hidden_size` is a multiple of what a sinusoid needs.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if config.hidden_size % needed:
+        legal = "be even" if needed == 2 else f"be a multiple of {needed}"
+        raise ValueError(
+            f"position_encoding={type_of(config.position_encoding)!r} needs hidden_size to {legal}, got "
+            f"{config.hidden_size}."
+        )
+
+
+def check_least_width(config) -> None:
+    """Checks that each of three axes gets a sine and a cosine; channels beyond a multiple of six have no position.
+
+    Raises:
+        ValueError: if `hidden_size` is below 6.
+    """
+    if config.hidden_size < 6:
+        raise ValueError(
+            f"position_encoding={type_of(config.position_encoding)!r} needs a hidden_size of at least 6, got "
+            f"{config.hidden_size}."
+        )
+
+
 class NoPosition(PositionEncoding):
     """A bag of patches."""
 
@@ -62,6 +93,10 @@ class Sinusoidal(PositionEncoding):
 
     A place between rows (a thumbnail's) has the index of some place in a row: `sinusoidal_2d` tells them apart.
     """
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_width(config, 2)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         index = raster_places(tokens.coordinates, tokens.grid)
@@ -76,6 +111,10 @@ class Sinusoidal(PositionEncoding):
 class Sinusoidal2D(PositionEncoding):
     """Half of the channels for the row and half for the column, as MoCo v3 and MAE; nothing for CLS."""
 
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_width(config, 4)
+
     def add(self, tokens: PatchTokens) -> PatchTokens:
         table = sinusoid_2d(tokens.coordinates, tokens.features.shape[-1])
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
@@ -83,6 +122,10 @@ class Sinusoidal2D(PositionEncoding):
 
 class Sinusoidal3D(PositionEncoding):
     """A third of the channels each for time (or depth), row and column; nothing for CLS."""
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_least_width(config)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         table = sinusoid_3d(tokens.coordinates, tokens.features.shape[-1])
@@ -93,23 +136,38 @@ class Sinusoidal3D(PositionEncoding):
 KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
 
 
+@strict
+@dataclass(kw_only=True)
+class LearnedOptions(Options):
+    """How a learned table is resized.
+
+    Args:
+        interpolation: "bicubic" or "bilinear" (SigLIP 2).
+        antialias: whether it is shrunk with antialiasing, as DINOv2 with registers and SigLIP 2.
+    """
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = False
+
+
 class Learned(PositionEncoding):
     """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by default.
 
-    At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: of ViT and DINOv2 as
-    it is, of DINOv2 with registers with `position_antialias`, of SigLIP 2 with that and `position_interpolation`
-    "bilinear", and of DINOv2's first code with a `position_scale_offset` of 0.1. Of videos and volumes the same kernel
-    works along the third axis.
+    At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: that of ViT
+    and DINOv2 by default, that of DINOv2 with registers with `antialias`, and that of SigLIP 2 with
+    `antialias` and "bilinear" interpolation. For videos and volumes the same kernel works along the third
+    axis.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = LearnedOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
         num_patches = math.prod(self.native_grid)
-        self.kernel = KERNELS[config.position_interpolation]
-        if config.position_antialias:
+        self.kernel = KERNELS[self.options.interpolation]
+        if self.options.antialias:
             self.kernel += "_antialias"
-        self.scale_offset = config.position_scale_offset
         # The name in transformers' ViT, so that its checkpoints fit: CLS first, then patches in raster order.
         self.num_cls = int(config.use_cls_token)
         self.position_embeddings = nn.Parameter(
@@ -120,9 +178,7 @@ class Learned(PositionEncoding):
         table = self.position_embeddings[0, self.num_cls :]
         if tokens.full_grid == self.native_grid:
             return tokens.with_features(tokens.features + table)  # the same to the bit, without the weights
-        weights = interpolation_weights(
-            tokens.coordinates, tokens.grid, self.native_grid, self.kernel, self.scale_offset
-        )
+        weights = interpolation_weights(tokens.coordinates, tokens.grid, self.native_grid, self.kernel)
         with torch.autocast(table.device.type, enabled=False):  # half precision would blur the table
             table = (weights @ table.float()).to(table.dtype)
         return tokens.with_features(tokens.features + table)
@@ -135,7 +191,7 @@ class Learned(PositionEncoding):
         grid = source_grid(size, grid, math.prod, len(self.native_grid))
         places = grid_coordinates(*self.native_grid, device=table.device)[None]
         own = torch.tensor([self.native_grid], device=table.device)
-        weights = interpolation_weights(places, own, grid, self.kernel, self.scale_offset)
+        weights = interpolation_weights(places, own, grid, self.kernel)
         return torch.cat((table[:, : self.num_cls], weights @ table[:, self.num_cls :]), dim=1)
 
     def reset_parameters(self, std: float) -> None:
@@ -144,6 +200,13 @@ class Learned(PositionEncoding):
 
 class LearnedFromSinusoidal(Learned):
     """A learned table that starts as the sinusoid along two axes, or three, with zeros for CLS."""
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        if has_frames(config):
+            check_least_width(config)
+        else:
+            check_width(config, 4)
 
     def reset_parameters(self, std: float) -> None:
         init.copy_(self.position_embeddings, self._sinusoid())
@@ -156,18 +219,49 @@ class LearnedFromSinusoidal(Learned):
         return torch.cat((torch.zeros(self.num_cls, dim, device=device), patches)).view(1, length, dim)
 
 
+@strict
+@dataclass(kw_only=True)
+class LearnedRotaryOptions(LearnedOptions, RotaryOptions):
+    """Options of `"learned"` and of `"rotary"`."""
+
+
 class LearnedRotary(Learned):
-    """A learned table, and rotation of queries and keys besides: `"learned"` and `"rotary"` with their options.
+    """A learned table and rotation of queries and keys: `"learned"` and `"rotary"` with the options of both.
 
     EVA-02 (Fang et al., 2023).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.rotary = Rotary(config)
+    Options = LearnedRotaryOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
+        self.rotary = Rotary(config, self.options)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        Rotary.check(config, options)
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.rotary.rotation(tokens, layer)
+
+
+@strict
+@dataclass(kw_only=True)
+class FourierOptions(Options):
+    """Learned features of `"fourier"`.
+
+    Args:
+        num_features: number of features, sines and cosines.
+        scale: how far apart in patches they reach at first.
+    """
+
+    num_features: int = 128
+    scale: float | int = 10.0
+
+    def __post_init__(self):
+        check_range(self, "scale", "above 0", 0 < self.scale < math.inf)
+        is_even = self.num_features >= 2 and self.num_features % 2 == 0
+        check_range(self, "num_features", "even and at least 2", is_even)
 
 
 class Fourier(PositionEncoding):
@@ -175,14 +269,16 @@ class Fourier(PositionEncoding):
 
     "Learnable Fourier Features for Multi-Dimensional Spatial Positional Encoding" (Li et al., 2021), section 3:
     W2 gelu(W1 [cos(W p), sin(W p)] / sqrt(F) + b1) + b2, with W drawn at first from a Gaussian of deviation 1 /
-    `fourier_scale`. Nothing for CLS.
+    `scale`. Nothing for CLS.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = FourierOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.scale = config.fourier_scale
-        features = config.fourier_num_features
+        self.scale = self.options.scale
+        features = self.options.num_features
         self.frequencies = nn.Parameter(torch.empty(features // 2, len(self.native_grid)))
         self.hidden = nn.Linear(features, config.hidden_size)
         self.activation = nn.GELU()

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from .axes import native_grid
+from .options import Options, read_options
 from .patches import by
 from .tokens import PatchTokens
 
@@ -26,8 +28,17 @@ class PositionEncoding(nn.Module):
     # Whether there is a bias, which flash attention cannot take.
     has_bias = False
 
-    def __init__(self, config):
+    # Dataclass of the options that `position_encoding={"type": ..., ...}` may give.
+    Options: ClassVar[type] = Options
+
+    def __init__(self, config, options: Options | None = None):
+        """Reads the options from `config.position_encoding` unless they are given."""
         super().__init__()
+        self.options = options or read_options(self.Options, "position_encoding", config.position_encoding)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the encoding or its options do not fit the rest of the configuration."""
 
     def forward(self, answer: str, *args, **kwargs):
         """One of the answers, by name. The model asks by this, so that whatever wraps modules (offloading) is there."""
@@ -98,7 +109,6 @@ def interpolation_weights(
     grid: torch.Tensor,
     source: tuple[int, ...],
     kernel: str,
-    offset: float = 0.0,
 ) -> torch.Tensor:
     """How much each cell of a `source` grid counts at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
 
@@ -111,9 +121,8 @@ def interpolation_weights(
         grid: `(B, A)` rows and columns.
         source: rows and columns of what is interpolated, A sides.
         kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
-        offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
     """
-    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, A)
+    scale = torch.tensor(source, device=coordinates.device) / grid  # (B, A)
     position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, A) in cells of the source
     weights, *others = (
         _axis_weights(position[..., axis], side, kernel, scale[:, axis : axis + 1])

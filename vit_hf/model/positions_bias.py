@@ -4,12 +4,15 @@ A bias is a number for each pair of tokens and head: memory is quadratic in T, w
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from .axes import native_grid
+from .options import Options
 from .positions_base import PositionEncoding, source_grid
 from .tokens import PatchTokens
 
@@ -48,8 +51,8 @@ class Alibi(AttentionBias):
     -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.heads = config.num_attention_heads
 
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
@@ -58,18 +61,31 @@ class Alibi(AttentionBias):
         return -slopes[:, None, None] * torch.linalg.vector_norm(differences, dim=-1).unsqueeze(1)
 
 
+@strict
+@dataclass(kw_only=True)
+class RelativeBiasOptions(Options):
+    """Options of learned biases.
+
+    Args:
+        shared: whether all blocks share one table or network, instead of each having its own.
+    """
+
+    shared: bool = True
+
+
 class RelativeBias(AttentionBias):
     """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022), Swin.
 
     At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more stand for
-    pairs with a token that has no place: such a query, such a key, both. `relative_bias_shared` has one table for all
-    blocks instead of one for each.
+    pairs with a token that has no place: such a query, such a key, both.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RelativeBiasOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.per_layer = not config.relative_bias_shared
+        self.per_layer = not self.options.shared
         tables = config.num_hidden_layers if self.per_layer else 1
         self.extent = tuple(2 * side - 1 for side in self.native_grid)
         self.relative_position_bias_table = nn.Parameter(
@@ -111,10 +127,12 @@ class RelativeBiasContinuous(AttentionBias):
     which ask it for every pair).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RelativeBiasOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.per_layer = not config.relative_bias_shared
+        self.per_layer = not self.options.shared
         self.networks = nn.ModuleList(
             bias_network(config.num_attention_heads, len(self.native_grid))
             for _ in range(config.num_hidden_layers if self.per_layer else 1)

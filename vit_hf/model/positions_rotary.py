@@ -1,13 +1,17 @@
 """Positions by rotation of queries and keys. Shape legend: `tokens.py`."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
-from .axes import native_grid
+from .axes import has_frames, native_grid
 from .layer_sizes import head_dim_of
+from .options import Options, check_range, type_of
 from .positions_base import PositionEncoding, geometric_frequencies, linear_combinations
 from .tokens import PatchTokens
 
@@ -24,28 +28,84 @@ def rotate_half_pairs(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.
     return torch.cat((states[:, :, :prefix], rotated), dim=2) if prefix else rotated
 
 
+@strict
+@dataclass(kw_only=True)
+class RotaryOptions(Options):
+    """Options of encodings that rotate queries and keys.
+
+    Args:
+        base: base of the frequencies; the slowest has a wavelength of about 2 pi times the base, in
+            `coordinates`. DINOv3 has 100, EVA-02 10000, RoPE-Mixed 10.
+        coordinates: unit of the coordinates: "patches"; "native", patches of the native grid, over which the
+            image is spread (EVA-02); "normalized", from -1 to 1 over the image, times 2 pi (DINOv3).
+        shift, jitter, rescale: while training, largest shift of the coordinates, and largest factor of each
+            axis, and of both (DINOv3); None for none.
+        reference_grid: rows and columns (of videos time, rows and columns) that "native" spreads over an
+            image, by default those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too.
+    """
+
+    base: float | int = 100.0
+    coordinates: Literal["patches", "native", "normalized"] = "patches"
+    shift: float | int | None = None
+    jitter: float | int | None = None
+    rescale: float | int | None = None
+    reference_grid: int | list[int] | tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_range(self, "base", "above 0", 0 < self.base < math.inf)
+        check_range(self, "shift", "0 or more, or None", self.shift is None or 0 <= self.shift < math.inf)
+        for name in ("jitter", "rescale"):
+            factor = getattr(self, name)
+            legal = "a factor of at least 1, or None"
+            check_range(self, name, legal, factor is None or 1 <= factor < math.inf)
+
+
 class Rotary(PositionEncoding):
     """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
 
     Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six stays as it
     is, as in V-JEPA 2 (Assran et al., 2025).
 
-    Queries and keys are rotated by their coordinates, so attention sees differences of places. `rotary_coordinates`
-    says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, or of
-    `rotary_reference_grid`, as EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1,
-    times 2 pi, as DINOv3).
-    While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al., 2025).
+    Queries and keys are rotated by their coordinates, so attention sees differences of places. In
+    `coordinates` "patches", distances mean the same at every resolution; in "native" and "normalized" ones,
+    an image does. While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al.,
+    2025).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RotaryOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.head_dim = head_dim_of(config)
-        self.base = config.rotary_base
-        self.coordinates = config.rotary_coordinates
-        self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)
-        reference = config.rotary_reference_grid or native_grid(config)
+        self.base = self.options.base
+        self.coordinates = self.options.coordinates
+        self.augmentation = (self.options.shift, self.options.jitter, self.options.rescale)
+        reference = self.options.reference_grid or native_grid(config)
         self.reference_grid = (reference, reference) if isinstance(reference, int) else tuple(reference)
         self.num_axes = len(self.reference_grid)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        name, head_dim, num_axes = type_of(config.position_encoding), head_dim_of(config), 2
+        if has_frames(config):
+            num_axes = 3
+            if head_dim < 6 or head_dim % 2:
+                raise ValueError(
+                    f"position_encoding={name!r} turns pairs of channels along three axes, and needs hidden_size / "
+                    f"num_attention_heads to be even and at least 6, got {head_dim}."
+                )
+        elif head_dim % 4:
+            raise ValueError(
+                f"position_encoding={name!r} needs the channels of a head (hidden_size / num_attention_heads, or "
+                f"head_dim) to be a multiple of 4, got {head_dim}."
+            )
+        reference = options.reference_grid
+        sides = [reference] * 2 if isinstance(reference, int) else reference
+        if reference is not None and (len(sides) != num_axes or min(sides) < 1):
+            legal = "a number of at least 1 patch a side or a pair (rows, columns) of them"
+            if num_axes == 3:
+                legal = "three numbers of at least 1 patch (time, rows, columns)"
+            raise ValueError(f"reference_grid={reference} must be {legal}, or None for those of image_size.")
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = self.places(tokens)
@@ -93,8 +153,8 @@ class RotaryMixed(Rotary):
 
     per_layer = True
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         shape = (config.num_hidden_layers, config.num_attention_heads, self.num_axes, self.head_dim // 2)
         self.frequencies = nn.Parameter(torch.empty(shape))
 

@@ -22,6 +22,7 @@ from .grid_tables import check_measures
 from .heads import AttentionPooling
 from .hybrid import HybridPatchEmbeddings
 from .mae_decoder import MaskedAutoencoderDecoder
+from .options import options_of, type_of
 from .pretrained_base import AdaptivePreTrainedModel
 from .segmentation_decoders import Upsampling
 from .selection_cross_attention import CrossAttentionSelector
@@ -70,11 +71,12 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
         check_measures(wanted, stored)
-        rotates = wanted.position_encoding in ("rotary", "rotary_mixed", "learned_rotary")
-        if not rotates or wanted.rotary_coordinates != "native" or wanted.rotary_reference_grid is not None:
+        rotates = type_of(wanted.position_encoding) in ("rotary", "rotary_mixed", "learned_rotary")
+        options = options_of(wanted.position_encoding)
+        if not rotates or options.get("coordinates") != "native" or options.get("reference_grid") is not None:
             return {}
         # Positions are spread over the grid of pretraining, as EVA-02 does.
-        return {"rotary_reference_grid": list(native_grid(stored))}
+        return {"position_encoding": wanted.position_encoding | {"reference_grid": list(native_grid(stored))}}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
 from .computed_tensors import restore, versions
 from .grid_tables import make_room, resample, tables_to_resample
+from .options import keep_options, type_of
 from .user_classes import TABLES, fetch_classes, import_class
 
 
@@ -108,7 +109,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         else:
             values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
         for field, table in TABLES.items():
-            name = kwargs.get(field)  # which the caller names himself, and so trusts
+            name = type_of(kwargs.get(field))  # which the caller names himself, and so trusts
             if name is not None and name not in table and "." in name:
                 import_class(field, name)
         stored = cls._stored_config(source, config, kwargs)
@@ -122,7 +123,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
                     setattr(wanted, name, value)
                 config = wanted
             else:
-                kwargs |= kept
+                kwargs = kept | keep_options(kept, kwargs, kept)
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
         report_code(str(source), values, cls.config_class.code_file)

@@ -7,7 +7,14 @@ from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .cutting import cut_patches
 from .input_checks import check_tensors
-from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
+from .mae_decoder import (
+    MaskedAutoencoderDecoder,
+    draw_mask,
+    draw_noise,
+    read_mae_options,
+    reconstruction_loss,
+)
+from .options import type_of
 from .outputs import AdaptiveViTForPreTrainingOutput
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
@@ -17,8 +24,9 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
     """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
 
     "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
-    patches alone, `1 - config.mask_ratio` of them, at their own coordinates, with any position encoding. It loads into
-    the other classes, such as `AdaptiveViTForImageClassification`, by `from_pretrained`.
+    patches alone, all but the `mask_ratio` of `config.masked_autoencoder`, at their own coordinates, with any
+    position encoding. It loads into the other classes, such as `AdaptiveViTForImageClassification`, by
+    `from_pretrained`.
 
     Raises:
         ValueError: if the configuration selects or reduces patches, or shows what is masked.
@@ -43,11 +51,12 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
                     f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
                 )
         config.validate_architecture()  # before the decoder's encoding is looked up
-        if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
+        if POSITION_ENCODINGS[type_of(read_mae_options(config).decoder_position_encoding)].has_bias:
             self._supports_flash_attn = False
         super().__init__(config)
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
         self.decoder = MaskedAutoencoderDecoder(config)
+        self.options = read_mae_options(config)
         self.post_init()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
@@ -88,17 +97,17 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
             interpolate_pos_encoding,
         )
         if noise is None:
-            noise = draw_noise(patches, None if self.training else self.config.random_selector_seed)
+            noise = draw_noise(patches, None if self.training else 0)
         elif noise.shape != patches.coordinates.shape[:2]:
             raise ValueError(
                 f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
                 "(images, patches of each)."
             )
-        masking = draw_mask(patches, self.config.mask_ratio, noise)
+        masking = draw_mask(patches, self.options.mask_ratio, noise)
         outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
         logits = self.decoder(outputs.last_hidden_state, patches, masking)
         return AdaptiveViTForPreTrainingOutput(
-            loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
+            loss=reconstruction_loss(patches, logits, masking.mask, self.options.norm_pix_loss),
             logits=logits,
             mask=masking.mask,
             ids_restore=masking.ids_restore,

@@ -3,11 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from .attention import AttentionStates
+from .options import Options, read_options, type_of
 from .tokens import PatchTokens, gather_tokens
 
 
@@ -37,9 +39,22 @@ class TokenReducer(nn.Module, ABC):
     # Whether training needs the model's own dense pass as a teacher.
     learns_from_dense = False
 
+    # Weights of what such training adds to the loss: distance of hidden states, and divergence of answers.
+    token_weight = 0.5
+    distillation_weight = 0.5
+
+    # Dataclass of the options that `token_reducer={"type": ..., ...}` may give.
+    Options: ClassVar[type] = Options
+
     def __init__(self, config, layer_index: int):
+        """Reads the options from `config.token_reducer`."""
         super().__init__()
         self.config = config
+        self.options = read_options(self.Options, "token_reducer", config.token_reducer)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the reducer or its options do not fit the rest of the configuration."""
 
     @abstractmethod
     def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
@@ -57,6 +72,19 @@ class TokenReducer(nn.Module, ABC):
     def keeps_all(self, relaxation: float) -> bool:
         """Whether there is nothing to do."""
         return self.keep_rate(relaxation) >= 1
+
+
+def check_cls_for_reducer(config) -> None:
+    """Checks that there is a CLS token for a reducer that goes by its attention.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not config.use_cls_token:
+        raise ValueError(
+            f"token_reducer={type_of(config.token_reducer)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            "choose another."
+        )
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:

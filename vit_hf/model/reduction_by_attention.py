@@ -3,7 +3,8 @@
 import torch
 
 from .attention import AttentionStates
-from .reduction_base import Reduction, TokenReducer, counts_kept, new_places, num_kept
+from .options import Options
+from .reduction_base import Reduction, TokenReducer, check_cls_for_reducer, counts_kept, new_places, num_kept
 from .selection_base import keep_top
 from .tokens import PatchTokens
 
@@ -13,6 +14,10 @@ class AttentiveReducer(TokenReducer):
 
     EViT (Liang et al., 2022, "Not All Patches are What You Need"), section 3.
     """
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_cls_for_reducer(config)
 
     def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
         keep_rate = self.keep_rate(relaxation)
@@ -53,6 +58,10 @@ class SamplingReducer(TokenReducer):
     ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What is drawn twice counts
     once, so an image may keep fewer tokens than the keep rate says; the places left over are padding.
     """
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_cls_for_reducer(config)
 
     def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
         keep_rate = self.keep_rate(relaxation)

@@ -1,12 +1,37 @@
 """Reduction by a predictor that learns which tokens to keep. Shape legend: `reduction_base.py`."""
 
+import math
+from dataclasses import dataclass
+
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .attention import AttentionStates
+from .options import Options, check_range
 from .reduction_base import Reduction, TokenReducer, counts_kept, new_places, num_kept
 from .selection_base import keep_top
 from .tokens import PatchTokens
+
+
+@strict
+@dataclass(kw_only=True)
+class GumbelOptions(Options):
+    """Weights of the losses of `"gumbel"`, as in DynamicViT (2021).
+
+    Args:
+        ratio_weight: of the distance from the keep rate.
+        distillation_weight: of the divergence from the model's own dense prediction.
+        token_weight: of the distance of hidden states from those of the dense pass.
+    """
+
+    ratio_weight: float | int = 2.0
+    distillation_weight: float | int = 0.5
+    token_weight: float | int = 0.5
+
+    def __post_init__(self):
+        for name in ("ratio_weight", "distillation_weight", "token_weight"):
+            check_range(self, name, "0 or more", 0 <= getattr(self, name) < math.inf)
 
 
 class GumbelReducer(TokenReducer):
@@ -20,18 +45,26 @@ class GumbelReducer(TokenReducer):
 
     inside_block = False
     learns_from_dense = True
+    Options = GumbelOptions
 
     def __init__(self, config, layer_index: int):
         super().__init__(config, layer_index)
         dim = config.hidden_size
         self.stage = sorted(config.reduction_layers).index(layer_index) + 1
-        self.ratio_weight = config.gumbel_ratio_weight / len(config.reduction_layers)
+        self.ratio_weight = self.options.ratio_weight / len(config.reduction_layers)
+        self.distillation_weight = self.options.distillation_weight
+        self.token_weight = self.options.token_weight
         self.norm = nn.LayerNorm(dim)
         self.input = nn.Linear(dim, dim)
         self.hidden1 = nn.Linear(dim, dim // 2)
         self.hidden2 = nn.Linear(dim // 2, max(1, dim // 4))
         self.output = nn.Linear(max(1, dim // 4), 2)
         self.activation = nn.GELU()
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        if config.hidden_size % 2:
+            raise ValueError(f"token_reducer='gumbel' needs an even hidden_size, got {config.hidden_size}.")
 
     def forward(self, tokens: PatchTokens, states: AttentionStates | None, relaxation: float) -> Reduction:
         keep_rate = self.keep_rate(relaxation)

@@ -16,7 +16,6 @@ RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "re
 HEAD_REDUCTIONS = {
     "mean": lambda attention: attention.mean(dim=1),
     "max": lambda attention: attention.amax(dim=1),
-    "min": lambda attention: attention.amin(dim=1),
 }
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers.image_processing_base import BatchFeature
 
+from .axes import to_pair
 from .image_resizing import target_size
-from .patches import to_pair
 
 
 class SegmentationMaps:

@@ -1,13 +1,17 @@
 """Selection by what the model itself finds in a thumbnail. Shape legend: `tokens.py`."""
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .axes import scout_sides
+from .axes import check_thumbnail, patch_sides, thumbnail_sides
+from .options import check_range
 from .patches import ImagePatches
-from .selection_base import PatchSelector, Scout
+from .selection_base import PatchSelector, Scout, SelectorOptions, check_cls_for_selector
 
 
 def read_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
@@ -31,19 +35,84 @@ def small_images(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
     return ImagePatches.from_images(thumbnails.image, patches.patch_size)
 
 
+@strict
+@dataclass(kw_only=True)
+class ScoutOptions(SelectorOptions):
+    """Options of selectors that send a thumbnail through the model's own first blocks.
+
+    Args:
+        num_layers: blocks that the thumbnail goes through.
+        thumbnail_size: pixels of a side of the thumbnail, (height, width), or of a video (frames, height,
+            width); by default `image_size`.
+    """
+
+    num_layers: int = 3
+    thumbnail_size: int | list[int] | tuple[int, ...] | None = None
+
+
+@strict
+@dataclass(kw_only=True)
+class AttentionOptions(ScoutOptions):
+    """Options of `"attention"`.
+
+    Args:
+        reduction: how heads and blocks make a score: "mean" or "max" over heads of the CLS attention of the
+            last scout block, or "rollout", attention rollout through all of them.
+    """
+
+    reduction: Literal["mean", "max", "rollout"] = "mean"
+
+
+@strict
+@dataclass(kw_only=True)
+class DistilledOptions(ScoutOptions):
+    """Options of `"distilled"`.
+
+    Args:
+        loss_weight: weight of the selector's loss, as in LookWhere (2025).
+        batch_fraction: fraction in (0, 1] of a batch that this loss is computed on, for each image of which
+            training pays a dense forward pass.
+    """
+
+    loss_weight: float | int = 0.1
+    batch_fraction: float | int = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "loss_weight", "0 or more", 0 <= self.loss_weight < math.inf)
+        check_range(self, "batch_fraction", "in (0, 1]", 0 < self.batch_fraction <= 1)
+
+
+def check_scout(config, options: ScoutOptions) -> None:
+    """Raises: ValueError if the scout pass does not fit the model."""
+    check_cls_for_selector(config)
+    if not 1 <= options.num_layers <= config.num_hidden_layers:
+        raise ValueError(
+            f"num_layers={options.num_layers} of the scout pass must lie between 1 and "
+            f"num_hidden_layers={config.num_hidden_layers}."
+        )
+    check_thumbnail(config, "thumbnail_size", options.thumbnail_size, patch_sides(config))
+
+
 class AttentionSelector(PatchSelector):
     """The model's own attention in a scout pass: where does the CLS token look in a thumbnail?
 
-    The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
+    The first `num_layers` blocks see the image resized to `thumbnail_size`; what CLS attends to is
     interpolated to the full grid. In training the pass has the model's dropout, if any.
     In the spirit of LookWhere (2025), without its training.
     """
 
+    Options = AttentionOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.num_layers = config.scout_num_layers
-        self.reduction = config.scout_reduction
-        self.size = scout_sides(config)
+        self.num_layers = self.options.num_layers
+        self.reduction = self.options.reduction
+        self.size = thumbnail_sides(config, self.options.thumbnail_size)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scout(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         thumbnails = small_images(patches, self.size)
@@ -60,19 +129,24 @@ class DistilledSelector(PatchSelector):
     first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
     """
 
+    Options = DistilledOptions
     detail = 2
 
     def __init__(self, config):
         super().__init__(config)
-        self.num_layers = config.scout_num_layers
+        self.num_layers = self.options.num_layers
         self.last_layer = config.num_hidden_layers
-        self.size = scout_sides(config)
-        self.weight = config.distilled_loss_weight
-        self.share = config.distilled_share
+        self.size = thumbnail_sides(config, self.options.thumbnail_size)
+        self.weight = self.options.loss_weight
+        self.share = self.options.batch_fraction
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.GELU()
         self.output = nn.Linear(config.hidden_size, self.detail**2)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scout(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         thumbnails = small_images(patches, self.size)

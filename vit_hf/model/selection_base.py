@@ -1,36 +1,17 @@
-"""What every patch selector shares: how many to keep, keeping them, and the interface. Shape legend: `tokens.py`."""
+"""What every patch selector shares: keeping the highest scores, and the interface. Shape legend: `tokens.py`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .budget import Budget
+from .options import Options, check_range, read_options, type_of
 from .patches import ImagePatches
 from .tokens import PatchTokens, gather_tokens, raster_indices
-
-
-def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
-    """How many of `num_patches` patches `num_selected` asks for: all (None), a number (int) or a share (float).
-
-    Raises:
-        ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
-    """
-    if num_selected is None:
-        return num_patches
-    if isinstance(num_selected, float):
-        if not 0 < num_selected <= 1:
-            raise ValueError(
-                f"num_selected_patches={num_selected} as a float is a share and must lie in (0, 1]."
-            )
-        return max(1, round(num_selected * num_patches))
-    if not 1 <= num_selected <= num_patches:
-        raise ValueError(
-            f"num_selected_patches={num_selected} does not fit an image of {num_patches} patches: it must be a whole "
-            f"number from 1 to {num_patches}, or a share in (0, 1]. Lower it, or give larger images."
-        )
-    return num_selected
 
 
 def count_selected(
@@ -40,20 +21,23 @@ def count_selected(
 
     Args:
         patches: all patches of the batch.
-        wanted: a number, or a share of each image's patches.
+        wanted: see `num_selected_patches`.
         relaxation: 0 for what is wanted, 1 for all patches, linear between.
     """
+    budget = Budget(wanted)
     if patches.is_whole:
-        target = resolve_num_selected(wanted, patches.num_patches)
+        target = budget.resolve(patches.num_patches)
         return target + round(relaxation * (patches.num_patches - target)), None
-    # Where there may be fewer than K patches, the image processor says so by a mask.
-    resolve_num_selected(wanted, patches.num_patches if patches.mask is None else max(1, wanted))
+    if patches.mask is None:  # where there may be fewer than K patches, the image processor says so by a mask
+        budget.resolve(patches.num_patches)
     present = patches.grid.prod(dim=1)  # (B,)
-    target = (present.double() * wanted).round().clamp(min=1).long() if isinstance(wanted, float) else wanted
+    target = wanted
+    if budget.is_fraction:
+        target = (present.double() * wanted).round().clamp(min=1).long()
     counts = target + ((present - target).clamp(min=0) * relaxation).round().long()
     if patches.mask is not None:
         counts = counts.minimum(patches.mask.sum(dim=1))
-    if isinstance(wanted, int) and relaxation == 0:
+    if not budget.is_fraction and relaxation == 0:
         return wanted, None if patches.mask is None else counts
     return int(counts.max()), counts
 
@@ -139,13 +123,28 @@ class Scout(Protocol):
     """The model's own blocks, at the service of a selector. No gradient reaches the model."""
 
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
-        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `scout_reduction` of the configuration."""
+        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `AttentionOptions`."""
 
     def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
         """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
 
     def embed(self, patches: ImagePatches) -> torch.Tensor:
         """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without dropout."""
+
+
+@strict
+@dataclass(kw_only=True)
+class SelectorOptions(Options):
+    """Options of every selector whose choice is not random while training anyway.
+
+    Args:
+        exploration: fraction in [0, 1] of the kept patches that are random while training.
+    """
+
+    exploration: float | int = 0.0
+
+    def __post_init__(self):
+        check_range(self, "exploration", "a fraction in [0, 1]", 0 <= self.exploration <= 1)
 
 
 class PatchSelector(nn.Module, ABC):
@@ -158,9 +157,21 @@ class PatchSelector(nn.Module, ABC):
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
     uses_number = True
 
+    # Weight of the policy gradient of a selection that was drawn, beside the loss of the task.
+    policy_loss_weight = 1.0
+
+    # Dataclass of the options that `patch_selector={"type": ..., ...}` may give.
+    Options: ClassVar[type] = SelectorOptions
+
     def __init__(self, config):
+        """Reads the options from `config.patch_selector`."""
         super().__init__()
-        self.exploration = config.exploration
+        self.options = read_options(self.Options, "patch_selector", config.patch_selector)
+        self.exploration = getattr(self.options, "exploration", 0.0)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the selector or its options do not fit the rest of the configuration."""
 
     @abstractmethod
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
@@ -197,3 +208,16 @@ class PatchSelector(nn.Module, ABC):
     def loss(self, patches: ImagePatches, scores: torch.Tensor, scout: Scout) -> torch.Tensor | None:
         """What training adds to the loss, given the patches and their scores; None for nothing."""
         return None
+
+
+def check_cls_for_selector(config) -> None:
+    """Checks that there is a CLS token for a selector that asks what it attends to.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not config.use_cls_token:
+        raise ValueError(
+            f"patch_selector={type_of(config.patch_selector)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            "choose another."
+        )

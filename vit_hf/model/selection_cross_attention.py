@@ -1,13 +1,38 @@
 """Selection by what a learned query finds in the model's own patch embeddings. Shape legend: `tokens.py`."""
 
 import math
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .options import check_positive
 from .patches import ImagePatches
-from .selection_base import PatchSelector, Scout
+from .selection_base import PatchSelector, Scout, SelectorOptions
 from .tokens import PatchTokens
+
+
+@strict
+@dataclass(kw_only=True)
+class CrossAttentionOptions(SelectorOptions):
+    """Options of `"cross_attention"`.
+
+    Args:
+        hidden_size: width of the network that makes keys of patch embeddings, which goes over every patch.
+        num_heads: heads of the learned query, a divisor of the width.
+    """
+
+    hidden_size: int = 256
+    num_heads: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "hidden_size", "num_heads")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}."
+            )
 
 
 class CrossAttentionSelector(PatchSelector):
@@ -21,11 +46,12 @@ class CrossAttentionSelector(PatchSelector):
     these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
     """
 
+    Options = CrossAttentionOptions
     sees_one_patch = True
 
     def __init__(self, config):
         super().__init__(config)
-        width, heads = config.cross_attention_hidden_size, config.cross_attention_num_heads
+        width, heads = self.options.hidden_size, self.options.num_heads
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, width)
         self.activation = nn.GELU()

@@ -1,10 +1,15 @@
 """Selection with a gradient: perturbed top-K. Shape legend: `tokens.py`; n samples."""
 
-import torch
+import math
+from dataclasses import dataclass
 
+import torch
+from huggingface_hub.dataclasses import strict
+
+from .options import check_positive, check_range
 from .patches import ImagePatches
 from .selection_base import PatchSelector, Scout, Selection, keep_top
-from .selection_scorer import ThumbnailScorer
+from .selection_scorer import ScorerOptions, ThumbnailScorer, check_scorer_size
 
 
 # Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
@@ -123,6 +128,25 @@ def _noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
         yield torch.randn(size, generator=generator, device=scores.device)
 
 
+@strict
+@dataclass(kw_only=True)
+class PerturbedOptions(ScorerOptions):
+    """Options of `"perturbed"`.
+
+    Args:
+        num_samples: number of samples of the noise.
+        sigma: standard deviation of the noise; scores lie in [0, 1].
+    """
+
+    num_samples: int = 500
+    sigma: float | int = 0.05
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "num_samples")
+        check_range(self, "sigma", "above 0", 0 < self.sigma < math.inf)
+
+
 class PerturbedSelector(PatchSelector):
     """A small network on the thumbnail, trained through perturbed top-K by the loss of the task itself.
 
@@ -130,11 +154,17 @@ class PerturbedSelector(PatchSelector):
     highest themselves.
     """
 
+    Options = PerturbedOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.scorer = ThumbnailScorer(config)
-        self.num_samples = config.perturbed_num_samples
-        self.sigma = config.perturbed_sigma
+        self.scorer = ThumbnailScorer(config, self.options)
+        self.num_samples = self.options.num_samples
+        self.sigma = self.options.sigma
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scorer_size(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         scores = self.scorer(patches)

@@ -1,10 +1,15 @@
 """Selection by a policy that learns from rewards. Shape legend: `tokens.py`."""
 
-import torch
+import math
+from dataclasses import dataclass
 
+import torch
+from huggingface_hub.dataclasses import strict
+
+from .options import check_range
 from .patches import ImagePatches
 from .selection_base import PatchSelector, Scout, Selection, keep_top
-from .selection_scorer import ThumbnailScorer
+from .selection_scorer import ScorerOptions, ThumbnailScorer, check_scorer_size
 
 
 # Standard deviation of an image's scores. Fixed, so that a policy can neither become certain by accident, which
@@ -50,6 +55,27 @@ def plackett_luce_log_prob(
     return steps.sum(dim=-1)
 
 
+@strict
+@dataclass(kw_only=True)
+class PolicyOptions(ScorerOptions):
+    """Options of `"policy"`.
+
+    As the number of patches is fixed, a cost for each would be equal for every choice and change nothing.
+
+    Args:
+        loss_weight: weight of the policy's loss beside that of the task.
+        entropy_weight: weight of the bonus for an undecided policy.
+    """
+
+    loss_weight: float | int = 1.0
+    entropy_weight: float | int = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("loss_weight", "entropy_weight"):
+            check_range(self, name, "0 or more", 0 <= getattr(self, name) < math.inf)
+
+
 class PolicySelector(PatchSelector):
     """A small network on the thumbnail draws patches while training, and keeps its favourites otherwise.
 
@@ -58,10 +84,17 @@ class PolicySelector(PatchSelector):
     first draw, as a share of the greatest possible.
     """
 
+    Options = PolicyOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.scorer = ThumbnailScorer(config)
-        self.entropy_weight = config.policy_entropy_weight
+        self.scorer = ThumbnailScorer(config, self.options)
+        self.entropy_weight = self.options.entropy_weight
+        self.policy_loss_weight = self.options.loss_weight
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scorer_size(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, scout: Scout) -> torch.Tensor:
         return standardise(self.scorer(patches), patches.mask)

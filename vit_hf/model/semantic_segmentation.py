@@ -3,15 +3,21 @@
 import torch
 from transformers.utils.generic import can_return_tuple
 
+from .axes import to_pair
 from .base_model import AdaptiveViTModel
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .heads import check_outputs
 from .input_checks import check_tensors
+from .options import type_of
 from .outputs import AdaptiveViTModelOutput, AdaptiveViTSemanticSegmenterOutput
-from .patches import to_pair
 from .pretrained import AdaptiveViTPreTrainedModel
 from .scout import RECORD_NOTHING
-from .segmentation_decoders import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
+from .segmentation_decoders import (
+    SEGMENTATION_DECODERS,
+    crop_labels,
+    read_segmentation_options,
+    segmentation_loss_per_image,
+)
 from .selection_policy import reinforce_loss
 
 
@@ -28,7 +34,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.decode_head = SEGMENTATION_DECODERS[config.segmentation_decoder](config)
+        self.decode_head = SEGMENTATION_DECODERS[type_of(config.segmentation_decoder)](config)
+        self.ignore_index = read_segmentation_options(config).ignore_index
         self.post_init()
 
     @can_return_tuple
@@ -43,7 +50,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         Args:
             pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
                 have one grid.
-            labels: `(B, H, W)` int64 class of each pixel, `config.semantic_loss_ignore_index` to ignore.
+            labels: `(B, H, W)` int64 class of each pixel, `ignore_index` of `config.segmentation_decoder` to
+                ignore.
 
         Returns:
             `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
@@ -64,7 +72,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         logits = self._segment(outputs, grid)
         loss, selection_loss = None, outputs.selection_loss
         if labels is not None:
-            ignored = self.config.semantic_loss_ignore_index
+            ignored = self.ignore_index
             patch_size = to_pair(self.config.patch_size)
             check_outputs(self.config, self.num_labels)
             labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
@@ -78,7 +86,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
                     losses, _ = segmentation_loss_per_image(labels, favourites, ignored)
                     rewards.append(-losses / counts.clamp(min=1))
                 policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
-                policy_loss = self.config.policy_loss_weight * policy_loss
+                policy_loss = self.vit.selector.policy_loss_weight * policy_loss
                 selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
             if self.training and selection_loss is not None:
                 loss = loss + selection_loss

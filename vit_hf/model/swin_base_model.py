@@ -15,7 +15,7 @@ from .cutting import cut_patches
 from .input_checks import check_pixel_values, check_tensors
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches
-from .positions import Learned
+from .positions import Learned, LearnedOptions
 from .pretrained_base import AdaptivePreTrainedModel
 from .swin_blocks import AdaptiveSwinAttention, AdaptiveSwinStage, Choose, StageConfig, StageResult
 from .swin_outputs import AdaptiveSwinModelOutput
@@ -32,7 +32,9 @@ class AdaptiveSwinEmbeddings(nn.Module):
         stage_config = StageConfig(config, 0)
         self.patch_embeddings = PatchEmbeddings(stage_config)
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.position_encoding = Learned(stage_config) if config.use_absolute_embeddings else None
+        self.position_encoding = (
+            Learned(stage_config, LearnedOptions()) if config.use_absolute_embeddings else None
+        )
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim)) if use_mask_token else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

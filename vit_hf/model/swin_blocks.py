@@ -30,9 +30,8 @@ Choose = Callable[[int, WindowLayout, tuple[int, int]], torch.Tensor | None]
 class StageConfig:
     """A stage's configuration as the ViT's parts read it: what is not here, the model's own configuration says."""
 
-    patch_bias = projection_bias = mlp_bias = True
-    mlp_norm = attention_norm = use_cls_token = position_antialias = False
-    position_interpolation, position_scale_offset = "bicubic", 0.0
+    use_cls_token, attention = False, None
+    feed_forward, patch_embedding = "mlp", "linear"
 
     def __init__(self, config, stage: int):
         self.model_config = config

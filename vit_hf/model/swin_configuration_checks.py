@@ -1,12 +1,10 @@
-"""Whether the fields of a Swin's configuration fit together. Each function raises a ValueError that says what does not."""
+"""Checks of a Swin's configuration. Each function raises a ValueError that says what does not fit. Imports no PyTorch."""
 
 import math
 
-from .blocks import ACTIVATIONS
-from .configuration_checks import check_class_name
-from .patches import to_pair
-from .pixel_scorers import PIXEL_SCORERS
-from .selection import PATCH_SELECTORS
+from .axes import to_pair
+from .budget import Budget
+from .options import check_part, type_of
 
 
 WINDOW_ENCODINGS = ("relative_bias", "relative_bias_continuous")
@@ -48,8 +46,6 @@ def check_architecture(config) -> None:
     for name in ("embed_dim", "num_channels", "encoder_stride"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act={config.hidden_act!r} is unknown. Choose one of {sorted(ACTIVATIONS)}.")
     if not 0 < config.mlp_ratio < math.inf or int(config.embed_dim * config.mlp_ratio) < 1:
         raise ValueError(f"mlp_ratio={config.mlp_ratio} must leave at least 1 channel of embed_dim.")
     for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -116,35 +112,18 @@ def check_foreign_fields(config) -> None:
 
 
 def check_window_selection(config) -> None:
-    """What computes on fewer windows."""
-    number = config.num_selected_windows
-    if config.patch_selector in UNFIT:
+    """Checks what computes on fewer windows, but for the selector itself."""
+    check_part("patch_selector", config.patch_selector)
+    number, name = config.num_selected_windows, type_of(config.patch_selector)
+    if name in UNFIT:
         raise ValueError(
-            f"patch_selector={config.patch_selector!r} {UNFIT[config.patch_selector]}. Choose one of "
-            f"{sorted(PIXEL_SCORERS)}, or a class of your own that scores patches."
+            f"patch_selector={name!r} {UNFIT[name]}. Choose a pixel heuristic such as 'saliency' or 'variance', or a class "
+            "of your own that scores patches."
         )
-    if not 0 <= config.exploration <= 1:
-        raise ValueError(f"exploration={config.exploration} is a share and must lie in [0, 1].")
-    if config.patch_selector is None:
-        for name, value in (("num_selected_windows", number), ("exploration", config.exploration or None)):
-            if value is not None:
-                legal = sorted(PATCH_SELECTORS.keys() - UNFIT)
-                raise ValueError(f"{name}={value} needs a patch_selector: choose one of {legal}.")
-        return
-    check_class_name(config, "patch_selector")
-    if config.patch_selector == "gradient" and min(to_pair(config.patch_size)) < 3:
+    if name is not None and number is None:
         raise ValueError(
-            f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."
+            f"patch_selector={name!r} needs num_selected_windows: a number of the first stage's windows >= 1, or a fraction "
+            "of each stage's in (0, 1]."
         )
-    if number is None:
-        raise ValueError(
-            f"patch_selector={config.patch_selector!r} needs num_selected_windows: a number of the first stage's windows "
-            ">= 1, or a share of each stage's in (0, 1]."
-        )
-    if isinstance(number, float) and not 0 < number <= 1:
-        raise ValueError(
-            f"num_selected_windows={number} as a float is a share of the windows and must lie in (0, 1]. For a number "
-            "of windows give an int."
-        )
-    if isinstance(number, int) and number < 1:
-        raise ValueError(f"num_selected_windows={number} must be at least 1, or a share in (0, 1].")
+    if number is not None:
+        Budget(number, "num_selected_windows", "windows")

@@ -2,7 +2,8 @@
 
 import torch
 
-from .configuration_adaptive_swin import num_windows_selected
+from .budget import Budget
+from .options import type_of
 from .patches import ImagePatches
 from .selection_base import PatchSelector
 from .selection_checks import warn_of_all_kept
@@ -18,6 +19,21 @@ class NoScout:
             f"The patch selector asks for the model's own {name}, and Swin's blocks see windows, without a CLS token: score "
             "patches by their pixels, or by a network of the selector's own."
         )
+
+
+def num_windows_selected(wanted: int | float, stage: int, num_windows: int, relaxation: float = 0.0) -> int:
+    """How many of a stage's windows a model computes on, see `num_selected_windows`.
+
+    Args:
+        wanted: a number of the first stage's windows, or a fraction of each stage's.
+        stage: from 0.
+        num_windows: windows of the stage.
+        relaxation: 0 for what is wanted, 1 for all windows, linear between.
+    """
+    budget = Budget(wanted, "num_selected_windows", "windows")
+    # A window of the next stage covers four.
+    number = budget.coarsened(4**stage).capped(num_windows).resolve(num_windows)
+    return number + round(relaxation * (num_windows - number))
 
 
 class WindowChooser:
@@ -48,15 +64,17 @@ class WindowChooser:
         """`(B, K)` int64 ascending windows of a stage's `grid` to compute on; None for all."""
         if self.selector is None:
             return None
-        wanted = self.config.num_selected_windows
-        number = num_windows_selected(wanted, stage, layout.num_windows, self.relaxation)
+        number = num_windows_selected(
+            self.config.num_selected_windows, stage, layout.num_windows, self.relaxation
+        )
         # A stage may lie on another device.
         scores = self._score(number).to(layout.cells.device).unflatten(1, self.patches.full_grid)
         if number == layout.num_windows:
             # Later stages have few windows, and may need all of them.
             if stage == 0 and self.relaxation == 0 and not torch.compiler.is_compiling():
                 selection = (
-                    f"patch_selector={self.config.patch_selector!r} with num_selected_windows={wanted}"
+                    f"patch_selector={type_of(self.config.patch_selector)!r} with "
+                    f"num_selected_windows={self.config.num_selected_windows}"
                 )
                 warn_of_all_kept(selection, (number,), "windows")
             return None
