@@ -75,7 +75,7 @@ class Side:
         return model.to(args.device, getattr(torch, args.dtype)).eval()
 
 
-def reducing(token_reducer: str, **fields: object) -> dict:
+def reducing(token_reducer: str | dict, **fields: object) -> dict:
     return {"token_reducer": token_reducer, **fields}
 
 
@@ -92,7 +92,7 @@ REDUCING = [
     Side("ours, attentive, keep 1.0", reduction=reducing("attentive", keep_rate=1.0)),
     Side("ours, attentive, keep 0.7", reduction=reducing("attentive", keep_rate=0.7)),
     Side("ours, attentive, keep 0.5", reduction=reducing("attentive", keep_rate=0.5)),
-    Side("ours, merge, r = 16", reduction=reducing("merge", merge_r=16, reduction_layers=EVERY_BLOCK)),
+    Side("ours, merge, r = 16", reduction=reducing({"type": "merge", "r": 16}, reduction_layers=EVERY_BLOCK)),
     Side("ours, gumbel, keep 0.7", reduction=reducing("gumbel", keep_rate=0.7)),
     Side("ours, sample, keep 0.7", reduction=reducing("sample", keep_rate=0.7)),
 ]

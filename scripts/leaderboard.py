@@ -47,8 +47,9 @@ ARCHITECTURE = {
 # (side, strokes, steps) of what comes before.
 SMALL = [(32, 0, 500), (48, 0, 700), (64, 1, 150), (112, 4, 250)]
 
-SCOUT = {"scout_image_size": 256}
-SCORER = {"scorer_image_size": 256, "scorer_hidden_size": 32}
+THUMBNAIL = {"thumbnail_size": 256}
+SCORER = {**THUMBNAIL, "hidden_size": 32}
+# Options of the selectors, and what stands beside them.
 ARMS: dict[str, dict] = {
     "resize": {},
     "random": {},
@@ -57,10 +58,10 @@ ARMS: dict[str, dict] = {
     "gradient": {},
     "entropy": {},
     "saliency": {},
-    "attention": {**SCOUT, "scout_num_layers": 4},
-    "distilled": {**SCOUT, "scout_num_layers": 2, "distilled_loss_weight": 1.0, "distilled_share": 0.125},
+    "attention": {**THUMBNAIL, "num_layers": 4},
+    "distilled": {**THUMBNAIL, "num_layers": 2, "loss_weight": 1.0, "batch_fraction": 0.125},
     "policy": SCORER,
-    "perturbed": {**SCORER, "perturbed_num_samples": 100},
+    "perturbed": {**SCORER, "num_samples": 100},
     "cross_attention": {},
     "oracle": {},
 }
@@ -179,7 +180,9 @@ def evaluate(
 def run(arm: str, seed: int, checkpoint: Path, args: argparse.Namespace) -> dict:
     set_seed(1000 + seed)
     resize, oracle = arm == "resize", arm == "oracle"
-    fields = {} if resize or oracle else {"patch_selector": arm, "num_selected_patches": TOKENS, **ARMS[arm]}
+    fields = {}
+    if not resize and not oracle:
+        fields = {"patch_selector": {"type": arm, **ARMS[arm]}, "num_selected_patches": TOKENS}
     model = AdaptiveViTForImageClassification.from_pretrained(checkpoint, **fields)
     data = canvases(SIZE, args.num_noise, args.steps * args.batch_size, args.num_test, seed=SIZE + seed)
     prepare = with_places if oracle else lambda rows: to_input(rows, resize)

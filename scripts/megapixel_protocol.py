@@ -45,10 +45,12 @@ SIZE, STROKES, SHARE = 1500, 50, 9
 MODEL = {
     "num_channels": 1,
     "patch_size": PATCH,
-    "patch_embedding": "convolutional",
-    "convolutional_hidden_sizes": [16, 32],
-    "convolutional_depths": [1, 1],
-    "convolutional_num_groups": 4,
+    "patch_embedding": {
+        "type": "convolutional",
+        "hidden_sizes": [16, 32],
+        "depths": [1, 1],
+        "num_groups": 4,
+    },
     "hidden_size": 64,
     "num_hidden_layers": 1,
     "num_attention_heads": 4,

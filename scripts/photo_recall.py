@@ -36,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from vit_hf import PATCH_SELECTORS, AdaptiveViTModel
 from vit_hf.data.tree_photos import annotated_photos, deepforest_folder, photo_processor, windows
 from vit_hf.model.image_loading import read_image
+from vit_hf.model.options import type_of
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 from vit_hf.model.sizes import to_pair
 
@@ -144,7 +145,8 @@ def as_mask(window: Window, indices: np.ndarray) -> np.ndarray:
 
 def by_pixels(name: str, share: float, patch_size: int, seed: int = 0) -> Method:
     processor = photo_processor()
-    options = {"patch_selector": name, "num_selected_patches": share, "random_selector_seed": seed}
+    selector = {"type": "random", "seed": seed} if name == "random" else name
+    options = {"patch_selector": selector, "num_selected_patches": share}
 
     def keep(window: Window) -> np.ndarray:
         inputs = processor(
@@ -180,21 +182,20 @@ def methods(args: argparse.Namespace, share: float) -> Iterator[tuple[str, list[
         if model.selector is None:
             sys.exit(f"photo_recall.py: {path} has no patch_selector. Give such a model as --checkpoint.")
         model.config.num_selected_patches = share
-        yield f"{model.config.patch_selector} of {Path(path).name}", [by_model(model, path)]
+        yield f"{type_of(model.config.patch_selector)} of {Path(path).name}", [by_model(model, path)]
     for name in PATCH_SELECTORS:
         if name in PIXEL_SCORERS:
             continue
         if args.checkpoint is None:
             print(f"Left out: {name}, which needs --checkpoint, or --models with one that was trained.")
             continue
-        for title, fields in variants(name, args):
+        for title, selector in variants(name, args):
             model, info = AdaptiveViTModel.from_pretrained(
                 args.checkpoint,
-                patch_selector=name,
+                patch_selector=selector,
                 num_selected_patches=share,
                 add_pooling_layer=False,
                 output_loading_info=True,
-                **fields,
             )
             if any("selector." in key for key in info["missing_keys"]):
                 print(f"Left out: {name}, for which {args.checkpoint} has no weights.")
@@ -202,15 +203,15 @@ def methods(args: argparse.Namespace, share: float) -> Iterator[tuple[str, list[
                 yield title, [by_model(model.to(args.device).eval(), args.checkpoint)]
 
 
-def variants(name: str, args: argparse.Namespace) -> list[tuple[str, dict]]:
-    """Titles and configuration fields of the rows of a selector."""
+def variants(name: str, args: argparse.Namespace) -> list[tuple[str, str | dict]]:
+    """Titles of the rows of a selector, and the selector with its options."""
     if name != "attention":
-        return [(name, {})]
-    size = {} if args.scout_image_size is None else {"scout_image_size": args.scout_image_size}
+        return [(name, name)]
+    size = {} if args.scout_image_size is None else {"thumbnail_size": args.scout_image_size}
     return [
         (
             f"attention of block {block}" + (f", {reduction}" if reduction != "mean" else ""),
-            {"scout_num_layers": block, "scout_reduction": reduction, **size},
+            {"type": "attention", "num_layers": block, "reduction": reduction, **size},
         )
         for block in args.scout_num_layers
         for reduction in args.scout_reduction

@@ -41,10 +41,12 @@ ARCHITECTURE = {
     "initializer": "xavier_uniform",
     "num_channels": 1,
     "pooling": "mean",
-    "decoder_hidden_size": 32,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 64,
+    "masked_autoencoder": {
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 64,
+    },
 }
 
 

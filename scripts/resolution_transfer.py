@@ -33,14 +33,11 @@ NATIVE, PATCH = 56, 8
 SCALES = (0.5, 1.0, 2.0, 4.0)
 VARIANTS: dict[str, dict] = {
     **{name: {"position_encoding": name} for name in POSITION_ENCODINGS},
-    "learned, antialiased": {"position_encoding": "learned", "position_antialias": True},
-    "rotary, native": {"position_encoding": "rotary", "rotary_coordinates": "native"},
-    "rotary, normalized": {"position_encoding": "rotary", "rotary_coordinates": "normalized"},
+    "learned, antialiased": {"position_encoding": {"type": "learned", "antialias": True}},
+    "rotary, native": {"position_encoding": {"type": "rotary", "coordinates": "native"}},
+    "rotary, normalized": {"position_encoding": {"type": "rotary", "coordinates": "normalized"}},
     "rotary, normalized, augmented": {
-        "position_encoding": "rotary",
-        "rotary_coordinates": "normalized",
-        "rotary_jitter": 1.5,
-        "rotary_rescale": 2.0,
+        "position_encoding": {"type": "rotary", "coordinates": "normalized", "jitter": 1.5, "rescale": 2.0}
     },
 }
 

@@ -47,7 +47,7 @@ RENAMED = [
 
 # The checkpoint may have been trained to select and to reduce.
 DENSE = {"patch_selector": None, "num_selected_patches": None, "thumbnail_context": False}
-DENSE |= {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
+DENSE |= {"token_reducer": None, "keep_rate": 1.0}
 
 # From an image (1, C, H, W) to the CLS state (D,) and the number of tokens beside it in the end.
 Answer = Callable[[torch.Tensor], tuple[torch.Tensor, int]]
@@ -234,7 +234,7 @@ def selections(loader: Loader, args: argparse.Namespace, fewest: int) -> Iterato
     ways = [("", {}, 0)]
     if args.thumbnail:
         taken = (args.thumbnail // to_pair(config.patch_size)[0]) ** 2
-        fields = {"thumbnail_context": True, "scout_image_size": args.thumbnail}
+        fields = {"thumbnail_context": args.thumbnail}
         ways.append((f"thumbnail of {taken}, ", fields, taken))
     for prefix, beside, taken in ways:
         shares = {share: share for share in args.shares if round(share * fewest) > taken}
@@ -246,17 +246,19 @@ def selections(loader: Loader, args: argparse.Namespace, fewest: int) -> Iterato
 
 def selector_variants(name: str, args: argparse.Namespace, layers: int) -> list[tuple[str, list[dict]]]:
     """Titles of rows, each with its configurations; several are seeds of a random choice."""
-    selector = {"patch_selector": name}
     if name == "random":
-        return [(name, [{**selector, "random_selector_seed": seed} for seed in range(args.seeds)])]
+        seeds = [{"type": "random", "seed": seed} for seed in range(args.seeds)]
+        return [(name, [{"patch_selector": selector} for selector in seeds])]
     if name != "attention":
-        return [(name, [selector])]
+        return [(name, [{"patch_selector": name}])]
     rows = []
     for block in args.scout_num_layers or dict.fromkeys((min(3, layers), layers)):
         for reduction in args.scout_reduction:
-            fields = {"scout_num_layers": block, "scout_image_size": args.scout_image_size}
+            selector = {"type": "attention", "num_layers": block, "reduction": reduction}
+            if args.scout_image_size is not None:
+                selector["thumbnail_size"] = args.scout_image_size
             title = f"attention of block {block}" + (f", {reduction}" if reduction != "mean" else "")
-            rows.append((title, [{**selector, **fields, "scout_reduction": reduction}]))
+            rows.append((title, [{"patch_selector": selector}]))
     return rows
 
 

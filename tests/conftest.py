@@ -22,17 +22,29 @@ TINY = {
     "patch_size": 8,
     "num_labels": 5,
     "encoder_stride": 8,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 24,
-    "scout_num_layers": 2,
-    "scorer_hidden_size": 8,
-    "perturbed_num_samples": 20,
-    "cross_attention_hidden_size": 32,
+    "masked_autoencoder": {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 24,
+    },
     # Large enough that differences between inputs show in the logits.
     "initializer_range": 0.2,
 }
+
+# Options of selectors in tiny models.
+TINY_SELECTORS = {
+    "attention": {"num_layers": 2},
+    "distilled": {"num_layers": 2},
+    "policy": {"hidden_size": 8},
+    "perturbed": {"hidden_size": 8, "num_samples": 20},
+    "cross_attention": {"hidden_size": 32},
+}
+
+
+def tiny_selector(name: str, **options) -> dict:
+    """A selector for a tiny model; `options` override."""
+    return {"type": name, **TINY_SELECTORS.get(name, {}), **options}
 
 
 # Everything that selects or reduces, by a name for the test and the fields of the configuration.
@@ -42,7 +54,7 @@ SELECTIONS = {
     **{
         name: {"token_reducer": name, "keep_rate": 0.6, "reduction_layers": [0, 1]} for name in TOKEN_REDUCERS
     },
-    "merge_r": {"token_reducer": "merge", "merge_r": 3, "reduction_layers": [0, 1, 2]},
+    "merge_r": {"token_reducer": {"type": "merge", "r": 3}, "reduction_layers": [0, 1, 2]},
     "context": {"patch_selector": "variance", "thumbnail_context": True},
     **{
         f"both_{name}": {
@@ -59,10 +71,14 @@ every_selection = pytest.mark.parametrize("selection", SELECTIONS.values(), ids=
 
 
 def tiny_config(**fields) -> AdaptiveViTConfig:
-    """A model that runs in milliseconds; `fields` override."""
+    """A model that runs in milliseconds; `fields` override, one by one those of `masked_autoencoder`."""
+    fields = {**TINY, **fields}
     if fields.get("patch_selector") is not None:
         fields.setdefault("num_selected_patches", 6)
-    return AdaptiveViTConfig(**{**TINY, **fields})
+    if isinstance(fields.get("patch_selector"), str):
+        fields["patch_selector"] = tiny_selector(fields["patch_selector"])
+    fields["masked_autoencoder"] = {**TINY["masked_autoencoder"], **(fields["masked_autoencoder"] or {})}
+    return AdaptiveViTConfig(**fields)
 
 
 TINY_SWIN = {

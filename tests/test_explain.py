@@ -299,7 +299,7 @@ class TestPositions:
         np.testing.assert_allclose(similarity, expected, atol=1e-5)
 
     def test_of_rotation_is_the_mean_cosine_of_differences_of_angles(self):
-        positions = position_similarity(tiny_model(position_encoding="rotary", rotary_base=50.0))
+        positions = position_similarity(tiny_model(position_encoding={"type": "rotary", "base": 50.0}))
         frequencies = 50.0 ** -np.array([0, 0.5])
         cosines = [np.cos(2 * frequencies).mean(), np.cos(3 * frequencies).mean()]
         assert positions.similarity[0, 0, 2, 3] == pytest.approx(np.mean(cosines), abs=1e-5)

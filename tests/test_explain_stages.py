@@ -216,7 +216,7 @@ class TestPicture:
         np.testing.assert_array_equal(coloured, explanation.stages[0].groups >= 0)
 
     def test_many_stages_take_several_rows(self):
-        fields = {"token_reducer": "merge", "merge_r": 1, "reduction_layers": list(range(5))}
+        fields = {"token_reducer": {"type": "merge", "r": 1}, "reduction_layers": list(range(5))}
         model = tiny_model(**fields, num_hidden_layers=5)
         [explanation] = explain(model, AdaptiveViTImageProcessor(**NATIVE), noise_image(32, 32))
         figure = explanation.figure("stages")

@@ -44,7 +44,7 @@ class Tester:
         if self.is_swin:
             return tiny_swin_config(**{"depths": [1, 1], "num_heads": [2, 2], "encoder_stride": 8, **fields})
         return tiny_config(
-            **{"num_hidden_layers": 2, "scout_num_layers": 1, "decoder_num_hidden_layers": 1, **fields}
+            **{"num_hidden_layers": 2, "masked_autoencoder": {"decoder_num_hidden_layers": 1}, **fields}
         )
 
     def prepare_config_and_inputs_for_common(self):

@@ -27,6 +27,7 @@ from .model.elastic import active_subnetwork
 from .model.image_loading import flatten_images
 from .model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from .model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
+from .model.options import type_of
 from .model.patches import raster_indices
 from .model.selectors import PolicySelector
 from .model.sizes import to_pair
@@ -198,9 +199,10 @@ def _explain_one(
         rollout=None if maps is None or maps.rollout is None else _to_grid(maps.rollout, kept, grid),
         attention_block=None if maps is None else maps.block,
         settings={
-            "selector": config.patch_selector or getattr(image_processor, "patch_selector", None) or "none",
-            "reducer": config.token_reducer or "none",
-            "position_encoding": config.position_encoding,
+            "selector": type_of(config.patch_selector or getattr(image_processor, "patch_selector", None))
+            or "none",
+            "reducer": type_of(config.token_reducer) or "none",
+            "position_encoding": type_of(config.position_encoding),
             "pooling": getattr(config, "pooling", "mean"),
             "num_blocks": config.num_hidden_layers,
         },

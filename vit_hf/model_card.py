@@ -12,8 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import SwinConfig, TrainingArguments, ViTConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .model.budget import Budget
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
+from .model.options import Part, options_of, type_of
 from .model.pretrained import AdaptivePreTrainedModel
 from .model.sizes import has_frames, to_pair
 
@@ -236,7 +238,7 @@ def _describe(
     rows = [
         ("architecture", f"`{config.model_type}`: {_architecture(config)}"),
         ("parameters", f"{model.num_parameters():,}"),
-        ("position encoding", f"`{config.position_encoding}`"),
+        ("position encoding", _part(config.position_encoding)),
     ]
     if image_processor is not None:
         size = image_processor.size if image_processor.do_resize else None
@@ -246,17 +248,19 @@ def _describe(
     if image_processor is not None:
         selection.append((image_processor, "by the image processor"))
     kept = [
-        f"`{chooser.patch_selector}` keeps {_kept(chooser)}, {who}"
+        f"{_part(chooser.patch_selector)} keeps {_kept(chooser)}, {who}"
         for chooser, who in selection
         if getattr(chooser, "patch_selector", None)
     ]
     rows.append(("patch selection", "; ".join(kept) or "none: all patches"))
     if config.token_reducer is not None:
         amount = f"keeps {_amount(float(config.keep_rate), 'tokens')}"
-        if config.merge_r is not None:
-            amount = f"takes away {config.merge_r} tokens"
+        if (merged := options_of(config.token_reducer).get("r")) is not None:
+            amount = f"takes away {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
-        rows.append(("token reduction", f"`{config.token_reducer}` {amount} at each of the blocks {layers}"))
+        rows.append(
+            ("token reduction", f"{_part(config.token_reducer)} {amount} at each of the blocks {layers}")
+        )
     if settings := _settings(config):
         rows.append(("other settings", ", ".join(settings)))
     if type(model).__name__.endswith(("ImageClassification", "VideoClassification")):
@@ -272,7 +276,6 @@ TOLD = {
     "position_encoding",
     "token_reducer",
     "keep_rate",
-    "merge_r",
     "reduction_layers",
     "backbone_config",
     "_out_features",
@@ -307,9 +310,15 @@ def _kept(chooser: AdaptiveViTConfig | AdaptiveSwinConfig | BaseImageProcessor) 
     if not isinstance(chooser, AdaptiveSwinConfig):
         return _amount(chooser.num_selected_patches, "patches")
     number = chooser.num_selected_windows
-    if isinstance(number, float):
+    if Budget(number).is_fraction:
         return f"{number:.1%} of each stage's windows"
     return f"{number} windows of the first stage and a quarter as many of each that follows"
+
+
+def _part(part: Part) -> str:
+    """A name and its options."""
+    options = ", ".join(f"`{name}={value!r}`" for name, value in options_of(part).items())
+    return f"`{type_of(part)}`" + (f" ({options})" if options else "")
 
 
 def _settings(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> list[str]:

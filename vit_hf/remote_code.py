@@ -23,6 +23,7 @@ from .model.checkpoint_code import (
     installed_version,
     name_classes,
 )
+from .model.options import type_of
 from .model.registry import TABLES, classes_of
 
 
@@ -307,7 +308,7 @@ def _write_shipped_classes(config: PreTrainedConfig, classes: Mapping[str, type]
         ),
         "",
         "    return {",
-        *(f"        {getattr(config, field)!r}: {field}_class," for field in classes),
+        *(f"        {type_of(getattr(config, field))!r}: {field}_class," for field in classes),
         "    }",
     ]
     return "\n".join(lines)

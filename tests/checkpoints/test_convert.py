@@ -76,9 +76,11 @@ def test_from_disk_and_back(name, tmp_path):
 @every_original
 @pytest.mark.parametrize("selection", ["variance", "attention", "merge"])
 def test_selection_works_at_once(name, selection):
-    fields = {"patch_selector": selection, "num_selected_patches": 6, "scout_num_layers": 2}
+    fields = {"patch_selector": selection, "num_selected_patches": 6}
+    if selection == "attention":
+        fields["patch_selector"] = {"type": "attention", "num_layers": 2}
     if selection == "merge":
-        fields = {"token_reducer": "merge", "merge_r": 2, "reduction_layers": [0, 1]}
+        fields = {"token_reducer": {"type": "merge", "r": 2}, "reduction_layers": [0, 1]}
     if name.startswith(("siglip", "ijepa")) and selection == "attention":
         with pytest.raises(Exception, match="needs the CLS token"):
             convert(original(name), **fields)

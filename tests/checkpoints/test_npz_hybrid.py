@@ -52,7 +52,9 @@ def test_outputs_are_those_of_timm(size, older, tmp_path):
     theirs = timm_hybrid()
     theirs.load_pretrained(str(tmp_path / "hybrid.npz"))
     # timm's activation is not the approximation.
-    model, processor = convert(tmp_path / "hybrid.npz", hidden_act="gelu", position_antialias=True)
+    model, processor = convert(
+        tmp_path / "hybrid.npz", hidden_act="gelu", position_encoding={"type": "learned", "antialias": True}
+    )
     assert model.config.patch_size == processor.patch_size == 8 and model.config.image_size == 32
     images = torch.randn(2, 3, *size)
     with torch.no_grad():

@@ -30,28 +30,22 @@ from vit_hf.checkpoints.verify_hybrid import timm_hybrid
 OTHERS = {
     "position_encoding": "rotary",
     "head_dim": 12,
-    "position_antialias": True,
-    "position_interpolation": "bilinear",
-    "position_scale_offset": 0.1,
     "pooling": "mean",
     "classifier_hidden_size": 8,
     "num_register_tokens": 1,
     "norm_type": "rmsnorm",
     "pre_layernorm": True,
     "final_norm": "none",
-    "mlp_type": "gated",
-    "mlp_norm": True,
-    "attention_norm": True,
-    "patch_bias": False,
+    "feed_forward": "gated",
+    "attention": {"norm": True},
+    "patch_embedding": {"type": "linear", "bias": False},
     "key_bias": False,
-    "projection_bias": False,
-    "mlp_bias": False,
     "layerscale_value": 0.1,
     "thumbnail_context": True,
 }
 MEANINGLESS = {
-    "rotary_base": 7.0,
-    "scout_num_layers": 1,
+    "masked_autoencoder": {"mask_ratio": 0.5},
+    "segmentation_decoder": "convolutional",
     "drop_path_rate": 0.1,
     "head_dim": tiny_config().hidden_size // tiny_config().num_attention_heads,
     "initializer": "truncated_normal",
@@ -119,16 +113,22 @@ def test_a_second_load_is_the_same_to_the_bit(tmp_path):
 class TestRefuses:
     @pytest.mark.parametrize(("name", "value"), OTHERS.items())
     def test_what_a_stock_model_has_not(self, target, name, value):
-        files = (
-            "classifier_hidden_size",
-            "position_antialias",
-            "position_interpolation",
-            "position_scale_offset",
-        )
-        if target is not to_transformers and name in files:
-            pytest.skip("a .npz has it, or leaves it to its reader")
+        if target is not to_transformers and name == "classifier_hidden_size":
+            pytest.skip("a .npz has it")
         with pytest.raises(CannotConvert, match=f"{name}="):
             target(plain(**{name: value}))
+
+    @pytest.mark.parametrize("options", [{"norm": True}, {"bias": False}], ids=str)
+    def test_options_of_the_feed_forward_network(self, target, options):
+        with pytest.raises(CannotConvert, match="feed_forward="):
+            target(plain(feed_forward={"type": "mlp", **options}))
+
+    @pytest.mark.parametrize("options", [{"antialias": True}, {"interpolation": "bilinear"}], ids=str)
+    def test_how_a_table_is_resized(self, target, options):
+        if target is not to_transformers:
+            pytest.skip("a .npz leaves it to its reader")
+        with pytest.raises(CannotConvert, match=f"position_encoding=.*{next(iter(options))}"):
+            target(plain(position_encoding={"type": "learned", **options}))
 
     @pytest.mark.parametrize("selection", [name for name in SELECTIONS if name != "dense"])
     def test_selection(self, target, selection):
@@ -138,7 +138,7 @@ class TestRefuses:
 
 def test_refuses_other_models_and_activations():
     with pytest.raises(CannotConvert, match="backbone_config="):
-        to_transformers(convert(timm_hybrid(), position_antialias=False)[0])
+        to_transformers(convert(timm_hybrid(), position_encoding="learned")[0])
     with pytest.raises(CannotConvert, match="AdaptiveViTForMaskedImageModeling has no counterpart"):
         to_transformers(AdaptiveViTForMaskedImageModeling(tiny_config()))
     with pytest.raises(CannotConvert, match="hidden_act='elu'"):
@@ -227,9 +227,9 @@ class TestScript:
 
 def test_a_model_of_timm_at_its_native_size():
     model, images = timm_original("vit"), torch.randn(2, 3, 32, 32)
-    with pytest.raises(CannotConvert, match="position_antialias=True"):
+    with pytest.raises(CannotConvert, match=r"position_encoding=.*antialias"):
         to_transformers(convert(model)[0])
-    stock = to_transformers(convert(model, position_antialias=False)[0])
+    stock = to_transformers(convert(model, position_encoding="learned")[0])
     with torch.no_grad():
         torch.testing.assert_close(stock(images).logits, model(images), atol=1e-5, rtol=1e-5)
 

@@ -119,7 +119,9 @@ def write_folder(path, model, config=CONFIG):
 def test_outputs_are_those_of_the_original(way, size, tmp_path):
     model = timm_hybrid()
     folder = write_folder(tmp_path, model)
-    fields = {"position_antialias": True}  # as timm shrinks and stretches positions
+    fields = {
+        "position_encoding": {"type": "learned", "antialias": True}
+    }  # as timm shrinks and stretches positions
     if way == "convert":
         ours, _ = convert(folder, **fields)
     else:

@@ -109,7 +109,7 @@ def test_named_models(name):
         images = torch.randn(1, 3, size, size)
         converted, _ = convert(model)
         torch.testing.assert_close(converted(images).logits, model(images), atol=1e-5, rtol=1e-5)
-    assert converted.config.rotary_reference_grid == [16, 16]
+    assert converted.config.position_encoding["reference_grid"] == [16, 16]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ def test_outputs_are_those_of_the_original(fields, size):
 
 def test_selection_and_saving_at_once(tmp_path):
     model = timm_hybrid()
-    converted, _ = convert(model, patch_selector="attention", num_selected_patches=6, scout_num_layers=2)
+    selector = {"type": "attention", "num_layers": 2}
+    converted, _ = convert(model, patch_selector=selector, num_selected_patches=6)
     images = torch.randn(2, 3, 48, 64)
     output = converted(images)
     assert output.selected_patches.shape == (2, 6)

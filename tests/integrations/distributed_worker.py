@@ -154,7 +154,7 @@ def train_elastic(folder: Path) -> None:
     for distils in (False, True):
         torch.manual_seed(0)
         config = tiny_config(
-            elastic_hidden_sizes=[16, 32], elastic_depths=[1, 2, 3], elastic_distillation=distils
+            elastic_space={"hidden_sizes": [16, 32], "depths": [1, 2, 3], "distillation": distils}
         )
         model = AdaptiveViTForElasticImageClassification(config)
         drawn = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_selector
 from vit_hf import (
     PATCH_SELECTORS,
     AdaptiveViTForImageClassification,
@@ -93,15 +93,15 @@ def test_choices_from_outside_among_images_of_many_sizes():
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("variance", {"exploration": 0.5}),
-        ("cross_attention", {"exploration": 0.5}),
+        ({"type": "variance", "exploration": 0.5}, {}),
+        (tiny_selector("cross_attention", exploration=0.5), {}),
         ("policy", {"thumbnail_context": True}),
         ("perturbed", {"num_selected_patches": 0.3}),
         ("cross_attention", {"num_selected_patches": 0.3, "thumbnail_context": True}),
         ("entropy", {"token_reducer": "gumbel", "keep_rate": 0.6, "reduction_layers": [1]}),
         ("cross_attention", {"token_reducer": "merge", "keep_rate": 0.6, "reduction_layers": [1]}),
         ("attention", {"hidden_dropout_prob": 0.3}),
-        ("distilled", {"distilled_share": 0.5}),
+        (tiny_selector("distilled", batch_fraction=0.5), {}),
     ],
 )
 @pytest.mark.parametrize("dense_fraction", [0.0, 0.3, 1.0])
@@ -180,7 +180,7 @@ def test_a_policys_favourites_are_read_once():
 
 
 def test_distilling_may_be_left_out():
-    model = classifier("distilled", distilled_loss_weight=0.0).train()
+    model = classifier(tiny_selector("distilled", loss_weight=0.0)).train()
     source = Generated(256, 256)
     model(stream_images(model, [source], PROCESSOR), labels=LABELS[:1]).loss.backward()
     assert source.read_in_all == 256 * 256 + 6 * 64
@@ -231,8 +231,8 @@ def rows_of_files(folder, number=8):
 @pytest.mark.parametrize("name", ["policy", "cross_attention"])
 def test_trainer(name, tmp_path):
     rows = rows_of_files(tmp_path)
-    fields = {"patch_selector": name, "num_labels": 2, "exploration": 0.0 if name == "policy" else 0.2}
-    model = AdaptiveViTForImageClassification(tiny_config(**fields))
+    selector = name if name == "policy" else tiny_selector(name, exploration=0.2)
+    model = AdaptiveViTForImageClassification(tiny_config(patch_selector=selector, num_labels=2))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     arguments = TrainingArguments(
         str(tmp_path / "run"),

@@ -45,7 +45,7 @@ class TestInterface:
 
     def test_model_cut_short_needs_no_other_stages(self, tmp_path):
         AdaptiveViTModel(tiny_config()).save_pretrained(tmp_path)
-        shorter = AdaptiveViTModel.from_pretrained(tmp_path, num_hidden_layers=2, scout_num_layers=1)
+        shorter = AdaptiveViTModel.from_pretrained(tmp_path, num_hidden_layers=2)
         assert shorter.config.stage_names[-1] == "stage2"
 
     @pytest.mark.parametrize(

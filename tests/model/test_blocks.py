@@ -26,22 +26,30 @@ from vit_hf.model.layers import GatedMLP, TokenBatchNorm
 OPTIONS = {
     "rmsnorm": {"norm_type": "rmsnorm"},
     "batchnorm": {"norm_type": "batchnorm"},
-    "swiglu": {"mlp_type": "gated", "hidden_act": "silu", "intermediate_size": 48},
+    "swiglu": {"feed_forward": "gated", "hidden_act": "silu", "intermediate_size": 48},
     "elu": {"hidden_act": "elu"},
-    "clip": {"pre_layernorm": True, "patch_bias": False, "hidden_act": "quick_gelu"},
-    "no_bias": dict.fromkeys(("qkv_bias", "projection_bias", "mlp_bias", "patch_bias"), False),
+    "clip": {
+        "pre_layernorm": True,
+        "patch_embedding": {"type": "linear", "bias": False},
+        "hidden_act": "quick_gelu",
+    },
+    "no_bias": {
+        "qkv_bias": False,
+        "attention": {"projection_bias": False},
+        "feed_forward": {"type": "mlp", "bias": False},
+        "patch_embedding": {"type": "linear", "bias": False},
+    },
     "no_key_bias": {"key_bias": False},
     "pre_logits": {"classifier_hidden_size": 24},
     "pre_logits_of_two": {"classifier_hidden_size": 24, "pooling": "cls+mean"},
-    "inner_norms": {"mlp_norm": True, "attention_norm": True},
+    "inner_norms": {"feed_forward": {"type": "mlp", "norm": True}, "attention": {"norm": True}},
     "eva02": {
-        "mlp_type": "gated",
-        "mlp_norm": True,
-        "position_encoding": "learned_rotary",
-        "rotary_reference_grid": 3,
+        "feed_forward": {"type": "gated", "norm": True},
+        "position_encoding": {"type": "learned_rotary", "reference_grid": 3},
     },
     **{f"pooling_{name}": {"pooling": name, "num_register_tokens": 1} for name in POOLINGS},
     "norm_after_pooling": {"final_norm": "pooled", "pooling": "mean"},
+    "norm_after_pooling_with_eps": {"final_norm": {"type": "pooled", "eps": 0.1}, "pooling": "mean"},
     "no_final_norm": {"final_norm": "none"},
     "no_cls": {"use_cls_token": False, "pooling": "mean"},
     "no_cls_map": {"use_cls_token": False, "pooling": "map", "num_register_tokens": 2},
@@ -124,7 +132,7 @@ class TestBatchNorm:
 
 def test_gated_mlp_is_that_of_dinov3_and_dinov2():
     states = torch.randn(2, 5, 32)
-    config = tiny_config(mlp_type="gated", hidden_act="silu", intermediate_size=88)
+    config = tiny_config(feed_forward="gated", hidden_act="silu", intermediate_size=88)
     ours = GatedMLP(config)
     stock = DINOv3ViTConfig(hidden_size=32, intermediate_size=88, hidden_act="silu", mlp_bias=True)
     theirs = DINOv3ViTGatedMLP(stock)

@@ -33,15 +33,18 @@ def test_round_trip(tmp_path):
         ({"patch_selector": "variance", "num_selected_patches": 0}, ["=0", "at least 1"]),
         ({"patch_selector": "variance", "num_selected_patches": 1.5}, ["1.5", "(0, 1]"]),
         ({"patch_selector": "variance", "num_selected_patches": 0.0}, ["0.0", "(0, 1]"]),
-        ({"patch_selector": "attention", "scout_num_layers": 4}, ["scout_num_layers=4", "3"]),
+        ({"patch_selector": {"type": "attention", "num_layers": 4}}, ["num_layers=4", "3"]),
         ({"position_encoding": "rotary", "num_attention_heads": 16}, ["rotary", "multiple of 4"]),
         (
             {"position_encoding": "learned_rotary", "num_attention_heads": 16},
             ["learned_rotary", "multiple of 4"],
         ),
         ({"classifier_hidden_size": 0}, ["classifier_hidden_size=0", "at least 1"]),
-        ({"rotary_reference_grid": 0}, ["rotary_reference_grid=0", "pair"]),
-        ({"rotary_reference_grid": [4, 4, 4]}, ["rotary_reference_grid=[4, 4, 4]", "pair"]),
+        ({"position_encoding": {"type": "rotary", "reference_grid": 0}}, ["reference_grid=0", "pair"]),
+        (
+            {"position_encoding": {"type": "rotary", "reference_grid": [4, 4, 4]}},
+            ["reference_grid=[4, 4, 4]", "pair"],
+        ),
         (
             {"position_encoding": "sinusoidal_2d", "hidden_size": 30, "num_attention_heads": 2},
             ["30", "multiple of 4"],
@@ -53,9 +56,16 @@ def test_round_trip(tmp_path):
         ({"num_attention_heads": 0}, ["num_attention_heads=0"]),
         ({"num_hidden_layers": -1}, ["num_hidden_layers=-1"]),
         ({"hidden_act": "foo"}, ["foo", "gelu"]),
-        ({"cross_attention_num_heads": 3}, ["cross_attention_hidden_size=32", "=3"]),
-        ({"scout_image_size": 4}, ["scout_image_size=4", "patch_size=8"]),
-        ({"rotary_base": 0}, ["rotary_base=0"]),
+        (
+            {"patch_selector": {"type": "cross_attention", "hidden_size": 32, "num_heads": 3}},
+            ["hidden_size=32", "num_heads=3"],
+        ),
+        (
+            {"patch_selector": {"type": "attention", "thumbnail_size": 4}},
+            ["thumbnail_size=4", "at least [8, 8]"],
+        ),
+        ({"thumbnail_context": 4}, ["thumbnail_context=4", "at least [8, 8]"]),
+        ({"position_encoding": {"type": "rotary", "base": 0}}, ["base=0"]),
         ({"num_register_tokens": -1}, ["-1"]),
     ],
 )

@@ -37,7 +37,7 @@ FAMILIES = {
     "elastic": (
         AdaptiveViTForElasticImageClassification,
         AdaptiveViTConfig,
-        {**TINY, "elastic_depths": [2, 3]},
+        {**TINY, "elastic_space": {"depths": [2, 3]}},
         (3, 32, 32),
     ),
 }
@@ -204,7 +204,7 @@ def test_checked_again_only_after_a_change(monkeypatch):
     for _ in range(3):
         model(torch.rand(1, 3, 32, 32))
     assert len(calls) == 1
-    model.config.exploration = 0.0
+    model.config.keep_rate = 1.0
     model(torch.rand(1, 3, 32, 32))
     assert len(calls) == 1
     model.config.initializer_range = 0.5
@@ -220,7 +220,7 @@ def own_encoding():
     class Mine(PositionEncoding):
         def __init__(self, config):
             super().__init__(config)
-            self.values = config.rotary_bases, getattr(config, "rings_power", 1.0)
+            self.values = config.keep_rates, getattr(config, "rings_power", 1.0)
 
     yield Mine
     del POSITION_ENCODINGS["mine"]
@@ -228,11 +228,11 @@ def own_encoding():
 
 @pytest.mark.parametrize("way", [by_constructor, by_keywords, by_assignment, by_file])
 def test_fields_of_own_classes_are_allowed(way, own_encoding, saved, tmp_path):
-    fields = {"position_encoding": "mine", "rotary_bases": 3.0, "rings_power": 2.0}
+    fields = {"position_encoding": "mine", "keep_rates": 3.0, "rings_power": 2.0}
     model = way("vit", fields, saved, tmp_path)
     assert model.vit.embeddings.position_encoding.values == (3.0, 2.0)
-    with pytest.raises(ValueError, match="did you mean 'rotary_base'"):
-        way("vit", {"rotary_bases": 3.0}, saved, tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'keep_rate'"):
+        way("vit", {"keep_rates": 3.0}, saved, tmp_path)
 
 
 @every_processor
@@ -271,11 +271,11 @@ class TestOtherGrid:
         "fields",
         [
             {"position_encoding": "learned", "use_cls_token": False, "pooling": "mean"},
-            {"position_encoding": "learned", "position_antialias": True},
+            {"position_encoding": {"type": "learned", "antialias": True}},
             {"position_encoding": "learned", "image_size": [32, 48]},
-            {"position_encoding": "relative_bias", "relative_bias_shared": False, "image_size": [48, 24]},
-            {"position_encoding": "rotary", "rotary_coordinates": "native"},
-            {"position_encoding": "rotary_mixed", "rotary_coordinates": "native"},
+            {"position_encoding": {"type": "relative_bias", "shared": False}, "image_size": [48, 24]},
+            {"position_encoding": {"type": "rotary", "coordinates": "native"}},
+            {"position_encoding": {"type": "rotary_mixed", "coordinates": "native"}},
         ],
     )
     def test_whatever_the_table_is_like(self, fields, tmp_path):

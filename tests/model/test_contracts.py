@@ -34,16 +34,13 @@ from vit_hf.model.swin_layers import WINDOW_BIASES
 
 VIDEOS = {"num_frames": 4}
 CONVOLUTIONAL = {
-    "patch_embedding": "convolutional",
-    "convolutional_hidden_sizes": [8],
-    "convolutional_depths": [1],
-    "convolutional_num_groups": 4,
+    "patch_embedding": {"type": "convolutional", "hidden_sizes": [8], "depths": [1], "num_groups": 4},
 }
 # Class and fields of the configuration.
 MODELS = {
     "model": (AdaptiveViTModel, {}),
     "classifier": (AdaptiveViTForImageClassification, {}),
-    "elastic": (AdaptiveViTForElasticImageClassification, {"elastic_depths": [2, 3]}),
+    "elastic": (AdaptiveViTForElasticImageClassification, {"elastic_space": {"depths": [2, 3]}}),
     "masked": (AdaptiveViTForMaskedImageModeling, {}),
     "pretraining": (AdaptiveViTForPreTraining, {}),
     "segmentation": (AdaptiveViTForSemanticSegmentation, {}),
@@ -122,12 +119,15 @@ class TestCheckpointing:
     @pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
     @pytest.mark.parametrize("model_class", [AdaptiveViTForImageClassification, AdaptiveViTForPreTraining])
     def test_gradients_with_every_encoding(self, model_class, encoding):
-        fields = {"position_encoding": encoding, "decoder_position_encoding": encoding}
+        fields = {
+            "position_encoding": encoding,
+            "masked_autoencoder": {"decoder_position_encoding": encoding},
+        }
         self.compare(model_class(tiny_config(**fields)))
 
     @pytest.mark.parametrize("encoding", ["relative_bias", "relative_bias_continuous"])
     def test_gradients_with_a_bias_for_each_block(self, encoding):
-        fields = {"position_encoding": encoding, "relative_bias_shared": False}
+        fields = {"position_encoding": {"type": encoding, "shared": False}}
         self.compare(AdaptiveViTForImageClassification(tiny_config(**fields)))
 
     # An elastic network would draw another sub-network.
@@ -177,8 +177,11 @@ class TestPrecision:
         + [(name, unit) for name in ("rotary", "rotary_mixed") for unit in ("native", "normalized")],
     )
     def test_autocast(self, encoding, coordinates, dtype):
-        fields = {"position_encoding": encoding, "rotary_coordinates": coordinates, "image_size": 224}
-        fields |= {"patch_size": 16, "hidden_size": 96, "fourier_scale": 1.0, "initializer_range": 0.02}
+        options = {} if coordinates == "patches" else {"coordinates": coordinates}
+        if encoding == "fourier":
+            options = {"scale": 1.0}
+        fields = {"position_encoding": {"type": encoding, **options}, "image_size": 224}
+        fields |= {"patch_size": 16, "hidden_size": 96, "initializer_range": 0.02}
         module = AdaptiveViTModel(tiny_config(**fields)).embeddings.position_encoding.eval()
         patches = ImagePatches.from_images(torch.zeros(1, 3, 320, 480), 16).gather()
         tokens = patches.with_features(torch.zeros(1, patches.features.shape[1], 96))
@@ -202,7 +205,11 @@ class TestPrecision:
         return answers
 
     def test_fourier_is_rounded_by_its_dense_layers_alone(self, dtype):
-        fields = {"position_encoding": "fourier", "image_size": 224, "patch_size": 16, "fourier_scale": 1.0}
+        fields = {
+            "position_encoding": {"type": "fourier", "scale": 1.0},
+            "image_size": 224,
+            "patch_size": 16,
+        }
         module = AdaptiveViTModel(tiny_config(**fields)).embeddings.position_encoding
         patches = ImagePatches.from_images(torch.zeros(1, 3, 1024, 1024), 16).gather()
         tokens = patches.with_features(torch.zeros(1, 4096, 32))
@@ -316,7 +323,7 @@ class TestStages:
 
     def test_fewer_blocks_have_another_last_stage(self):
         changed = tiny_config(out_features=None)
-        changed.num_hidden_layers, changed.scout_num_layers = 2, 1
+        changed.num_hidden_layers = 2
         assert AdaptiveViTBackbone(changed).out_features == ["stage2"]
 
 

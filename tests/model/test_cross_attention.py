@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_selector
 from tests.model.test_learned_selection import batch, learn
 from tests.model.test_modeling import cut
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
@@ -78,7 +78,10 @@ def test_learns_together_with_the_encoder_what_to_attend_to(monkeypatch):
     def accuracy() -> float:
         torch.manual_seed(1)
         sizes = {"num_channels": 1, "num_labels": 2, "num_hidden_layers": 2, "initializer_range": 0.1}
-        fields = {"patch_selector": "cross_attention", "num_selected_patches": 4, "exploration": 0.5}
+        fields = {
+            "patch_selector": tiny_selector("cross_attention", exploration=0.5),
+            "num_selected_patches": 4,
+        }
         model = AdaptiveViTForImageClassification(tiny_config(**sizes, **fields))
         learn(model, model.parameters(), 200)
         images, labels, _ = batch(300)

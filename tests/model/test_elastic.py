@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.conftest import SELECTIONS, tiny_config, tiny_selector
 from tests.integrations.test_distributed import launch
 from tests.model.test_remote_code import run_elsewhere
 from tests.training.test_trainer import train
@@ -23,20 +23,25 @@ from vit_hf.checkpoints import to_transformers
 
 
 ELASTIC = {
-    "elastic_hidden_sizes": [16, 24, 32],
-    "elastic_depths": [2, 3],
-    "elastic_num_attention_heads": [1, 2, 4],
-    "elastic_mlp_ratios": [0.5, 1.5, 2],
+    "hidden_sizes": [16, 24, 32],
+    "depths": [2, 3],
+    "num_attention_heads": [1, 2, 4],
+    "mlp_ratios": [0.5, 1.5, 2],
 }
-SELECTING = {"num_selected_patches": 0.75, "elastic_keep_rates": [0.25, 0.5, 0.75]}
-REDUCING = {"keep_rate": 0.9, "elastic_keep_rates": [0.5, 0.75, 0.9], "reduction_layers": [0, 1]}
+SELECTING = {"num_selected_patches": 0.75, "elastic_space": {"keep_rates": [0.25, 0.5, 0.75]}}
+REDUCING = {
+    "keep_rate": 0.9,
+    "elastic_space": {"keep_rates": [0.5, 0.75, 0.9]},
+    "reduction_layers": [0, 1],
+}
 
 
 def supernet(**fields) -> AdaptiveViTForElasticImageClassification:
-    fields = {**ELASTIC, **fields}
+    """A tiny one; `elastic_space` overrides its choices one by one."""
+    space = {**ELASTIC, **fields.pop("elastic_space", {})}
     if fields.get("token_reducer") == "gumbel":
-        fields["elastic_hidden_sizes"] = None
-    return AdaptiveViTForElasticImageClassification(tiny_config(**fields))
+        space["hidden_sizes"] = None
+    return AdaptiveViTForElasticImageClassification(tiny_config(**fields, elastic_space=space))
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -67,15 +72,18 @@ def check_extraction(model, subnetwork: SubNetwork, folder=None) -> None:
     reducer=st.sampled_from([None, *sorted(TOKEN_REDUCERS)]),
     norm=st.sampled_from(["layernorm", "rmsnorm"]),
     pooling=st.sampled_from(["cls", "mean"]),
-    mlp_type=st.sampled_from(["mlp", "gated"]),
+    feed_forward=st.sampled_from(["mlp", "gated"]),
     also=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_an_extracted_network_is_the_same_to_the_bit(
-    encoding, selector, reducer, norm, pooling, mlp_type, also, seed
+    encoding, selector, reducer, norm, pooling, feed_forward, also, seed
 ):
-    fields = {"position_encoding": encoding, "norm_type": norm, "pooling": pooling, "mlp_type": mlp_type}
-    fields |= {"relative_bias_shared": also, "pre_layernorm": also, "mlp_norm": also, "attention_norm": also}
+    if encoding.startswith("relative_bias"):
+        encoding = {"type": encoding, "shared": also}
+    fields = {"position_encoding": encoding, "norm_type": norm, "pooling": pooling}
+    fields |= {"feed_forward": {"type": feed_forward, "norm": also}}
+    fields |= {"pre_layernorm": also, "attention": {"norm": also}}
     fields |= {"num_register_tokens": 2 * also, "layerscale_value": 0.5 if also else None}
     if reducer:
         fields |= {"token_reducer": reducer, **REDUCING}
@@ -100,7 +108,7 @@ def test_smallest_and_largest_save_and_load(tmp_path, place):
 def test_gradients_reach_the_first_parts_alone(name):
     fields = {**SELECTIONS[name]}
     fields |= {"reduction_layers": [0, 1]} if "token_reducer" in fields else {}
-    model = supernet(**fields, elastic_depths=None) if name == "merge_r" else supernet(**fields)
+    model = supernet(**fields, elastic_space={"depths": None}) if name == "merge_r" else supernet(**fields)
     model.train()
     model(**batch()).loss.backward()
     # The same step's draw again.
@@ -122,12 +130,12 @@ def test_gradients_reach_the_first_parts_alone(name):
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_every_parameter_learns_with_distillation(name):
-    fields = dict(SELECTIONS[name])
+    fields, space = dict(SELECTIONS[name]), {"distillation": True}
     if name == "merge_r":
-        fields["elastic_depths"] = None
+        space["depths"] = None
     elif "token_reducer" in fields:
         fields["reduction_layers"] = [0, 1]
-    model = supernet(elastic_distillation=True, **fields).train()
+    model = supernet(elastic_space=space, **fields).train()
     model(**batch()).loss.backward()
     ordinary = AdaptiveViTForImageClassification(tiny_config(**fields)).train()
     ordinary(**batch()).loss.backward()
@@ -136,7 +144,7 @@ def test_every_parameter_learns_with_distillation(name):
 
 
 def test_distillation_is_the_mean_of_what_the_papers_sum():
-    model = supernet(elastic_distillation=True, elastic_num_sampled=1).train()
+    model = supernet(elastic_space={"distillation": True, "num_sampled": 1}).train()
     inputs = batch()
     loss = model(**inputs).loss
     largest, *others = [
@@ -165,7 +173,7 @@ def test_distillation_is_the_mean_of_what_the_papers_sum():
     ],
 )
 def test_other_problems_distil_too(problem, labels):
-    model = supernet(elastic_distillation=True, problem_type=problem).train()
+    model = supernet(elastic_space={"distillation": True}, problem_type=problem).train()
     outputs = model(batch()["pixel_values"], labels=labels)
     outputs.loss.backward()
     assert outputs.loss.isfinite()
@@ -177,7 +185,10 @@ def test_trainer_trains_saves_and_resumes(tmp_path, distils):
     def model():
         torch.manual_seed(0)
         return supernet(
-            elastic_distillation=distils, initializer_range=0.02, drop_path_rate=0.1, pooling="mean"
+            elastic_space={"distillation": distils},
+            initializer_range=0.02,
+            drop_path_rate=0.1,
+            pooling="mean",
         )
 
     arguments = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
@@ -195,7 +206,7 @@ def test_trainer_trains_saves_and_resumes(tmp_path, distils):
 @pytest.mark.slow
 def test_trainer_learns_all_of_them(tmp_path):
     torch.manual_seed(0)
-    model = supernet(elastic_distillation=True, initializer_range=0.05, pooling="mean")
+    model = supernet(elastic_space={"distillation": True}, initializer_range=0.05, pooling="mean")
     trainer = train(tmp_path, model, max_steps=80, learning_rate=3e-3, per_device_train_batch_size=16)
     for subnetwork in (model.space.uniform(0), model.space.uniform(-1)):
         model.set_subnetwork(subnetwork)
@@ -247,7 +258,7 @@ def test_a_supernet_is_the_largest_as_an_ordinary_model(tmp_path, recwarn):
 def test_an_ordinary_checkpoint_becomes_a_supernet(tmp_path):
     AdaptiveViTForImageClassification(tiny_config()).save_pretrained(tmp_path)
     model, report = AdaptiveViTForElasticImageClassification.from_pretrained(
-        tmp_path, **ELASTIC, output_loading_info=True
+        tmp_path, elastic_space=ELASTIC, output_loading_info=True
     )
     assert not report["missing_keys"] and int(model.elastic_steps) == 0
     check_extraction(model, model.space.uniform(0))
@@ -282,47 +293,51 @@ def test_ddp_runs_the_same_sub_networks_in_every_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("space", "fields", "words"),
     [
-        ({"elastic_hidden_sizes": [16, 24]}, ["elastic_hidden_sizes=[16, 24]", "32", "hidden_size"]),
-        ({"elastic_hidden_sizes": []}, ["elastic_hidden_sizes=[]", "None"]),
-        ({"elastic_depths": [3, 3]}, ["elastic_depths=[3, 3]", "different"]),
-        ({"elastic_depths": [0, 3]}, ["elastic_depths=[0, 3]", "above 0"]),
-        ({"elastic_mlp_ratios": [1, 4]}, ["elastic_mlp_ratios=[1, 4]", "2.0"]),
-        ({"elastic_keep_rates": [0.5, 1.0]}, ["elastic_keep_rates=[0.5, 1.0]", "patch_selector"]),
+        ({"hidden_sizes": [16, 24]}, {}, ["hidden_sizes=[16, 24]", "32", "hidden_size"]),
+        ({"hidden_sizes": []}, {}, ["hidden_sizes=[]", "None"]),
+        ({"depths": [3, 3]}, {}, ["depths=[3, 3]", "different"]),
+        ({"depths": [0, 3]}, {}, ["depths=[0, 3]", "above 0"]),
+        ({"mlp_ratios": [1, 4]}, {}, ["mlp_ratios=[1, 4]", "2.0"]),
+        ({"keep_rates": [0.5, 1.0]}, {}, ["keep_rates=[0.5, 1.0]", "patch_selector"]),
         (
-            {"elastic_keep_rates": [0.5], "patch_selector": "variance", "num_selected_patches": 6},
-            ["as a share"],
+            {"keep_rates": [0.5]},
+            {"patch_selector": "variance", "num_selected_patches": 6},
+            ["as a fraction"],
         ),
-        ({"elastic_depths": [2, 3], "norm_type": "batchnorm"}, ["batchnorm", "layernorm"]),
-        ({"elastic_depths": [2, 3], "layer_intermediate_sizes": [8, 8, 64]}, ["layer_intermediate_sizes"]),
-        ({**ELASTIC, "pooling": "map"}, ["pooling='map'", "one matrix"]),
-        ({**ELASTIC, "pooling": "cls+mean"}, ["pooling='cls+mean'", "beside each other"]),
-        ({**ELASTIC, "token_reducer": "gumbel", "reduction_layers": [1]}, ["gumbel", "halves"]),
+        ({"depths": [2, 3]}, {"norm_type": "batchnorm"}, ["batchnorm", "layernorm"]),
         (
-            {**ELASTIC, "token_reducer": "merge", "keep_rate": 0.8, "reduction_layers": [0, 2]},
-            ["reduction_layers=[0, 2]", "elastic_depths=[2, 3]"],
+            {"depths": [2, 3]},
+            {"layer_sizes": {"intermediate_size": [8, 8, 64]}},
+            ["layer_sizes", "[8, 8, 64]"],
         ),
+        (ELASTIC, {"pooling": "map"}, ["pooling='map'", "one matrix"]),
+        (ELASTIC, {"pooling": "cls+mean"}, ["pooling='cls+mean'", "beside each other"]),
+        (ELASTIC, {"token_reducer": "gumbel", "reduction_layers": [1]}, ["gumbel", "halves"]),
         (
-            {
-                "elastic_depths": [1, 3],
-                "patch_selector": "attention",
-                "num_selected_patches": 4,
-                "scout_num_layers": 2,
-            },
-            ["sub-network", "scout_num_layers=2", "num_hidden_layers=1"],
+            ELASTIC,
+            {"token_reducer": "merge", "keep_rate": 0.8, "reduction_layers": [0, 2]},
+            ["reduction_layers=[0, 2]", "depths=[2, 3]"],
         ),
         (
-            {"elastic_hidden_sizes": [18, 32], "position_encoding": "sinusoidal_2d"},
+            {"depths": [1, 3]},
+            {"patch_selector": tiny_selector("attention"), "num_selected_patches": 4},
+            ["sub-network", "num_layers=2", "num_hidden_layers=1"],
+        ),
+        (
+            {"hidden_sizes": [18, 32]},
+            {"position_encoding": "sinusoidal_2d"},
             ["sub-network", "sinusoidal_2d", "18"],
         ),
-        ({"elastic_distillation": True}, ["elastic_distillation", "elastic_depths"]),
-        ({"elastic_num_sampled": -1}, ["elastic_num_sampled=-1"]),
+        ({"distillation": True}, {}, ["elastic_space", "distillation", "depths"]),
+        ({"num_sampled": -1}, {}, ["elastic_space", "num_sampled=-1"]),
+        ({"depth": [1]}, {}, ["elastic_space", "no option 'depth'", "Did you mean 'depths'?"]),
     ],
 )
-def test_spaces_that_cannot_be_are_refused(fields, words):
+def test_spaces_that_cannot_be_are_refused(space, fields, words):
     with pytest.raises(Exception) as error:
-        tiny_config(**fields)
+        tiny_config(**fields, elastic_space=space)
     for word in words:
         assert word in str(error.value)
 
@@ -348,16 +363,16 @@ def test_sub_networks_of_another_space_are_refused(changes, words):
 
 
 def test_sub_networks_are_plain_json():
-    space = SearchSpace.of(tiny_config(**ELASTIC))
+    space = SearchSpace.of(tiny_config(elastic_space=ELASTIC))
     subnetwork = space.sample(random.Random(0))
     assert SubNetwork.from_dict(subnetwork.to_dict()) == subnetwork
     assert {type(value) for value in subnetwork.to_dict().values()} <= {int, list, type(None)}
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(ValueError, match="elastic_depths"):
+    with pytest.raises(ValueError, match=r"elastic_space.*depths"):
         AdaptiveViTForElasticImageClassification(tiny_config())
     with pytest.raises(ValueError, match="does not support"):
         supernet().activation_checkpointing_enable()
     with pytest.raises(ValueError, match="label_smoothing_factor"):
-        supernet(elastic_distillation=True).train()(batch()["pixel_values"])
+        supernet(elastic_space={"distillation": True}).train()(batch()["pixel_values"])

@@ -12,7 +12,11 @@ from vit_hf.checkpoints import load_npz, save_npz, to_transformers
 from vit_hf.large_images import feature_map_tiled, select_streaming
 
 
-SELECTING = {"patch_selector": "variance", "num_selected_patches": 0.5, "elastic_keep_rates": [0.25, 0.5]}
+SELECTING = {
+    "patch_selector": "variance",
+    "num_selected_patches": 0.5,
+    "elastic_space": {"keep_rates": [0.25, 0.5]},
+}
 
 
 def photo() -> PIL.Image.Image:
@@ -31,7 +35,9 @@ def smallest(**fields):
 
 def test_a_whole_share_is_not_one_patch():
     """As somebody writes it in JSON: 1, which as `num_selected_patches` is a number."""
-    model = supernet(patch_selector="variance", num_selected_patches=1.0, elastic_keep_rates=[0.5, 1]).eval()
+    model = supernet(
+        patch_selector="variance", num_selected_patches=1.0, elastic_space={"keep_rates": [0.5, 1]}
+    ).eval()
     images = batch()["pixel_values"]
     network = model.extract()
     assert network(images).selected_patches.shape == (2, 20)
@@ -64,8 +70,7 @@ def test_large_images_are_read_by_the_sub_network_that_is_set():
 
 
 def test_other_formats_hold_the_sub_network_that_is_set(tmp_path):
-    fields = {"elastic_num_attention_heads": None, "elastic_mlp_ratios": None, "elastic_hidden_sizes": None}
-    model = smallest(**fields)
+    model = smallest(elastic_space={"num_attention_heads": None, "mlp_ratios": None, "hidden_sizes": None})
     images = torch.randn(1, 3, 32, 32)
     stock = to_transformers(model)
     assert isinstance(stock, ViTForImageClassification) and stock.config.num_hidden_layers == 2
@@ -90,7 +95,7 @@ def test_sub_networks_hear_of_what_the_configuration_is_told_later(name):
 
 
 def test_tuples_are_returned_where_the_configuration_says_so():
-    model = supernet(elastic_distillation=True, return_dict=False).train()
+    model = supernet(elastic_space={"distillation": True}, return_dict=False).train()
     loss, logits, *_ = model(**batch())
     assert loss.ndim == 0 and logits.shape == (2, 5)
 

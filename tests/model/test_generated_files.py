@@ -31,7 +31,7 @@ KINDS = {
     "pretraining": ("AdaptiveViTForPreTraining", {}),
     "segmentation": ("AdaptiveViTForSemanticSegmentation", {"segmentation_decoder": "convolutional"}),
     "convolutional": (CLASSIFIER, {"patch_embedding": "convolutional"}),
-    "elastic": ("AdaptiveViTForElasticImageClassification", {"elastic_depths": [2, 3]}),
+    "elastic": ("AdaptiveViTForElasticImageClassification", {"elastic_space": {"depths": [2, 3]}}),
     **{name: ("AdaptiveSwinForImageClassification", fields) for name, fields in SWINS.items()},
     "swin_backbone": ("AdaptiveSwinBackbone", {}),
 }

@@ -178,6 +178,7 @@ def test_patches_are_pieces_of_the_image(ours, patch_size):
 @pytest.mark.parametrize("share", [0.3, 7])
 @pytest.mark.parametrize("selector", PIXEL_SCORERS)
 def test_selects_what_the_model_would(ours, selector, share):
+    chosen = {"type": "random", "seed": 5} if selector == "random" else selector
     config = AdaptiveViTConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -185,17 +186,11 @@ def test_selects_what_the_model_would(ours, selector, share):
         intermediate_size=16,
         image_size=32,
         patch_size=8,
-        patch_selector=selector,
+        patch_selector=chosen,
         num_selected_patches=share,
-        random_selector_seed=5,
     )
     model = AdaptiveViTModel(config).eval()
-    options = {
-        "patch_selector": selector,
-        "num_selected_patches": share,
-        "random_selector_seed": 5,
-        "patch_size": 8,
-    }
+    options = {"patch_selector": chosen, "num_selected_patches": share, "patch_size": 8}
     image = picture(43, 66)
     with torch.no_grad():
         expected = model(ours(do_resize=False)(image, return_tensors="pt").pixel_values)
@@ -240,14 +235,16 @@ def test_every_image_gives_the_patches_asked_for(sizes, selector, wanted, backen
 
 def test_fresh_random_patches(ours, tmp_path):
     processor = ours(
-        return_patches=True, patch_selector="random", num_selected_patches=20, random_selector_seed=None
+        return_patches=True, patch_selector={"type": "random", "seed": None}, num_selected_patches=20
     )
     processor.save_pretrained(tmp_path)
     for candidate in (processor, ours.from_pretrained(tmp_path)):
         first, second = (candidate(picture(), return_tensors="pt").patch_coordinates for _ in range(2))
         assert not torch.equal(first, second)
         seeded = [
-            candidate(picture(), random_selector_seed=3, return_tensors="pt").patch_coordinates
+            candidate(
+                picture(), patch_selector={"type": "random", "seed": 3}, return_tensors="pt"
+            ).patch_coordinates
             for _ in range(2)
         ]
         assert torch.equal(*seeded)

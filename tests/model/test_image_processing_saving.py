@@ -32,9 +32,8 @@ OPTIONS = {
     "size": {"longest_edge": 96},
     "patch_size": [8, 16],
     "return_patches": True,
-    "patch_selector": "gradient",
+    "patch_selector": {"type": "random", "seed": 4},
     "num_selected_patches": 12,
-    "random_selector_seed": 4,
 }
 
 
@@ -62,7 +61,7 @@ def test_installed_class_loads_without_trust(ours, backend, tmp_path):
     ours(**OPTIONS).save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
     assert type(loaded) is BACKENDS[backend]
-    assert loaded.patch_selector == "gradient"
+    assert loaded.patch_selector == OPTIONS["patch_selector"]
 
 
 class Preparing(torch.utils.data.Dataset):

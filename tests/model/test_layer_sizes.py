@@ -13,12 +13,14 @@ from vit_hf.large_images.comparison.flops import count_flops, tallying
 
 
 HEADS, SIZES = [3, 1, 4], [64, 16, 40]
-FIELDS = {"layer_num_attention_heads": HEADS, "layer_intermediate_sizes": SIZES}
+FIELDS = {"layer_sizes": {"num_attention_heads": HEADS, "intermediate_size": SIZES}}
 
 
 def narrowed(**fields) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTForImageClassification]:
     """A model whose blocks have several sizes, and one of the largest size in which what it lacks counts nothing."""
-    fields |= {"head_dim": 12, "relative_bias_shared": False, "mlp_type": "gated"}
+    if fields.get("position_encoding", "").startswith("relative_bias"):
+        fields["position_encoding"] = {"type": fields["position_encoding"], "shared": False}
+    fields |= {"head_dim": 12, "feed_forward": "gated"}
     wide = AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
     with torch.no_grad():
         for name, parameter in wide.named_parameters():
@@ -47,7 +49,7 @@ def test_blocks_have_the_first_heads_of_an_encoding(encoding, implementation):
 @every_selection
 def test_selection_and_reduction_see_the_same(selection):
     # CLS attention is a mean over heads, so its heads are all there: only the feed-forward networks differ.
-    fields = {**selection, "layer_intermediate_sizes": SIZES, "head_dim": 12}
+    fields = {**selection, "layer_sizes": {"intermediate_size": SIZES}, "head_dim": 12}
     model = AdaptiveViTForImageClassification(tiny_config(**fields))
     model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
     assert [layer.mlp.fc1.out_features for layer in model.vit.layers] == SIZES
@@ -56,7 +58,7 @@ def test_selection_and_reduction_see_the_same(selection):
 
 @pytest.mark.parametrize("name", ["attention", "attentive", "sample", "merge"])
 def test_what_looks_at_attention_takes_any_number_of_heads(name):
-    selector = {"patch_selector": name, "scout_reduction": "rollout"}
+    selector = {"patch_selector": {"type": name, "num_layers": 2, "reduction": "rollout"}}
     reducer = {"token_reducer": name, "keep_rate": 0.6, "reduction_layers": [0, 1]}
     fields = selector if name == "attention" else reducer
     model = AdaptiveViTForImageClassification(
@@ -71,7 +73,7 @@ def test_saves_and_loads(tmp_path):
     again = AdaptiveViTForImageClassification.from_pretrained(tmp_path).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(again(images).logits, narrow(images).logits)
-    assert again.config.layer_num_attention_heads == HEADS
+    assert again.config.layer_sizes["num_attention_heads"] == HEADS
 
 
 def test_other_classes_have_such_blocks_too():
@@ -92,7 +94,7 @@ def test_formula_of_the_comparison_is_what_torch_counts():
 @pytest.mark.parametrize("export", [to_transformers, lambda model: save_npz(model, "never.npz")])
 def test_what_cannot_hold_them_says_so(export):
     model = AdaptiveViTForImageClassification(tiny_config(**FIELDS))
-    with pytest.raises(CannotConvert, match="layer_num_attention_heads"):
+    with pytest.raises(CannotConvert, match=r"layer_sizes=.*num_attention_heads"):
         export(model)
 
 
@@ -100,9 +102,16 @@ def test_what_cannot_hold_them_says_so(export):
     ("fields", "words"),
     [
         ({"head_dim": 0}, ["head_dim=0", "at least 1"]),
-        ({"layer_num_attention_heads": [4, 4]}, ["[4, 4]", "num_hidden_layers=3"]),
-        ({"layer_num_attention_heads": [4, 5, 4]}, ["[4, 5, 4]", "num_attention_heads=4"]),
-        ({"layer_intermediate_sizes": [64, 0, 64]}, ["layer_intermediate_sizes=[64, 0, 64]", "at least 1"]),
+        (
+            {"layer_sizes": {"num_attention_heads": [4, 4]}},
+            ["num_attention_heads=", "[4, 4]", "num_hidden_layers=3"],
+        ),
+        ({"layer_sizes": {"num_attention_heads": [4, 5, 4]}}, ["[4, 5, 4]", "num_attention_heads=4"]),
+        (
+            {"layer_sizes": {"intermediate_size": [64, 0, 64]}},
+            ["intermediate_size=[64, 0, 64]", "at least 1"],
+        ),
+        ({"layer_sizes": {"heads": [4, 4, 4]}}, ["no option 'heads'", "'num_attention_heads'"]),
         ({"hidden_size": 30, "head_dim": 8, "pooling": "map"}, ["pooling='map'", "hidden_size=30"]),
         ({"head_dim": 6, "position_encoding": "rotary"}, ["head_dim", "multiple of 4", "got 6"]),
     ],

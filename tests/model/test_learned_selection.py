@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_selector
 from tests.model.test_modeling import cut
 from tests.model.test_reduction import PREFIX, make, plain_logits
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
@@ -26,7 +26,7 @@ def within(estimates: torch.Tensor, expected: torch.Tensor) -> None:
 
 class TestGumbel:
     layers = (0, 2)
-    free = {"gumbel_ratio_weight": 0.0, "gumbel_distillation_weight": 0.0, "gumbel_token_weight": 0.0}
+    free = {"type": "gumbel", "ratio_weight": 0.0, "distillation_weight": 0.0, "token_weight": 0.0}
 
     def reference(self, model, image, decide, shares):
         """DynamicViT, section 3: what was dropped is no key for anybody. `decide(logits, present)` says what stays."""
@@ -86,8 +86,7 @@ class TestGumbel:
             return torch.stack((stays, ~stays), dim=-1).float()
 
         monkeypatch.setattr(nn.functional, "gumbel_softmax", chosen)
-        weights = {**self.free, "gumbel_ratio_weight": 3.0}
-        model = make("gumbel", self.layers, keep_rate=0.5, **weights).train()
+        model = make({**self.free, "ratio_weight": 3.0}, self.layers, keep_rate=0.5).train()
         images = cut([torch.randn(3, 48, 48), torch.randn(3, 24, 32)])  # 36 and 12 patches
         output = model(**images, labels=torch.tensor([0, 1]))
         assert torch.equal(output.token_sizes, (torch.arange(36) < 9).float().expand(2, 36))
@@ -97,7 +96,7 @@ class TestGumbel:
     @pytest.mark.parametrize("pooling", ["cls", "mean"])
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_the_task_alone_teaches_the_predictor(self, pooling, implementation):
-        model = make("gumbel", self.layers, pooling=pooling, **self.free).train()
+        model = make(self.free, self.layers, pooling=pooling).train()
         model.set_attn_implementation(implementation)
         model(torch.randn(2, 3, 48, 48), labels=torch.tensor([1, 2])).loss.backward()
         for name, value in model.vit.reducers.named_parameters():
@@ -105,7 +104,7 @@ class TestGumbel:
 
     def test_the_gradient_of_staying_is_that_of_a_weight_in_attention(self, monkeypatch):
         """With soft decisions the loss is smooth, and its gradient can be had by differences."""
-        model = make("gumbel", (1,), **self.free).double().train()
+        model = make(self.free, (1,)).double().train()
         images, labels = torch.randn(2, 3, 48, 48, dtype=torch.double), torch.tensor([1, 2])
         stays = torch.rand(2, 36, dtype=torch.double).mul(0.9).add(0.1).requires_grad_()
         monkeypatch.setattr(
@@ -122,10 +121,10 @@ class TestGumbel:
         torch.testing.assert_close((gradient * direction).sum(), slope, atol=1e-7, rtol=1e-3)
 
     def test_nothing_to_distil_where_all_stay(self, monkeypatch):
-        weights = {"gumbel_ratio_weight": 0.0, "gumbel_distillation_weight": 9.0, "gumbel_token_weight": 9.0}
+        weights = {"ratio_weight": 0.0, "distillation_weight": 9.0, "token_weight": 9.0}
         images, labels, losses = torch.randn(2, 3, 48, 48), torch.tensor([1, 2]), []
         for bias in (50.0, 0.0):
-            model = make("gumbel", self.layers, **weights).train()
+            model = make({"type": "gumbel", **weights}, self.layers).train()
             for reducer in model.vit.reducers.values():
                 reducer.output.weight.data.zero_()
                 reducer.output.bias.data = torch.tensor([bias, -bias])
@@ -134,12 +133,8 @@ class TestGumbel:
 
     @pytest.mark.parametrize("pooling", ["cls", "mean"])
     def test_the_teacher_is_the_answer_of_all_patches(self, pooling):
-        weights = {
-            **self.free,
-            "gumbel_distillation_weight": 1.0,
-            "problem_type": "single_label_classification",
-        }
-        model = make("gumbel", self.layers, pooling=pooling, **weights).train()
+        reducer, problem = {**self.free, "distillation_weight": 1.0}, "single_label_classification"
+        model = make(reducer, self.layers, pooling=pooling, problem_type=problem).train()
         dense = AdaptiveViTForImageClassification(
             tiny_config(image_size=48, num_register_tokens=PREFIX - 1, pooling=pooling)
         )
@@ -246,7 +241,7 @@ class TestPerturbed:
     def test_without_noise_it_is_the_top_k(self):
         rows = perturbed_top_k(self.scores[None], 3, 10, 1e-6)[0]
         torch.testing.assert_close(rows, nn.functional.one_hot(torch.tensor([1, 3, 4]), 5).float())
-        config = tiny_config(patch_selector="perturbed", perturbed_sigma=1e-7, perturbed_num_samples=5)
+        config = tiny_config(patch_selector=tiny_selector("perturbed", sigma=1e-7, num_samples=5))
         model, images = AdaptiveViTForImageClassification(config), torch.randn(2, 3, 64, 48)
         mixed, kept = model.train()(images), model.eval()(images)
         torch.testing.assert_close(mixed.logits, kept.logits, atol=1e-5, rtol=1e-5)
@@ -257,7 +252,7 @@ class TestPerturbed:
         seen = []
         spy = lambda *args: seen.append(perturbed_top_k(*args)) or seen[-1]  # noqa: E731
         monkeypatch.setattr(selectors, "perturbed_top_k", spy)
-        config = tiny_config(patch_selector="perturbed", perturbed_sigma=0.2, position_encoding="none")
+        config = tiny_config(patch_selector=tiny_selector("perturbed", sigma=0.2), position_encoding="none")
         model, images = AdaptiveViTModel(config).train(), torch.randn(2, 3, 256, 240)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             output = model(images, output_hidden_states=True)
@@ -402,8 +397,7 @@ def share_found(model, images, places) -> float:
     ("steps", "fields"),
     [
         (100, {"patch_selector": "policy"}),
-        (100, {"patch_selector": "policy", "policy_reward": "correctness"}),
-        (200, {"patch_selector": "perturbed", "perturbed_num_samples": 50, "perturbed_sigma": 0.3}),
+        (200, {"patch_selector": tiny_selector("perturbed", num_samples=50, sigma=0.3)}),
     ],
 )
 def test_finds_the_patch_that_tells(steps, fields):
@@ -418,7 +412,7 @@ def test_finds_the_patch_that_tells(steps, fields):
 
 def test_foresees_what_the_last_block_attends_to():
     every = torch.arange(16)
-    fields = {"patch_selector": "distilled", "distilled_loss_weight": 1.0, "scout_num_layers": 1}
+    fields = {"patch_selector": {"type": "distilled", "loss_weight": 1.0, "num_layers": 1}}
     model = seeing(lambda places: every.expand(len(places), 16), **fields)
     images, _, _ = batch(100)
     dense = model(images, selected_patches=every.expand(100, 16), output_attentions=True)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
-from tests.conftest import TINY, every_selection, tiny_config
+from tests.conftest import TINY, every_selection, tiny_config, tiny_selector
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,
@@ -20,13 +20,15 @@ encodings = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
 def stock(**fields) -> ViTForImageClassification:
-    fields = {key: value for key, value in {**TINY, **fields}.items() if key != "scout_num_layers"}
+    fields = {key: value for key, value in {**TINY, **fields}.items() if key != "masked_autoencoder"}
     return ViTForImageClassification(ViTConfig(**fields)).eval()
 
 
 def ours_from(model, tmp_path, **fields) -> AdaptiveViTForImageClassification:
     model.save_pretrained(tmp_path)
-    return AdaptiveViTForImageClassification.from_pretrained(tmp_path, scout_num_layers=2, **fields)
+    if fields.get("patch_selector") is not None:
+        fields["patch_selector"] = tiny_selector(fields["patch_selector"])
+    return AdaptiveViTForImageClassification.from_pretrained(tmp_path, **fields)
 
 
 def cut(images: list[torch.Tensor], patch_size: int = 8) -> dict[str, torch.Tensor]:

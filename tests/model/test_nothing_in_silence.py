@@ -55,7 +55,7 @@ MODELS = {
     ),
     "AdaptiveViTForElasticImageClassification": (
         AdaptiveViTForElasticImageClassification,
-        lambda: tiny_config(elastic_depths=[2, 3]),
+        lambda: tiny_config(elastic_space={"depths": [2, 3]}),
     ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)

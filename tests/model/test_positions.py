@@ -230,26 +230,11 @@ class TestLearned:
     @pytest.mark.parametrize("antialias", [False, True])
     @pytest.mark.parametrize("grid", [(3, 2), (7, 5)])
     def test_options_say_how_it_is_interpolated(self, mode, antialias, grid):
-        encoding = learned("learned", position_interpolation=mode, position_antialias=antialias)
+        encoding = learned({"type": "learned", "interpolation": mode, "antialias": antialias})
         table = encoding.position_embeddings[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
         reference = torch.nn.functional.interpolate(table, grid, mode=mode, antialias=antialias)
         got = encoding.add(tokens_of_grid(*grid)).features - tokens_of_grid(*grid).features
         torch.testing.assert_close(got, reference.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
-
-    @settings(deadline=None, max_examples=30)
-    @given(sides, sides, sides, sides)
-    def test_scale_offset_is_that_of_the_first_dinov2(self, source_rows, source_columns, rows, columns):
-        """Which handed factors to `interpolate`, a tenth of a patch too large, lest the size be rounded down."""
-        table, tokens = torch.randn(1, 3, source_rows, source_columns), tokens_of_grid(rows, columns)
-        source = (source_rows, source_columns)
-        factors = ((rows + 0.1) / source_rows, (columns + 0.1) / source_columns)
-        reference = torch.nn.functional.interpolate(
-            table, scale_factor=factors, mode="bicubic", recompute_scale_factor=False
-        )
-        assert reference.shape[2:] == (rows, columns)
-        weights = interpolation_weights(tokens.coordinates, tokens.grid, source, "cubic", offset=0.1)
-        got = (weights @ table.flatten(2).transpose(1, 2)).transpose(1, 2)
-        torch.testing.assert_close(got, reference.flatten(2), atol=1e-4, rtol=1e-4)
 
 
 class TestRotary:
@@ -266,9 +251,7 @@ class TestRotary:
         )
         reference = DINOv3ViTRopePositionEmbedding(stock).train(training)
         encoding = encoding_of(
-            "rotary",
-            rotary_coordinates="normalized",
-            **{f"rotary_{name}": value for name, value in augmentation.items()},
+            {"type": "rotary", "coordinates": "normalized", **augmentation},
         ).train(training)
         torch.manual_seed(3)
         expected = reference(torch.zeros(1, 3, 8 * grid[0], 8 * grid[1]))
@@ -277,22 +260,23 @@ class TestRotary:
             torch.testing.assert_close(ours[0, 0], theirs, atol=1e-5, rtol=1e-5)
 
     def test_native_spreads_the_native_grid_over_the_image(self):
-        native = encoding_of("rotary", rotary_coordinates="native")
+        native = encoding_of({"type": "rotary", "coordinates": "native"})
         twice = native.rotation(tokens_of_grid(8, 8), 0)[0][0, 0].view(8, 8, -1)
         once = native.rotation(tokens_of_grid(4, 4), 0)[0][0, 0].view(4, 4, -1)
         torch.testing.assert_close(twice[::2, ::2], once)
 
     def test_native_may_count_in_another_grid(self):
-        reference = encoding_of("rotary", rotary_coordinates="native", image_size=16)  # 2 x 2 patches
-        told = encoding_of("rotary", rotary_coordinates="native", rotary_reference_grid=2)
-        of_two = encoding_of("rotary", rotary_coordinates="native", rotary_reference_grid=[2, 3])
+        reference = encoding_of({"type": "rotary", "coordinates": "native"}, image_size=16)  # 2 x 2 patches
+        told = encoding_of({"type": "rotary", "coordinates": "native", "reference_grid": 2})
+        of_two = encoding_of({"type": "rotary", "coordinates": "native", "reference_grid": [2, 3]})
         tokens = tokens_of_grid(6, 5)
         assert torch.equal(told.rotation(tokens, 0)[0], reference.rotation(tokens, 0)[0])
         assert not torch.equal(told.rotation(tokens, 0)[0], of_two.rotation(tokens, 0)[0])
 
     def test_a_table_besides_has_both(self):
-        both = learned("learned_rotary", rotary_coordinates="native", rotary_base=50.0)
-        alone = encoding_of("rotary", rotary_coordinates="native", rotary_base=50.0)
+        options = {"coordinates": "native", "base": 50.0}
+        both = learned({"type": "learned_rotary", **options})
+        alone = encoding_of({"type": "rotary", **options})
         table = encoding_of("learned")
         table.load_state_dict(both.state_dict())
         tokens = tokens_of_grid(6, 5)
@@ -300,7 +284,7 @@ class TestRotary:
         assert torch.equal(both.add(tokens).features, table.add(tokens).features)
 
     def test_mixed_is_the_published_formula(self):
-        encoding = encoding_of("rotary_mixed", num_attention_heads=2, rotary_base=10.0)
+        encoding = encoding_of({"type": "rotary_mixed", "base": 10.0}, num_attention_heads=2)
         for layer in range(3):
             frequencies = encoding.frequencies[layer]  # (heads, 2, 8)
             # A direction for each head, and one at right angles, with the magnitudes of the axial encoding.
@@ -323,7 +307,7 @@ class TestBias:
     def test_table_is_that_of_beit(self, grid, shared):
         config = BeitConfig(image_size=32, patch_size=8, num_attention_heads=4, hidden_size=32)
         reference = BeitRelativePositionBias(config)
-        encoding = encoding_of("relative_bias", relative_bias_shared=shared)
+        encoding = encoding_of({"type": "relative_bias", "shared": shared})
         torch.nn.init.normal_(reference.relative_position_bias_table)
         layer = 0 if shared else 2
         encoding.relative_position_bias_table.data[layer] = reference.relative_position_bias_table.data

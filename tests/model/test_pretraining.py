@@ -25,15 +25,15 @@ from vit_hf import (
 every_encoding = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
 
 
-def make(**fields) -> AdaptiveViTForPreTraining:
-    return AdaptiveViTForPreTraining(tiny_config(**fields)).eval()
+def make(options: dict | None = None, **fields) -> AdaptiveViTForPreTraining:
+    return AdaptiveViTForPreTraining(tiny_config(**fields, masked_autoencoder=options)).eval()
 
 
 class TestParity:
     @pytest.fixture(params=[{}, {"norm_pix_loss": True, "mask_ratio": 0.6}], ids=["plain", "normalized"])
     def stock(self, request) -> ViTMAEForPreTraining:
         names = ViTMAEConfig().to_dict().keys()
-        fields = {name: value for name, value in TINY.items() if name in names}
+        fields = {name: value for name, value in TINY.items() if name in names} | TINY["masked_autoencoder"]
         model = ViTMAEForPreTraining(ViTMAEConfig(**fields, **request.param)).eval()
         with torch.no_grad():
             for value in model.parameters():  # tables of positions that are not zero either
@@ -90,7 +90,7 @@ def test_the_encoder_becomes_a_classifier(tmp_path):
 @every_encoding
 def test_what_is_dropped_is_not_seen(encoding):
     """Logits depend on the kept patches alone, and on each of them."""
-    model = make(position_encoding=encoding, decoder_position_encoding=encoding)
+    model = make({"decoder_position_encoding": encoding}, position_encoding=encoding)
     images = torch.randn(1, 3, 40, 64)
     output = model(images)
     assert output.mask.sum() == 30 and output.logits.shape == (1, 40, 192)
@@ -129,7 +129,7 @@ def test_masks_are_fixed_in_evaluation_and_drawn_in_training():
 
 @pytest.mark.parametrize("encoding", ["learned", "rotary", "alibi"])
 def test_mixed_shapes_equal_images_alone(encoding):
-    model = make(position_encoding=encoding, decoder_position_encoding=encoding)
+    model = make({"decoder_position_encoding": encoding}, position_encoding=encoding)
     images = [torch.randn(3, *size) for size in ((64, 40), (24, 16), (8, 8))]
     processor = AdaptiveViTImageProcessor(
         return_patches=True, patch_size=8, do_resize=False, do_rescale=False, do_normalize=False
@@ -177,7 +177,7 @@ def test_the_decoder_may_lie_on_another_device(sizes):
 
 
 def test_the_decoder_follows_the_attention_implementation():
-    model = make(decoder_position_encoding="relative_bias")
+    model = make({"decoder_position_encoding": "relative_bias"})
     images = torch.randn(2, 3, 32, 32)
     fused = model(images).logits
     model.set_attn_implementation("eager")
@@ -186,7 +186,7 @@ def test_the_decoder_follows_the_attention_implementation():
 
 
 def test_learns_to_reconstruct():
-    model = make(mask_ratio=0.5, initializer_range=0.05).train()
+    model = make({"mask_ratio": 0.5}, initializer_range=0.05).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(250):
         gray = torch.rand(16, 1, 1, 1) * 2 - 1
@@ -218,12 +218,12 @@ class TestRefuses:
             ({"decoder_num_attention_heads": 3}, "decoder_hidden_size=16 must be a multiple"),
             ({"decoder_num_hidden_layers": 0}, "decoder_num_hidden_layers=0"),
             ({"decoder_position_encoding": "spiral"}, "'spiral' is unknown. Choose one of"),
-            ({"decoder_hidden_size": 18}, "Of the decoder.*multiple of 4"),
+            ({"decoder_hidden_size": 18}, "decoder of masked_autoencoder.*multiple of 4"),
         ],
     )
     def test_fields(self, fields, message):
         with pytest.raises(Exception, match="(?s)" + message):
-            tiny_config(**fields)
+            tiny_config(masked_autoencoder=fields)
 
     def test_noise_of_another_shape(self):
         with pytest.raises(ValueError, match=r"noise has the shape \(1, 15\).*\(1, 16\)"):

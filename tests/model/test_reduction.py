@@ -8,7 +8,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.conftest import SELECTIONS, tiny_config, tiny_selector
 from tests.model.test_modeling import cut
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification
 from vit_hf.model.layers import AttentionContext, AttentionProjections, append_bias_channel
@@ -132,16 +132,16 @@ def merge_pairs(layers, wanted, groups):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(
-    ("fields", "layers", "wanted"),
+    ("reducer", "keep_rate", "layers", "wanted"),
     [
-        ({"merge_r": 5}, (0, 1, 2), lambda number: min(5, number // 2)),
-        ({"merge_r": 30}, (0, 2), lambda number: number // 2),
-        ({"keep_rate": 0.7}, (0, 1), lambda number: number - math.ceil(round(0.7 * number, 6))),
-        ({"keep_rate": 0.5}, (1, 2), lambda number: number // 2),
+        ({"type": "merge", "r": 5}, 1.0, (0, 1, 2), lambda number: min(5, number // 2)),
+        ({"type": "merge", "r": 30}, 1.0, (0, 2), lambda number: number // 2),
+        ("merge", 0.7, (0, 1), lambda number: number - math.ceil(round(0.7 * number, 6))),
+        ("merge", 0.5, (1, 2), lambda number: number // 2),
     ],
 )
-def test_merge_is_tome(implementation, fields, layers, wanted):
-    model = make("merge", layers, **{"keep_rate": 1.0, **fields})
+def test_merge_is_tome(implementation, reducer, keep_rate, layers, wanted):
+    model = make(reducer, layers, keep_rate=keep_rate)
     model.set_attn_implementation(implementation)
     images = torch.randn(3, 3, 48, 48)
     output = model(images)
@@ -277,8 +277,8 @@ def test_relaxation_raises_the_keep_rate_while_training(reducer):
     assert kept.all() if reducer == "merge" else (kept.sum(1) <= 18).all()
 
 
-def test_relaxation_lowers_merge_r_while_training():
-    model, images = make("merge", merge_r=6, keep_rate=1.0), torch.randn(1, 3, 48, 48)
+def test_relaxation_lowers_r_while_training():
+    model, images = make({"type": "merge", "r": 6}, keep_rate=1.0), torch.randn(1, 3, 48, 48)
     for dense_fraction, left in [(0.0, 24), (0.5, 30), (1.0, 36)]:
         model.set_dense_fraction(dense_fraction)
         assert model.train()(images).token_coordinates.shape[1] == left
@@ -341,8 +341,8 @@ def test_flash_attention_equals_sdpa(reducer, mixed, heads, monkeypatch):
 
 def test_a_loss_of_exactly_zero_reaches_all_parameters():
     """Distributed training waits for the gradient of each."""
-    config = {"policy_entropy_weight": 0.0, "policy_reward": "correctness", "num_labels": 2}
-    model = AdaptiveViTForImageClassification(tiny_config(patch_selector="policy", **config)).train()
+    selector = tiny_selector("policy", entropy_weight=0.0)
+    model = AdaptiveViTForImageClassification(tiny_config(patch_selector=selector, num_labels=2)).train()
     model.classifier.weight.data.zero_()  # right whatever it sees
     model.classifier.bias.data = torch.tensor([9.0, 0.0])
     output = model(torch.randn(2, 3, 64, 64), labels=torch.tensor([0, 0]))
@@ -352,15 +352,11 @@ def test_a_loss_of_exactly_zero_reaches_all_parameters():
 
 
 def test_a_policy_and_a_reducer_learn_together():
-    weights = {
-        "gumbel_ratio_weight": 0.0,
-        "gumbel_token_weight": 0.0,
-        "policy_loss_weight": 0.0,
-        "policy_entropy_weight": 0.0,
-    }
-    fields = {**weights, "patch_selector": "policy", "num_selected_patches": 20}
+    selector = tiny_selector("policy", loss_weight=0.0, entropy_weight=0.0)
     for distillation in (0.0, 4.0):
-        model = make("gumbel", **{**fields, "gumbel_distillation_weight": distillation}).train()
+        weights = {"ratio_weight": 0.0, "token_weight": 0.0, "distillation_weight": distillation}
+        reducer = {"type": "gumbel", **weights}
+        model = make(reducer, patch_selector=selector, num_selected_patches=20).train()
         loss = model(torch.randn(2, 3, 48, 48), labels=torch.tensor([0, 1])).selection_loss
         assert (loss > 1e-4) == (distillation > 0)
 

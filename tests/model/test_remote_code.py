@@ -79,7 +79,7 @@ def test_every_auto_class_without_the_package(saved, tmp_path):
             base(expected["images"]).last_hidden_state, model.vit(expected["images"]).last_hidden_state
         )
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-        assert config.model_type == "adaptive_vit" and config.patch_selector == "attention"
+        assert config.model_type == "adaptive_vit" and config.patch_selector == {{"type": "attention", "num_layers": 2}}
         processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
         from PIL import Image
         classify = pipeline("image-classification", model=path, trust_remote_code=True)

@@ -75,7 +75,7 @@ class TestExploration:
     @pytest.mark.parametrize(("share", "best"), [(0.0, 8), (0.25, 6), (0.5, 4), (1.0, 0)])
     @pytest.mark.parametrize("mixed", [False, True])
     def test_the_share_is_respected(self, share, best, mixed):
-        model = model_of(patch_selector="variance", num_selected_patches=8, exploration=share)
+        model = model_of(patch_selector={"type": "variance", "exploration": share}, num_selected_patches=8)
         images = [torch.randn(3, 64, 48), torch.randn(3, *((16, 40) if mixed else (64, 48)))]
         inputs = cut(images) if mixed else {"pixel_values": torch.stack(images)}
         greedy = model(**inputs)
@@ -91,7 +91,10 @@ class TestExploration:
             assert len(drawn.unique()) == (number if share else 8)  # everything has its chance
 
     def test_only_where_chance_may_play_a_part(self):
-        model, images = model_of(patch_selector="gradient", exploration=0.5), torch.randn(2, 3, 64, 64)
+        model, images = (
+            model_of(patch_selector={"type": "gradient", "exploration": 0.5}),
+            torch.randn(2, 3, 64, 64),
+        )
         best = model(images).selected_patches
         assert torch.equal(model.train()(images, sample_selection=False).selected_patches, best)
         assert not torch.equal(model(images).selected_patches, best)
@@ -109,13 +112,11 @@ class TestExploration:
 
 
 class TestScout:
-    @pytest.mark.parametrize("reduction", ["mean", "max", "min", "rollout"])
+    @pytest.mark.parametrize("reduction", ["mean", "max", "rollout"])
     @pytest.mark.parametrize("layers", [1, 3])
     def test_equals_the_full_attention_maps_of_a_thumbnail(self, reduction, layers):
         model = model_of(
-            patch_selector="attention",
-            scout_num_layers=layers,
-            scout_reduction=reduction,
+            patch_selector={"type": "attention", "num_layers": layers, "reduction": reduction},
             num_register_tokens=2,
         )
         images, every = torch.randn(2, 3, 96, 64), torch.arange(16).expand(2, 16)
@@ -126,7 +127,7 @@ class TestScout:
             for attention in maps:
                 expected = (attention.mean(1) + torch.eye(19)) / 2 @ expected
         else:
-            expected = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[reduction](maps[-1], dim=1)
+            expected = {"mean": torch.mean, "max": torch.amax}[reduction](maps[-1], dim=1)
         expected = nn.functional.interpolate(expected[:, 0, 3:].view(2, 1, 4, 4), (12, 8), mode="bilinear")
         torch.testing.assert_close(model(images).patch_scores, expected.flatten(1), atol=1e-5, rtol=1e-5)
 
@@ -138,11 +139,9 @@ class TestScout:
 
 
 class TestThumbnailContext:
-    @pytest.mark.parametrize(("size", "tokens"), [(None, 16), ((24, 32), 12), (39, 16)])
+    @pytest.mark.parametrize(("size", "tokens"), [(True, 16), ((24, 32), 12), (39, 16)])
     def test_number_of_tokens(self, size, tokens):
-        model = model_of(
-            patch_selector="variance", thumbnail_context=True, scout_image_size=size, num_register_tokens=2
-        )
+        model = model_of(patch_selector="variance", thumbnail_context=size, num_register_tokens=2)
         assert model.embeddings.scale_embedding.abs().max() == 0
         images = torch.randn(2, 3, 64, 48)
         output = model(images, output_hidden_states=True)
@@ -170,7 +169,7 @@ class TestThumbnailContext:
     def test_the_thumbnail_is_the_image_at_the_coordinates(self):
         """Without positions of its own, a thumbnail of the full size is the image."""
         images = torch.randn(1, 3, 32, 32)
-        model = model_of(patch_selector="variance", thumbnail_context=True, scout_image_size=32)
+        model = model_of(patch_selector="variance", thumbnail_context=32)
         states = model(images, output_hidden_states=True).hidden_states[0]
         dense = model(images, selected_patches=torch.arange(16)[None], output_hidden_states=True)
         torch.testing.assert_close(states[:, 1:17], dense.hidden_states[0][:, 17:], atol=1e-5, rtol=1e-5)
@@ -288,6 +287,10 @@ class TestRestore:
         assert torch.isfinite(images.grad).all() and (patches > 0).float().mean() > 0.1
 
 
+def selector(name, **options):
+    return {"patch_selector": {"type": name, **options}}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -299,35 +302,34 @@ class TestRestore:
         ({**SELECTIONS["attentive"], "keep_rate": 0.0}, ["keep_rate=0.0", "(0, 1]"]),
         ({**SELECTIONS["attentive"], "keep_rate": 1.5}, ["keep_rate=1.5", "(0, 1]"]),
         ({"keep_rate": 0.5}, ["keep_rate=0.5", "token_reducer", *TOKEN_REDUCERS]),
-        ({"merge_r": 4}, ["merge_r=4", "token_reducer"]),
         (
-            {**SELECTIONS["gumbel"], "keep_rate": 1.0, "merge_r": 4},
-            ["merge_r=4", "'merge'", "'gumbel'", "keep_rate"],
+            {**SELECTIONS["gumbel"], "token_reducer": {"type": "gumbel", "r": 4}},
+            ["token_reducer='gumbel'", "no option 'r'", "'ratio_weight'"],
         ),
-        ({**SELECTIONS["merge"], "keep_rate": 1.0, "merge_r": 0}, ["merge_r=0", "at least 1"]),
+        ({**SELECTIONS["merge_r"], "token_reducer": {"type": "merge", "r": 0}}, ["r=0", "at least 1"]),
         ({**SELECTIONS["merge"], "keep_rate": 0.4}, ["keep_rate=0.4", "at least 0.5", "reduction_layers"]),
-        ({**SELECTIONS["merge"], "merge_r": 3}, ["merge_r=3", "keep_rate=0.6", "exclude each other"]),
+        ({**SELECTIONS["merge_r"], "keep_rate": 0.6}, ["r=3", "keep_rate=0.6", "exclude each other"]),
         ({**SELECTIONS["gumbel"], "hidden_size": 33, "num_attention_heads": 3}, ["even hidden_size", "33"]),
-        ({"exploration": 0.5}, ["exploration=0.5", "needs a patch_selector"]),
-        ({**SELECTIONS["variance"], "exploration": -0.1}, ["exploration=-0.1", "[0, 1]"]),
-        ({**SELECTIONS["variance"], "exploration": 1.1}, ["exploration=1.1", "[0, 1]"]),
-        ({"policy_loss_weight": -1.0}, ["policy_loss_weight=-1.0", "0 or more"]),
-        ({"gumbel_token_weight": math.nan}, ["gumbel_token_weight=nan", "0 or more"]),
-        ({"perturbed_sigma": math.nan}, ["perturbed_sigma=nan", "above 0"]),
-        ({"rotary_base": math.nan}, ["rotary_base=nan", "above 0"]),
+        (selector("policy", exploration=0.5), ["'policy'", "no option 'exploration'", "'entropy_weight'"]),
+        (selector("perturbed", exploration=0.5), ["'perturbed'", "no option 'exploration'", "'sigma'"]),
+        (selector("variance", exploration=-0.1), ["exploration=-0.1", "[0, 1]"]),
+        (selector("variance", exploration=1.1), ["exploration=1.1", "[0, 1]"]),
+        (selector("policy", loss_weight=-1.0), ["loss_weight=-1.0", "0 or more"]),
+        (
+            {**SELECTIONS["gumbel"], "token_reducer": {"type": "gumbel", "token_weight": math.nan}},
+            ["token_weight=nan", "0 or more"],
+        ),
+        (selector("perturbed", sigma=math.nan), ["sigma=nan", "above 0"]),
+        ({"position_encoding": {"type": "rotary", "base": math.nan}}, ["base=nan", "above 0"]),
         ({"layerscale_value": math.nan}, ["layerscale_value=nan", "finite"]),
         ({**SELECTIONS["gradient"], "patch_size": 2}, ["'gradient'", "patch_size=2"]),
-        (
-            {**SELECTIONS["policy"], "policy_reward": "correctness", "problem_type": "regression"},
-            ["policy_reward='correctness'", "'cross_entropy'"],
-        ),
-        ({"perturbed_sigma": 0}, ["perturbed_sigma=0", "above 0"]),
-        ({"perturbed_num_samples": 0}, ["perturbed_num_samples=0", "at least 1"]),
-        ({"scorer_hidden_size": 0}, ["scorer_hidden_size=0", "at least 1"]),
-        ({"scorer_image_size": [8, 0]}, ["scorer_image_size=[8, 0]", "at least one pixel"]),
-        ({"patch_selector": "distilled", "scout_num_layers": 0}, ["scout_num_layers=0", "between 1 and"]),
-        ({"policy_reward": "applause"}, ["policy_reward", "applause", "correctness"]),
-        ({"scout_reduction": "median"}, ["scout_reduction", "median", "rollout"]),
+        (selector("perturbed", sigma=0), ["sigma=0", "above 0"]),
+        (selector("perturbed", num_samples=0), ["num_samples=0", "at least 1"]),
+        (selector("policy", hidden_size=0), ["hidden_size=0", "at least 1"]),
+        (selector("policy", thumbnail_size=[8, 0]), ["thumbnail_size=[8, 0]", "at least one pixel"]),
+        (selector("perturbed", thumbnail_size=3), ["thumbnail_size=3", "at least [4, 4]"]),
+        (selector("distilled", num_layers=0), ["num_layers=0", "between 1 and"]),
+        (selector("attention", reduction="median"), ["reduction", "median", "rollout"]),
     ],
 )
 def test_errors_name_value_and_legal_values(fields, words):

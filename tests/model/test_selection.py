@@ -1,9 +1,8 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_hf.model.selection import keep_top, resolve_num_selected
+from vit_hf.model.selection import keep_top
 
 
 @settings(deadline=None, max_examples=60)
@@ -25,16 +24,3 @@ def test_keep_top_with_fewer_than_k():
     indices, mask = keep_top(scores, 3, torch.tensor([3, 2]))
     assert indices.tolist() == [[1, 2, 3], [0, 1, 0]]
     assert mask.tolist() == [[True, True, True], [True, True, False]]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"), [(None, 10), (4, 4), (10, 10), (0.25, 2), (0.01, 1), (1.0, 10)]
-)
-def test_resolve_num_selected(wanted, expected):
-    assert resolve_num_selected(wanted, 10) == expected
-
-
-@pytest.mark.parametrize("wanted", [0, 11, -3])
-def test_resolve_num_selected_refuses(wanted):
-    with pytest.raises(ValueError, match=rf"{wanted}.*1 to 10"):
-        resolve_num_selected(wanted, 10)

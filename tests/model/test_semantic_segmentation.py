@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_pixels_that_count(decoder):
     resized = functional.interpolate(output.logits, size=(32, 40), mode="bilinear", align_corners=False)
     expected = functional.cross_entropy(resized, labels[:, :32], ignore_index=255)
     torch.testing.assert_close(output.loss, expected)
-    model.config.semantic_loss_ignore_index = 4
+    model = make(segmentation_decoder={"type": decoder, "ignore_index": 4})
     labels = torch.full_like(labels, 4)
     assert model(images, labels=labels).loss == 0
 

@@ -188,7 +188,7 @@ class TestSelection:
         )
 
     def test_relaxed_and_explored_while_training(self):
-        model = classifier(patch_selector="variance", num_selected_windows=2, exploration=0.5)
+        model = classifier(patch_selector={"type": "variance", "exploration": 0.5}, num_selected_windows=2)
         images = torch.randn(1, 3, 64, 64)
         usual = model(images).selected_windows[0]
         model.train()
@@ -256,8 +256,14 @@ class TestRefuses:
             ),
             ({"patch_selector": "variance"}, r"needs num_selected_windows"),
             ({"num_selected_windows": 3}, r"needs a patch_selector: choose one of .*'entropy'"),
-            ({"patch_selector": "variance", "num_selected_windows": 1.5}, r"must lie in \(0, 1\]"),
-            ({"patch_selector": "variance", "num_selected_windows": 0}, r"must be at least 1"),
+            (
+                {"patch_selector": "variance", "num_selected_windows": 1.5},
+                r"num_selected_windows=1.5.*in \(0, 1\]",
+            ),
+            (
+                {"patch_selector": "variance", "num_selected_windows": 0},
+                r"num_selected_windows=0.*of at least 1",
+            ),
             ({"patch_selector": "gradient", "num_selected_windows": 1, "patch_size": 2}, r"3x3 pixels"),
             ({"out_features": ["stage4"]}, r"out_features must be"),
         ],

@@ -30,6 +30,8 @@ from vit_hf.remote_code import RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -43,10 +45,23 @@ from .ring_distance import distance_to_centre
 class Rings(PositionEncoding):
     '''Says how far from the centre of the image a patch is.'''
 
+    @dataclass
+    class Options:
+        power: float = 1.0
+
+        def __post_init__(self):
+            if self.power <= 0:
+                raise ValueError(f"power={self.power} must be above 0.")
+
     def __init__(self, config):
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.hidden_size))
-        self.power = getattr(config, "rings_power", 1.0)
+        self.power = self.options.power
+
+    @classmethod
+    def check(cls, config, options):
+        if config.hidden_size < options.power:
+            raise ValueError(f"power={options.power} is above hidden_size={config.hidden_size}.")
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         distance = distance_to_centre(tokens.coordinates, tokens.grid) ** self.power
@@ -159,7 +174,7 @@ def saved(own_files):
     import own.my_positions  # noqa: F401
 
     model = AdaptiveViTForImageClassification(
-        tiny_config(position_encoding="rings", rings_power=2.0, **FIELDS)
+        tiny_config(position_encoding={"type": "rings", "power": 2.0}, **FIELDS)
     )
     save_with_expected(model, own_files / "saved")
     forget()
@@ -185,6 +200,31 @@ class TestUse:
         assert (model.embeddings.position_encoding.weight == 0.5).all()
         model(torch.randn(2, 3, 32, 32)).last_hidden_state.sum().backward()
         assert model.embeddings.position_encoding.weight.grad.abs().sum() > 0
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"powr": 2.0}, "no option 'powr'. Did you mean 'power'"),
+            ({"power": "much"}, "power.*float.*str"),
+            ({"power": -1.0}, "power=-1.0 must be above 0"),
+            ({"power": 99.0}, "power=99.0 is above hidden_size=32"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["rings", "own.my_positions.Rings"])
+    def test_options_are_checked_as_ours_are(self, own_files, options, words, name):
+        import own.my_positions  # noqa: F401
+
+        with pytest.raises(StrictDataclassError, match=words):
+            tiny_config(position_encoding={"type": name, **options})
+
+    def test_options_of_a_class_that_is_not_imported_are_checked_with_the_model(self, own_files):
+        config = tiny_config(position_encoding={"type": "own.my_positions.Rings", "powr": 2.0})
+        with pytest.raises(ValueError, match="Did you mean 'power'"):
+            AdaptiveViTModel(config)
+        model = AdaptiveViTModel(
+            tiny_config(position_encoding={"type": "own.my_positions.Rings", "power": 2.0})
+        )
+        assert model.embeddings.position_encoding.power == 2.0
 
     def test_selector_chooses_what_it_says(self, own_files):
         images = torch.zeros(1, 3, 32, 32)
@@ -324,7 +364,8 @@ class TestTravel:
         model = AdaptiveViTForImageClassification.from_pretrained(saved)
         assert type(model.vit.embeddings.position_encoding) is own.my_positions.Rings
         assert type(model.vit.selector) is my_selectors.Brightest
-        assert model.config.rings_power == 2.0
+        assert model.config.position_encoding == {"type": "rings", "power": 2.0}
+        assert model.vit.embeddings.position_encoding.power == 2.0
         expected = torch.load(saved / "expected.pt")
         assert torch.equal(model(expected["images"]).logits, expected["logits"])
 

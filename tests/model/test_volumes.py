@@ -219,7 +219,7 @@ class TestPositions:
 
     @pytest.mark.parametrize("unit", ["patches", "native", "normalized"])
     def test_rotary_counts_in_the_units_that_are_asked_for(self, unit):
-        part = fresh("rotary", rotary_coordinates=unit)
+        part = fresh({"type": "rotary", "coordinates": unit})
         tokens = PatchTokens(
             torch.zeros(1, 1, 32), torch.tensor([[[3.0, 4.0, 2.0]]]), torch.tensor([[6, 8, 8]])
         )
@@ -330,7 +330,8 @@ class TestSelection:
 
     def test_a_scout_sees_a_short_small_video(self):
         config = video_config(
-            patch_selector="attention", scout_image_size=16, scout_num_frames=2, thumbnail_context=True
+            patch_selector={"type": "attention", "num_layers": 2, "thumbnail_size": [2, 16, 16]},
+            thumbnail_context=[2, 16, 16],
         )
         model = AdaptiveViTModel(config).eval()
         outputs = model(clips(1, frames=12, height=64, width=64))
@@ -363,8 +364,26 @@ REFUSED = {
     "motion of images": (tiny_config, {"patch_selector": "motion"}, "set num_frames"),
     "motion of one frame": (video_config, {"patch_selector": "motion", "tubelet_size": 1}, "tubelet_size=2"),
     "too few frames": (video_config, {"num_frames": 1}, "less than one patch of tubelet_size=2"),
-    "too few frames of a probe": (video_config, {"scout_num_frames": 1}, "less than one patch"),
-    "a probe's frames of images": (tiny_config, {"scout_num_frames": 4}, "set num_frames"),
+    "too few frames of a probe": (
+        video_config,
+        {"patch_selector": {"type": "attention", "thumbnail_size": [1, 32, 32]}},
+        r"thumbnail_size=\[1, 32, 32\].*at least \[2, 8, 8\]",
+    ),
+    "too few frames of a thumbnail": (
+        video_config,
+        {"thumbnail_context": [1, 32, 32]},
+        r"thumbnail_context=\[1, 32, 32\].*at least \[2, 8, 8\]",
+    ),
+    "too few frames of a scorer": (
+        video_config,
+        {"patch_selector": {"type": "policy", "thumbnail_size": [1, 32, 32]}},
+        r"thumbnail_size=\[1, 32, 32\].*at least \[2, 4, 4\]",
+    ),
+    "a probe's frames of images": (
+        tiny_config,
+        {"patch_selector": {"type": "attention", "thumbnail_size": [4, 32, 32]}},
+        r"thumbnail_size=\[4, 32, 32\] must be a number of pixels or a pair \(height, width\)\.",
+    ),
     "no frames in a patch": (video_config, {"tubelet_size": 0}, "at least 1 frame"),
     "a CNN of patches": (video_config, {"patch_embedding": "convolutional"}, "use 'linear'"),
     "a hybrid": (video_config, {"backbone_config": {"model_type": "bit"}}, "leave out one of them"),
@@ -373,7 +392,11 @@ REFUSED = {
         {"position_encoding": "rotary", "num_attention_heads": 8},
         "at least 6",
     ),
-    "a pair of rotary": (video_config, {"rotary_reference_grid": [4, 4]}, "three numbers"),
+    "a pair of rotary": (
+        video_config,
+        {"position_encoding": {"type": "rotary", "reference_grid": [4, 4]}},
+        "three numbers",
+    ),
     "unknown": (video_config, {"position_encoding": "spiral"}, "sinusoidal_3d"),
 }
 
@@ -442,9 +465,7 @@ def test_gray_volumes_have_their_slices_as_frames():
 
 
 def test_a_scorer_sees_all_of_a_video_whose_frames_are_no_whole_tubelets():
-    config = video_config(
-        num_frames=5, tubelet_size=2, patch_selector="policy", num_selected_patches=4, scorer_hidden_size=8
-    )
+    config = video_config(num_frames=5, tubelet_size=2, patch_selector="policy", num_selected_patches=4)
     model = AdaptiveViTModel(config).eval()
     videos = torch.randn(1, 6, 3, 32, 32, requires_grad=True)
     patches = ImagePatches.from_images(videos.transpose(1, 2), (2, 8, 8))

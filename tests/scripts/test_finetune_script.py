@@ -200,22 +200,24 @@ def test_a_stock_checkpoint_may_see_whole_images(stock_checkpoint, tmp_path, cap
     assert json.loads(capsys.readouterr().out)["grid"] == [height // patch, width // patch]
 
 
-def test_merge_r_and_keep_rate_take_turns(tmp_path):
+def test_a_number_and_a_keep_rate_take_turns(tmp_path):
     """Whichever is asked for holds, whatever the checkpoint says."""
-    fields = {"token_reducer": "merge", "reduction_layers": [0, 1]}
-    AdaptiveViTForImageClassification(tiny_config(**fields, merge_r=2)).save_pretrained(tmp_path)
+    fields = {"token_reducer": {"type": "merge", "r": 2}, "reduction_layers": [0, 1]}
+    AdaptiveViTForImageClassification(tiny_config(**fields)).save_pretrained(tmp_path)
     AdaptiveViTImageProcessor().save_pretrained(tmp_path)
     images = torch.randn(1, 3, 32, 32)  # 16 patches
     for asked, left in [
         ({}, 12),
-        ({"merge_r": 3}, 10),
+        ({"token_reducer": {"type": "merge", "r": 3}}, 10),
+        ({"token_reducer": "merge"}, 12),
+        ({"token_reducer": "merge", "keep_rate": 0.5}, 4),
         ({"keep_rate": 0.5}, 4),
         ({"token_reducer": "attentive", "keep_rate": 0.5}, 6),  # one that is fused each time
     ]:
         model, _ = load_classifier(str(tmp_path), **asked)
         assert model(images).token_coordinates.shape[1] == left
     model.save_pretrained(tmp_path)
-    model, _ = load_classifier(str(tmp_path), token_reducer="merge", merge_r=2)
+    model, _ = load_classifier(str(tmp_path), token_reducer={"type": "merge", "r": 2})
     assert model(images).token_coordinates.shape[1] == 12
 
 
@@ -240,7 +242,7 @@ def test_predict_computes_on_what_it_is_told(stock_checkpoint, tmp_path, capsys)
         ("--dataset {images} --split test", "the model has no class 'train-station'"),
         ("--dataset {data} --patch_selector psychic --num_selected_patches 2", "'psychic' is unknown"),
         ("--dataset {data} --model_name_or_path ./nowhere", "there is no folder ./nowhere"),
-        ("--dataset {data} --keep_rate 0.5", "need a token_reducer"),
+        ("--dataset {data} --keep_rate 0.5", "keep_rate=0.5 needs a token_reducer"),
         (
             "--dataset {data} --token_reducer gumbel --reduction_layers 1",
             "token_reducer='gumbel' is learned, in fine-tuning, and",

@@ -94,7 +94,7 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
         if row["folder"]:
             model = AutoModelForImageClassification.from_pretrained(row["folder"])
             assert type(model) is AdaptiveViTForImageClassification
-            assert model.config.elastic_depths is None
+            assert model.config.elastic_space is None
             assert model.num_parameters() / 1e6 == row["costs"]["parameters"]
     steps = {
         path.parent.name: json.loads(path.read_text())["global_step"]
@@ -170,7 +170,7 @@ def saved_processor(folder, supernet) -> Path:
     [
         ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "nothing is left to choose"),
         ({"validation_share": 0.0}, "no validation split"),
-        ({"elastic_depths": [1, 3]}, "elastic_depths.*num_hidden_layers"),
+        ({"elastic_depths": [1, 3]}, "elastic_space.*depths.*num_hidden_layers"),
         ({"num_hand_made": 9}, "num_hand_made"),
         ({"num_hand_made": 0}, "give budgets"),
         ({"budgets": [-1.0]}, "above 0"),

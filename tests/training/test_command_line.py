@@ -115,7 +115,10 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--num_selected_patches many", "num_selected_patches is 'many'; give a number such as 98"),
+        (
+            "--num_selected_patches many",
+            "num_selected_patches='many' must be a number of patches of at least 1",
+        ),
         ("--image_size 32 --native_resolution", "image_size and native_resolution exclude each other"),
         ("--longest_edge 0", "longest_edge is 0"),
         ("--config_overrides {", "config_overrides is no JSON"),
@@ -144,13 +147,35 @@ def test_numbers_and_shares(text, value):
 def test_reduction_from_flags_and_from_a_file(write):
     parser = make_parser(FINETUNING, "")
     needed = ["--dataset", "x", "--output_dir", "y"]
-    path = write("token_reducer: merge\nkeep_rate: 7e-1\nreduction_layers: [3, 6]\nmerge_r: null\n")
+    path = write("token_reducer: merge\nkeep_rate: 7e-1\nreduction_layers: [3, 6]\n")
     expected = {"token_reducer": "merge", "keep_rate": 0.7, "reduction_layers": [3, 6]}
     assert parse_arguments(parser, [path, *needed])[0].config_fields() == expected
-    flags = ["--reduction_layers", "1", "--keep_rate", "1", "--exploration", "0.1"]
+    flags = ["--reduction_layers", "1", "--keep_rate", "1"]
     fields = parse_arguments(parser, [path, *needed, *flags])[0].config_fields()
-    assert fields == expected | {"reduction_layers": [1], "keep_rate": 1.0, "exploration": 0.1}
+    assert fields == expected | {"reduction_layers": [1], "keep_rate": 1.0}
     assert parse_arguments(parser, needed)[0].config_fields() == {}
+
+
+def test_parts_with_options_from_flags_and_from_a_file(write):
+    parser = make_parser(FINETUNING, "")
+    needed = ["--dataset", "x", "--output_dir", "y"]
+    path = write("position_encoding:\n  type: rotary\n  base: 10\ntoken_reducer: {type: merge, r: 16}\n")
+    flags = ["--patch_selector", '{"type": "attention", "num_layers": 2}', "--num_selected_patches", "9"]
+    assert parse_arguments(parser, [path, *needed, *flags])[0].config_fields() == {
+        "position_encoding": {"type": "rotary", "base": 10},
+        "token_reducer": {"type": "merge", "r": 16},
+        "patch_selector": {"type": "attention", "num_layers": 2},
+        "num_selected_patches": 9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [('{"base": 10}', "needs the name of a part"), ("{base", "no JSON")]
+)
+@pytest.mark.parametrize("name", ["position_encoding", "patch_selector", "token_reducer"])
+def test_parts_that_are_none_are_refused(name, text, words):
+    with pytest.raises(ValueError, match=f"{name}.*{words}"):
+        ModelArguments(**{name: text})
 
 
 def test_no_best_model_without_evaluation_or_checkpoints(tmp_path):

@@ -38,11 +38,10 @@ EVERYTHING = {
 }
 
 LEARNED = {
-    "patch_selector": "policy",
+    "patch_selector": {"type": "policy", "hidden_size": 8},
     "token_reducer": "gumbel",
     "keep_rate": 0.5,
     "reduction_layers": [1],
-    "config_overrides": MODEL | {"scorer_hidden_size": 8},
     "freeze_backbone": 0.4,
     "backbone_lr_factor": 0.1,
 }

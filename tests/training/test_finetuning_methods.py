@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from .conftest import MODEL
-
 
 def test_says_what_is_reduced(make_run):
     run = make_run(
@@ -15,8 +13,7 @@ def test_says_what_is_reduced(make_run):
     assert expected in run.describe()
     run = make_run(
         "other",
-        token_reducer="merge",
-        merge_r=1,
+        token_reducer={"type": "merge", "r": 1},
         reduction_layers=[1],
         patch_selector=None,
         num_selected_patches=None,
@@ -47,7 +44,7 @@ def test_gradients_are_clipped_unless_asked_not_to(make_run):
         ({}, False),
         ({"token_reducer": "merge", "keep_rate": 0.5, "reduction_layers": [1]}, False),
         ({"token_reducer": "gumbel", "keep_rate": 0.5, "reduction_layers": [1]}, True),
-        ({"patch_selector": "distilled", "config_overrides": MODEL | {"scout_num_layers": 1}}, True),
+        ({"patch_selector": {"type": "distilled", "num_layers": 1}}, True),
         ({"freeze_backbone": 0.5}, True),
     ],
 )
@@ -58,9 +55,9 @@ def test_several_processes_look_for_unused_parameters_where_there_may_be_some(ma
 def test_loader_selects_only_what_the_model_would(make_run):
     assert make_run(return_patches=True).trainer.processing_class.patch_selector == "variance"
     # What explores needs all patches to draw from.
-    run = make_run("other", return_patches=True, exploration=0.5)
+    run = make_run("other", return_patches=True, patch_selector={"type": "variance", "exploration": 0.5})
     assert run.trainer.processing_class.patch_selector is None
-    assert run.trainer.model.config.exploration == 0.5
+    assert run.trainer.model.vit.selector.exploration == 0.5
     # So has a thumbnail.
     run = make_run("third", return_patches=True, config_overrides={"thumbnail_context": True})
     assert run.trainer.processing_class.patch_selector is None
@@ -73,7 +70,7 @@ def test_loader_selects_only_what_the_model_would(make_run):
         ({"freeze_backbone": 1.5}, "freeze_backbone is 1.5"),
         ({"freeze_backbone": 0.5, "freeze_head": True}, "leaves nothing to learn"),
         ({"token_reducer": "psychic", "keep_rate": 0.5}, "'psychic' is unknown. Choose one of"),
-        ({"keep_rate": 0.5}, "need a token_reducer"),
+        ({"keep_rate": 0.5}, "keep_rate=0.5 needs a token_reducer"),
         ({"keep_rate_schedule": True, "keep_rate_initial": 2.0}, "initial is 2.0"),
         (
             {"token_reducer": "merge", "reduction_layers": [0]},

@@ -21,10 +21,12 @@ from vit_hf.training import (
 
 
 DECODER = {
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
+    "masked_autoencoder": {
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 32,
+    },
     "patch_size": 8,
 }
 GROUPS = (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments, RunArguments)
@@ -75,7 +77,8 @@ def test_pretrains_then_finetunes(make_pretraining, make_run):
     folder = Path(run.trainer.args.output_dir)
     assert metrics["eval_loss"] > 0 and json.loads((folder / "eval_results.json").read_text())
     model = AutoModelForPreTraining.from_pretrained(folder)
-    assert model.config.norm_pix_loss and model.config.mask_ratio == 0.75
+    assert model.options.norm_pix_loss and model.options.mask_ratio == 0.75
+    assert model.options.decoder_hidden_size == 16
 
     after = make_run(model_name_or_path=str(folder), config_overrides={}, position_encoding="rotary")
     classifier = after.trainer.model

@@ -83,7 +83,7 @@ def test_model_sees_fewer_and_fewer_patches(make_run):
     "fields",
     [
         {"token_reducer": "attentive", "keep_rate": 0.25},
-        {"token_reducer": "merge", "keep_rate": None, "merge_r": 2},
+        {"token_reducer": {"type": "merge", "r": 2}, "keep_rate": None},
     ],
 )
 def test_tokens_become_fewer_without_a_selector(make_run, fields):

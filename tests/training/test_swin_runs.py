@@ -64,7 +64,7 @@ def test_interrupted_run_ends_with_the_same_weights(make_run, tmp_path):
         **SCRATCH,
         "keep_rate_schedule": True,
         "layer_decay": 0.7,
-        "exploration": 0.5,
+        "patch_selector": {"type": "variance", "exploration": 0.5},
         "save_strategy": "steps",
     }
     options |= {"save_steps": 2, "eval_strategy": "no"}

@@ -9,6 +9,7 @@ import PIL.Image
 from transformers.utils import logging
 
 from ..explanations.results import Prediction
+from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.selectors import PATCH_SELECTORS
 from ..model.sizes import to_pair
@@ -124,7 +125,9 @@ def facts(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Explor
     if exploration.requested is not None and exploration.requested > exploration.num_patches:
         parts.append(f"{exploration.requested:,} were asked for, more than there are")
     if explanation.stages:
-        parts.append(f"thinned to {explanation.stages[-1].num_tokens:,} tokens by {config.token_reducer}")
+        parts.append(
+            f"thinned to {explanation.stages[-1].num_tokens:,} tokens by {type_of(config.token_reducer)}"
+        )
     if config.thumbnail_context:
         parts.append("with the tokens of a thumbnail")
     parts.append(f"on {explorer.model.device.type.upper()}")
@@ -161,7 +164,7 @@ def duration(seconds: float) -> str:
 
 def selector_choices(explorer: PatchExplorer) -> list[tuple[str, str]]:
     """(text, name) of the selectors that can be chosen, the checkpoint's own first."""
-    own = explorer.config.patch_selector
+    own = type_of(explorer.config.patch_selector)
     return [
         (
             "all patches"

@@ -21,7 +21,8 @@ from ..explanations.results import Explanation
 from ..explanations.seen_images import process
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.selectors import PATCH_SELECTORS
+from ..model.options import type_of, with_options
+from ..model.selectors import PATCH_SELECTORS, ScoutOptions
 from ..model.sizes import has_frames, to_pair
 from ..training.families import is_swin
 from ..training.models import check_path, load_classifier
@@ -94,7 +95,7 @@ class PatchExplorer:
         self.image_processor = copy.deepcopy(image_processor)
         self.image_processor.return_patches = False
         self.image_processor.patch_selector = self.image_processor.num_selected_patches = None
-        self.default_selector = self.config.patch_selector or FREE_SELECTOR
+        self.default_selector = type_of(self.config.patch_selector) or FREE_SELECTOR
         self.default_number = self.config.num_selected_patches or 196
         self.selectors, self.left_out = find_selectors(model)
         self._lock = threading.Lock()
@@ -258,14 +259,16 @@ def find_selectors(
     model: AdaptiveViTForImageClassification,
 ) -> tuple[dict[str, nn.Module | None], dict[str, str]]:
     """Selectors that a checkpoint can use: its own, those that need no training, and none; and why not the others."""
-    own, left_out = model.config.patch_selector, {}
+    own, left_out = type_of(model.config.patch_selector), {}
     selectors: dict[str, nn.Module | None] = {} if own is None else {own: model.vit.selector}
     for name, selector_class in PATCH_SELECTORS.items():
         if name == own:
             continue
         config = copy.deepcopy(model.config)
-        config.patch_selector, config.num_selected_patches, config.exploration = name, 1, 0.0
-        config.scout_num_layers = min(config.scout_num_layers, config.num_hidden_layers)
+        options = {}
+        if issubclass(selector_class.Options, ScoutOptions):
+            options["num_layers"] = min(selector_class.Options().num_layers, config.num_hidden_layers)
+        config.patch_selector, config.num_selected_patches = with_options(name, **options), 1
         try:
             config.validate_architecture()
             selector = selector_class(config)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..model.budget import Budget
 from .content import (
     INVITATION,
     Content,
@@ -165,8 +166,7 @@ def to_updates(content: Content) -> list:
 
 def start_number(explorer: PatchExplorer, most: int) -> int:
     """The checkpoint's own number of patches, before there is an image whose share it may be."""
-    number = explorer.default_number
-    return min(number, most) if isinstance(number, int) else max(1, round(number * most))
+    return Budget(explorer.default_number).capped(most).resolve(most)
 
 
 def fit_number(content: Content, number: int):

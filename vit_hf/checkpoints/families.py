@@ -121,7 +121,7 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
         hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
     return {
         "intermediate_size": hidden,
-        "mlp_type": "gated" if gated else "mlp",
+        "feed_forward": "gated" if gated else "mlp",
         "hidden_act": "silu" if gated else config.hidden_act,
         "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": config.hidden_dropout_prob,
@@ -129,7 +129,7 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
         "drop_path_rate": config.drop_path_rate,
         "layerscale_value": config.layerscale_value,
         "num_register_tokens": getattr(config, "num_register_tokens", 0),
-        "position_antialias": hasattr(config, "num_register_tokens"),
+        "position_encoding": {"type": "learned", "antialias": hasattr(config, "num_register_tokens")},
         "pooling": "cls+mean",
         "pooler": "cls",
     }
@@ -142,21 +142,22 @@ def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
         )
     return {
         "intermediate_size": config.intermediate_size,
-        "mlp_type": "gated" if config.use_gated_mlp else "mlp",
-        "mlp_bias": config.mlp_bias,
+        "feed_forward": {"type": "gated" if config.use_gated_mlp else "mlp", "bias": config.mlp_bias},
         "qkv_bias": config.query_bias,
         "key_bias": config.key_bias,
-        "projection_bias": config.proj_bias,
+        "attention": {"projection_bias": config.proj_bias},
         "attention_probs_dropout_prob": config.attention_dropout,
         "drop_path_rate": config.drop_path_rate,
         "layerscale_value": config.layerscale_value,
         "num_register_tokens": config.num_register_tokens,
-        "position_encoding": "rotary",
-        "rotary_base": config.rope_theta,
-        "rotary_coordinates": "normalized",
-        "rotary_shift": config.pos_embed_shift,
-        "rotary_jitter": config.pos_embed_jitter,
-        "rotary_rescale": config.pos_embed_rescale,
+        "position_encoding": {
+            "type": "rotary",
+            "base": config.rope_theta,
+            "coordinates": "normalized",
+            "shift": config.pos_embed_shift,
+            "jitter": config.pos_embed_jitter,
+            "rescale": config.pos_embed_rescale,
+        },
         "pooler": "cls",
     }
 
@@ -166,7 +167,7 @@ def clip_fields(config: PretrainedConfig) -> dict[str, Any]:
         "intermediate_size": config.intermediate_size,
         "attention_probs_dropout_prob": config.attention_dropout,
         "pre_layernorm": True,
-        "patch_bias": False,
+        "patch_embedding": {"type": "linear", "bias": False},
         "pooler": "cls",
     }
 
@@ -203,7 +204,7 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
     if (table or shared) and config.use_absolute_position_embeddings:
         raise CannotConvert("This has absolute and relative positions at once; AdaptiveViT has one encoding.")
     if table or shared:
-        encoding = "relative_bias"
+        encoding = {"type": "relative_bias", "shared": bool(shared)}
     else:
         encoding = "learned" if config.use_absolute_position_embeddings else "none"
     return {
@@ -214,7 +215,6 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
         "layerscale_value": config.layer_scale_init_value if config.layer_scale_init_value > 0 else None,
         "key_bias": False,
         "position_encoding": encoding,
-        "relative_bias_shared": bool(shared),
         "pooling": "mean" if config.use_mean_pooling else "cls",
         "pooler": "mean" if config.use_mean_pooling else "cls",
         "final_norm": "pooled" if config.use_mean_pooling else "tokens",
@@ -246,8 +246,7 @@ def siglip2_fields(config: PretrainedConfig) -> dict[str, Any]:
     side = math.isqrt(config.num_patches)
     return siglip_fields(config) | {
         "image_size": side * rows if rows == columns else [side * rows, side * columns],
-        "position_interpolation": "bilinear",
-        "position_antialias": True,
+        "position_encoding": {"type": "learned", "interpolation": "bilinear", "antialias": True},
     }
 
 

@@ -29,7 +29,8 @@ def has_decoder(model: torch.nn.Module, fields: dict[str, Any]) -> bool:
 
 def decoder_fields(config: ViTMAEConfig) -> dict[str, Any]:
     """Fields of `AdaptiveViTConfig`. The fixed table of positions has the same values as a learned one."""
-    return {name: getattr(config, name) for name in DECODER_FIELDS} | {"decoder_position_encoding": "learned"}
+    options = {name: getattr(config, name) for name in DECODER_FIELDS}
+    return {"masked_autoencoder": options | {"decoder_position_encoding": "learned"}}
 
 
 def convert_autoencoder(

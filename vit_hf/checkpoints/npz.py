@@ -18,6 +18,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.options import type_of
 from ..model.pretrained import AdaptiveViTPreTrainedModel
 from . import npz_hybrid
 from .families import CannotConvert, load_state
@@ -28,14 +29,8 @@ logger = logging.get_logger(__name__)
 
 # Flax' defaults.
 ACTIVATION, EPSILON = "gelu_pytorch_tanh", 1e-6
-# Fields that a file says something of, or that are of how a table is resized, which files leave to their readers.
-KEPT = (
-    "backbone_config",
-    "classifier_hidden_size",
-    "position_interpolation",
-    "position_antialias",
-    "position_scale_offset",
-)
+# Fields that a file says something of; how a table is resized, files leave to their readers.
+KEPT = ("backbone_config", "classifier_hidden_size", "position_encoding")
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
 # Parts of a block: theirs, ours.
@@ -222,6 +217,10 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
     model = active_subnetwork(model)
     config = model.config
     check_plain(config, "a .npz of ViT", keeps=KEPT)
+    if type_of(config.position_encoding) != "learned":
+        raise CannotConvert(
+            f"position_encoding={config.position_encoding!r} is nothing that a .npz of ViT can hold."
+        )
     if not config.qkv_bias:
         raise CannotConvert("qkv_bias=False is nothing that a .npz of ViT can hold.")
     if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):

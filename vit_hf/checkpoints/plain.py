@@ -29,28 +29,8 @@ ELSEWHERE = (
     "apply_layernorm",
     "reshape_hidden_states",
 )
-# ... and those of encodings, selectors, reducers and other heads, none of which a plain model has.
-OPTIONS = (
-    "convolutional_",
-    "cross_attention_",
-    "rotary_",
-    "relative_bias_",
-    "fourier_",
-    "random_selector_",
-    "scout_",
-    "scorer_",
-    "distilled_",
-    "policy_",
-    "perturbed_",
-    "reduction_",
-    "gumbel_",
-    "decoder_",
-    "mask_ratio",
-    "norm_pix_loss",
-    "segmentation_",
-    "semantic_",
-    "elastic_",
-)
+# ... and those of reducers and other heads, none of which a plain model has.
+OPTIONS = ("reduction_layers", "masked_autoencoder", "segmentation_decoder", "elastic_space")
 # Of an image processor: what transformers' ViT has not.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
 
@@ -71,7 +51,7 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
         fits.add("head_dim")
     plain = AdaptiveViTConfig().to_dict()
     for name, value in config.to_dict().items():
-        if name in fits or name.startswith(OPTIONS) or name not in plain:
+        if name in fits or name in OPTIONS or name not in plain:
             continue
         if value != plain[name]:
             raise CannotConvert(f"{name}={value!r} is nothing that {what} can hold.")
@@ -81,8 +61,8 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
     """A plain AdaptiveViT as transformers' ViT with the same outputs; the other way is `convert`.
 
     Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square grid. timm
-    resizes tables with antialiasing, which ViT does not: `convert(model, position_antialias=False)` a model of timm first,
-    for outputs that are the same at its native size.
+    resizes tables with antialiasing, which ViT does not: `convert(model, position_encoding="learned")` a
+    model of timm first, for outputs that are the same at its native size.
 
     Args:
         model: an `AdaptiveViTForImageClassification`, or an `AdaptiveViTModel`, which becomes a `ViTModel`.

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.options import Part
 from .families import Weights
-from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
+from .timm_parts import TABLE, check_blocks, feed_forward, foreign, refuse, shared_options, shared_weights
 
 
 MLPS = {"Mlp": "mlp", "GluMlp": "gated", "SwiGLU": "gated"}
@@ -44,11 +45,11 @@ def read_config(model: nn.Module) -> dict[str, Any]:
     bias = biases(attention)
     return shared_options(model) | {
         "intermediate_size": mlp.fc2.in_features,
-        "mlp_type": MLPS[kind],
+        "feed_forward": feed_forward(model, MLPS[kind]),
         "qkv_bias": bias["q_proj"] is not None,
         "key_bias": bias["k_proj"] is not None,
         "layerscale_value": None if block.gamma_1 is None else 1.0,
-        **read_positions(model),
+        "position_encoding": read_positions(model),
     }
 
 
@@ -67,22 +68,24 @@ def foreign_rotation(model: nn.Module) -> dict[str, bool]:
     }
 
 
-def read_positions(model: nn.Module) -> dict[str, Any]:
+def read_positions(model: nn.Module) -> Part:
+    """`position_encoding` of ours."""
     rope, table = model.rope, model.pos_embed is not None
     if rope is None:
-        return {"position_encoding": "learned" if table else "none"}
-    fields = {
-        "position_encoding": "learned_rotary" if table else "rotary",
-        "rotary_base": float(rope.temperature),
-        "rotary_shift": rope.shift_coords,
-        "rotary_jitter": rope.jitter_coords,
-        "rotary_rescale": rope.rescale_coords,
+        return {"type": "learned", **TABLE} if table else "none"
+    options = {
+        "type": "learned_rotary" if table else "rotary",
+        "base": float(rope.temperature),
+        "shift": rope.shift_coords,
+        "jitter": rope.jitter_coords,
+        "rescale": rope.rescale_coords,
+        **(TABLE if table else {}),
     }
     if type(rope).__name__ == "RotaryEmbeddingDinoV3":
-        return fields | {"rotary_coordinates": "normalized"}
+        return options | {"coordinates": "normalized"}
     if rope.ref_feat_shape is None:
-        return fields | {"rotary_coordinates": "patches"}
-    return fields | {"rotary_coordinates": "native", "rotary_reference_grid": list(rope.ref_feat_shape)}
+        return options | {"coordinates": "patches"}
+    return options | {"coordinates": "native", "reference_grid": list(rope.ref_feat_shape)}
 
 
 def biases(attention: nn.Module) -> dict[str, torch.Tensor | None]:

@@ -12,11 +12,12 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.options import type_of
 from . import timm_eva
 from .families import CannotConvert, Weights, load_state
 from .swin import convert_timm_swin
 from .timm_hybrid import hybrid_fields, is_hybrid
-from .timm_parts import check_blocks, foreign, refuse, shared_options, shared_weights
+from .timm_parts import check_blocks, feed_forward, foreign, refuse, shared_options, shared_weights
 
 
 logger = logging.get_logger(__name__)
@@ -84,7 +85,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         shared_options(model)
         | {
             "intermediate_size": block.mlp.fc1.out_features // (2 if gated else 1),
-            "mlp_type": "gated" if gated else "mlp",
+            "feed_forward": feed_forward(model, "gated" if gated else "mlp"),
             "qkv_bias": attention.qkv.bias is not None,
             "layerscale_value": None if isinstance(block.ls1, nn.Identity) else 1.0,
         }
@@ -109,11 +110,11 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
                 ours[f"{block}.attention.{projection}.{kind}"] = third
         elif part in ("ls1", "ls2"):
             ours[f"{block}.layer_scale{part[-1]}.lambda1"] = value
-        elif part == "mlp.fc1" and options["mlp_type"] == "gated":
+        elif part == "mlp.fc1" and type_of(options["feed_forward"]) == "gated":
             first, second = value.chunk(2)
             gate, up = (first, second) if model.blocks[0].mlp.gate_last is False else (second, first)
             ours |= {f"{block}.mlp.gate_proj.{kind}": gate, f"{block}.mlp.up_proj.{kind}": up}
-        elif part == "mlp.fc2" and options["mlp_type"] == "gated":
+        elif part == "mlp.fc2" and type_of(options["feed_forward"]) == "gated":
             ours[f"{block}.mlp.down_proj.{kind}"] = value
         else:
             ours[f"{block}.{parts.get(part, part)}.{kind}"] = value

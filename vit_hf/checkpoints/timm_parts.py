@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.options import Part
 from .families import CannotConvert, Weights
 from .timm_hybrid import backbone_name
 
@@ -18,6 +19,10 @@ ACTIVATIONS = {
     "ReLU": "relu",
 }
 NORMS = {"norm_pre": "vit.pre_layernorm", "norm": "vit.layernorm", "fc_norm": "vit.layernorm"}
+
+
+# Options of a learned table of positions, which timm resizes with antialiasing.
+TABLE = {"antialias": True}
 
 
 def refuse(name: str, unknown: dict[str, bool], ours: str = "AdaptiveViT") -> None:
@@ -38,11 +43,8 @@ def check_blocks(model: nn.Module, kind: str) -> None:
 
 
 def inner_norms(block: nn.Module) -> dict[str, nn.Module]:
-    """Norms inside the branches of a block, by the field of ours that says so."""
-    norms = {
-        "mlp_norm": getattr(block.mlp, "norm", None),
-        "attention_norm": getattr(block.attn, "norm", None),
-    }
+    """Norms inside the branches of a block, by the name of the branch."""
+    norms = {"mlp": getattr(block.mlp, "norm", None), "attention": getattr(block.attn, "norm", None)}
     return {name: norm for name, norm in norms.items() if not isinstance(norm, nn.Identity | type(None))}
 
 
@@ -120,17 +122,24 @@ def shared_options(model: nn.Module) -> dict[str, Any]:
         "encoder_stride": patch_size[0],
         "num_channels": model.patch_embed.proj.in_channels,
         **(read_labels(model) or {"num_labels": model.num_classes}),
-        "projection_bias": block.attn.proj.bias is not None,
-        "mlp_bias": block.mlp.fc2.bias is not None,
-        **dict.fromkeys(inner_norms(block), True),
-        "patch_bias": model.patch_embed.proj.bias is not None,
+        "attention": {
+            "norm": "attention" in inner_norms(block),
+            "projection_bias": block.attn.proj.bias is not None,
+        },
+        "patch_embedding": {"type": "linear", "bias": model.patch_embed.proj.bias is not None},
         "pre_layernorm": not isinstance(model.norm_pre, nn.Identity),
         "final_norm": final_norm,
         "use_cls_token": model.cls_token is not None,
         "num_register_tokens": registers,
         "pooling": "cls+register" if distilled else POOLINGS[model.global_pool],
-        "position_antialias": True,
+        "position_encoding": {"type": "learned", **TABLE},
     }
+
+
+def feed_forward(model: nn.Module, kind: str) -> Part:
+    """`feed_forward` of ours, given its type."""
+    block = model.blocks[0]
+    return {"type": kind, "bias": block.mlp.fc2.bias is not None, "norm": "mlp" in inner_norms(block)}
 
 
 def read_labels(model: nn.Module) -> dict[str, Any]:

@@ -38,8 +38,9 @@ def videomae_fields(config: PretrainedConfig) -> dict[str, Any]:
         "key_bias": False,
         "use_cls_token": False,
         "pooling": "mean",
-        "final_norm": "pooled" if config.use_mean_pooling else "tokens",
-        "pooled_norm_eps": VIDEOMAE_POOLED_EPS if config.use_mean_pooling else None,
+        "final_norm": (
+            {"type": "pooled", "eps": VIDEOMAE_POOLED_EPS} if config.use_mean_pooling else "tokens"
+        ),
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.options import type_of
 from ..model.patches import PatchTokens, grid_coordinates
 from ..model.positions import PositionEncoding
 from ..model.pretrained import AdaptiveViTPreTrainedModel
@@ -25,7 +26,7 @@ class PositionSimilarity:
     """Similarity of positions on the native grid.
 
     Attributes:
-        encoding: `config.position_encoding`.
+        encoding: name of `config.position_encoding`.
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
         similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no positions
             apart.
@@ -84,7 +85,7 @@ def position_similarity(
         sampled = similarity.unflatten(0, grid)[rows][:, columns]  # (r, s, R * S)
         similarity = sampled.unflatten(-1, grid).cpu().numpy()
     measure = "Factor of attention" if encoding.has_bias else PositionSimilarity.measure
-    return PositionSimilarity(config.position_encoding, rows, columns, similarity, measure)
+    return PositionSimilarity(type_of(config.position_encoding), rows, columns, similarity, measure)
 
 
 def _similarity(

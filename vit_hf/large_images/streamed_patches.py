@@ -7,6 +7,7 @@ from itertools import starmap
 
 import torch
 
+from ..model.budget import Budget
 from ..model.patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, raster_indices
 from ..model.selection import keep_top
 from .streamed_image import StreamedImage
@@ -20,8 +21,8 @@ class StreamedPatches(ImagePatches):
     the patches with the K highest scores so far are remembered; the others see thumbnails.
 
     What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which training
-    `"distilled"` makes (unless `distilled_loss_weight` is 0), and `restore=True` without a thumbnail. What
-    `"perturbed"` mixes while training are up to `perturbed_num_samples` times K patches, and K weights for each of N;
+    `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
+    `"perturbed"` mixes while training are up to `num_samples` times K patches, and K weights for each of N;
     `"policy"` draws from all N, which takes some hundred bytes for each.
 
     Args:
@@ -39,7 +40,9 @@ class StreamedPatches(ImagePatches):
         grids = [image.grid for image in images]
         numbers = torch.tensor([rows * columns for rows, columns in grids])
         # An image of fewer than K patches keeps all it has, and a mask says so, whatever else is in the batch.
-        is_short = isinstance(num_selected, int) and num_selected > int(numbers.min())
+        is_short = (
+            num_selected is not None and Budget(num_selected).capped(int(numbers.min())).value != num_selected
+        )
         same = len(set(grids)) == 1 and not is_short
         shape = grids[0] if same else (int(numbers.max()),)
         # Of one large image they are most of what grows with it: views where a copy can be had without.

@@ -13,12 +13,12 @@ from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import ModelOutput
 
+from ..model.budget import Budget
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.patches import flatten_channels_last, raster_indices
 from ..model.pretrained import AdaptiveViTPreTrainedModel
-from ..model.selection import resolve_num_selected
 from ..model.sizes import to_pair
 from ..training.models import is_image_processor_saved
 from .contexts import AnyImage, as_source, evaluating
@@ -167,7 +167,7 @@ def _select(
     model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
 ) -> StreamedSelection:
     wanted = model.config.num_selected_patches if num_patches is None else num_patches
-    resolve_num_selected(wanted, patches.num_patches)
+    Budget(wanted).resolve(patches.num_patches)
     selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
     tokens = patches.gather(selection.indices)
     (image,) = patches.images

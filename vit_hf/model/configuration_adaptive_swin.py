@@ -4,15 +4,15 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, SwinConfig
+from transformers.utils import is_torch_available
 
+from .budget import Budget
 from .checked_fields import CheckedFields, check_label_fields
 from .checkpoint_code import SavesCode
-from .configuration_checks import check_class_name
+from .configuration_checks import drop_defaults
 from .field_names import check_field_names
-from .layers import ACTIVATIONS
-from .pixel_scorers import PIXEL_SCORERS
-from .selectors import PATCH_SELECTORS
+from .options import check_part, keep_options, type_of
 from .sizes import to_pair
 from .stages import StagesConfigMixin
 
@@ -56,8 +56,6 @@ def check_architecture(config) -> None:
     for name in ("embed_dim", "num_channels", "encoder_stride"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name}={getattr(config, name)} must be at least 1.")
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act={config.hidden_act!r} is unknown. Choose one of {sorted(ACTIVATIONS)}.")
     if not 0 < config.mlp_ratio < math.inf or int(config.embed_dim * config.mlp_ratio) < 1:
         raise ValueError(f"mlp_ratio={config.mlp_ratio} must leave at least 1 channel of embed_dim.")
     for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -124,38 +122,21 @@ def check_foreign_fields(config) -> None:
 
 
 def check_window_selection(config) -> None:
-    """Checks the selection of windows."""
-    number = config.num_selected_windows
-    if config.patch_selector in UNFIT:
+    """Checks the selection of windows, but for the selector itself."""
+    check_part("patch_selector", config.patch_selector)
+    number, name = config.num_selected_windows, type_of(config.patch_selector)
+    if name in UNFIT:
         raise ValueError(
-            f"patch_selector={config.patch_selector!r} {UNFIT[config.patch_selector]}. Choose one of "
-            f"{sorted(PIXEL_SCORERS)}, or a class of your own that scores patches."
+            f"patch_selector={name!r} {UNFIT[name]}. Choose a pixel heuristic such as 'saliency' or 'variance', or a class "
+            "of your own that scores patches."
         )
-    if not 0 <= config.exploration <= 1:
-        raise ValueError(f"exploration={config.exploration} is a share and must lie in [0, 1].")
-    if config.patch_selector is None:
-        for name, value in (("num_selected_windows", number), ("exploration", config.exploration or None)):
-            if value is not None:
-                legal = sorted(PATCH_SELECTORS.keys() - UNFIT)
-                raise ValueError(f"{name}={value} needs a patch_selector: choose one of {legal}.")
-        return
-    check_class_name(config, "patch_selector")
-    if config.patch_selector == "gradient" and min(to_pair(config.patch_size)) < 3:
+    if name is not None and number is None:
         raise ValueError(
-            f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."
+            f"patch_selector={name!r} needs num_selected_windows: a number of the first stage's windows >= 1, or a fraction "
+            "of each stage's in (0, 1]."
         )
-    if number is None:
-        raise ValueError(
-            f"patch_selector={config.patch_selector!r} needs num_selected_windows: a number of the first stage's windows "
-            ">= 1, or a share of each stage's in (0, 1]."
-        )
-    if isinstance(number, float) and not 0 < number <= 1:
-        raise ValueError(
-            f"num_selected_windows={number} as a float is a share of the windows and must lie in (0, 1]. For a number "
-            "of windows give an int."
-        )
-    if isinstance(number, int) and number < 1:
-        raise ValueError(f"num_selected_windows={number} must be at least 1, or a share in (0, 1].")
+    if number is not None:
+        Budget(number, "num_selected_windows", "windows")
 
 
 @strict
@@ -187,14 +168,14 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         key_bias (`bool`, defaults to True): whether keys have a bias, if `qkv_bias`.
         apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalizes its feature maps, each by a
             norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
-        patch_selector (`str`, *optional*): of `PATCH_SELECTORS` a pixel heuristic, or a class of your own; windows of the
-            highest scores are computed on. None computes on every window.
-        num_selected_windows (`int` or `float`, *optional*): how many, as a share in (0, 1] of each stage's windows, or as a
-            number K >= 1 of the first stage's. A window of the next stage covers four of them, so there ceil(K / 4) are
-            computed on, and so on: as many as of an image that has K windows in its first stage.
+        patch_selector (`str`, or `dict` of the name as `type` and options, *optional*): a pixel heuristic of
+            `PATCH_SELECTORS`, or a class of your own; windows of the highest scores are computed on. None
+            computes on every window.
+        num_selected_windows (`int` or `float`, *optional*): how many, as a fraction in (0, 1] of each stage's
+            windows, or as a number K >= 1 of the first stage's. A window of the next stage covers four of
+            them, so there ceil(K / 4) are computed on, and so on: as many as of an image that has K windows in
+            its first stage.
         window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its patches.
-        random_selector_seed (`int`, defaults to 0): which windows `"random"` keeps outside training.
-        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept windows that are random while training.
         token_reducer (*optional*): None, as windows need a full grid.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveSwinBackbone` returns, of "stem", "stage1", ...; default the last.
@@ -253,11 +234,9 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
     post_norm: bool = False
     key_bias: bool = True
     apply_layernorm: bool = True
-    patch_selector: str | None = None
+    patch_selector: str | dict[str, Any] | None = None
     num_selected_windows: int | float | None = None
     window_score: Literal["max", "mean"] = "max"
-    random_selector_seed: int = 0
-    exploration: float | int = 0.0
     token_reducer: str | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -313,6 +292,19 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         check_windows(self)
         check_foreign_fields(self)
         check_window_selection(self)
+        if is_torch_available():
+            from .swin_part_checks import check_swin_parts
+
+            check_swin_parts(self)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Values that are saved: those of a stock Swin, and of the other fields those that differ from their defaults."""
+        return drop_defaults(self, SwinConfig)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers; a selector that is named alone keeps the options that it has in `config_dict`."""
+        return super().from_dict(config_dict, **keep_options(config_dict, kwargs, ("patch_selector",)))
 
     @classmethod
     def get_config_dict(
@@ -380,18 +372,17 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
 def num_windows_selected(
     budget: int | float, stage: int, num_windows: int, dense_fraction: float = 0.0
 ) -> int:
-    """On how many of a stage's windows a model computes, see `num_selected_windows`.
+    """How many of a stage's windows a model computes on, see `num_selected_windows`.
 
     Args:
-        budget: a number of the first stage's windows, or a share of each stage's.
+        budget: a number of the first stage's windows, or a fraction of each stage's.
         stage: from 0.
         num_windows: of the stage.
         dense_fraction: 0 for the budget, 1 for all windows, linear between.
     """
-    if isinstance(budget, float):
-        number = max(1, round(budget * num_windows))
-    else:
-        number = min(math.ceil(budget / 4**stage), num_windows)
+    first = Budget(budget, "num_selected_windows", "windows")
+    # A window of the next stage covers four.
+    number = first.coarsened(4**stage).capped(num_windows).resolve(num_windows)
     return number + round(dense_fraction * (num_windows - number))
 
 

@@ -3,24 +3,24 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import is_torch_available
 
 from .checked_fields import CheckedFields, check_label_fields
 from .checkpoint_code import SavesCode
 from .configuration_checks import (
     check_blocks,
-    check_decoder,
-    check_positions,
+    check_forms,
     check_reduction,
     check_selection,
-    check_selection_options,
     check_sizes,
     check_volumes,
+    drop_defaults,
 )
-from .elastic_space import CHOICES, check_elastic
+from .elastic_space import check_elastic
 from .field_names import check_field_names
-from .patch_embeddings import check_convolutional
+from .options import keep_options
 from .stages import StagesConfigMixin
 
 
@@ -41,6 +41,8 @@ def read_backbone_config(value: dict[str, Any] | PreTrainedConfig) -> PreTrained
     Raises:
         ValueError: if its `model_type` is that of no backbone of transformers.
     """
+    from transformers import MODEL_FOR_BACKBONE_MAPPING  # needs PyTorch
+
     is_dict = isinstance(value, dict)
     model_type = value.get("model_type") if is_dict else value.model_type
     known = sorted(config_class.model_type for config_class in MODEL_FOR_BACKBONE_MAPPING)
@@ -112,11 +114,32 @@ def read_stock_hybrid(config_dict: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Fields that hold a name, or a name with options.
+PARTS = (
+    "patch_embedding",
+    "position_encoding",
+    "patch_selector",
+    "token_reducer",
+    "final_norm",
+    "feed_forward",
+    "segmentation_decoder",
+)
+
+
+# Fields that hold options alone.
+GROUPS = ("layer_sizes", "attention", "masked_autoencoder", "elastic_space")
+
+
 @strict
 class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Vision Transformer is built from; all of it plain JSON.
 
     Fields that transformers' `ViTConfig` has keep its name, default and meaning. The others:
+
+    A part with options is a name, or a dictionary of the name and options: `position_encoding="rotary"`, or
+    `{"type": "rotary", "base": 10.0}`. Options stand, with their defaults, in the dataclass beside the class
+    that reads them. `from_pretrained(name, patch_selector="attention")` keeps the options of a checkpoint
+    that has this selector; `{"type": "attention"}` has the defaults.
 
     Args:
         num_frames (`int`, *optional*): frames of a video, or slices of a volume, that the model is made for, as in
@@ -126,75 +149,29 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         tubelet_size (`int`, defaults to 2): frames (or slices) that a patch of a video (or volume) spans.
         head_dim (`int`, *optional*): channels of a head, default hidden_size / num_attention_heads; all heads together may
             be wider or narrower than `hidden_size` (AutoFormer, Chen et al., 2021, has 64 throughout).
-        layer_num_attention_heads, layer_intermediate_sizes (lists of `int`, *optional*): heads and width of the feed-forward
-            network of each block, where they differ. A block with fewer than `num_attention_heads` has the first of those
-            that the position encoding counts.
-        patch_embedding (`"linear"` or `"convolutional"`, defaults to `"linear"`): what makes a token of a patch: a matrix, or
-            a small residual CNN that reads the pixels of each patch embedded, for large patches (IPS, Bergner et al., 2023).
-        convolutional_hidden_sizes, convolutional_depths (lists of `int`, default to [64, 128] and [2, 2]): channels and
-            residual blocks of that CNN's stages, named as in transformers' ResNet. The stem leaves a quarter of a patch's
-            side, and each stage but the first half of that. The defaults are those of the first half of ResNet-18 (IPS).
-        convolutional_num_groups (`int`, defaults to 32): groups of its group norms; each width is a multiple of it.
-        position_encoding (`str`, defaults to `"learned"`): a key of `POSITION_ENCODINGS` (for videos and volumes
-            `"sinusoidal_3d"` instead of `"sinusoidal_2d"`), or as
+        layer_sizes (`dict`, *optional*): heads and width of the feed-forward network of each block, where
+            they differ; see `LayerSizes`.
+        patch_embedding (`str` or `dict`, defaults to `"linear"`): what makes a token of a patch: a matrix
+            (`PatchEmbeddingOptions`), or with `"convolutional"` a small residual CNN that reads the pixels of
+            each patch embedded, for large patches (IPS, Bergner et al., 2023; `ConvolutionalOptions`).
+        position_encoding (`str` or `dict`, defaults to `"learned"`): a key of `POSITION_ENCODINGS` (for
+            videos and volumes `"sinusoidal_3d"` instead of `"sinusoidal_2d"`), or as
             `"my_positions.MyEncoding"` a class of your own; so are `patch_selector` and `token_reducer`.
-        position_interpolation (`"bicubic"` or `"bilinear"`, defaults to `"bicubic"`): how `"learned"` is resized.
-        position_antialias (`bool`, defaults to False): whether it is shrunk with antialiasing, as DINOv2 with
-            registers, and SigLIP 2 (which is bilinear).
-        position_scale_offset (`float`, defaults to 0.0): 0.1 interpolates `"learned"` as DINOv2's first code did.
-        rotary_base (`float`, defaults to 100.0): base of the frequencies of `"rotary"`; the slowest has a
-            wavelength of about 2 pi times the base, in `rotary_coordinates`. DINOv3 has 100, EVA-02 10000, RoPE-Mixed 10.
-        rotary_coordinates (`"patches"`, `"native"` or `"normalized"`, defaults to `"patches"`): what `"rotary"` counts
-            in: patches; patches of the native grid, over which the image is spread (EVA-02); from -1 to 1 over the
-            image, times 2 pi (DINOv3).
-        rotary_shift, rotary_jitter, rotary_rescale (`float`, *optional*): while training coordinates are shifted by up
-            to so much, and multiplied by a factor up to so much for each axis, and for both (DINOv3).
-        rotary_reference_grid (`int` or pair, *optional*): rows and columns that `"native"` spreads over an image, default
-            those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too. Of videos three numbers.
-        relative_bias_shared (`bool`, defaults to True): whether all blocks share one `"relative_bias"`.
-        fourier_num_features, fourier_scale (`int` and `float`, default to 128 and 10.0): learned features of
-            `"fourier"`, and in patches how far apart they reach at first.
-        patch_selector (`str`, *optional*): a key of `PATCH_SELECTORS`, or `"motion"` for videos; None computes on every patch.
-        num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number K >= 1
-            or as a share in (0, 1] of an image's patches.
-        random_selector_seed (`int`, defaults to 0): which patches `"random"` keeps outside training.
-        exploration (`float`, defaults to 0.0): share in [0, 1] of the kept patches that are random while training; not
-            for `"policy"` and `"perturbed"`, whose choice is random then anyway.
-        scout_num_layers (`int`, defaults to 3): blocks that the probe pass of `"attention"` and `"distilled"` goes
-            through.
-        scout_image_size (`int` or pair, *optional*): pixels of the probe's thumbnail, default `image_size`.
-        scout_num_frames (`int`, *optional*): frames of that thumbnail of a video, default `num_frames`.
-        scout_reduction (`"mean"`, `"max"`, `"min"` or `"rollout"`, defaults to `"mean"`): what the scores of
-            `"attention"` are: the CLS attention of the last probe block over heads, or attention rollout through all.
-        thumbnail_context (`bool`, defaults to False): whether the patches of a thumbnail of `scout_image_size` go
-            through the encoder beside the selected ones, so that nothing of the image is wholly unseen.
-        scorer_image_size (`int` or pair, *optional*): pixels of the thumbnail that the network of `"policy"` and
-            `"perturbed"` sees, default `image_size`.
-        scorer_hidden_size (`int`, defaults to 64): channels of that network.
-        distilled_loss_weight (`float`, defaults to 0.1): of the loss of `"distilled"`, as in LookWhere (2025).
-        distilled_share (`float`, defaults to 1.0): share in (0, 1] of a batch that this loss is computed on, for each of
-            which training pays a dense forward pass.
-        policy_reward (`"cross_entropy"` or `"correctness"`, defaults to `"cross_entropy"`): what `"policy"` is
-            rewarded for: that the loss falls, or a right answer. (As the number of patches is fixed, a cost for each
-            would be the same for every choice and change nothing.)
-        policy_loss_weight (`float`, defaults to 1.0): of the policy's loss beside that of the task.
-        policy_entropy_weight (`float`, defaults to 0.01): of the bonus for an undecided policy.
-        perturbed_num_samples (`int`, defaults to 500): of the noise of `"perturbed"`.
-        perturbed_sigma (`float`, defaults to 0.05): standard deviation of that noise; scores lie in [0, 1].
-        cross_attention_hidden_size (`int`, defaults to 256): width of the network that makes keys of patch embeddings for
-            the learned query of `"cross_attention"`, which goes over every patch.
-        cross_attention_num_heads (`int`, defaults to 8): heads of that query, a divisor of the width.
-        token_reducer (`str`, *optional*): a key of `TOKEN_REDUCERS`, which thins tokens inside the encoder.
-        keep_rate (`float`, defaults to 1.0): share in (0, 1] of the tokens that go on at each of `reduction_layers`.
+        patch_selector (`str` or `dict`, *optional*): a key of `PATCH_SELECTORS`, or `"motion"` for videos;
+            None computes on every patch.
+        num_selected_patches (`int` or `float`, *optional*): how many patches the selector keeps, as a number
+            K >= 1 or as a fraction in (0, 1] of an image's patches.
+        thumbnail_context (`bool`, `int`, pair, or triple with frames; defaults to False): whether the patches
+            of a thumbnail go through the encoder as well as the selected ones, so that nothing of the image
+            is wholly unseen; True for one of `image_size`, or its size in pixels.
+        token_reducer (`str` or `dict`, *optional*): a key of `TOKEN_REDUCERS`, which thins tokens inside the
+            encoder.
+        keep_rate (`float`, defaults to 1.0): fraction in (0, 1] of the tokens that go on at each of
+            `reduction_layers`.
         reduction_layers (list of `int`, defaults to [3, 6, 9]): blocks, from 0, at which the reducer works.
-        merge_r (`int`, *optional*): tokens that `"merge"` merges away at each of `reduction_layers`, instead of a
-            share; ToMe (2023) takes 13 to 16 of 196 in every block.
-        gumbel_ratio_weight, gumbel_distillation_weight, gumbel_token_weight (`float`, default to 2.0, 0.5, 0.5): of
-            the losses of `"gumbel"`: keep rate, divergence from the model's own dense answer, and distance of its
-            hidden states, as in DynamicViT (2021).
         pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
-            reads: the CLS token, the mean over patches, both beside each other (DINOv2), CLS and the first register
-            (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
+            reads: the CLS token, the mean over patches, both next to each other (DINOv2), CLS and the first
+            register (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
         pooler (`"dense"`, `"cls"`, `"mean"` or `"map"`, *optional*): `pooler_output` of `AdaptiveViTModel`: a dense layer on
             the CLS token (ViT), the CLS token itself (DINOv2, CLIP), the mean over patches (BEiT), or the answer of a learned
             query (SigLIP). Default `"map"` with `pooling="map"`, otherwise `"dense"` if there is a CLS token.
@@ -203,53 +180,40 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
-        norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalization of the blocks;
-            `"batchnorm"` over all tokens of a batch, for comparison.
-        pre_layernorm (`bool`, defaults to False): whether tokens are normalized before the first block as well (CLIP).
-        final_norm (`"tokens"`, `"pooled"` or `"none"`, defaults to `"tokens"`): whether the last norm is that of the
-            tokens, or of what the classifier pools from them (BEiT).
-        pooled_norm_eps (`float`, *optional*): epsilon of that last norm with `final_norm="pooled"`, default
-            `layer_norm_eps`; VideoMAE has 1e-5 there.
-        mlp_type (`"mlp"` or `"gated"`, defaults to `"mlp"`): two dense layers, or three of which one is a gate, SwiGLU
-            with `hidden_act="silu"`.
-        mlp_norm, attention_norm (`bool`, default to False): whether a layer norm stands before the last dense layer of
-            the feed-forward network, and of attention (EVA-02 base and large, and its CLIP variant).
-        patch_bias, key_bias, projection_bias, mlp_bias (`bool`, default to True): whether the patch embedding, the keys
-            (if `qkv_bias`), the output of attention, and the feed-forward network have biases.
-        initializer (`"normal"`, `"truncated_normal"` or `"xavier_uniform"`, defaults to `"normal"`): of dense layers and
-            patch embedding; the first two with a deviation of `initializer_range`, as transformers' ViT and timm, the
-            third as the first ViT (Dosovitskiy et al., 2020).
-        layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch (CaiT,
-            Touvron et al., 2021); None for no scale.
+        norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalization of
+            the blocks; `"batchnorm"` over all tokens of a batch, for comparison.
+        pre_layernorm (`bool`, defaults to False): whether tokens are normalized before the first block as
+            well (CLIP).
+        final_norm (`str` or `dict`, defaults to `"tokens"`): `"tokens"` if the last norm is that of the
+            tokens, `"pooled"` of what the classifier pools from them (BEiT; `FinalNormOptions`), `"none"` for
+            none.
+        feed_forward (`str` or `dict`, defaults to `"mlp"`): `"mlp"`, two dense layers, or `"gated"`, three of
+            which one is a gate, SwiGLU with `hidden_act="silu"`; see `FeedForwardOptions`.
+        attention (`dict`, *optional*): norm and bias of the last dense layer of attention; see `AttentionLayerOptions`.
+        key_bias (`bool`, defaults to True): whether the keys have biases, if `qkv_bias`.
+        initializer (`"normal"`, `"truncated_normal"` or `"xavier_uniform"`, defaults to `"normal"`): of dense
+            layers and patch embedding; the first two with a deviation of `initializer_range`, as
+            transformers' ViT and timm, the third as the first ViT (Dosovitskiy et al., 2020).
+        layerscale_value (`float`, *optional*): initial value of a learned scale of each residual branch
+            (CaiT, Touvron et al., 2021); None for no scale.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveViTBackbone` returns, of "stem", "stage1", ...; default the last.
         apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the last norm,
             and have the shape of an image, as in DINOv2.
-        backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): of a CNN that
-            reads the images; cells of its last feature map are embedded instead of pixels. `patch_size` must be its
-            stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020). Of a model built from a
-            configuration its weights are random, whatever `use_pretrained_backbone` says there; `from_pretrained` reads
-            them from the checkpoint.
-        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
-            default to 512, 8, 16 and 2048): of the decoder of `AdaptiveViTForPreTraining`, as in transformers' `ViTMAEConfig`.
-        decoder_position_encoding (`str`, defaults to `"sinusoidal_2d"`): of that decoder, a key of `POSITION_ENCODINGS`.
-        mask_ratio (`float`, defaults to 0.75): share in (0, 1) of the patches that pretraining drops.
-        norm_pix_loss (`bool`, defaults to False): whether pretraining reconstructs patches of mean 0 and variance 1.
-        segmentation_decoder (`"linear"` or `"convolutional"`, defaults to `"linear"`): of
-            `AdaptiveViTForSemanticSegmentation`: a classifier on each patch, or transposed convolutions to 4 times as many
-            rows and columns.
-        semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that do not count in its loss.
-        elastic_hidden_sizes, elastic_depths, elastic_num_attention_heads, elastic_mlp_ratios, elastic_keep_rates (lists of
-            numbers, *optional*): what sub-networks of `AdaptiveViTForElasticImageClassification` choose from, as AutoFormer
-            (Chen et al., 2021): hidden sizes; numbers of blocks; of each block by itself, heads, and widths of the
-            feed-forward network as multiples of the hidden size; and shares of the patches that the selector keeps, or
-            without one `keep_rate`. The largest of each is what the configuration says. None for no choice.
-        elastic_distillation (`bool`, defaults to False): whether each training step runs the largest sub-network, which
-            learns from the labels, and the smallest and others, which learn from its answers (Yu & Huang, 2019, "Universally
-            Slimmable Networks"); otherwise it runs one, which learns from the labels.
-        elastic_num_sampled (`int`, defaults to 2): how many others.
-        elastic_seed (`int`, defaults to 0): of drawing them.
+        backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): a CNN
+            that reads the images; cells of its last feature map are embedded instead of pixels. `patch_size`
+            must be its stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
+            A model built from a configuration has random weights there, whatever `use_pretrained_backbone`
+            says; `from_pretrained` reads them from the checkpoint.
+        masked_autoencoder (`dict`, *optional*): masking and decoder of `AdaptiveViTForPreTraining`; see
+            `MaskedAutoencoderOptions`.
+        segmentation_decoder (`str` or `dict`, defaults to `"linear"`): decoder of
+            `AdaptiveViTForSemanticSegmentation`: `"linear"`, a classifier on each patch, or
+            `"convolutional"`, transposed convolutions to 4 times as many rows and columns; see
+            `SegmentationOptions`.
+        elastic_space (`dict`, *optional*): what sub-networks of `AdaptiveViTForElasticImageClassification`
+            choose from; see `ElasticOptions`.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
@@ -290,9 +254,6 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    head_dim: int | None = None
-    layer_num_attention_heads: list[int] | tuple[int, ...] | None = None
-    layer_intermediate_sizes: list[int] | tuple[int, ...] | None = None
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
@@ -309,65 +270,26 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
 
     num_frames: int | None = None
     tubelet_size: int = 2
-    patch_embedding: Literal["linear", "convolutional"] = "linear"
-    convolutional_hidden_sizes: list[int] | tuple[int, ...] = (64, 128)
-    convolutional_depths: list[int] | tuple[int, ...] = (2, 2)
-    convolutional_num_groups: int = 32
-    position_encoding: str = "learned"
-    position_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    position_antialias: bool = False
-    position_scale_offset: float | int = 0.0
-    rotary_base: float | int = 100.0
-    rotary_coordinates: Literal["patches", "native", "normalized"] = "patches"
-    rotary_shift: float | int | None = None
-    rotary_jitter: float | int | None = None
-    rotary_rescale: float | int | None = None
-    rotary_reference_grid: int | list[int] | tuple[int, ...] | None = None
-    relative_bias_shared: bool = True
-    fourier_num_features: int = 128
-    fourier_scale: float | int = 10.0
-    patch_selector: str | None = None
+    head_dim: int | None = None
+    layer_sizes: dict[str, Any] | None = None
+    patch_embedding: str | dict[str, Any] = "linear"
+    position_encoding: str | dict[str, Any] = "learned"
+    patch_selector: str | dict[str, Any] | None = None
     num_selected_patches: int | float | None = None
-    random_selector_seed: int = 0
-    exploration: float | int = 0.0
-    scout_num_layers: int = 3
-    scout_image_size: int | list[int] | tuple[int, int] | None = None
-    scout_num_frames: int | None = None
-    scout_reduction: Literal["mean", "max", "min", "rollout"] = "mean"
-    thumbnail_context: bool = False
-    scorer_image_size: int | list[int] | tuple[int, int] | None = None
-    scorer_hidden_size: int = 64
-    distilled_loss_weight: float | int = 0.1
-    distilled_share: float | int = 1.0
-    policy_reward: Literal["cross_entropy", "correctness"] = "cross_entropy"
-    policy_loss_weight: float | int = 1.0
-    policy_entropy_weight: float | int = 0.01
-    perturbed_num_samples: int = 500
-    perturbed_sigma: float | int = 0.05
-    cross_attention_hidden_size: int = 256
-    cross_attention_num_heads: int = 8
-    token_reducer: str | None = None
+    thumbnail_context: bool | int | list[int] | tuple[int, ...] = False
+    token_reducer: str | dict[str, Any] | None = None
     keep_rate: float | int = 1.0
     reduction_layers: list[int] | tuple[int, ...] = (3, 6, 9)
-    merge_r: int | None = None
-    gumbel_ratio_weight: float | int = 2.0
-    gumbel_distillation_weight: float | int = 0.5
-    gumbel_token_weight: float | int = 0.5
     pooling: Literal["cls", "mean", "cls+mean", "cls+register", "map"] = "cls"
     classifier_hidden_size: int | None = None
     use_cls_token: bool = True
     num_register_tokens: int = 0
     norm_type: Literal["layernorm", "rmsnorm", "batchnorm"] = "layernorm"
     pre_layernorm: bool = False
-    final_norm: Literal["tokens", "pooled", "none"] = "tokens"
-    pooled_norm_eps: float | None = None
-    mlp_type: Literal["mlp", "gated"] = "mlp"
-    mlp_norm: bool = False
-    attention_norm: bool = False
-    patch_bias: bool = True
+    final_norm: str | dict[str, Any] = "tokens"
+    feed_forward: str | dict[str, Any] = "mlp"
+    attention: dict[str, Any] | None = None
     key_bias: bool = True
-    projection_bias: bool = True
-    mlp_bias: bool = True
     initializer: Literal["normal", "truncated_normal", "xavier_uniform"] = "normal"
     layerscale_value: float | int | None = None
     drop_path_rate: float | int = 0.0
@@ -376,34 +298,16 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
-    decoder_hidden_size: int = 512
-    decoder_num_hidden_layers: int = 8
-    decoder_num_attention_heads: int = 16
-    decoder_intermediate_size: int = 2048
-    decoder_position_encoding: str = "sinusoidal_2d"
-    mask_ratio: float = 0.75
-    norm_pix_loss: bool = False
-    segmentation_decoder: Literal["linear", "convolutional"] = "linear"
-    semantic_loss_ignore_index: int = 255
-    elastic_hidden_sizes: list[int] | tuple[int, ...] | None = None
-    elastic_depths: list[int] | tuple[int, ...] | None = None
-    elastic_num_attention_heads: list[int] | tuple[int, ...] | None = None
-    elastic_mlp_ratios: list[float | int] | tuple[float | int, ...] | None = None
-    elastic_keep_rates: list[float | int] | tuple[float | int, ...] | None = None
-    elastic_distillation: bool = False
-    elastic_num_sampled: int = 2
-    elastic_seed: int = 0
+    masked_autoencoder: dict[str, Any] | None = None
+    segmentation_decoder: str | dict[str, Any] = "linear"
+    elastic_space: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         if any(value is not None for value in stages.values()):
             self._set_stages(**stages)
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
-        for name in ("reduction_layers", "convolutional_hidden_sizes", "convolutional_depths"):
-            setattr(self, name, list(getattr(self, name)))
-        for name in ("layer_num_attention_heads", "layer_intermediate_sizes", *CHOICES):
-            if getattr(self, name) is not None:
-                setattr(self, name, list(getattr(self, name)))
+        self.reduction_layers = list(self.reduction_layers)
         if self.backbone_config is not None:
             self.backbone_config = read_backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
@@ -412,13 +316,6 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
     def stage_names(self) -> list[str]:
         """Names of what a backbone can return: what enters the encoder, and what leaves each block."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """Fields of a saved configuration, which transformers' ViT reads, too: it cannot do with a `head_dim` of None."""
-        fields = super().to_diff_dict()
-        if self.head_dim is None:
-            fields.pop("head_dim", None)
-        return fields
 
     def validate_architecture(self):
         """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
@@ -429,16 +326,27 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
             # A dictionary again if it was set after construction.
             self.backbone_config = read_backbone_config(self.backbone_config)
             check_backbone_config(self)
+        check_forms(self, PARTS, GROUPS)
         check_blocks(self)
         check_sizes(self)
         check_volumes(self)
-        check_convolutional(self)
-        check_positions(self)
+        if is_torch_available():
+            # The classes of parts know their options, and need PyTorch; whoever has none builds no model.
+            from .part_checks import check_parts
+
+            check_parts(self)
         check_selection(self)
-        check_selection_options(self)
         check_reduction(self)
-        check_decoder(self)
         check_elastic(self)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Values that are saved: those of a stock ViT, and of the other fields those that differ from their defaults."""
+        return drop_defaults(self, ViTConfig)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers; a part that is named alone keeps the options that it has in `config_dict`."""
+        return super().from_dict(config_dict, **keep_options(config_dict, kwargs, PARTS))
 
     @classmethod
     def get_config_dict(

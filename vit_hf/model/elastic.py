@@ -9,7 +9,14 @@ from transformers import initialization as init
 from transformers.initialization import no_init_weights
 from transformers.utils.generic import can_return_tuple
 
-from .elastic_space import CHOICES, SearchSpace, SubNetwork, is_elastic, subnetwork_config
+from .elastic_space import (
+    CHOICES,
+    SearchSpace,
+    SubNetwork,
+    is_elastic,
+    read_elastic_options,
+    subnetwork_config,
+)
 from .heads import distillation_loss
 from .modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
 
@@ -23,18 +30,18 @@ RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states"
 class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification):
     """A classifier that is many: every training step runs sub-networks of it, which share their weights.
 
-    AutoFormer (Chen et al., 2021); with `config.elastic_distillation` as "Universally Slimmable Networks" (Yu & Huang,
-    2019) and BigNAS (Yu et al., 2020). The fields `elastic_...` of the configuration say what may differ between
-    sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest
+    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable Networks" (Yu & Huang,
+    2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ between sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest
     as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
 
     A sub-network runs as an ordinary model of its own configuration, without storage (on the meta device), which is
     given the first parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to
     the bit.
 
-    With DistributedDataParallel all processes run the same sub-networks; without `elastic_distillation` some parameters
-    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards parameters, and
-    activation checkpointing are not for it; a class of the user's own must take its first channels for a narrower one.
+    With DistributedDataParallel all processes run the same sub-networks; without distillation some parameters
+    get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards
+    parameters, and activation checkpointing are not for it; a class of the user's own must take its first
+    channels for a narrower one.
     """
 
     # Recomputing a block would find the meta model without the parameters that it was given.
@@ -43,11 +50,14 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
 
     def __init__(self, config):
         if not is_elastic(config):
-            raise ValueError(f"Nothing of this configuration is elastic: set one of {list(CHOICES)}.")
+            raise ValueError(
+                f"Nothing of this configuration is elastic: set elastic_space with one of {list(CHOICES)}."
+            )
         super().__init__(config)
         # Saved with the model, so that a run that is resumed goes on with the sub-networks that would have come.
         self.register_buffer("elastic_steps", torch.zeros((), dtype=torch.int64))
         self.space = SearchSpace.of(config)
+        self.elastic_options = read_elastic_options(config)
         self.subnetwork = self.space.uniform(-1)
         self._meta_models: OrderedDict[SubNetwork, nn.Module] = OrderedDict()
 
@@ -61,8 +71,9 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
     ) -> AdaptiveViTImageClassifierOutput:
         """Runs the active sub-network; see `AdaptiveViTForImageClassification.forward`.
 
-        While training, of one that is drawn; or, with `config.elastic_distillation`, of the largest, with the mean loss
-        of all that were run (the papers sum; a mean leaves learning rate and clipping what they are for one network).
+        While training, of one that is drawn; or, with `distillation` in `config.elastic_space`, of the
+        largest, with the mean loss of all that were run (the papers sum; a mean leaves learning rate and
+        clipping what they are for one network).
 
         Raises:
             ValueError: for training with distillation without labels.
@@ -76,11 +87,11 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         if not self.training:
             return self._run(self.subnetwork, inputs)
         generator = self._next_generator()
-        if not self.config.elastic_distillation:
+        if not self.elastic_options.distillation:
             return self._run(self.space.sample(generator), inputs)
         if labels is None:
             raise ValueError(
-                "elastic_distillation learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
+                "distillation of elastic_space learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
                 "them from it: set that to 0."
             )
         return self._sandwich(generator, inputs)
@@ -131,14 +142,14 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         """Random numbers of a training step: equal in every process, and when the step is repeated."""
         step = int(self.elastic_steps)
         self.elastic_steps += 1
-        return random.Random(f"{self.config.elastic_seed} {step}")
+        return random.Random(f"0 {step}")
 
     def _sandwich(
         self, generator: random.Random, inputs: dict[str, torch.Tensor]
     ) -> AdaptiveViTImageClassifierOutput:
         outputs = self._run(self.space.uniform(-1), inputs)
         losses, teacher = [outputs.loss], outputs.logits.detach()
-        drawn = [self.space.sample(generator) for _ in range(self.config.elastic_num_sampled)]
+        drawn = [self.space.sample(generator) for _ in range(self.elastic_options.num_sampled)]
         for subnetwork in (self.space.uniform(0), *drawn):
             student = self._run(subnetwork, inputs)
             loss = self._distance(student.logits, teacher)

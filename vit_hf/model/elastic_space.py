@@ -1,7 +1,7 @@
 """Sub-networks of an elastic ViT. AutoFormer (Chen et al., 2021), section 3: weight entanglement.
 
 A sub-network's parameter is the first part, along each axis, of the supernet's parameter of the same name. So what cannot
-be cut like that is refused here.
+be cut like that is refused here. Imports no PyTorch.
 """
 
 import copy
@@ -9,16 +9,20 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
+
+from .budget import Budget
+from .options import Options, options_of, read_options, type_of
 from .sizes import head_dim_of
 
 
-# What a configuration may leave open, and which of its fields says the largest.
+# What `elastic_space` may leave open, and which field of the configuration says the largest.
 CHOICES = {
-    "elastic_hidden_sizes": "hidden_size",
-    "elastic_depths": "num_hidden_layers",
-    "elastic_num_attention_heads": "num_attention_heads",
-    "elastic_mlp_ratios": "intermediate_size / hidden_size",
-    "elastic_keep_rates": "num_selected_patches (as a share), or keep_rate of a token_reducer",
+    "hidden_sizes": "hidden_size",
+    "depths": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "mlp_ratios": "intermediate_size / hidden_size",
+    "keep_rates": "num_selected_patches (as a fraction), or keep_rate of a token_reducer",
 }
 # What has the hidden size in a way that its first channels are not those of a narrower network, and why.
 NOT_SLICEABLE = {
@@ -27,6 +31,52 @@ NOT_SLICEABLE = {
     ("pooling", "map"): "keeps queries, keys and values in one matrix",
     ("token_reducer", "gumbel"): "splits the channels into halves of different meaning",
 }
+
+
+@strict
+@dataclass(kw_only=True)
+class ElasticOptions(Options):
+    """Options of `elastic_space`: what sub-networks choose from, as AutoFormer (Chen et al., 2021), and their training.
+
+    The largest of each list is what the configuration says. None for no choice.
+
+    Args:
+        hidden_sizes: hidden sizes.
+        depths: numbers of blocks.
+        num_attention_heads: heads of each block by itself.
+        mlp_ratios: widths of each block's feed-forward network, as multiples of the hidden size.
+        keep_rates: fractions of the patches that the selector keeps, or without one `keep_rate` of a token
+            reducer.
+        distillation: whether each training step runs the largest sub-network, which learns from the labels,
+            and the smallest and others, which learn from its predictions (Yu & Huang, 2019, "Universally
+            Slimmable Networks"); otherwise it runs one, which learns from the labels.
+        num_sampled: how many others.
+    """
+
+    hidden_sizes: list[int] | tuple[int, ...] | None = None
+    depths: list[int] | tuple[int, ...] | None = None
+    num_attention_heads: list[int] | tuple[int, ...] | None = None
+    mlp_ratios: list[float | int] | tuple[float | int, ...] | None = None
+    keep_rates: list[float | int] | tuple[float | int, ...] | None = None
+    distillation: bool = False
+    num_sampled: int = 2
+
+    def __post_init__(self):
+        if self.num_sampled < 0:
+            raise ValueError(f"num_sampled={self.num_sampled} must be 0 or more.")
+        for name in CHOICES:
+            values = getattr(self, name)
+            if values is not None and (
+                len(values) == 0 or min(values) <= 0 or len(set(values)) < len(values)
+            ):
+                raise ValueError(f"{name}={values} must be different numbers above 0, or None for no choice.")
+        if self.distillation and all(getattr(self, name) is None for name in CHOICES):
+            raise ValueError(f"distillation=True needs something elastic: set one of {list(CHOICES)}.")
+
+
+def read_elastic_options(config) -> ElasticOptions:
+    """Options of `config.elastic_space`."""
+    return read_options(ElasticOptions, "elastic_space", config.elastic_space)
 
 
 @dataclass(frozen=True)
@@ -70,7 +120,7 @@ class SearchSpace:
     """Choices, each ascending; heads and ratios are chosen for each block by itself.
 
     Attributes:
-        hidden_sizes, depths, num_attention_heads, mlp_ratios, keep_rates: see `elastic_...` of `AdaptiveViTConfig`.
+        hidden_sizes, depths, num_attention_heads, mlp_ratios, keep_rates: see `ElasticOptions`.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -83,16 +133,18 @@ class SearchSpace:
     def of(cls, config) -> "SearchSpace":
         """That of a configuration; what it does not leave open has one value."""
 
+        options = read_elastic_options(config)
+
         def choices(name: str, own: Any) -> tuple:
-            given = getattr(config, name)
+            given = getattr(options, name)
             return (own,) if given is None else tuple(sorted(given))
 
         return cls(
-            choices("elastic_hidden_sizes", config.hidden_size),
-            choices("elastic_depths", config.num_hidden_layers),
-            choices("elastic_num_attention_heads", config.num_attention_heads),
-            choices("elastic_mlp_ratios", config.intermediate_size / config.hidden_size),
-            choices("elastic_keep_rates", None),
+            choices("hidden_sizes", config.hidden_size),
+            choices("depths", config.num_hidden_layers),
+            choices("num_attention_heads", config.num_attention_heads),
+            choices("mlp_ratios", config.intermediate_size / config.hidden_size),
+            choices("keep_rates", None),
         )
 
     def uniform(self, place: int) -> SubNetwork:
@@ -136,7 +188,8 @@ class SearchSpace:
 
 def is_elastic(config) -> bool:
     """Tells whether a configuration leaves anything open."""
-    return any(getattr(config, name, None) is not None for name in CHOICES)
+    given = options_of(getattr(config, "elastic_space", None))
+    return any(given.get(name) is not None for name in CHOICES)
 
 
 def subnetwork_config(config, network: SubNetwork):
@@ -150,33 +203,28 @@ def subnetwork_config(config, network: SubNetwork):
     config.num_hidden_layers = network.depth
     config.head_dim = None if head_dim * config.num_attention_heads == network.hidden_size else head_dim
     # A position encoding counts as many heads as before, so that it means the same in every sub-network.
+    sizes = {}
     if set(network.num_attention_heads) != {config.num_attention_heads}:
-        config.layer_num_attention_heads = list(network.num_attention_heads)
+        sizes["num_attention_heads"] = list(network.num_attention_heads)
     config.intermediate_size = max(widths)
     if len(set(widths)) > 1:
-        config.layer_intermediate_sizes = widths
+        sizes["intermediate_size"] = widths
+    config.layer_sizes = sizes or None
     if network.keep_rate is not None:
         # As a number of patches a whole number would be a single one.
         name = "num_selected_patches" if config.patch_selector else "keep_rate"
         setattr(config, name, float(network.keep_rate))
-    for name in CHOICES:
-        setattr(config, name, None)
-    config.elastic_distillation = False
+    config.elastic_space = None
     config._out_features = config._out_indices = None
     return config
 
 
 def check_elastic(config) -> None:
     """Raises: ValueError for choices that the largest network does not have, or that it cannot be cut to."""
-    if config.elastic_num_sampled < 0:
-        raise ValueError(f"elastic_num_sampled={config.elastic_num_sampled} must be 0 or more.")
+    options = read_elastic_options(config)
     if not is_elastic(config):
-        if config.elastic_distillation:
-            raise ValueError(
-                f"elastic_distillation=True needs something elastic: set one of {list(CHOICES)}."
-            )
         return
-    _check_choices(config)
+    _check_choices(config, options)
     if config.norm_type == "batchnorm":
         raise ValueError(
             "norm_type='batchnorm' has statistics that differ from one sub-network to the next: use 'layernorm' or "
@@ -187,23 +235,22 @@ def check_elastic(config) -> None:
             "backbone_config is not for elastic networks: its CNN computes on whole images, whatever is chosen, and is the "
             "larger part. Search without it."
         )
-    for name in ("layer_num_attention_heads", "layer_intermediate_sizes"):
-        if getattr(config, name) is not None:
-            raise ValueError(
-                f"{name}={getattr(config, name)} is not for elastic networks, whose largest has equal blocks: leave it out."
-            )
+    if config.layer_sizes is not None:
+        raise ValueError(
+            f"layer_sizes={config.layer_sizes} is not for elastic networks, whose largest has equal blocks: leave it out."
+        )
     space = SearchSpace.of(config)
     for (field, value), reason in NOT_SLICEABLE.items():
-        if len(space.hidden_sizes) > 1 and getattr(config, field) == value:
+        if len(space.hidden_sizes) > 1 and type_of(getattr(config, field)) == value:
             raise ValueError(
                 f"{field}={value!r} {reason}, so that the first channels are not a narrower network: choose another, or "
-                "leave elastic_hidden_sizes out."
+                "leave hidden_sizes of elastic_space out."
             )
     reduced = max(config.reduction_layers, default=0) if config.token_reducer else -1
     if reduced >= space.depths[0]:
         raise ValueError(
             f"reduction_layers={config.reduction_layers} must be blocks that every sub-network has, below the least of "
-            f"elastic_depths={list(space.depths)}."
+            f"depths={list(space.depths)} of elastic_space."
         )
     largest = space.uniform(-1)
     for hidden_size in space.hidden_sizes:
@@ -216,33 +263,27 @@ def check_elastic(config) -> None:
                 raise ValueError(f"Of the sub-network {network.to_dict()}: {error}") from error
 
 
-def _check_choices(config) -> None:
+def _check_choices(config, options: ElasticOptions) -> None:
     for name, largest in CHOICES.items():
-        values = getattr(config, name)
-        if values is not None and (not values or min(values) <= 0 or len(set(values)) < len(values)):
-            raise ValueError(f"{name}={values} must be different numbers above 0, or None for no choice.")
-        own = _largest(config, name)
+        values, own = getattr(options, name), _largest(config, name)
         if values is None or max(values) == own:
             continue
-        if (
-            name == "elastic_mlp_ratios"
-            and round(max(values) * config.hidden_size) == config.intermediate_size
-        ):
+        if name == "mlp_ratios" and round(max(values) * config.hidden_size) == config.intermediate_size:
             continue
-        if name == "elastic_keep_rates" and own is None:
+        if name == "keep_rates" and own is None:
             raise ValueError(
-                f"{name}={values} needs a patch_selector with num_selected_patches as a share (a float), or a token_reducer "
-                "with keep_rate."
+                f"elastic_space: {name}={values} needs a patch_selector with num_selected_patches as a fraction (a float), or "
+                "a token_reducer with keep_rate."
             )
-        raise ValueError(f"The largest of {name}={values} must be {own}, which is {largest}.")
+        raise ValueError(f"elastic_space: the largest of {name}={values} must be {own}, which is {largest}.")
 
 
 def _largest(config, name: str) -> int | float | None:
-    if name == "elastic_mlp_ratios":
+    if name == "mlp_ratios":
         return config.intermediate_size / config.hidden_size
-    if name == "elastic_keep_rates":
+    if name == "keep_rates":
         if config.patch_selector is not None:
-            number = config.num_selected_patches
-            return number if isinstance(number, float) else None
-        return config.keep_rate if config.token_reducer is not None and config.merge_r is None else None
+            return config.num_selected_patches if Budget(config.num_selected_patches).is_fraction else None
+        merges_number = options_of(config.token_reducer).get("r") is not None
+        return config.keep_rate if config.token_reducer is not None and not merges_number else None
     return getattr(config, CHOICES[name])

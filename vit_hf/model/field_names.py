@@ -5,7 +5,9 @@ import sys
 from collections.abc import Iterable
 from types import CodeType
 
-from .registry import BUILT_IN, FETCHED, TABLES
+from transformers.utils import is_torch_available
+
+from .options import type_of
 
 
 # From this similarity on (of `difflib`), an unknown name is taken for a misspelt one.
@@ -65,9 +67,13 @@ def check_field_names(config, names: Iterable[str]) -> None:
 
 def own_fields(config) -> set[str] | None:
     """Names that the code of the user's own classes holds, as far as a configuration names such; None if not loaded."""
+    if not is_torch_available():  # the classes need it
+        return None
+    from .registry import BUILT_IN, TABLES
+
     names = set()
     for field, table in TABLES.items():
-        name = getattr(config, field, None)
+        name = type_of(getattr(config, field, None))
         if name is None or name in BUILT_IN[field]:
             continue
         cls = table.get(name) or _loaded(field, name)
@@ -82,6 +88,8 @@ def own_fields(config) -> set[str] | None:
 
 
 def _loaded(field: str, name: str) -> type | None:
+    from .registry import FETCHED
+
     for (of_field, of_name, _), cls in FETCHED.items():
         if (of_field, of_name) == (field, name):
             return cls

@@ -11,11 +11,21 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .options import options_of, type_of
 from .registry import derives_from
 from .sizes import native_grid
 
 
 logger = logging.get_logger(__name__)
+
+
+# Encodings of a model, as its configuration gives them.
+ENCODINGS = {
+    "position_encoding": lambda config: getattr(config, "position_encoding", None),
+    "decoder_position_encoding": lambda config: options_of(getattr(config, "masked_autoencoder", None)).get(
+        "decoder_position_encoding"
+    ),
+}
 
 # (module, name of its parameter, shape in the checkpoint)
 Table = tuple[nn.Module, str, tuple[int, ...]]
@@ -93,9 +103,9 @@ def check_measures(config, stored) -> None:
     """
     if native_grid(config) == native_grid(stored):
         return
-    for field in ("position_encoding", "decoder_position_encoding"):
-        name = getattr(config, field, None)
-        if name != getattr(stored, field, None) or name not in ("fourier", "relative_bias_continuous"):
+    for field, part_of in ENCODINGS.items():
+        name = type_of(part_of(config))
+        if name != type_of(part_of(stored)) or name not in ("fourier", "relative_bias_continuous"):
             continue
         raise ValueError(
             f"{field}={name!r} measures places in patches of the grid that image_size={stored.image_size} and "

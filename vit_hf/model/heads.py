@@ -223,31 +223,6 @@ def loss_per_image(labels: torch.Tensor, logits: torch.Tensor, problem_type: str
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-def reward_per_image(
-    kind: str, labels: torch.Tensor, logits: torch.Tensor, problem_type: str
-) -> torch.Tensor:
-    """Reward of each image's prediction, `(B,)`.
-
-    Args:
-        kind: "cross_entropy" for how much the loss falls (what it falls from is the same for any selection), or
-            "correctness" for 1 if the answer is right and 0 if not; of several labels, the share that is right.
-
-    Raises:
-        ValueError: for the correctness of a regression, where nothing is right or wrong.
-    """
-    if kind == "cross_entropy":
-        return -loss_per_image(labels, logits, problem_type)
-    if problem_type == "regression":
-        raise ValueError(
-            "policy_reward='correctness' needs classes, and this is a regression: use 'cross_entropy'."
-        )
-    if problem_type == "multi_label_classification":
-        return ((logits > 0) == (labels > 0.5)).float().mean(dim=-1)
-    if labels.is_floating_point():
-        labels = labels.argmax(dim=-1)
-    return (logits.argmax(dim=-1) == labels.view(-1)).float()
-
-
 def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, problem_type: str | None) -> torch.Tensor:
     """Divergence of the student's class probabilities from the teacher's, averaged over images.
 

@@ -27,12 +27,14 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import TensorType, logging
 
+from .budget import Budget
 from .checkpoint_code import IMAGE_PROCESSORS, SavesCode
 from .field_names import check_names
 from .image_loading import flatten_images, read_image, to_pixels
+from .options import check_part, type_of
 from .patches import ImagePatches, PatchTokens, flatten_channels_last
-from .pixel_scorers import PIXEL_SCORERS, pixel_scores
-from .selection import keep_top, resolve_num_selected
+from .pixel_scorers import PIXEL_SCORERS, pixel_scores, read_scorer_options
+from .selection import keep_top
 from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
 
@@ -142,13 +144,12 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
         Height and width of a patch in pixels.
     return_patches (`bool`, *optional*, defaults to `False`):
         Whether to return cut patches instead of images.
-    patch_selector (`str`, *optional*):
-        The pixel heuristic that scores the patches: a key of `PIXEL_SCORERS`; needs `return_patches`. `None`
-        keeps all of them.
+    patch_selector (`str` or `dict`, *optional*):
+        The pixel heuristic that scores the patches: a key of `PIXEL_SCORERS`, or a dictionary of it as `type`
+        and its options, such as `{"type": "random", "seed": 1}`; needs `return_patches`. `None` keeps all of
+        them.
     num_selected_patches (`int` or `float`, *optional*):
-        How many patches of an image to keep, or which share of them in (0, 1]; needed by a selector.
-    random_selector_seed (`int`, *optional*, defaults to 0):
-        Seed of `patch_selector="random"`. `None` draws afresh at every call.
+        How many patches of an image to keep, or which fraction of them in (0, 1]; needed by a selector.
     max_num_patches (`int`, *optional*):
         Resizes each image to at most so many whole patches at about its own aspect, instead of to `size`
         (SigLIP 2's NaFlex). With `return_patches=True` and without a selector every batch is so many wide.
@@ -158,9 +159,8 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
 
     patch_size: int | list[int] | tuple[int, int] | None
     return_patches: bool | None
-    patch_selector: str | None
+    patch_selector: str | dict[str, Any] | None
     num_selected_patches: int | float | None
-    random_selector_seed: int | None
     max_num_patches: int | None
     rescale_before_resize: bool | None
 
@@ -200,7 +200,6 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
     return_patches = False
     patch_selector = None
     num_selected_patches = None
-    random_selector_seed = 0
     max_num_patches = None
     rescale_before_resize = False
 
@@ -261,7 +260,7 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
         self,
         patch_size: int | list[int] | tuple[int, int] | None = None,
         return_patches: bool | None = None,
-        patch_selector: str | None = None,
+        patch_selector: str | dict[str, Any] | None = None,
         num_selected_patches: int | float | None = None,
         max_num_patches: int | None = None,
         **kwargs: Any,
@@ -317,9 +316,8 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
         images: list[Any],
         return_patches: bool | None,
         patch_size: int | tuple[int, int],
-        patch_selector: str | None,
+        patch_selector: str | dict[str, Any] | None,
         num_selected_patches: int | float | None,
-        random_selector_seed: int | None,
         max_num_patches: int | None,
         rescale_before_resize: bool | None,
         return_tensors: str | TensorType | None,
@@ -339,15 +337,12 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
             features = self._to_pixels([image], to_fit, max_num_patches, rescale_before_resize, **kwargs)
             pixels = torch.as_tensor(features["pixel_values"][0])
             try:
-                tokens.append(
-                    select_patches(
-                        pixels, patch_size, patch_selector, num_selected_patches, random_selector_seed
-                    )
-                )
+                tokens.append(select_patches(pixels, patch_size, patch_selector, num_selected_patches))
             except ValueError as error:
                 raise ValueError(f"Cannot cut image {index} of the batch: {error}") from error
         # A whole number fixes the width of every batch, so that batches made apart can be joined.
-        fixed_width = num_selected_patches if isinstance(num_selected_patches, int) else 0
+        is_number = num_selected_patches is not None and not Budget(num_selected_patches).is_fraction
+        fixed_width = num_selected_patches if is_number else 0
         if to_fit and patch_selector is None:
             fixed_width = max_num_patches
         patches = pad_patches(tokens, patch_size, fixed_width)
@@ -390,9 +385,8 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
 def select_patches(
     pixels: torch.Tensor,
     patch_size: int | tuple[int, int],
-    patch_selector: str | None = None,
+    patch_selector: str | dict[str, Any] | None = None,
     num_selected_patches: int | float | None = None,
-    random_selector_seed: int | None = 0,
 ) -> PatchTokens:
     """Cuts an image `(C, H, W)` and keeps K of its N patches, or all if it has no more, as a batch of one.
 
@@ -403,22 +397,24 @@ def select_patches(
     patches = ImagePatches.from_images(pixels[None].float().contiguous(), patch_size)
     if patch_selector is None:
         return patches.gather()
-    if isinstance(num_selected_patches, int) and num_selected_patches > patches.num_patches:
+    budget = Budget(1.0 if num_selected_patches is None else num_selected_patches)
+    if budget.capped(patches.num_patches) != budget:
         logger.warning_once(
             f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} patches: it keeps all "
             "of them, and the rest is padding, which is masked and costs as much. Lower it if no image has more."
         )
-        num_selected_patches = patches.num_patches
-    num_selected = resolve_num_selected(num_selected_patches, patches.num_patches)
+    num_selected = budget.capped(patches.num_patches).resolve(patches.num_patches)
     if num_selected == patches.num_patches:
-        if num_selected == num_selected_patches or isinstance(num_selected_patches, float):
+        if num_selected == num_selected_patches or budget.is_fraction:
             warn_of_all_kept(
                 f"The image processor's patch_selector={patch_selector!r} with "
                 f"num_selected_patches={num_selected_patches}",
                 patches.full_grid,
             )
         return patches.gather()
-    scores = pixel_scores(patch_selector, patches, num_selected, random_selector_seed)
+    options = read_scorer_options(patch_selector)
+    seed = getattr(options, "seed", 0)
+    scores = pixel_scores(type_of(patch_selector), patches, num_selected, seed)
     indices, _ = keep_top(scores, num_selected)
     return patches.gather(indices)
 
@@ -453,11 +449,14 @@ def _check_patch_size(patch_size: Any) -> None:
 
 
 def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patches: Any) -> None:
-    if patch_selector is not None and patch_selector not in PIXEL_SCORERS:
-        raise ValueError(
-            f"patch_selector={patch_selector!r} is none that an image processor has, which sees the pixels only: choose "
-            f"one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
-        )
+    if patch_selector is not None:
+        check_part("patch_selector", patch_selector)
+        if type_of(patch_selector) not in PIXEL_SCORERS:
+            raise ValueError(
+                f"patch_selector={type_of(patch_selector)!r} cannot run in an image processor, which sees only "
+                f"pixels. Use one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
+            )
+        read_scorer_options(patch_selector)
     if num_selected_patches is None:
         if patch_selector is not None:
             raise ValueError(
@@ -465,13 +464,7 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patc
                 "(int), or a share in (0, 1] (float)."
             )
         return
-    is_share = isinstance(num_selected_patches, float) and 0 < num_selected_patches <= 1
-    is_number = isinstance(num_selected_patches, int) and num_selected_patches >= 1
-    if not (is_share or is_number) or isinstance(num_selected_patches, bool):
-        raise ValueError(
-            f"num_selected_patches={num_selected_patches!r} must be a whole number of at least 1 patch (int), a share "
-            "in (0, 1] (float), or None for all patches."
-        )
+    Budget(num_selected_patches)
     if patch_selector is None:
         raise ValueError(
             f"num_selected_patches={num_selected_patches!r} needs a patch_selector that says which: one of "

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -17,6 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .checkpointing import CheckpointedBlock
+from .options import Options, check_range, read_options, type_of
 from .patches import PatchTokens, TokenSequence, move_fields
 from .sizes import head_dim_of, heads_of, intermediate_size_of
 
@@ -82,6 +84,34 @@ def make_norm(config, eps: float | None = None) -> nn.Module:
     return NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps if eps is None else eps)
 
 
+@strict
+@dataclass(kw_only=True)
+class FinalNormOptions(Options):
+    """Options of `final_norm="pooled"`.
+
+    Args:
+        eps: epsilon, by default `layer_norm_eps`; VideoMAE has 1e-5 there.
+    """
+
+    eps: float | None = None
+
+    def __post_init__(self):
+        check_range(self, "eps", "in (0, 1), or None", self.eps is None or 0 < self.eps < 1)
+
+
+# Where the last norm stands: on the tokens, on what the classifier pools from them (BEiT), or nowhere.
+FINAL_NORMS: dict[str, type[Options]] = {"tokens": Options, "pooled": FinalNormOptions, "none": Options}
+
+
+def make_final_norm(config) -> nn.Module | None:
+    """The last norm; None for none."""
+    name = type_of(config.final_norm)
+    if name == "none":
+        return None
+    options = read_options(FINAL_NORMS[name], "final_norm", config.final_norm)
+    return make_norm(config, getattr(options, "eps", None))
+
+
 def make_inner_norm(config, size: int, enabled: bool) -> nn.Module:
     """A layer norm before the last dense layer of a branch, as NormFormer and EVA-02; or nothing."""
     return nn.LayerNorm(size, eps=config.layer_norm_eps) if enabled else nn.Identity()
@@ -96,16 +126,36 @@ def normalize(norm: nn.Module, hidden_states: torch.Tensor, mask: torch.Tensor |
     )
 
 
+@strict
+@dataclass(kw_only=True)
+class FeedForwardOptions(Options):
+    """Options of feed-forward networks.
+
+    Args:
+        bias: whether the dense layers have biases.
+        norm: whether a layer norm stands before the last dense layer (EVA-02 base and large, and its CLIP
+            variant).
+    """
+
+    bias: bool = True
+    norm: bool = False
+
+
+def read_feed_forward_options(config) -> FeedForwardOptions:
+    """Options of `config.feed_forward`."""
+    return read_options(FeedForwardOptions, "feed_forward", config.feed_forward)
+
+
 class AdaptiveViTMLP(nn.Module):
     """Two dense layers, named as in transformers' ViT; `size` wide, or as the configuration says."""
 
     def __init__(self, config, size: int | None = None):
         super().__init__()
-        size = size or config.intermediate_size
+        size, options = size or config.intermediate_size, read_feed_forward_options(config)
         self.activation_fn = ACTIVATIONS[config.hidden_act]()
-        self.fc1 = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, size, config.mlp_norm)
-        self.fc2 = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.fc1 = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.norm = make_inner_norm(config, size, options.norm)
+        self.fc2 = nn.Linear(size, config.hidden_size, bias=options.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.norm(self.activation_fn(self.fc1(hidden_states))))
@@ -119,12 +169,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config, size: int | None = None):
         super().__init__()
-        size = size or config.intermediate_size
+        size, options = size or config.intermediate_size, read_feed_forward_options(config)
         self.act_fn = ACTIVATIONS[config.hidden_act]()
-        self.gate_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, size, bias=config.mlp_bias)
-        self.norm = make_inner_norm(config, size, config.mlp_norm)
-        self.down_proj = nn.Linear(size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.up_proj = nn.Linear(config.hidden_size, size, bias=options.bias)
+        self.norm = make_inner_norm(config, size, options.norm)
+        self.down_proj = nn.Linear(size, config.hidden_size, bias=options.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
@@ -277,7 +327,7 @@ class AttentionContext:
         implementation = "eager" if self.output_attentions else config._attn_implementation
         if bias is not None and "flash" in implementation:
             raise ValueError(
-                f"position_encoding={config.position_encoding!r} adds a bias to attention, which {implementation!r} "
+                f"position_encoding={type_of(config.position_encoding)!r} adds a bias to attention, which {implementation!r} "
                 "does not take: use attn_implementation='sdpa' or 'flex_attention'."
             )
         return replace(self, rotation=rotation, bias=bias)
@@ -367,6 +417,25 @@ class AttentionProjections:
         return torch.einsum("bt,bhts->bs", row, logits.softmax(dim=-1)) / logits.shape[1]
 
 
+@strict
+@dataclass(kw_only=True)
+class AttentionLayerOptions(Options):
+    """Options of `attention`.
+
+    Args:
+        norm: whether a layer norm stands before the last dense layer (EVA-02's CLIP variant).
+        projection_bias: whether that layer has a bias.
+    """
+
+    norm: bool = False
+    projection_bias: bool = True
+
+
+def read_attention_options(config) -> AttentionLayerOptions:
+    """Options of `config.attention`."""
+    return read_options(AttentionLayerOptions, "attention", config.attention)
+
+
 class AdaptiveViTAttention(nn.Module):
     """Multi-head self-attention.
 
@@ -387,11 +456,12 @@ class AdaptiveViTAttention(nn.Module):
         width = self.num_attention_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         # A bias of keys changes no attention; DINOv3 and BEiT have none.
+        options = read_attention_options(config)
         key_bias = config.qkv_bias and config.key_bias
         self.k_proj = nn.Linear(config.hidden_size, width, bias=key_bias)
         self.v_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.norm = make_inner_norm(config, width, config.attention_norm)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.projection_bias)
+        self.norm = make_inner_norm(config, width, options.norm)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=options.projection_bias)
 
     def forward(
         self, hidden_states: torch.Tensor, context: AttentionContext
@@ -512,7 +582,9 @@ class AdaptiveViTLayer(CheckpointedBlock):
         self.attention = AdaptiveViTAttention(config, heads_of(config, layer_index), head_dim_of(config))
         self.layernorm_before = make_norm(config)
         self.layernorm_after = make_norm(config)
-        self.mlp = FEED_FORWARDS[config.mlp_type](config, intermediate_size_of(config, layer_index))
+        self.mlp = FEED_FORWARDS[type_of(config.feed_forward)](
+            config, intermediate_size_of(config, layer_index)
+        )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         scaled = config.layerscale_value is not None
         self.layer_scale1 = LayerScale(config) if scaled else None

@@ -7,10 +7,12 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_norm, normalize
+from .options import Options, check_part, check_positive, check_range, read_options, type_of
 from .patches import (
     ImagePatches,
     PatchTokens,
@@ -25,15 +27,63 @@ from .positions import POSITION_ENCODINGS
 from .sizes import to_pair
 
 
+@strict
+@dataclass(kw_only=True)
+class MaskedAutoencoderOptions(Options):
+    """Options of `masked_autoencoder`, named as in transformers' `ViTMAEConfig`.
+
+    Args:
+        mask_ratio: fraction in (0, 1) of the patches that pretraining drops.
+        norm_pix_loss: whether it reconstructs patches of mean 0 and variance 1.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads,
+            decoder_intermediate_size: sizes of the decoder.
+        decoder_position_encoding: a name of `POSITION_ENCODINGS`, or a dictionary with options.
+    """
+
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = False
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    decoder_position_encoding: str | dict = "sinusoidal_2d"
+
+    def __post_init__(self):
+        check_range(self, "mask_ratio", "a fraction of the patches in (0, 1)", 0 < self.mask_ratio < 1)
+        check_positive(
+            self,
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+        )
+        if self.decoder_hidden_size % self.decoder_num_attention_heads:
+            raise ValueError(
+                f"decoder_hidden_size={self.decoder_hidden_size} must be a multiple of "
+                f"decoder_num_attention_heads={self.decoder_num_attention_heads}."
+            )
+        check_part("decoder_position_encoding", self.decoder_position_encoding)
+        if type_of(self.decoder_position_encoding) not in POSITION_ENCODINGS:
+            raise ValueError(
+                f"decoder_position_encoding={self.decoder_position_encoding!r} is unknown. Choose one of "
+                f"{sorted(POSITION_ENCODINGS)}."
+            )
+
+
+def read_mae_options(config) -> MaskedAutoencoderOptions:
+    """Options of `config.masked_autoencoder`."""
+    return read_options(MaskedAutoencoderOptions, "masked_autoencoder", config.masked_autoencoder)
+
+
 def decoder_config(config):
     """The configuration of the decoder's blocks: the encoder's, with the decoder's sizes and positions."""
-    config = copy.copy(config)
-    config.hidden_size = config.decoder_hidden_size
-    config.num_hidden_layers = config.decoder_num_hidden_layers
-    config.num_attention_heads = config.decoder_num_attention_heads
-    config.intermediate_size = config.decoder_intermediate_size
-    config.head_dim = config.layer_num_attention_heads = config.layer_intermediate_sizes = None
-    config.position_encoding = config.decoder_position_encoding
+    options, config = read_mae_options(config), copy.copy(config)
+    config.hidden_size = options.decoder_hidden_size
+    config.num_hidden_layers = options.decoder_num_hidden_layers
+    config.num_attention_heads = options.decoder_num_attention_heads
+    config.intermediate_size = options.decoder_intermediate_size
+    config.head_dim = config.layer_sizes = None
+    config.position_encoding = options.decoder_position_encoding
     config.drop_path_rate = 0.0
     config.layerscale_value = None
     return config
@@ -87,11 +137,11 @@ class MaskedAutoencoderDecoder(Initialized, nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.decoder_embed = nn.Linear(config.hidden_size, config.decoder_hidden_size)
+        self.decoder_embed = nn.Linear(config.hidden_size, read_mae_options(config).decoder_hidden_size)
         self.num_cls = int(config.use_cls_token)
         self.config = config = decoder_config(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.position_encoding = POSITION_ENCODINGS[config.position_encoding](config)
+        self.position_encoding = POSITION_ENCODINGS[type_of(config.position_encoding)](config)
         self.decoder_layers = nn.ModuleList(
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )

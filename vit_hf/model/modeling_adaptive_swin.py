@@ -28,7 +28,7 @@ from .layers import Initialized
 from .modeling_adaptive_vit import SelectionOutput
 from .patch_embeddings import PatchEmbeddings
 from .patches import ImagePatches, check_finite, check_pixel_values, check_tensors
-from .positions import Learned
+from .positions import Learned, LearnedOptions
 from .pretrained import AdaptivePreTrainedModel, initialize_own
 from .registry import find_class
 from .stages import StagesMixin
@@ -88,7 +88,9 @@ class AdaptiveSwinEmbeddings(Initialized, nn.Module):
         stage_config = StageConfig(config, 0)
         self.patch_embeddings = PatchEmbeddings(stage_config)
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.position_encoding = Learned(stage_config) if config.use_absolute_embeddings else None
+        self.position_encoding = (
+            Learned(stage_config, LearnedOptions()) if config.use_absolute_embeddings else None
+        )
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim)) if use_mask_token else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

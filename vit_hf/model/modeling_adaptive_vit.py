@@ -27,13 +27,20 @@ from .heads import (
     check_outputs,
     classification_loss,
     distillation_loss,
+    loss_per_image,
     make_pooler,
     masked_reconstruction_loss,
-    reward_per_image,
     token_distillation_loss,
 )
-from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_norm, normalize
-from .mae_decoder import MaskedAutoencoderDecoder, draw_mask, draw_noise, reconstruction_loss
+from .layers import AdaptiveViTLayer, Initialized, layer_contexts, make_final_norm, make_norm, normalize
+from .mae_decoder import (
+    MaskedAutoencoderDecoder,
+    draw_mask,
+    draw_noise,
+    read_mae_options,
+    reconstruction_loss,
+)
+from .options import type_of
 from .patch_embeddings import ConvolutionalPatchEmbeddings, HybridPatchEmbeddings, PatchEmbeddings
 from .patches import (
     ImagePatches,
@@ -49,11 +56,16 @@ from .pretrained import AdaptiveViTPreTrainedModel
 from .probe import ModelProbe
 from .reducers import Stage, fill_grid, restore_tokens, trace_tokens
 from .registry import find_class
-from .segmentation import SEGMENTATION_DECODERS, crop_labels, segmentation_loss_per_image
+from .segmentation import (
+    SEGMENTATION_DECODERS,
+    crop_labels,
+    read_segmentation_options,
+    segmentation_loss_per_image,
+)
 from .selection import Selection, count_selected
 from .selection_checks import check_selected_once, warn_if_all_kept, warn_if_nothing_reduced
 from .selectors import reinforce_loss
-from .sizes import scout_sides, to_pair
+from .sizes import thumbnail_sides, to_pair
 from .stages import StagesMixin
 
 
@@ -204,7 +216,7 @@ class AdaptiveViTEmbeddings(Initialized, nn.Module):
 
     def __init__(self, config, use_mask_token: bool = False):
         super().__init__()
-        stem = PATCH_EMBEDDINGS[config.patch_embedding]
+        stem = PATCH_EMBEDDINGS[type_of(config.patch_embedding)]
         if config.backbone_config is not None:
             stem = HybridPatchEmbeddings
         self.patch_embeddings = stem(config)
@@ -311,8 +323,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
-        eps = config.pooled_norm_eps if config.final_norm == "pooled" else None
-        self.layernorm = make_norm(config, eps) if config.final_norm != "none" else None
+        self.layernorm = make_final_norm(config)
         self.pooler = make_pooler(config) if add_pooling_layer else None
         self.dense_fraction = 0.0
         warn_if_nothing_reduced(config, self.reducers.values())
@@ -427,7 +438,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """Embeds the selected patches, as the sequence that the first block reads."""
         thumbnails = None
         if self.config.thumbnail_context:
-            thumbnails = patches.thumbnail_patches(scout_sides(self.config))
+            thumbnails = patches.thumbnail_patches(thumbnail_sides(self.config, self.config.thumbnail_context))
         sequence = self.embeddings(patches, selection, bool_masked_pos, thumbnails)
         if self.selector is not None:
             sequence.patches.sizes = self.selector.token_weights(sequence.patches)
@@ -464,7 +475,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             with torch.no_grad():
                 teacher = self._run_blocks(sequence, reduce=False, **RECORD_NOTHING).last_hidden_state
             distance = token_distillation_loss(encoded.last_hidden_state, teacher, encoded.token_sizes)
-            encoded.losses.append(self.config.gumbel_token_weight * distance)
+            encoded.losses.append(self.pluggable_parts()["token_reducer"].token_weight * distance)
             encoded.dense_hidden_state = teacher
         return encoded
 
@@ -582,7 +593,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         return self.dense_fraction if self.training else 0.0
 
     def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        if self.config.final_norm != "tokens":
+        if type_of(self.config.final_norm) != "tokens":
             return hidden_states
         return normalize(self.layernorm, hidden_states, mask)
 
@@ -661,7 +672,7 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
     ) -> torch.Tensor:
         """Logits of a sequence whose last `num_tokens` stand for patches, by their `weights`."""
         pooled = self.pooling(hidden_states, num_tokens, weights)
-        if self.config.final_norm == "pooled":
+        if type_of(self.config.final_norm) == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
         return self.classify(pooled)
 
@@ -685,17 +696,17 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
                 kwargs = {**inputs, **RECORD_NOTHING, "selected_patches": outputs.greedy_patches}
                 greedy = self._logits_of(self.vit(**kwargs))
             rewards = [
-                reward_per_image(config.policy_reward, labels, answer, config.problem_type)
-                for answer in (logits.detach(), greedy)
+                -loss_per_image(labels, answer, config.problem_type) for answer in (logits.detach(), greedy)
             ]
-            losses.append(config.policy_loss_weight * reinforce_loss(outputs.selection_log_prob, *rewards))
+            weight = self.vit.selector.policy_loss_weight
+            losses.append(weight * reinforce_loss(outputs.selection_log_prob, *rewards))
         if outputs.dense_hidden_state is not None and config.problem_type != "regression":
             with torch.no_grad():
                 weights = None if outputs.patch_mask is None else outputs.patch_mask.float()
                 num_tokens = outputs.patch_coordinates.shape[1]
                 teacher = self._logits(outputs.dense_hidden_state, num_tokens, weights)
             divergence = distillation_loss(logits, teacher, config.problem_type)
-            losses.append(config.gumbel_distillation_weight * divergence)
+            losses.append(self.vit.pluggable_parts()["token_reducer"].distillation_weight * divergence)
         return losses
 
 
@@ -720,7 +731,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
-        self.decode_head = SEGMENTATION_DECODERS[config.segmentation_decoder](config)
+        self.decode_head = SEGMENTATION_DECODERS[type_of(config.segmentation_decoder)](config)
+        self.ignore_index = read_segmentation_options(config).ignore_index
         self.post_init()
 
     @can_return_tuple
@@ -735,7 +747,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         Args:
             pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
                 have one grid.
-            labels: `(B, H, W)` int64 class of each pixel, `config.semantic_loss_ignore_index` to ignore.
+            labels: `(B, H, W)` int64 class of each pixel, `ignore_index` of `config.segmentation_decoder` to
+                ignore.
 
         Returns:
             `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
@@ -756,7 +769,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         logits = self._segment(outputs, grid)
         loss, selection_loss = None, outputs.selection_loss
         if labels is not None:
-            ignored = self.config.semantic_loss_ignore_index
+            ignored = self.ignore_index
             patch_size = to_pair(self.config.patch_size)
             check_outputs(self.config, self.num_labels)
             labels = crop_labels(labels.to(logits.device), grid, patch_size, self.num_labels, ignored)
@@ -770,7 +783,7 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
                     losses, _ = segmentation_loss_per_image(labels, greedy, ignored)
                     rewards.append(-losses / counts.clamp(min=1))
                 policy_loss = reinforce_loss(outputs.selection_log_prob, *rewards)
-                policy_loss = self.config.policy_loss_weight * policy_loss
+                policy_loss = self.vit.selector.policy_loss_weight * policy_loss
                 selection_loss = policy_loss if selection_loss is None else selection_loss + policy_loss
             if self.training and selection_loss is not None:
                 loss = loss + selection_loss
@@ -814,7 +827,7 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
             )
         if config.thumbnail_context:
             raise ValueError(
-                "Masked image modeling hides patches, but thumbnail_context=True shows all of the image. Pass "
+                "Masked image modeling hides patches, but thumbnail_context shows all of the image. Pass "
                 "thumbnail_context=False."
             )
         super().__init__(config)
@@ -871,8 +884,9 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
     """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
 
     "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
-    patches alone, `1 - config.mask_ratio` of them, at their own coordinates, with any position encoding. It loads into
-    the other classes, such as `AdaptiveViTForImageClassification`, by `from_pretrained`.
+    patches alone, all but the `mask_ratio` of `config.masked_autoencoder`, at their own coordinates, with any
+    position encoding. It loads into the other classes, such as `AdaptiveViTForImageClassification`, by
+    `from_pretrained`.
 
     Raises:
         ValueError: if the configuration selects or reduces patches, or shows what is masked.
@@ -897,11 +911,12 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
                     f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
                 )
         config.validate_architecture()  # before the decoder's encoding is looked up
-        if POSITION_ENCODINGS[config.decoder_position_encoding].has_bias:
+        if POSITION_ENCODINGS[type_of(read_mae_options(config).decoder_position_encoding)].has_bias:
             self._supports_flash_attn = False
         super().__init__(config)
         self.vit = AdaptiveViTModel(config, add_pooling_layer=False)
         self.decoder = MaskedAutoencoderDecoder(config)
+        self.options = read_mae_options(config)
         self.post_init()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
@@ -942,18 +957,18 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
             interpolate_pos_encoding,
         )
         if noise is None:
-            noise = draw_noise(patches, None if self.training else self.config.random_selector_seed)
+            noise = draw_noise(patches, None if self.training else 0)
         elif noise.shape != patches.coordinates.shape[:2]:
             raise ValueError(
                 f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
                 "(images, patches of each)."
             )
-        masking = draw_mask(patches, self.config.mask_ratio, noise)
+        masking = draw_mask(patches, self.options.mask_ratio, noise)
         outputs = self.vit(patches, selected_patches=masking.selected, return_dict=True, **kwargs)
         logits = self.decoder(outputs.last_hidden_state, patches, masking)
         return AdaptiveViTForPreTrainingOutput.from_outputs(
             outputs,
-            loss=reconstruction_loss(patches, logits, masking.mask, self.config.norm_pix_loss),
+            loss=reconstruction_loss(patches, logits, masking.mask, self.options.norm_pix_loss),
             logits=logits,
             mask=masking.mask,
             ids_restore=masking.ids_restore,
@@ -977,7 +992,10 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
 
     def __init__(self, config: AdaptiveViTConfig):
         super().__init__(config, add_pooling_layer=False)
-        learning = {"policy", "distilled", "gumbel"} & {config.patch_selector, config.token_reducer}
+        learning = {"policy", "distilled", "gumbel"} & {
+            type_of(config.patch_selector),
+            type_of(config.token_reducer),
+        }
         if learning:
             logger.warning_once(
                 f"{learning.pop()!r} learns from a loss that transformers' decoders do not add. Train it under "

@@ -4,16 +4,20 @@ F is the channels of a feature map.
 """
 
 import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoBackbone
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .layers import Initialized
+from .options import Options, check_positive, read_options
 from .patches import ImagePatches, PatchTokens, raster_indices
-from .sizes import patch_sides, to_pair
+from .sizes import has_frames, patch_sides, to_pair
 
 
 class PatchProjection(nn.Conv2d):
@@ -40,11 +44,26 @@ class VolumeProjection(nn.Conv3d):
         return super().forward(pixels).flatten(2).transpose(1, 2)
 
 
+@strict
+@dataclass(kw_only=True)
+class PatchEmbeddingOptions(Options):
+    """Options of every patch embedding.
+
+    Args:
+        bias: whether the projection has a bias.
+    """
+
+    bias: bool = True
+
+
 class PatchEmbeddings(nn.Module):
     """Projects patches to the hidden size."""
 
+    Options: ClassVar[type] = PatchEmbeddingOptions
+
     def __init__(self, config):
         super().__init__()
+        options = read_options(self.Options, "patch_embedding", config.patch_embedding)
         patch_size = patch_sides(config)
         self.patch_size = patch_size
         projection = VolumeProjection if len(patch_size) == 3 else PatchProjection
@@ -53,8 +72,12 @@ class PatchEmbeddings(nn.Module):
             config.hidden_size,
             kernel_size=patch_size,
             stride=patch_size,
-            bias=config.patch_bias,
+            bias=options.bias,
         )
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the embedding does not fit the rest of the configuration; this one always does."""
 
     def forward(
         self,
@@ -73,6 +96,33 @@ class PatchEmbeddings(nn.Module):
 
 # Patches that go through the CNN at a time where there is no gradient: all patches of large images would not fit.
 CHUNK = 512
+
+
+@strict
+@dataclass(kw_only=True)
+class ConvolutionalOptions(PatchEmbeddingOptions):
+    """Options of `"convolutional"`, named as in transformers' ResNet; by default the first half of ResNet-18 (IPS).
+
+    Args:
+        hidden_sizes, depths: channels and residual blocks of the stages. The stem leaves a quarter of a
+            patch's side, and each stage but the first half of that.
+        num_groups: groups of the group norms, a divisor of each width.
+    """
+
+    hidden_sizes: list[int] | tuple[int, ...] = field(default_factory=lambda: [64, 128])
+    depths: list[int] | tuple[int, ...] = field(default_factory=lambda: [2, 2])
+    num_groups: int = 32
+
+    def __post_init__(self):
+        sizes, depths = list(self.hidden_sizes), list(self.depths)
+        if not sizes or len(sizes) != len(depths) or min(*sizes, *depths) < 1:
+            raise ValueError(
+                f"hidden_sizes={sizes} and depths={depths} must give each stage of the CNN its channels and residual blocks, "
+                "at least 1 each: lists of one length."
+            )
+        check_positive(self, "num_groups")
+        if any(size % self.num_groups for size in sizes):
+            raise ValueError(f"num_groups={self.num_groups} must divide each of hidden_sizes={sizes}.")
 
 
 class PatchConvolution(Initialized, nn.Conv2d):
@@ -130,11 +180,14 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
     were selected, on padding, or on whether a probe looked first. The cost follows the number of patches embedded.
     """
 
+    Options: ClassVar[type] = ConvolutionalOptions
+
     def __init__(self, config):
         super().__init__()
+        options = read_options(self.Options, "patch_embedding", config.patch_embedding)
         self.patch_size = to_pair(config.patch_size)
         self.num_channels = config.num_channels
-        sizes, num_groups = config.convolutional_hidden_sizes, config.convolutional_num_groups
+        sizes, num_groups = options.hidden_sizes, options.num_groups
         self.stem = nn.Sequential(
             PatchConvolution(config.num_channels, sizes[0], 7, stride=2),
             nn.GroupNorm(num_groups, sizes[0]),
@@ -142,13 +195,40 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         blocks, channels = [], sizes[0]
-        for stage, (size, depth) in enumerate(zip(sizes, config.convolutional_depths, strict=True)):
+        for stage, (size, depth) in enumerate(zip(sizes, options.depths, strict=True)):
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(ResidualBlock(channels, size, stride, num_groups))
                 channels = size
         self.blocks = nn.Sequential(*blocks)
-        self.projection = PatchProjection(channels, config.hidden_size, kernel_size=1, bias=config.patch_bias)
+        self.projection = PatchProjection(channels, config.hidden_size, kernel_size=1, bias=options.bias)
+
+    @classmethod
+    def check(cls, config, options: ConvolutionalOptions) -> None:
+        """Checks the embedding against the rest of the configuration.
+
+        Raises:
+            ValueError: for videos, a hybrid, and stages that leave a norm a single number.
+        """
+        if has_frames(config):
+            raise ValueError(
+                f"patch_embedding='convolutional' reads patches of images, and num_frames={config.num_frames} makes them "
+                "videos or volumes: use 'linear'."
+            )
+        if config.backbone_config is not None:
+            raise ValueError(
+                "patch_embedding='convolutional' reads patches one by one, and the CNN of backbone_config whole images: give "
+                "one of them."
+            )
+        for stage, size in enumerate(options.hidden_sizes):
+            # The stem leaves a quarter of the side, and each stage but the first halves it, rounded up.
+            rows, columns = (-(-side // 2 ** (stage + 2)) for side in to_pair(config.patch_size))
+            if rows * columns * size // options.num_groups == 1:
+                raise ValueError(
+                    f"Stage {stage + 1} of the CNN would have one cell for each patch of patch_size={config.patch_size}, and "
+                    f"num_groups={options.num_groups} a norm for each channel of it, which sets it to zero: take fewer groups "
+                    "or stages."
+                )
 
     def forward(
         self,
@@ -177,41 +257,6 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
         return torch.cat([self.blocks(self.stem(part)).mean(dim=(2, 3)) for part in pixels.split(CHUNK)])
 
 
-def check_convolutional(config) -> None:
-    """Checks `patch_embedding` and the options of a convolutional one.
-
-    Raises:
-        ValueError: if they do not fit together.
-    """
-    sizes, depths = config.convolutional_hidden_sizes, config.convolutional_depths
-    num_groups = config.convolutional_num_groups
-    if not sizes or len(sizes) != len(depths) or min(*sizes, *depths) < 1:
-        raise ValueError(
-            f"convolutional_hidden_sizes={sizes} and convolutional_depths={depths} must give each stage of the CNN its "
-            "channels and residual blocks, at least 1 each: lists of one length."
-        )
-    if num_groups < 1 or any(size % num_groups for size in sizes):
-        raise ValueError(
-            f"convolutional_num_groups={num_groups} must divide each of convolutional_hidden_sizes={sizes}."
-        )
-    if config.patch_embedding != "convolutional":
-        return
-    if config.backbone_config is not None:
-        raise ValueError(
-            "patch_embedding='convolutional' reads patches one by one, and the CNN of backbone_config whole images: give "
-            "one of them."
-        )
-    for stage, size in enumerate(sizes):
-        # The stem leaves a quarter of the side, and each stage but the first halves it, rounded up.
-        rows, columns = (-(-side // 2 ** (stage + 2)) for side in to_pair(config.patch_size))
-        if rows * columns * size // num_groups == 1:
-            raise ValueError(
-                f"Stage {stage + 1} of the CNN would have one cell for each patch of patch_size={config.patch_size}, and "
-                f"convolutional_num_groups={num_groups} a norm for each channel of it, which sets it to zero: take fewer "
-                "groups or stages."
-            )
-
-
 class HybridPatchEmbeddings(nn.Module):
     """Projects cells of a CNN's feature map to the hidden size, one for each patch of pixels.
 
@@ -226,8 +271,9 @@ class HybridPatchEmbeddings(nn.Module):
         has_attention = MODEL_FOR_BACKBONE_MAPPING[type(config.backbone_config)].has_attentions
         options = {} if has_attention else {"attn_implementation": "eager"}
         self.backbone = AutoBackbone.from_config(config.backbone_config, **options)
+        bias = read_options(PatchEmbeddingOptions, "patch_embedding", config.patch_embedding).bias
         self.projection = PatchProjection(
-            self.backbone.channels[-1], config.hidden_size, kernel_size=1, bias=config.patch_bias
+            self.backbone.channels[-1], config.hidden_size, kernel_size=1, bias=bias
         )
 
     def forward(

@@ -5,11 +5,15 @@ One function and one line in `PIXEL_SCORERS`; the image processors run them in t
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .options import Options, Part, read_options, type_of
 from .patches import ImagePatches, raster_indices
+from .sizes import to_pair
 
 
 # Bins of `entropy`: this many a unit of normalized gray, and how many in all.
@@ -269,6 +273,43 @@ PIXEL_SCORERS: dict[str, Callable[[ImagePatches, int | torch.Tensor, int | None]
 VOLUME_SCORERS = {"motion": motion_scores}
 # Those that look at one patch at a time.
 LOCAL_SCORERS = ("variance", "gradient", "entropy", "motion")
+
+
+@strict
+@dataclass(kw_only=True)
+class RandomOptions(Options):
+    """Options of `"random"`.
+
+    Args:
+        seed: which patches are kept outside training; None draws afresh at every call.
+    """
+
+    seed: int | None = 0
+
+
+# Options of those that have some.
+SCORER_OPTIONS: dict[str, type[Options]] = {"random": RandomOptions}
+
+
+def read_scorer_options(part: Part) -> Options:
+    """Checked options of a pixel heuristic, as image processors have them."""
+    return read_options(SCORER_OPTIONS.get(type_of(part), Options), "patch_selector", part)
+
+
+def check_scorer(name: str, config) -> None:
+    """Checks that patches are large enough for a heuristic.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if name == "gradient" and min(to_pair(config.patch_size)) < 3:
+        raise ValueError(
+            f"patch_selector='gradient' looks at 3x3 pixels; patch_size={config.patch_size} is smaller."
+        )
+    if name == "motion" and config.tubelet_size < 2:
+        raise ValueError(
+            "patch_selector='motion' compares frames of one patch, and tubelet_size=1 gives it one: use tubelet_size=2."
+        )
 
 
 @torch.no_grad()

@@ -5,15 +5,18 @@ T = num_prefix + N tokens of a sequence, the last N of patches. The table of all
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from .layers import Initialized
+from .options import Options, check_range, read_options, type_of
 from .patches import PatchTokens, flatten_coordinates, format_size, grid_coordinates
-from .sizes import head_dim_of, native_grid
+from .sizes import has_frames, head_dim_of, native_grid
 
 
 class Positions(NamedTuple):
@@ -84,8 +87,17 @@ class PositionEncoding(Initialized, nn.Module):
     # Whether there is a bias, which flash attention cannot take.
     has_bias = False
 
-    def __init__(self, config):
+    # Dataclass of the options that `position_encoding={"type": ..., ...}` may give.
+    Options: ClassVar[type] = Options
+
+    def __init__(self, config, options: Options | None = None):
+        """Reads the options from `config.position_encoding` unless they are given."""
         super().__init__()
+        self.options = options or read_options(self.Options, "position_encoding", config.position_encoding)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the encoding or its options do not fit the rest of the configuration."""
 
     def forward(
         self,
@@ -144,7 +156,6 @@ def interpolation_weights(
     grid: torch.Tensor,
     source: tuple[int, ...],
     kernel: str,
-    offset: float = 0.0,
 ) -> torch.Tensor:
     """Weights of the cells of a `source` grid at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
 
@@ -157,9 +168,8 @@ def interpolation_weights(
         grid: `(B, A)` rows and columns.
         source: rows and columns of what is interpolated, A sides.
         kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
-        offset: added to rows and columns for the scale, as DINOv2's first code did with 0.1.
     """
-    scale = torch.tensor(source, device=coordinates.device) / (grid + offset)  # (B, A)
+    scale = torch.tensor(source, device=coordinates.device) / grid  # (B, A)
     position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, A) in cells of the source
     weights, *others = (
         _axis_weights(position[..., axis], side, kernel, scale[:, axis : axis + 1])
@@ -206,28 +216,84 @@ def geometric_frequencies(count: int, base: float, device: torch.device) -> torc
     return torch.exp(-math.log(base) / count * torch.arange(count, device=device))
 
 
+@strict
+@dataclass(kw_only=True)
+class RotaryOptions(Options):
+    """Options of encodings that rotate queries and keys.
+
+    Args:
+        base: base of the frequencies; the slowest has a wavelength of about 2 pi times the base, in
+            `coordinates`. DINOv3 has 100, EVA-02 10000, RoPE-Mixed 10.
+        coordinates: unit of the coordinates: "patches"; "native", patches of the native grid, over which the
+            image is spread (EVA-02); "normalized", from -1 to 1 over the image, times 2 pi (DINOv3).
+        shift, jitter, rescale: while training, largest shift of the coordinates, and largest factor of each
+            axis, and of both (DINOv3); None for none.
+        reference_grid: rows and columns (of videos time, rows and columns) that "native" spreads over an
+            image, by default those of `image_size`. EVA-02 pretrained at 16 counts 16 at 448 pixels too.
+    """
+
+    base: float | int = 100.0
+    coordinates: Literal["patches", "native", "normalized"] = "patches"
+    shift: float | int | None = None
+    jitter: float | int | None = None
+    rescale: float | int | None = None
+    reference_grid: int | list[int] | tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        check_range(self, "base", "above 0", 0 < self.base < math.inf)
+        check_range(self, "shift", "0 or more, or None", self.shift is None or 0 <= self.shift < math.inf)
+        for name in ("jitter", "rescale"):
+            factor = getattr(self, name)
+            legal = "a factor of at least 1, or None"
+            check_range(self, name, legal, factor is None or 1 <= factor < math.inf)
+
+
 class Rotary(PositionEncoding):
     """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
 
     Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six stays as it
     is, as in V-JEPA 2 (Assran et al., 2025).
 
-    Queries and keys are rotated by their coordinates, so attention sees differences of places. `rotary_coordinates`
-    says of what: "patches" (distances mean the same at every resolution), "native" (those of the native grid, or of
-    `rotary_reference_grid`, as EVA-02: an image means the same at every resolution), or "normalized" (from -1 to 1,
-    times 2 pi, as DINOv3).
-    While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al., 2025).
+    Queries and keys are rotated by their coordinates, so attention sees differences of places. In
+    `coordinates` "patches", distances mean the same at every resolution; in "native" and "normalized" ones,
+    an image does. While training, each batch may be shifted, jittered and rescaled (DINOv3, Siméoni et al.,
+    2025).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RotaryOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.head_dim = head_dim_of(config)
-        self.base = config.rotary_base
-        self.coordinates = config.rotary_coordinates
-        self.augmentation = (config.rotary_shift, config.rotary_jitter, config.rotary_rescale)
-        reference = config.rotary_reference_grid or native_grid(config)
+        self.base = self.options.base
+        self.coordinates = self.options.coordinates
+        self.augmentation = (self.options.shift, self.options.jitter, self.options.rescale)
+        reference = self.options.reference_grid or native_grid(config)
         self.reference_grid = (reference, reference) if isinstance(reference, int) else tuple(reference)
         self.num_axes = len(self.reference_grid)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        name, head_dim, num_axes = type_of(config.position_encoding), head_dim_of(config), 2
+        if has_frames(config):
+            num_axes = 3
+            if head_dim < 6 or head_dim % 2:
+                raise ValueError(
+                    f"position_encoding={name!r} turns pairs of channels along three axes, and needs hidden_size / "
+                    f"num_attention_heads to be even and at least 6, got {head_dim}."
+                )
+        elif head_dim % 4:
+            raise ValueError(
+                f"position_encoding={name!r} needs the channels of a head (hidden_size / num_attention_heads, or "
+                f"head_dim) to be a multiple of 4, got {head_dim}."
+            )
+        reference = options.reference_grid
+        sides = [reference] * 2 if isinstance(reference, int) else reference
+        if reference is not None and (len(sides) != num_axes or min(sides) < 1):
+            legal = "a number of at least 1 patch a side or a pair (rows, columns) of them"
+            if num_axes == 3:
+                legal = "three numbers of at least 1 patch (time, rows, columns)"
+            raise ValueError(f"reference_grid={reference} must be {legal}, or None for those of image_size.")
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         places = self.places(tokens)
@@ -275,8 +341,8 @@ class RotaryMixed(Rotary):
 
     per_layer = True
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         shape = (config.num_hidden_layers, config.num_attention_heads, self.num_axes, self.head_dim // 2)
         self.frequencies = nn.Parameter(torch.empty(shape))
 
@@ -341,8 +407,8 @@ class Alibi(AttentionBias):
     -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.heads = config.num_attention_heads
 
     def pairs(self, differences: torch.Tensor, grid: torch.Tensor, layer: int) -> torch.Tensor:
@@ -351,18 +417,31 @@ class Alibi(AttentionBias):
         return -slopes[:, None, None] * torch.linalg.vector_norm(differences, dim=-1).unsqueeze(1)
 
 
+@strict
+@dataclass(kw_only=True)
+class RelativeBiasOptions(Options):
+    """Options of learned biases.
+
+    Args:
+        shared: whether all blocks share one table or network, instead of each having its own.
+    """
+
+    shared: bool = True
+
+
 class RelativeBias(AttentionBias):
     """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022), Swin.
 
     At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more stand for
-    pairs with a token that has no place: such a query, such a key, both. `relative_bias_shared` has one table for all
-    blocks instead of one for each.
+    pairs with a token that has no place: such a query, such a key, both.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RelativeBiasOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.per_layer = not config.relative_bias_shared
+        self.per_layer = not self.options.shared
         tables = config.num_hidden_layers if self.per_layer else 1
         self.extent = tuple(2 * side - 1 for side in self.native_grid)
         self.relative_position_bias_table = nn.Parameter(
@@ -404,10 +483,12 @@ class RelativeBiasContinuous(AttentionBias):
     which ask it for every pair).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = RelativeBiasOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.per_layer = not config.relative_bias_shared
+        self.per_layer = not self.options.shared
         self.networks = nn.ModuleList(
             bias_network(config.num_attention_heads, len(self.native_grid))
             for _ in range(config.num_hidden_layers if self.per_layer else 1)
@@ -512,6 +593,33 @@ def sinusoid_3d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
     return nn.functional.pad(table, (0, dim - table.shape[-1]))
 
 
+def check_width(config, needed: int) -> None:
+    """Checks that `hidden_size` is a multiple of what a sinusoid needs.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if config.hidden_size % needed:
+        legal = "be even" if needed == 2 else f"be a multiple of {needed}"
+        raise ValueError(
+            f"position_encoding={type_of(config.position_encoding)!r} needs hidden_size to {legal}, got "
+            f"{config.hidden_size}."
+        )
+
+
+def check_least_width(config) -> None:
+    """Checks that each of three axes gets a sine and a cosine; channels beyond a multiple of six have no position.
+
+    Raises:
+        ValueError: if `hidden_size` is below 6.
+    """
+    if config.hidden_size < 6:
+        raise ValueError(
+            f"position_encoding={type_of(config.position_encoding)!r} needs a hidden_size of at least 6, got "
+            f"{config.hidden_size}."
+        )
+
+
 class NoPosition(PositionEncoding):
     """A bag of patches."""
 
@@ -521,6 +629,10 @@ class Sinusoidal(PositionEncoding):
 
     A place between rows (a thumbnail's) has the index of some place in a row: `sinusoidal_2d` tells them apart.
     """
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_width(config, 2)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         index = flatten_coordinates(tokens.coordinates, tokens.grid)
@@ -535,6 +647,10 @@ class Sinusoidal(PositionEncoding):
 class Sinusoidal2D(PositionEncoding):
     """Half of the channels for the row and half for the column, as MoCo v3 and MAE; nothing for CLS."""
 
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_width(config, 4)
+
     def add(self, tokens: PatchTokens) -> PatchTokens:
         table = sinusoid_2d(tokens.coordinates, tokens.features.shape[-1])
         return tokens.with_features(tokens.features + table.to(tokens.features.dtype))
@@ -542,6 +658,10 @@ class Sinusoidal2D(PositionEncoding):
 
 class Sinusoidal3D(PositionEncoding):
     """A third of the channels each for time (or depth), row and column; nothing for CLS."""
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_least_width(config)
 
     def add(self, tokens: PatchTokens) -> PatchTokens:
         table = sinusoid_3d(tokens.coordinates, tokens.features.shape[-1])
@@ -552,23 +672,38 @@ class Sinusoidal3D(PositionEncoding):
 KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
 
 
+@strict
+@dataclass(kw_only=True)
+class LearnedOptions(Options):
+    """How a learned table is resized.
+
+    Args:
+        interpolation: "bicubic" or "bilinear" (SigLIP 2).
+        antialias: whether it is shrunk with antialiasing, as DINOv2 with registers and SigLIP 2.
+    """
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = False
+
+
 class Learned(PositionEncoding):
     """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by default.
 
-    At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: of ViT and DINOv2 as
-    it is, of DINOv2 with registers with `position_antialias`, of SigLIP 2 with that and `position_interpolation`
-    "bilinear", and of DINOv2's first code with a `position_scale_offset` of 0.1. Of videos and volumes the same kernel
-    works along the third axis.
+    At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: that of ViT
+    and DINOv2 by default, that of DINOv2 with registers with `antialias`, and that of SigLIP 2 with
+    `antialias` and "bilinear" interpolation. For videos and volumes the same kernel works along the third
+    axis.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = LearnedOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
         num_patches = math.prod(self.native_grid)
-        self.kernel = KERNELS[config.position_interpolation]
-        if config.position_antialias:
+        self.kernel = KERNELS[self.options.interpolation]
+        if self.options.antialias:
             self.kernel += "_antialias"
-        self.scale_offset = config.position_scale_offset
         # The name in transformers' ViT, so that its checkpoints fit: CLS first, then patches in raster order.
         self.num_cls = int(config.use_cls_token)
         self.position_embeddings = nn.Parameter(
@@ -579,9 +714,7 @@ class Learned(PositionEncoding):
         table = self.position_embeddings[0, self.num_cls :]
         if tokens.full_grid == self.native_grid:
             return tokens.with_features(tokens.features + table)  # the same to the bit, without the weights
-        weights = interpolation_weights(
-            tokens.coordinates, tokens.grid, self.native_grid, self.kernel, self.scale_offset
-        )
+        weights = interpolation_weights(tokens.coordinates, tokens.grid, self.native_grid, self.kernel)
         with torch.autocast(table.device.type, enabled=False):  # half precision would blur the table
             table = (weights @ table.float()).to(table.dtype)
         return tokens.with_features(tokens.features + table)
@@ -594,7 +727,7 @@ class Learned(PositionEncoding):
         grid = source_grid(size, grid, math.prod, len(self.native_grid))
         places = grid_coordinates(*self.native_grid, device=table.device)[None]
         own = torch.tensor([self.native_grid], device=table.device)
-        weights = interpolation_weights(places, own, grid, self.kernel, self.scale_offset)
+        weights = interpolation_weights(places, own, grid, self.kernel)
         return torch.cat((table[:, : self.num_cls], weights @ table[:, self.num_cls :]), dim=1)
 
     def reset_parameters(self, std: float) -> None:
@@ -603,6 +736,13 @@ class Learned(PositionEncoding):
 
 class LearnedFromSinusoidal(Learned):
     """A learned table that starts as the sinusoid along two axes, or three, with zeros for CLS."""
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        if has_frames(config):
+            check_least_width(config)
+        else:
+            check_width(config, 4)
 
     def reset_parameters(self, std: float) -> None:
         init.copy_(self.position_embeddings, self._sinusoid())
@@ -615,18 +755,49 @@ class LearnedFromSinusoidal(Learned):
         return torch.cat((torch.zeros(self.num_cls, dim, device=device), patches)).view(1, length, dim)
 
 
+@strict
+@dataclass(kw_only=True)
+class LearnedRotaryOptions(LearnedOptions, RotaryOptions):
+    """Options of `"learned"` and of `"rotary"`."""
+
+
 class LearnedRotary(Learned):
-    """A learned table, and rotation of queries and keys besides: `"learned"` and `"rotary"` with their options.
+    """A learned table and rotation of queries and keys: `"learned"` and `"rotary"` with the options of both.
 
     EVA-02 (Fang et al., 2023).
     """
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.rotary = Rotary(config)
+    Options = LearnedRotaryOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
+        self.rotary = Rotary(config, self.options)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        Rotary.check(config, options)
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.rotary.rotation(tokens, layer)
+
+
+@strict
+@dataclass(kw_only=True)
+class FourierOptions(Options):
+    """Learned features of `"fourier"`.
+
+    Args:
+        num_features: number of features, sines and cosines.
+        scale: how far apart in patches they reach at first.
+    """
+
+    num_features: int = 128
+    scale: float | int = 10.0
+
+    def __post_init__(self):
+        check_range(self, "scale", "above 0", 0 < self.scale < math.inf)
+        is_even = self.num_features >= 2 and self.num_features % 2 == 0
+        check_range(self, "num_features", "even and at least 2", is_even)
 
 
 class Fourier(PositionEncoding):
@@ -634,14 +805,16 @@ class Fourier(PositionEncoding):
 
     "Learnable Fourier Features for Multi-Dimensional Spatial Positional Encoding" (Li et al., 2021), section 3:
     W2 gelu(W1 [cos(W p), sin(W p)] / sqrt(F) + b1) + b2, with W drawn at first from a Gaussian of deviation 1 /
-    `fourier_scale`. Nothing for CLS.
+    `scale`. Nothing for CLS.
     """
 
-    def __init__(self, config):
-        super().__init__(config)
+    Options = FourierOptions
+
+    def __init__(self, config, options: Options | None = None):
+        super().__init__(config, options)
         self.native_grid = native_grid(config)
-        self.scale = config.fourier_scale
-        features = config.fourier_num_features
+        self.scale = self.options.scale
+        features = self.options.num_features
         self.frequencies = nn.Parameter(torch.empty(features // 2, len(self.native_grid)))
         self.hidden = nn.Linear(features, config.hidden_size)
         self.activation = nn.GELU()

@@ -24,6 +24,7 @@ from .computed_tensors import restore, versions
 from .configuration_adaptive_vit import AdaptiveViTConfig
 from .grid_tables import check_measures, make_room, resample, tables_to_resample
 from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
+from .options import keep_options, options_of, type_of
 from .patch_embeddings import HybridPatchEmbeddings
 from .registry import TABLES, derives_from, fetch_classes, find_class, import_class
 from .sizes import has_frames, native_grid
@@ -124,7 +125,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         else:
             values, _ = cls.config_class.get_config_dict(config or source, **kwargs)
         for field, table in TABLES.items():
-            name = kwargs.get(field)  # which the caller names himself, and so trusts
+            name = type_of(kwargs.get(field))  # which the caller names himself, and so trusts
             if name is not None and name not in table and "." in name:
                 import_class(field, name)
         stored = cls._stored_config(source, config, kwargs)
@@ -138,7 +139,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
                     setattr(wanted, name, value)
                 config = wanted
             else:
-                kwargs |= kept
+                kwargs = kept | keep_options(kept, kwargs, kept)
         values = {name: value for name, value in values.items() if name not in kwargs}
         fetch_classes(str(source), values, trust, **kwargs)
         report_code(str(source), values, cls.config_class.code_file)
@@ -278,11 +279,12 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
         check_measures(wanted, stored)
-        rotates = wanted.position_encoding in ("rotary", "rotary_mixed", "learned_rotary")
-        if not rotates or wanted.rotary_coordinates != "native" or wanted.rotary_reference_grid is not None:
+        rotates = type_of(wanted.position_encoding) in ("rotary", "rotary_mixed", "learned_rotary")
+        options = options_of(wanted.position_encoding)
+        if not rotates or options.get("coordinates") != "native" or options.get("reference_grid") is not None:
             return {}
         # Positions are spread over the grid of pretraining, as EVA-02 does.
-        return {"rotary_reference_grid": list(native_grid(stored))}
+        return {"position_encoding": wanted.position_encoding | {"reference_grid": list(native_grid(stored))}}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -13,7 +13,6 @@ from .patches import ImagePatches, TokenSequence
 HEAD_REDUCTIONS = {
     "mean": lambda attention: attention.mean(dim=1),
     "max": lambda attention: attention.amax(dim=1),
-    "min": lambda attention: attention.amin(dim=1),
 }
 
 

@@ -7,11 +7,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from .layers import AttentionProjections
+from .options import Options, check_positive, check_range, read_options, type_of
 from .patches import (
     ImagePatches,
     PatchTokens,
@@ -51,9 +54,22 @@ class TokenReducer(nn.Module, ABC):
     # Whether training needs the model's own dense pass as a teacher.
     learns_from_dense = False
 
+    # Weights of what such training adds to the loss: distance of hidden states, and divergence of answers.
+    token_weight = 0.5
+    distillation_weight = 0.5
+
+    # Dataclass of the options that `token_reducer={"type": ..., ...}` may give.
+    Options: ClassVar[type] = Options
+
     def __init__(self, config, layer_index: int):
+        """Reads the options from `config.token_reducer`."""
         super().__init__()
         self.config = config
+        self.options = read_options(self.Options, "token_reducer", config.token_reducer)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the reducer or its options do not fit the rest of the configuration."""
 
     @abstractmethod
     def forward(
@@ -95,6 +111,19 @@ class TokenReducer(nn.Module, ABC):
     def keeps_all(self, dense_fraction: float) -> bool:
         """Tells whether there is nothing to do."""
         return self.keep_rate(dense_fraction) >= 1
+
+
+def check_cls_for_reducer(config) -> None:
+    """Checks that there is a CLS token for a reducer that goes by its attention.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not config.use_cls_token:
+        raise ValueError(
+            f"token_reducer={type_of(config.token_reducer)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            "choose another."
+        )
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:
@@ -162,6 +191,10 @@ class AttentiveReducer(TokenReducer):
     EViT (Liang et al., 2022, "Not All Patches are What You Need"), section 3.
     """
 
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_cls_for_reducer(config)
+
     def forward(
         self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
@@ -204,6 +237,10 @@ class SamplingReducer(TokenReducer):
     once, so an image may keep fewer tokens than the keep rate says; the places left over are padding.
     """
 
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_cls_for_reducer(config)
+
     def forward(
         self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
     ) -> Reduction:
@@ -240,6 +277,26 @@ class SamplingReducer(TokenReducer):
         return Reduction(reduced, new_indices(indices, mask, num_tokens))
 
 
+@strict
+@dataclass(kw_only=True)
+class GumbelOptions(Options):
+    """Weights of the losses of `"gumbel"`, as in DynamicViT (2021).
+
+    Args:
+        ratio_weight: of the distance from the keep rate.
+        distillation_weight: of the divergence from the model's own dense prediction.
+        token_weight: of the distance of hidden states from those of the dense pass.
+    """
+
+    ratio_weight: float | int = 2.0
+    distillation_weight: float | int = 0.5
+    token_weight: float | int = 0.5
+
+    def __post_init__(self):
+        for name in ("ratio_weight", "distillation_weight", "token_weight"):
+            check_range(self, name, "0 or more", 0 <= getattr(self, name) < math.inf)
+
+
 class GumbelReducer(TokenReducer):
     """A predictor at each stage gives every token a chance to stay, from the token and the mean of those present.
 
@@ -251,18 +308,26 @@ class GumbelReducer(TokenReducer):
 
     inside_block = False
     learns_from_dense = True
+    Options = GumbelOptions
 
     def __init__(self, config, layer_index: int):
         super().__init__(config, layer_index)
         dim = config.hidden_size
         self.stage = sorted(config.reduction_layers).index(layer_index) + 1
-        self.ratio_weight = config.gumbel_ratio_weight / len(config.reduction_layers)
+        self.ratio_weight = self.options.ratio_weight / len(config.reduction_layers)
+        self.distillation_weight = self.options.distillation_weight
+        self.token_weight = self.options.token_weight
         self.norm = nn.LayerNorm(dim)
         self.input = nn.Linear(dim, dim)
         self.hidden1 = nn.Linear(dim, dim // 2)
         self.hidden2 = nn.Linear(dim // 2, max(1, dim // 4))
         self.output = nn.Linear(max(1, dim // 4), 2)
         self.activation = nn.GELU()
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        if config.hidden_size % 2:
+            raise ValueError(f"token_reducer='gumbel' needs an even hidden_size, got {config.hidden_size}.")
 
     def forward(
         self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
@@ -345,6 +410,22 @@ def _normalize(metric: torch.Tensor) -> torch.Tensor:
     return metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp(min=1e-6)
 
 
+@strict
+@dataclass(kw_only=True)
+class MergeOptions(Options):
+    """Options of `"merge"`.
+
+    Args:
+        r: tokens that are merged away at each of `reduction_layers`, instead of a `keep_rate`; ToMe (2023)
+            takes 13 to 16 of 196 in every block.
+    """
+
+    r: int | None = None
+
+    def __post_init__(self):
+        check_positive(self, "r")
+
+
 class MergeReducer(TokenReducer):
     """Merges the most alike pairs of tokens into their mean, weighted by how many patches each stands for.
 
@@ -352,6 +433,20 @@ class MergeReducer(TokenReducer):
     averaged over heads (before rotation, if there is one), with sizes for proportional attention. Tokens keep the
     raster order of those that others were merged into.
     """
+
+    Options = MergeOptions
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        if options.r is not None and config.keep_rate != 1:
+            raise ValueError(
+                f"r={options.r} and keep_rate={config.keep_rate} exclude each other: pass no r, or keep_rate=1.0."
+            )
+        if config.keep_rate < 0.5:
+            raise ValueError(
+                f"keep_rate={config.keep_rate} is too low for token_reducer='merge', which merges pairs: at least 0.5. "
+                "Merge at more reduction_layers instead."
+            )
 
     def forward(
         self, tokens: PatchTokens, projections: AttentionProjections | None, dense_fraction: float
@@ -401,21 +496,21 @@ class MergeReducer(TokenReducer):
 
     def keeps_all(self, dense_fraction: float) -> bool:
         return (
-            self._merge_r(dense_fraction) == 0 if self.config.merge_r else super().keeps_all(dense_fraction)
+            self._num_to_merge(dense_fraction) == 0 if self.options.r else super().keeps_all(dense_fraction)
         )
 
-    def _merge_r(self, dense_fraction: float) -> int:
-        return round(self.config.merge_r * (1 - dense_fraction))
+    def _num_to_merge(self, dense_fraction: float) -> int:
+        return round(self.options.r * (1 - dense_fraction))
 
     def _num_merged(self, num_tokens: int, dense_fraction: float) -> int:
-        if self.config.merge_r:
-            return min(self._merge_r(dense_fraction), num_tokens // 2)
+        if self.options.r:
+            return min(self._num_to_merge(dense_fraction), num_tokens // 2)
         return min(num_tokens - num_kept(num_tokens, self.keep_rate(dense_fraction)), num_tokens // 2)
 
     def _counts_merged(self, present: torch.Tensor, dense_fraction: float) -> torch.Tensor:
         """`_num_merged` for images of `present` `(B,)` tokens."""
-        if self.config.merge_r:
-            number = torch.full_like(present, self._merge_r(dense_fraction))
+        if self.options.r:
+            number = torch.full_like(present, self._num_to_merge(dense_fraction))
         else:
             number = present - ceil_fraction(present, self.keep_rate(dense_fraction))
         return number.minimum(present // 2)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .options import read_options, shorten, type_of
 from .positions import POSITION_ENCODINGS, VOLUME_ENCODINGS
 from .reducers import TOKEN_REDUCERS
 from .selectors import PATCH_SELECTORS, VOLUME_SELECTORS
@@ -104,7 +105,7 @@ def table_of(config, field: str) -> dict[str, type]:
 
 def is_known(config, field: str) -> bool:
     """Tells whether the class that a field names is known, or may be in a module or a checkpoint's file."""
-    name = getattr(config, field)
+    name = type_of(getattr(config, field))
     shipped = getattr(config, "auto_map", None) or {}
     return name in table_of(config, field) or "." in name.strip(".") or field in shipped
 
@@ -115,7 +116,7 @@ def find_class(config, field: str) -> type | None:
     Raises:
         ValueError: if there is no such class.
     """
-    name, table = getattr(config, field), table_of(config, field)
+    name, table = type_of(getattr(config, field)), table_of(config, field)
     if name is None or name in table:
         return table.get(name)
     cls = FETCHED.get((field, name, str(config._name_or_path))) or shipped_classes().get(name)
@@ -124,6 +125,25 @@ def find_class(config, field: str) -> type | None:
             _require_trust(config._name_or_path, field, name)
         cls = import_class(field, name)
     return check_class(field, name, cls)
+
+
+def check_options(config, field: str) -> None:
+    """Checks a part's options, and leaves out of the configuration those that are equal to their defaults.
+
+    A class that is yet to be imported is checked when the model is built.
+
+    Raises:
+        ValueError: for options that the part does not have, or that do not fit.
+    """
+    part = getattr(config, field)
+    name = type_of(part)
+    is_here = name in table_of(config, field) or name in shipped_classes() or _is_loaded(name)
+    if not is_here and (field, name, str(config._name_or_path)) not in FETCHED:
+        return
+    cls = find_class(config, field)
+    options = read_options(cls.Options, field, part)
+    cls.check(config, options)
+    shorten(config, field, options)
 
 
 def _is_loaded(name: str) -> bool:
@@ -176,7 +196,7 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
         ValueError: if a class would have to be taken from the checkpoint, or imported because of it, without trust.
     """
     for field, table in TABLES.items():
-        name = values.get(field)
+        name = type_of(values.get(field))
         if (
             name is None
             or name in table
@@ -201,5 +221,5 @@ def classes_of(model) -> dict[str, type]:
     return {
         field: type(part)
         for field, part in model.pluggable_parts().items()
-        if part is not None and getattr(model.config, field) not in BUILT_IN[field]
+        if part is not None and type_of(getattr(model.config, field)) not in BUILT_IN[field]
     }

@@ -1,10 +1,31 @@
 """Semantic segmentation: from feature maps to a class for every place. L classes."""
 
+from dataclasses import dataclass
+
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from .layers import Initialized
+from .options import Options, read_options
+
+
+@strict
+@dataclass(kw_only=True)
+class SegmentationOptions(Options):
+    """Options of every decoder.
+
+    Args:
+        ignore_index: label of pixels that do not count in the loss.
+    """
+
+    ignore_index: int = 255
+
+
+def read_segmentation_options(config) -> SegmentationOptions:
+    """Options of `config.segmentation_decoder`."""
+    return read_options(SegmentationOptions, "segmentation_decoder", config.segmentation_decoder)
 
 
 class LinearDecoder(nn.Module):

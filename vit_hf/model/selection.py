@@ -2,34 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from .budget import Budget
+from .options import Options, check_range, read_options, type_of
 from .patches import ImagePatches, PatchTokens, check_finite, move_fields
-
-
-def resolve_num_selected(num_selected: int | float | None, num_patches: int) -> int:
-    """Number of patches that a budget keeps of `num_patches`: all (None), a number (int) or a fraction (float).
-
-    Raises:
-        ValueError: if a number lies outside 1..num_patches, or a share outside (0, 1].
-    """
-    if num_selected is None:
-        return num_patches
-    if isinstance(num_selected, float):
-        if not 0 < num_selected <= 1:
-            raise ValueError(
-                f"num_selected_patches={num_selected} as a float is a share and must lie in (0, 1]."
-            )
-        return max(1, round(num_selected * num_patches))
-    if not 1 <= num_selected <= num_patches:
-        raise ValueError(
-            f"num_selected_patches={num_selected} does not fit an image of {num_patches} patches: it must be a whole "
-            f"number from 1 to {num_patches}, or a share in (0, 1]. Lower it, or give larger images."
-        )
-    return num_selected
 
 
 def count_selected(
@@ -39,20 +20,23 @@ def count_selected(
 
     Args:
         patches: all patches of the batch.
-        budget: a number, or a share of each image's patches.
+        budget: see `num_selected_patches`.
         dense_fraction: 0 for the budget, 1 for all patches, linear between.
     """
+    chosen = Budget(budget)
     if patches.is_whole:
-        target = resolve_num_selected(budget, patches.num_patches)
+        target = chosen.resolve(patches.num_patches)
         return target + round(dense_fraction * (patches.num_patches - target)), None
-    # Where there may be fewer than K patches, the image processor says so by a mask.
-    resolve_num_selected(budget, patches.num_patches if patches.mask is None else max(1, budget))
+    if patches.mask is None:  # where there may be fewer than K patches, the image processor says so by a mask
+        chosen.resolve(patches.num_patches)
     present = patches.grid.prod(dim=1)  # (B,)
-    target = (present.double() * budget).round().clamp(min=1).long() if isinstance(budget, float) else budget
+    target = budget
+    if chosen.is_fraction:
+        target = (present.double() * budget).round().clamp(min=1).long()
     counts = target + ((present - target).clamp(min=0) * dense_fraction).round().long()
     if patches.mask is not None:
         counts = counts.minimum(patches.mask.sum(dim=1))
-    if isinstance(budget, int) and dense_fraction == 0:
+    if not chosen.is_fraction and dense_fraction == 0:
         return budget, None if patches.mask is None else counts
     return int(counts.max()), counts
 
@@ -134,13 +118,28 @@ class Probe(Protocol):
     """Passes through the model's own blocks, for selectors. No gradient reaches the model."""
 
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
-        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `scout_reduction` of the configuration."""
+        """CLS attention `(B, N)` over `patches` in block `num_layers`; see `AttentionOptions`."""
 
     def features(self, patches: ImagePatches, num_layers: int) -> torch.Tensor:
         """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
 
     def embed(self, patches: ImagePatches) -> torch.Tensor:
         """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without dropout."""
+
+
+@strict
+@dataclass(kw_only=True)
+class SelectorOptions(Options):
+    """Options of every selector whose choice is not random while training anyway.
+
+    Args:
+        exploration: fraction in [0, 1] of the kept patches that are random while training.
+    """
+
+    exploration: float | int = 0.0
+
+    def __post_init__(self):
+        check_range(self, "exploration", "a fraction in [0, 1]", 0 <= self.exploration <= 1)
 
 
 class PatchSelector(nn.Module, ABC):
@@ -153,9 +152,21 @@ class PatchSelector(nn.Module, ABC):
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
     uses_number = True
 
+    # Weight of the policy gradient of a selection that was drawn, beside the loss of the task.
+    policy_loss_weight = 1.0
+
+    # Dataclass of the options that `patch_selector={"type": ..., ...}` may give.
+    Options: ClassVar[type] = SelectorOptions
+
     def __init__(self, config):
+        """Reads the options from `config.patch_selector`."""
         super().__init__()
-        self.exploration = config.exploration
+        self.options = read_options(self.Options, "patch_selector", config.patch_selector)
+        self.exploration = getattr(self.options, "exploration", 0.0)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        """Raises: ValueError if the selector or its options do not fit the rest of the configuration."""
 
     def forward(
         self,
@@ -239,3 +250,16 @@ class PatchSelector(nn.Module, ABC):
     def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
         """Loss that training adds, given the patches and their scores; None for none."""
         return None
+
+
+def check_cls_for_selector(config) -> None:
+    """Checks that there is a CLS token for a selector that asks what it attends to.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not config.use_cls_token:
+        raise ValueError(
+            f"patch_selector={type_of(config.patch_selector)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            "choose another."
+        )

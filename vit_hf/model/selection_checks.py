@@ -5,7 +5,9 @@ from collections.abc import Iterable
 import torch
 from transformers.utils import logging
 
+from .budget import Budget
 from .elastic_space import is_elastic
+from .options import options_of, type_of
 from .patches import ImagePatches, format_size
 from .reducers import TokenReducer
 from .registry import BUILT_IN
@@ -26,7 +28,7 @@ def warn_if_all_kept(config, patches: ImagePatches, num_selected: int) -> None:
         grid = tuple(patches.grid[all_kept][0].tolist()) if all_kept.any() else None
     if grid is not None:
         warn_of_all_kept(
-            f"patch_selector={config.patch_selector!r} with num_selected_patches={config.num_selected_patches}",
+            f"patch_selector={type_of(config.patch_selector)!r} with num_selected_patches={config.num_selected_patches}",
             grid,
         )
 
@@ -54,7 +56,7 @@ def check_selected_once(config, patches: ImagePatches) -> None:
     if patches.is_whole or torch.compiler.is_compiling():
         return
     offered, wanted = patches.grid.prod(dim=1), config.num_selected_patches
-    if isinstance(wanted, float):
+    if Budget(wanted).is_fraction:
         wanted = (offered.double() * wanted).round().clamp(min=1).long()
     present = _present(patches)
     selected = (present < offered) & (present != wanted)
@@ -63,7 +65,7 @@ def check_selected_once(config, patches: ImagePatches) -> None:
         raise ValueError(
             f"Image {index} of the batch came with {int(present[index])} of its {format_size(patches.grid[index].tolist())} patches: "
             f"the image processor selected them (its patch_selector), and the model selects others: patch_selector="
-            f"{config.patch_selector!r}, num_selected_patches={config.num_selected_patches}. Set patch_selector=None, "
+            f"{type_of(config.patch_selector)!r}, num_selected_patches={config.num_selected_patches}. Set patch_selector=None, "
             "num_selected_patches=None in one of the two, or the same num_selected_patches in both."
         )
 
@@ -73,11 +75,12 @@ def warn_if_nothing_reduced(config, reducers: Iterable[TokenReducer]) -> None:
     if is_elastic(config):  # whose largest network may be dense
         return
     # Those of the user's own may go by something else than keep_rate; "gumbel" runs its predictor whatever it keeps.
-    is_ours = config.token_reducer in BUILT_IN["token_reducer"]
-    by_rate = is_ours and config.keep_rate >= 1 and config.merge_r is None
+    is_ours = type_of(config.token_reducer) in BUILT_IN["token_reducer"]
+    merges_number = options_of(config.token_reducer).get("r") is not None
+    by_rate = is_ours and config.keep_rate >= 1 and not merges_number
     if by_rate or any(reducer.keeps_all(0.0) for reducer in reducers):
         logger.warning_once(
-            f"token_reducer={config.token_reducer!r} with keep_rate={config.keep_rate} keeps all tokens, and saves nothing: "
+            f"token_reducer={type_of(config.token_reducer)!r} with keep_rate={config.keep_rate} keeps all tokens, and saves nothing: "
             "set keep_rate below 1, such as 0.7."
         )
 

@@ -5,16 +5,33 @@ class and one line in `PATCH_SELECTORS` at the end. The highest scores are kept.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import initialization as init
 
 from .layers import Initialized
+from .options import Options, check_positive, check_range, type_of
 from .patches import ImagePatches, PatchTokens
-from .pixel_scorers import LOCAL_SCORERS, PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from .selection import PatchSelector, Probe, Selection, keep_top
-from .sizes import has_frames, scorer_sides, scout_sides
+from .pixel_scorers import (
+    LOCAL_SCORERS,
+    PIXEL_SCORERS,
+    VOLUME_SCORERS,
+    RandomOptions,
+    check_scorer,
+    pixel_scores,
+)
+from .selection import PatchSelector, Probe, Selection, SelectorOptions, check_cls_for_selector, keep_top
+from .sizes import (
+    check_thumbnail,
+    has_frames,
+    native_sides,
+    patch_sides,
+    thumbnail_sides,
+)
 
 
 def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
@@ -38,19 +55,84 @@ def as_thumbnails(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
     return ImagePatches.from_images(thumbnails.image, patches.patch_size)
 
 
+@strict
+@dataclass(kw_only=True)
+class ScoutOptions(SelectorOptions):
+    """Options of selectors that send a thumbnail through the model's own first blocks.
+
+    Args:
+        num_layers: blocks that the thumbnail goes through.
+        thumbnail_size: pixels of a side of the thumbnail, (height, width), or of a video (frames, height,
+            width); by default `image_size`.
+    """
+
+    num_layers: int = 3
+    thumbnail_size: int | list[int] | tuple[int, ...] | None = None
+
+
+@strict
+@dataclass(kw_only=True)
+class AttentionOptions(ScoutOptions):
+    """Options of `"attention"`.
+
+    Args:
+        reduction: how heads and blocks make a score: "mean" or "max" over heads of the CLS attention of the
+            last probe block, or "rollout", attention rollout through all of them.
+    """
+
+    reduction: Literal["mean", "max", "rollout"] = "mean"
+
+
+@strict
+@dataclass(kw_only=True)
+class DistilledOptions(ScoutOptions):
+    """Options of `"distilled"`.
+
+    Args:
+        loss_weight: weight of the selector's loss, as in LookWhere (2025).
+        batch_fraction: fraction in (0, 1] of a batch that this loss is computed on, for each image of which
+            training pays a dense forward pass.
+    """
+
+    loss_weight: float | int = 0.1
+    batch_fraction: float | int = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "loss_weight", "0 or more", 0 <= self.loss_weight < math.inf)
+        check_range(self, "batch_fraction", "in (0, 1]", 0 < self.batch_fraction <= 1)
+
+
+def check_scout(config, options: ScoutOptions) -> None:
+    """Raises: ValueError if the probe pass does not fit the model."""
+    check_cls_for_selector(config)
+    if not 1 <= options.num_layers <= config.num_hidden_layers:
+        raise ValueError(
+            f"num_layers={options.num_layers} of the probe pass must lie between 1 and "
+            f"num_hidden_layers={config.num_hidden_layers}."
+        )
+    check_thumbnail(config, "thumbnail_size", options.thumbnail_size, patch_sides(config))
+
+
 class AttentionSelector(PatchSelector):
     """Selects by the model's own attention: a probe pass tells what the CLS token attends to in a thumbnail.
 
-    The first `scout_num_layers` blocks see the image resized to `scout_image_size`; what CLS attends to is
+    The first `num_layers` blocks see the image resized to `thumbnail_size`; what CLS attends to is
     interpolated to the full grid. In training the pass has the model's dropout, if any.
     In the spirit of LookWhere (2025), without its training.
     """
 
+    Options = AttentionOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.num_layers = config.scout_num_layers
-        self.reduction = config.scout_reduction
-        self.size = scout_sides(config)
+        self.num_layers = self.options.num_layers
+        self.reduction = self.options.reduction
+        self.size = thumbnail_sides(config, self.options.thumbnail_size)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scout(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         thumbnails = as_thumbnails(patches, self.size)
@@ -67,19 +149,24 @@ class DistilledSelector(PatchSelector):
     first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
     """
 
+    Options = DistilledOptions
     detail = 2
 
     def __init__(self, config):
         super().__init__(config)
-        self.num_layers = config.scout_num_layers
+        self.num_layers = self.options.num_layers
         self.last_layer = config.num_hidden_layers
-        self.size = scout_sides(config)
-        self.weight = config.distilled_loss_weight
-        self.share = config.distilled_share
+        self.size = thumbnail_sides(config, self.options.thumbnail_size)
+        self.weight = self.options.loss_weight
+        self.share = self.options.batch_fraction
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.GELU()
         self.output = nn.Linear(config.hidden_size, self.detail**2)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scout(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         thumbnails = as_thumbnails(patches, self.size)
@@ -104,6 +191,28 @@ class DistilledSelector(PatchSelector):
         return self.weight * divergence.sum(dim=-1).mean()
 
 
+@strict
+@dataclass(kw_only=True)
+class CrossAttentionOptions(SelectorOptions):
+    """Options of `"cross_attention"`.
+
+    Args:
+        hidden_size: width of the network that makes keys of patch embeddings, which goes over every patch.
+        num_heads: heads of the learned query, a divisor of the width.
+    """
+
+    hidden_size: int = 256
+    num_heads: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "hidden_size", "num_heads")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_heads={self.num_heads}."
+            )
+
+
 class CrossAttentionSelector(Initialized, PatchSelector):
     """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
 
@@ -115,11 +224,12 @@ class CrossAttentionSelector(Initialized, PatchSelector):
     these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
     """
 
+    Options = CrossAttentionOptions
     is_pointwise = True
 
     def __init__(self, config):
         super().__init__(config)
-        width, heads = config.cross_attention_hidden_size, config.cross_attention_num_heads
+        width, heads = self.options.hidden_size, self.options.num_heads
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, width)
         self.activation = nn.GELU()
@@ -152,20 +262,49 @@ class CrossAttentionSelector(Initialized, PatchSelector):
         return logits.logsumexp(dim=-1) - math.log(logits.shape[-1])
 
 
+@strict
+@dataclass(kw_only=True)
+class ScorerOptions(Options):
+    """Options of the network that scores a thumbnail.
+
+    Args:
+        thumbnail_size: pixels of a side of the thumbnail, (height, width), or of a video (frames, height,
+            width); by default `image_size`.
+        hidden_size: channels of the network.
+    """
+
+    thumbnail_size: int | list[int] | tuple[int, ...] | None = None
+    hidden_size: int = 64
+
+    def __post_init__(self):
+        check_positive(self, "hidden_size")
+
+
+def check_scorer_size(config, options: ScorerOptions) -> None:
+    """Raises: ValueError for a thumbnail that is too small for the network."""
+    least = [1] * len(native_sides(config))
+    least[-2:] = 4, 4
+    if has_frames(config):
+        least[0] = config.tubelet_size
+    check_thumbnail(config, "thumbnail_size", options.thumbnail_size, tuple(least))
+
+
 class ThumbnailScorer(nn.Module):
     """Patches of 4 pixels, a strided convolution, two residual ones and a global mean, on the image resized to
-    `scorer_image_size`.
+    `thumbnail_size`.
 
     Its map has an eighth of the thumbnail's side. Less than 1 % of the work of a ViT-B at 224 pixels.
 
-    Of videos and volumes, of `num_frames` frames, it reads patches of `tubelet_size` frames, and has three axes
-    throughout.
+    For videos and volumes it reads patches of `tubelet_size` frames, and has three axes throughout.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, options: ScorerOptions):
         super().__init__()
-        self.size = scorer_sides(config)
-        width = config.scorer_hidden_size
+        self.size = thumbnail_sides(config, options.thumbnail_size)
+        if has_frames(config):  # whole tubelets
+            frames, *sides = self.size
+            self.size = (frames - frames % config.tubelet_size, *sides)
+        width = options.hidden_size
         convolution, first, stride = nn.Conv2d, (4, 4), (2, 2)
         if has_frames(config):
             convolution, first, stride = nn.Conv3d, (config.tubelet_size, 4, 4), (1, 2, 2)
@@ -307,6 +446,25 @@ def noise_chunks(scores: torch.Tensor, num_samples: int, seed: int):
         yield torch.randn(size, generator=generator, device=scores.device)
 
 
+@strict
+@dataclass(kw_only=True)
+class PerturbedOptions(ScorerOptions):
+    """Options of `"perturbed"`.
+
+    Args:
+        num_samples: number of samples of the noise.
+        sigma: standard deviation of the noise; scores lie in [0, 1].
+    """
+
+    num_samples: int = 500
+    sigma: float | int = 0.05
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, "num_samples")
+        check_range(self, "sigma", "above 0", 0 < self.sigma < math.inf)
+
+
 class PerturbedSelector(PatchSelector):
     """A small network on the thumbnail, trained through perturbed top-K by the loss of the task itself.
 
@@ -314,11 +472,17 @@ class PerturbedSelector(PatchSelector):
     highest themselves.
     """
 
+    Options = PerturbedOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.scorer = ThumbnailScorer(config)
-        self.num_samples = config.perturbed_num_samples
-        self.sigma = config.perturbed_sigma
+        self.scorer = ThumbnailScorer(config, self.options)
+        self.num_samples = self.options.num_samples
+        self.sigma = self.options.sigma
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scorer_size(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         scores = self.scorer(patches)
@@ -380,6 +544,27 @@ def plackett_luce_log_prob(
     return steps.sum(dim=-1)
 
 
+@strict
+@dataclass(kw_only=True)
+class PolicyOptions(ScorerOptions):
+    """Options of `"policy"`.
+
+    As the number of patches is fixed, a cost for each would be equal for every choice and change nothing.
+
+    Args:
+        loss_weight: weight of the policy's loss beside that of the task.
+        entropy_weight: weight of the bonus for an undecided policy.
+    """
+
+    loss_weight: float | int = 1.0
+    entropy_weight: float | int = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("loss_weight", "entropy_weight"):
+            check_range(self, name, "0 or more", 0 <= getattr(self, name) < math.inf)
+
+
 class PolicySelector(PatchSelector):
     """A small network on the thumbnail draws patches while training, and keeps its greedy otherwise.
 
@@ -388,10 +573,17 @@ class PolicySelector(PatchSelector):
     first draw, as a share of the greatest possible.
     """
 
+    Options = PolicyOptions
+
     def __init__(self, config):
         super().__init__(config)
-        self.scorer = ThumbnailScorer(config)
-        self.entropy_weight = config.policy_entropy_weight
+        self.scorer = ThumbnailScorer(config, self.options)
+        self.entropy_weight = self.options.entropy_weight
+        self.policy_loss_weight = self.options.loss_weight
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scorer_size(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         return standardize(self.scorer(patches), patches.mask)
@@ -436,17 +628,29 @@ class PixelSelector(PatchSelector):
 
     def __init__(self, config):
         super().__init__(config)
-        self.name = config.patch_selector
+        self.name = type_of(config.patch_selector)
         self.is_pointwise = self.name in LOCAL_SCORERS
         self.uses_number = self.name == "uniform"
-        self.seed = config.random_selector_seed
+        self.seed = getattr(self.options, "seed", 0)
+
+    @classmethod
+    def check(cls, config, options: Options) -> None:
+        check_scorer(type_of(config.patch_selector), config)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         return pixel_scores(self.name, patches, num_selected, self.seed)
 
 
+@strict
+@dataclass(kw_only=True)
+class RandomSelectorOptions(RandomOptions, SelectorOptions):
+    """Options of `"random"` in the model."""
+
+
 class RandomSelector(PixelSelector):
     """Random patches: fixed per image in evaluation, fresh in training."""
+
+    Options = RandomSelectorOptions
 
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool

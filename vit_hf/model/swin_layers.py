@@ -17,6 +17,7 @@ from .layers import (
     Initialized,
     StochasticDepth,
 )
+from .options import type_of
 from .patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, move_fields, scatter_into
 from .positions import (
     AttentionBias,
@@ -303,9 +304,7 @@ class WindowChooser:
         if number == layout.num_windows:
             # Later stages have few windows, and may need all of them.
             if stage == 0 and self.dense_fraction == 0 and not torch.compiler.is_compiling():
-                selection = (
-                    f"patch_selector={self.config.patch_selector!r} with num_selected_windows={budget}"
-                )
+                selection = f"patch_selector={type_of(self.config.patch_selector)!r} with num_selected_windows={budget}"
                 warn_of_all_kept(selection, (number,), "windows")
             return None
         for _ in range(stage):
@@ -346,9 +345,8 @@ Choose = Callable[[int, WindowLayout, tuple[int, int]], torch.Tensor | None]
 class StageConfig:
     """Configuration of a stage as the ViT's layers read it; other fields are those of the model's."""
 
-    patch_bias = projection_bias = mlp_bias = True
-    mlp_norm = attention_norm = use_cls_token = position_antialias = False
-    position_interpolation, position_scale_offset = "bicubic", 0.0
+    use_cls_token, attention = False, None
+    feed_forward, patch_embedding = "mlp", "linear"
 
     def __init__(self, config, stage: int):
         self.model_config = config

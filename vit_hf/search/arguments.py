@@ -103,15 +103,18 @@ class SearchArguments:
             )
         if self.supernet is not None and self.num_seeds > 1:
             raise ValueError("supernet is one, trained with one seed: set num_seeds to 1")
-        if self.supernet is not None and self.elastic_fields():
-            raise ValueError(
-                f"supernet has its own search space: leave {', '.join(self.elastic_fields())} out"
-            )
+        given = [f"elastic_{name}" for name in self.elastic_fields().get("elastic_space", {})]
+        if self.supernet is not None and given:
+            raise ValueError(f"supernet has its own search space: leave {', '.join(given)} out")
         self.evolution(0)
 
     def elastic_fields(self) -> dict[str, Any]:
         """Fields of the config that were asked for."""
-        return given_fields(self, [name for name in self.__dataclass_fields__ if name.startswith("elastic_")])
+        names = [name for name in self.__dataclass_fields__ if name.startswith("elastic_")]
+        given = given_fields(self, names)
+        if not given:
+            return {}
+        return {"elastic_space": {name.removeprefix("elastic_"): value for name, value in given.items()}}
 
     def evolution(self, seed: int) -> Evolution:
         """How to search."""

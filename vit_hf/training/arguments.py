@@ -9,6 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..model.budget import Budget
+from ..model.options import Part, check_part
 from .loading import ImageDataset, load_image_dataset
 from .sources import MEGAPIXEL_DIGITS
 
@@ -20,7 +22,6 @@ SELECTION_FIELDS = (
     "token_reducer",
     "keep_rate",
     "reduction_layers",
-    "merge_r",
 )
 
 
@@ -28,16 +29,20 @@ SELECTION_FIELDS = (
 class SelectionArguments:
     """What a checkpoint computes on, instead of what its config says."""
 
-    patch_selector: str | None = field(
-        default=None, metadata={"help": "another than the checkpoint's, or none for all patches"}
+    patch_selector: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'another than the checkpoint\'s, or none for all patches; with options as JSON, such as \'{"type": "attention", "num_layers": 2}\''
+        },
     )
     num_selected_patches: float | str | None = field(
         default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
     )
-    token_reducer: str | None = field(
+    token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none"
+            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none; with options as JSON, "
+            'such as \'{"type": "merge", "r": 16}\''
         },
     )
     keep_rate: float | None = field(
@@ -46,9 +51,6 @@ class SelectionArguments:
     )
     reduction_layers: list[int] | None = field(
         default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
-    )
-    merge_r: int | None = field(
-        default=None, metadata={"help": "tokens that merge takes away at each of reduction_layers"}
     )
     native_resolution: bool = field(
         default=False,
@@ -62,7 +64,9 @@ class SelectionArguments:
     )
 
     def __post_init__(self):
-        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        self.num_selected_patches = parse_budget(self.num_selected_patches)
+        for name in ("patch_selector", "token_reducer"):
+            setattr(self, name, parse_part(name, getattr(self, name)))
         if self.native_resolution and self.image_size:
             raise ValueError("native_resolution and image_size exclude each other; give one")
         if self.image_size is not None and self.image_size < 1:
@@ -92,9 +96,12 @@ class ArchitectureArguments:
             "help": 'fields of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig) as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
         },
     )
-    position_encoding: str | None = field(
+    position_encoding: dict | str | None = field(
         default=None,
-        metadata={"help": "such as learned, sinusoidal_2d or rotary; default: as in the checkpoint"},
+        metadata={
+            "help": "such as learned, sinusoidal_2d or rotary, or with options as JSON, such as "
+            '\'{"type": "rotary", "base": 10}\'; default: as in the checkpoint'
+        },
     )
     image_size: int | None = field(
         default=None,
@@ -114,6 +121,7 @@ class ArchitectureArguments:
 
     def __post_init__(self):
         self.config_overrides = parse_json("config_overrides", self.config_overrides)
+        self.position_encoding = parse_part("position_encoding", self.position_encoding)
         given = [name for name in ("image_size", "native_resolution", "longest_edge") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; give one")
@@ -136,10 +144,11 @@ class ModelArguments(ArchitectureArguments):
             "help": "of a model from scratch: adaptive_vit, which is the default, or adaptive_swin; a checkpoint has its own"
         },
     )
-    patch_selector: str | None = field(
+    patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "how patches are selected before the encoder, such as variance, attention or policy"
+            "help": "how patches are selected before the encoder, such as variance, attention or policy, or with options as "
+            'JSON, such as \'{"type": "policy", "thumbnail_size": 112}\''
         },
     )
     num_selected_patches: float | str | None = field(
@@ -148,12 +157,12 @@ class ModelArguments(ArchitectureArguments):
             "help": "patches to keep: a number such as 98, or a share such as 0.25; of a Swin as many windows as have them"
         },
     )
-    exploration: float | None = field(
-        default=None, metadata={"help": "share of the selected patches that are random while training"}
-    )
-    token_reducer: str | None = field(
+    token_reducer: dict | str | None = field(
         default=None,
-        metadata={"help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample"},
+        metadata={
+            "help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample, or with options as JSON, "
+            'such as \'{"type": "merge", "r": 16}\''
+        },
     )
     keep_rate: float | None = field(
         default=None,
@@ -163,18 +172,16 @@ class ModelArguments(ArchitectureArguments):
         default=None,
         metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9, which is the default"},
     )
-    merge_r: int | None = field(
-        default=None,
-        metadata={"help": "tokens that merge takes away at each of reduction_layers, instead of keep_rate"},
-    )
 
     def __post_init__(self):
         super().__post_init__()
-        self.num_selected_patches = parse_number_or_share(self.num_selected_patches)
+        self.num_selected_patches = parse_budget(self.num_selected_patches)
+        for name in ("patch_selector", "token_reducer"):
+            setattr(self, name, parse_part(name, getattr(self, name)))
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of the config that were asked for."""
-        return super().config_fields() | given_fields(self, (*SELECTION_FIELDS, "exploration"))
+        return super().config_fields() | given_fields(self, SELECTION_FIELDS)
 
 
 @dataclass
@@ -235,7 +242,7 @@ class MethodArguments:
     keep_rate_schedule: bool = field(
         default=False,
         metadata={
-            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate or merge_r gradually"
+            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate gradually"
         },
     )
     keep_rate_warmup: float = field(
@@ -364,21 +371,22 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
     return parsed
 
 
-def parse_number_or_share(value: float | str | None) -> int | float | None:
-    """A whole number, or a share with a decimal point: "98" or "0.25".
+def parse_part(name: str, value: dict | str | None) -> Part | None:
+    """A part of a model: its name, or a JSON object of the name as `type` and options.
+
+    Raises:
+        ValueError: for an object without a type, or text that begins as one and is none.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_json(name, value)
+    check_part(name, value)
+    return value
+
+
+def parse_budget(value: float | str | None) -> int | float | None:
+    """A number of patches, or a fraction with a decimal point: "98" or "0.25".
 
     Raises:
         ValueError: if it is neither.
     """
-    if not isinstance(value, str):
-        return value
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError(
-            f"num_selected_patches is {value!r}; give a number such as 98 or a share such as 0.25"
-        ) from None
+    return None if value is None else Budget.parse(value).value

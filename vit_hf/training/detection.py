@@ -78,7 +78,7 @@ class DetectionArguments:
     keep_rate_schedule: bool = field(
         default=False,
         metadata={
-            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate or merge_r gradually"
+            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate gradually"
         },
     )
     layer_decay: float = field(

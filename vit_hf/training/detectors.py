@@ -23,12 +23,13 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
+from ..model.options import keep_options, type_of
 from .arguments import SELECTION_FIELDS, ModelArguments
 from .freezing import PREDICTORS
 from .layer_decay import UNDECAYED, layerwise_parameter_groups
-from .models import check_path, is_image_processor_saved
+from .models import check_path, check_reduces, is_image_processor_saved
 
 
 logger = logging.get_logger(__name__)
@@ -189,12 +190,12 @@ def _load(
     arguments: ModelArguments, config: PreTrainedConfig, overrides: dict[str, Any], labels: dict[str, Any]
 ) -> PreTrainedModel:
     changes = arguments.config_fields()
-    if other := sorted(changes.keys() - {*SELECTION_FIELDS, "exploration"}) or sorted(overrides):
+    if other := sorted(changes.keys() - set(SELECTION_FIELDS)) or sorted(overrides):
         raise ValueError(
             f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a {config.model_type}, but what its backbone "
             "computes on can: to change it, begin with a ViT"
         )
-    for name, value in changes.items():
+    for name, value in keep_options(vars(config.backbone_config), changes, PARTS).items():
         setattr(config.backbone_config, name, value)
     config.backbone_config.validate_architecture()
     if config.id2label != labels["id2label"]:
@@ -228,16 +229,13 @@ def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
         ValueError: for these.
     """
     for field, beginning in zip(("patch_selector", "token_reducer"), PREDICTORS, strict=True):
-        name = getattr(config, field)
+        name = type_of(getattr(config, field))
         if name in LEARNED_APART and any(key.startswith(beginning) for key in missing):
             raise ValueError(
                 f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a ViT with it by "
                 "scripts/finetune.py and give that as model_name_or_path, or choose another, such as saliency"
             )
-    if config.token_reducer is not None and config.keep_rate == 1 and config.merge_r is None:
-        raise ValueError(
-            f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
-        )
+    check_reduces(config)
 
 
 def make_image_processor(

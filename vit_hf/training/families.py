@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import FOREIGN, AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
@@ -17,7 +18,7 @@ CLASSIFIERS = {
     AdaptiveSwinConfig.model_type: AdaptiveSwinForImageClassification,
 }
 # What a field of AdaptiveViTConfig says where there is no selection and no reduction.
-NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_rate": 1.0, "merge_r": None}
+NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_rate": 1.0}
 
 
 def model_type_of(path: str) -> str:
@@ -58,12 +59,12 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
         raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
     if "num_selected_patches" not in fields:
         return left
-    if isinstance(number, int):
+    if number is not None and not Budget(number).is_fraction:
         sizes = {
             name: left[name] for name in ("window_size", "depths", "num_heads", "embed_dim") if name in left
         }
         config = (
             AdaptiveSwinConfig(**sizes) if path is None else AdaptiveSwinConfig.from_pretrained(path, **sizes)
         )
-        number = max(1, math.ceil(number / math.prod(config.window_of(0))))
+        number = Budget(number).coarsened(math.prod(config.window_of(0))).value
     return {"num_selected_windows": number} | left

@@ -10,9 +10,11 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
-from ..model.elastic_space import is_elastic
+from ..model.elastic_space import is_elastic, read_elastic_options
+from ..model.options import options_of, type_of
 from ..remote_code import NoSourceFileError, files_to_save
 from .arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from .augmentation import (
@@ -91,15 +93,16 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     text = f"all {parts}"
     if config.patch_selector is not None:
         number = config.num_selected_windows if is_swin else config.num_selected_patches
-        share = f"{number:.1%} of the" if isinstance(number, float) else number
-        where = "an image's first stage" if is_swin and not isinstance(number, float) else "an image"
-        text = f"{share} {parts} of {where} by {config.patch_selector}"
+        is_fraction = Budget(number).is_fraction
+        share = f"{number:.1%} of the" if is_fraction else number
+        where = "an image's first stage" if is_swin and not is_fraction else "an image"
+        text = f"{share} {parts} of {where} by {type_of(config.patch_selector)}"
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
-        if config.merge_r is not None:
-            amount = f"takes away {config.merge_r} tokens"
+        if (merged := options_of(config.token_reducer).get("r")) is not None:
+            amount = f"takes away {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
-        text += f"; {config.token_reducer} {amount} in each of the blocks {layers}"
+        text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
 
 
@@ -206,7 +209,7 @@ def make_trainer(
         # torch warns of looking in vain.
         names = [name for name, _ in model.named_parameters()]
         has_predictors = any(part_of(model, name) == "predictor" for name in names)
-        draws_one = is_elastic(model.config) and not model.config.elastic_distillation
+        draws_one = is_elastic(model.config) and not read_elastic_options(model.config).distillation
         training.ddp_find_unused_parameters = has_predictors or freeze.share > 0 or draws_one
 
     optimizer, options = HubTrainer.get_optimizer_cls_and_kwargs(training, model)

@@ -18,6 +18,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..model.options import Part, options_of, type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
 from .arguments import ArchitectureArguments, ModelArguments
@@ -43,7 +44,7 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel
     """Load a checkpoint with a head for these labels, or build a model from scratch.
 
     The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of patches is that
-    of as many windows as have these. With fields `elastic_...` it is a supernet.
+    of as many windows as have these. With `elastic_space` it is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -81,7 +82,7 @@ def _class_for(
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
     values |= fields
-    if any(values.get(name) is not None for name in CHOICES):
+    if any(options_of(values.get("elastic_space")).get(name) is not None for name in CHOICES):
         return AdaptiveViTForElasticImageClassification
     return CLASSIFIERS[model_type]
 
@@ -122,11 +123,17 @@ def load_or_build(
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
     config = model.config
-    if config.token_reducer is not None and config.keep_rate == 1 and config.merge_r is None:
-        raise ValueError(
-            f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
-        )
+    check_reduces(config)
     return model
+
+
+def check_reduces(config: PreTrainedConfig) -> None:
+    """Raises: ValueError for a token reducer that is not told how much to take away."""
+    merges_number = options_of(config.token_reducer).get("r") is not None
+    if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
+        raise ValueError(
+            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate below 1, such as 0.7"
+        )
 
 
 def _build(
@@ -168,7 +175,7 @@ def _load(
 
 def load_classifier(
     path: str,
-    patch_selector: str | None = None,
+    patch_selector: Part | None = None,
     num_selected_patches: int | float | None = None,
     resolution: int | Literal["native"] | None = None,
     **fields: Any,
@@ -203,14 +210,16 @@ def load_classifier(
     set_resolution(processor, resolution)
     replaced = bool(selection)
     if patch_selector == "none":
-        selection = {"patch_selector": None, "num_selected_patches": None, "exploration": 0.0}
+        selection = {"patch_selector": None, "num_selected_patches": None}
     if fields.get("token_reducer") == "none":
-        fields |= {"token_reducer": None, "keep_rate": 1.0, "merge_r": None}
-    # Two ways of saying how much goes on: the one that is asked for is the one that holds.
-    if "merge_r" in fields:
+        fields |= {"token_reducer": None, "keep_rate": 1.0}
+    # Two ways of saying how much goes on: the one that is given holds.
+    own = PreTrainedConfig.get_config_dict(path)[0].get("token_reducer")
+    if options_of(fields.get("token_reducer")).get("r") is not None:
         fields.setdefault("keep_rate", 1.0)
-    elif "keep_rate" in fields or "token_reducer" in fields:
-        fields["merge_r"] = None
+    elif "keep_rate" in fields and fields.get("token_reducer", type_of(own)) == type_of(own):
+        kept = {name: value for name, value in options_of(own).items() if name != "r"}
+        fields["token_reducer"] = None if own is None else {"type": type_of(own), **kept}
     if is_swin(path):
         selection, fields = swin_fields(selection | fields, path), {}
     model_class = CLASSIFIERS[model_type_of(path)]
@@ -227,14 +236,12 @@ def load_classifier(
             else "such as saliency, variance or attention"
         )
         raise ValueError(
-            f"{field}={getattr(model.config, field)!r} is learned, in fine-tuning, and {path} was not trained with it: "
+            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was not trained with it: "
             f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
         )
     config = model.config
-    if config.token_reducer and "keep_rate" not in fields and config.keep_rate == 1 and not config.merge_r:
-        raise ValueError(
-            f"token_reducer={config.token_reducer!r} keeps every token: set keep_rate below 1, such as 0.7"
-        )
+    if "keep_rate" not in fields and not is_swin(path):
+        check_reduces(config)
     if replaced and getattr(processor, "return_patches", False):
         # It may keep too few already.
         processor.patch_selector = processor.num_selected_patches = None
@@ -296,13 +303,12 @@ def make_image_processor(
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are the model's to draw: in training they are others in each epoch.
-    is_cheap = (
-        not is_swin and config.patch_selector in PIXEL_SCORERS.keys() - {"random"} and not config.exploration
-    )
+    selector, explores = type_of(config.patch_selector), options_of(config.patch_selector).get("exploration")
+    is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not explores
     # A thumbnail needs every patch, and so does the CNN of a hybrid.
-    is_cheap = is_cheap and not config.thumbnail_context and config.backbone_config is None
+    is_cheap = is_cheap and config.thumbnail_context is False and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches
-    processor.patch_selector = config.patch_selector if selects else None
+    processor.patch_selector = selector if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None
     return processor
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy
@@ -100,11 +100,16 @@ def prepare_pretraining(
         )
 
     set_seed(training.seed)
-    fields = model_arguments.config_fields() | given_fields(method, ("mask_ratio", "norm_pix_loss"))
+    fields = model_arguments.config_fields()
+    if given := given_fields(method, ("mask_ratio", "norm_pix_loss")):
+        path, own = model_arguments.model_name_or_path, fields.get("masked_autoencoder")
+        if own is None and path is not None:
+            own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
+        fields["masked_autoencoder"] = (own or {}) | given
     if model_arguments.model_name_or_path is not None:
         # What a checkpoint selects, fine-tuning may select again.
         fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
-        fields |= {"keep_rate": 1.0, "merge_r": None, "exploration": 0.0, "thumbnail_context": False}
+        fields |= {"keep_rate": 1.0, "thumbnail_context": False}
     model = load_or_build(AdaptiveViTForPreTraining, model_arguments, fields)
     processor = make_image_processor(model_arguments, model.config)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model)
@@ -118,12 +123,11 @@ def prepare_pretraining(
     check_batch(trainer)
     open_output_dir(training, arguments, checkpoint, method.start_anew)
     sizes = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
-    config = model.config
     description = [
         f"Data:   {sizes} images, without labels",
         *(f"        {note}" for note in notes),
         f"Model:  {model.vit.num_parameters() / 1e6:.1f} M parameters, and {sum(map(torch.numel, model.decoder.parameters())) / 1e6:.1f} M of the "
-        f"decoder; {config.mask_ratio:.1%} of the patches are dropped",
+        f"decoder; {model.options.mask_ratio:.1%} of the patches are dropped",
     ]
     held_out = {name: EvaluationExamples(images) for name, images in splits.items() if name != "train"}
     return PreparedRun(trainer, held_out, checkpoint, description)

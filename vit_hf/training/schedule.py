@@ -6,6 +6,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..model.options import type_of
+
 
 def dense_fraction_at(
     step: int,
@@ -71,8 +73,9 @@ class KeepRateSchedule(TrainerCallback):
     """Lets the model see all patches first and leads it to its target, for training that is stable.
 
     In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the share
-    `keep_rate + r (1 - keep_rate)` (or merges `round((1 - r) merge_r)` tokens), r being `dense_fraction_at` of the
-    step; evaluation always measures the target. The dense_fraction is logged as `dense_fraction`.
+    `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), d being
+    `dense_fraction_at` of the step; evaluation always measures the target. The dense_fraction is logged as
+    `dense_fraction`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
@@ -125,7 +128,7 @@ class KeepRateSchedule(TrainerCallback):
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
                 f"KeepRateSchedule has no effect where the image processor selects already, by "
-                f"patch_selector={kwargs['processing_class'].patch_selector!r}. Take it away there: the model selects."
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Take it away there: the model selects."
             )
         self._apply(state, model)
 

@@ -49,7 +49,7 @@ class SegmentationArguments:
     keep_rate_schedule: bool = field(
         default=False,
         metadata={
-            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate or merge_r gradually"
+            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate gradually"
         },
     )
     layer_decay: float = field(
@@ -155,12 +155,10 @@ def prepare_segmentation(
         "label2id": {name: number for number, name in enumerate(names)},
     }
     model = load_or_build(AdaptiveViTForSemanticSegmentation, model_arguments, fields)
-    if model.config.semantic_loss_ignore_index != IGNORED:
+    if model.ignore_index != IGNORED:
         raise ValueError(
-            f"semantic_loss_ignore_index of the model is {model.config.semantic_loss_ignore_index}, and "
-            "pixels that do not "
-            f"count are {IGNORED} in training: leave it out, and give their value in your masks as "
-            "ignore_label"
+            f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, and pixels that do not "
+            f"count are {IGNORED} in training: leave it out, and give their value in your masks as ignore_label"
         )
     processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
     checkpoint = None if method.start_anew else find_resumable(training.output_dir, model)
@@ -217,7 +215,7 @@ def make_segmenter(
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         processing_class=processor,
-        compute_metrics=MeanIoU(names, model.config.semantic_loss_ignore_index),
+        compute_metrics=MeanIoU(names, model.ignore_index),
         callbacks=callbacks,
         optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}),
     )

@@ -23,10 +23,8 @@ from .strategies import Strategy
 PLAIN_FIELDS = {
     "patch_selector": None,
     "num_selected_patches": None,
-    "exploration": 0.0,
     "token_reducer": None,
     "keep_rate": 1.0,
-    "merge_r": None,
 }
 
 

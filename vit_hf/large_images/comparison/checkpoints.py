@@ -10,6 +10,7 @@ from transformers.image_utils import SizeDict
 from ...checkpoints import convert
 from ...model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ...model.configuration_adaptive_vit import AdaptiveViTConfig
+from ...model.options import type_of
 from ...model.sizes import to_pair
 from ...training.models import load_classifier, set_resolution
 from ..whole_tiles import with_options
@@ -92,7 +93,7 @@ def open_checkpoint(path: str, folder: Path) -> Checkpoint:
         side=own_side(AutoImageProcessor.from_pretrained(path), config),
         patch_size=16 if patch is None else max(to_pair(patch)),
         num_layers=getattr(config, "num_hidden_layers", 0),
-        selector=getattr(config, "patch_selector", None),
+        selector=type_of(getattr(config, "patch_selector", None)),
         takes_cut_patches=config.model_type != AdaptiveSwinConfig.model_type,
         fingerprint=fingerprint_of(given),
     )

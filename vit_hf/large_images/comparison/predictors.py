@@ -13,7 +13,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ...explanations.seen_images import load_upright, shrink, to_picture
 from ...explanations.shading import colour_groups, dim_dropped
 from ...explanations.token_stages import record_reductions, to_stages
+from ...model.budget import Budget
 from ...model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ...model.options import type_of
 from ...model.pixel_scorers import PIXEL_SCORERS
 from ...model.sizes import to_pair
 from ...training.images import prepare_images
@@ -92,15 +94,16 @@ class WholeImages(Predictor):
         config, processor = self.model.config, self.image_processor
         if not hasattr(processor, "return_patches"):
             return False
-        selector = getattr(config, "patch_selector", None)
+        selector = type_of(getattr(config, "patch_selector", None))
         # A thumbnail needs every patch, and so does the CNN of a hybrid.
         needs_all = getattr(config, "thumbnail_context", False) or getattr(config, "backbone_config", None)
         # And so does a Swin, whose windows are whole.
         cuts = selector in PIXEL_SCORERS and not needs_all and hasattr(config, "num_selected_patches")
         processor.return_patches = cuts
         processor.patch_selector = selector if cuts else None
+        if cuts and selector == "random":  # others for each image, as a baseline must
+            processor.patch_selector = {"type": "random", "seed": None}
         processor.num_selected_patches = config.num_selected_patches if cuts else None
-        processor.random_selector_seed = None  # others for each image, as a baseline must
         return cuts
 
     def _groups(self, images: Sequence[PIL.Image.Image]) -> list[list[int]]:
@@ -115,7 +118,7 @@ class WholeImages(Predictor):
     def _inputs(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         inputs = prepare_images(self.image_processor, images)
         wanted = getattr(self.model.config, "num_selected_patches", None)
-        if not self.cuts and isinstance(wanted, int):
+        if not self.cuts and wanted is not None and not Budget(wanted).is_fraction:
             height, width = to_pair(self.model.config.patch_size)
             number = (inputs["pixel_values"].shape[-2] // height) * (
                 inputs["pixel_values"].shape[-1] // width

@@ -14,6 +14,7 @@ import PIL.Image
 import torch
 
 from ...measure import in_fresh_process
+from ...model.options import type_of
 from ...model.reducers import TOKEN_REDUCERS
 from ...model.version import __version__
 from .adaptation import adapt, adapted_folder
@@ -257,7 +258,7 @@ class _Run:
                 predictor = strategy.load(path, self.device)
                 base = first.setdefault(strategy.checkpoint.path, predictor.model)
                 # How many tokens "sample" keeps depends on the weights, and so may those of other packages.
-                reducer = getattr(predictor.model.config, "token_reducer", None)
+                reducer = type_of(getattr(predictor.model.config, "token_reducer", None))
                 follows = reducer is not None and (reducer == "sample" or reducer not in TOKEN_REDUCERS)
                 if base is not predictor.model and not follows:
                     share_weights(predictor.model, base)
