@@ -61,7 +61,7 @@ MODEL_MAPPING_NAMES |= {"adaptive_vit": "AdaptiveViTModel", "adaptive_swin": "Ad
 
 # The suites give every configuration fields of other families; ours refuses those that look like misspelt ones.
 for _config in (vit_hf.AdaptiveViTConfig, vit_hf.AdaptiveSwinConfig):
-    for _name in ("layer_norm_epsilon", "num_dense_layers"):
+    for _name in ("layer_norm_epsilon", "num_dense_layers", "post_norm_eps"):
         setattr(_config, _name, None)
 
 

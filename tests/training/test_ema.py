@@ -32,7 +32,7 @@ def weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def saved_weights(run.trainer.model, folder):
+def saved_weights(model, folder):
     saved = load_file(folder / "model.safetensors")
     return {name: saved[stored] for stored, name in module_names(model, saved).items()}
 
