@@ -77,7 +77,7 @@ def test_mixed_sizes_equal_one_by_one(fields, selection):
     together = model(**cut(images)).logits
     alone = torch.cat([model(image[None]).logits for image in images])
     # No batch has told the batch norm anything yet, so states grow from block to block.
-    tolerance = 1e-3 if fields.get("norm_type") == "batchnorm" else 1e-5
+    tolerance = 1e-3 if fields.get("norm_type") == "batchnorm" else 1e-4
     torch.testing.assert_close(together, alone, atol=tolerance, rtol=tolerance)
 
 
