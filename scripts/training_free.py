@@ -29,13 +29,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveViTConfig, AdaptiveViTModel
 from vit_hf.data.tree_photos import deepforest_folder, installed_folder, photo_processor, windows
 from vit_hf.model.image_loading import read_image
-<<<<<<< HEAD
 from vit_hf.model.sizes import to_pair
-from vit_hf.training.images import IMAGE_SUFFIXES
-=======
-from vit_hf.model.patches import to_pair
 from vit_hf.training.image_folders import is_whole_image
->>>>>>> main
 
 
 # Names of transformers' Dinov2Model, with any prefix, and ours.
