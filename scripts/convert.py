@@ -5,26 +5,19 @@
     python scripts/convert.py weights.pth --architecture vit_small_patch16_224 --output runs/small  # timm's name for it
     python scripts/convert.py ViT-B_16.npz --to vit --output runs/stock  # transformers' own ViTForImageClassification
     python scripts/convert.py runs/mine --to npz --output mine.npz       # google-research/vision_transformer
-    python scripts/convert.py --verify-all
 
 Writes model, image processor and code to a folder that `from_pretrained` loads; with `--to vit` a stock ViT and its
-image processor, with `--to npz` a file. --verify-all converts a small random model of every family and prints how far
-the outputs are apart.
+image processor, with `--to npz` a file.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from vit_hf import (
     AdaptiveViTConfig,
@@ -35,7 +28,6 @@ from vit_hf import (
 from vit_hf.checkpoints import FAMILIES, processor_to_transformers, save_npz, to_transformers
 from vit_hf.checkpoints.swin import SWIN_FAMILIES
 from vit_hf.checkpoints.timm_files import SUFFIXES
-from vit_hf.checkpoints.verify import verify_all
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -44,11 +36,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "source",
-        nargs="?",
         help="checkpoint, local or on the Hub, of timm, or of transformers, or a file of weights: "
         f"adaptive_vit, {', '.join(sorted([*FAMILIES, *SWIN_FAMILIES]))}, .npz, .safetensors, .bin, .pth",
     )
-    parser.add_argument("--output", type=Path, help="folder to write; with --to npz, file")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; with --to npz, file")
     parser.add_argument("--to", choices=WRITERS, default="adaptive_vit", help="what to write")
     parser.add_argument("--architecture", help="what timm calls the model, where the source is weights alone")
     parser.add_argument(
@@ -57,11 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default={},
         help="of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig), as JSON",
     )
-    parser.add_argument("--verify-all", action="store_true", help="compare every family and print a table")
-    arguments = parser.parse_args(argv)
-    if not arguments.verify_all and not (arguments.source and arguments.output):
-        parser.error("give a checkpoint and --output, or --verify-all")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def load(source: str, architecture: str | None, fields: dict) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -93,28 +80,8 @@ FILES = (".npz", *SUFFIXES)
 WRITERS = {"adaptive_vit": write_ours, "vit": write_vit, "npz": write_npz}
 
 
-def print_table() -> None:
-    versions = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
-    if importlib.util.find_spec("timm"):
-        versions.append(f"timm {importlib.metadata.version('timm')}")
-    print(f"Small random models, fp32, {', '.join(versions)}\n")
-    print(
-        "| checkpoint | class there | native size, max difference | other sizes, max difference | selection |"
-    )
-    print("|---|---|---|---|---|")
-    for verdict in verify_all():
-        selection = "works" if verdict.selection else "no"
-        other = "takes none" if verdict.other is None else f"{verdict.other:.1e}"
-        print(f"| {verdict.name} | {verdict.original} | {verdict.native:.1e} | {other} | {selection} |")
-
-
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    if arguments.verify_all:
-        disable_progress_bar()
-        set_verbosity_error()
-        print_table()
-        return
     if arguments.to == "npz" and arguments.output.suffix != ".npz":
         sys.exit(f"convert.py: --to npz writes a file, whose name must end in .npz, not {arguments.output}")
     try:

@@ -1,8 +1,6 @@
 """Pictures, small checkpoints and the script for the tests of the page."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import PIL.Image
@@ -26,16 +24,6 @@ def make_explorer(do_resize: bool = False, **fields) -> PatchExplorer:
     if config.num_channels == 1:
         options |= {"do_convert_rgb": False, "image_mean": [0.5], "image_std": [0.5]}
     return PatchExplorer(AdaptiveViTForImageClassification(config), AdaptiveViTImageProcessor(**options))
-
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "app.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("app_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save_checkpoint(folder: Path, **fields) -> Path:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.helpers import SCRIPT, photo, save_checkpoint
+from tests.app.helpers import photo, save_checkpoint
+from tests.helpers.scripts import SCRIPTS
 from vit_hf.app.space import write_space
 
 
@@ -67,8 +68,16 @@ def address(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
     save_checkpoint(folder / "model", patch_selector="variance", num_selected_patches=10)
     photo(128, 128).save(folder / "example.png")
-    command = [str(SCRIPT), "--model_name_or_path", "model", "--examples", "example.png", "--device", "cpu"]
-    with serve(command, folder, PYTHONPATH=str(SCRIPT.parents[1])) as address:
+    command = [
+        str(SCRIPTS / "app.py"),
+        "--model_name_or_path",
+        "model",
+        "--examples",
+        "example.png",
+        "--device",
+        "cpu",
+    ]
+    with serve(command, folder, PYTHONPATH=str(SCRIPTS.parent)) as address:
         yield address
 
 

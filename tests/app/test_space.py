@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.app.helpers import load_script, photo, save_checkpoint
+from tests.app.helpers import photo, save_checkpoint
+from tests.helpers.scripts import load_script
 from vit_hf.app.space import write_space
 
 
@@ -179,7 +180,7 @@ def test_a_wrong_token_is_said(tmp_path, hub):
     assert all(not path.endswith("/commit/main") for path, _ in requests)
 
 
-main = load_script().main
+main = load_script("app").main
 
 
 def test_the_script_writes_a_space(tmp_path, checkpoint, capsys):

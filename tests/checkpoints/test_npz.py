@@ -7,10 +7,10 @@ import torch
 from transformers import ViTForImageClassification
 
 from tests.conftest import tiny_config
+from tests.helpers.originals import SIZES, original, ours, theirs
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints import CannotConvert, save_npz, to_transformers
 from vit_hf.checkpoints.npz import POSITIONS
-from vit_hf.checkpoints.verify import SIZES, original, ours, theirs
 
 
 HEADS, CHANNELS, HIDDEN, MLP, BLOCKS, LABELS, PATCH, SIDE = 4, 8, 32, 64, 3, 5, 8, 4

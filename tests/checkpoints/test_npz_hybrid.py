@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.checkpoints.test_npz import HIDDEN, random_file
+from tests.helpers.originals import SIZES, timm_hybrid
 from tests.model.test_hybrid import BIT, hybrid
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints import CannotConvert, save_npz
-from vit_hf.checkpoints.verify_hybrid import SIZES, timm_hybrid
 
 
 WIDTH, DEPTHS = 32, (1, 2)

@@ -1,8 +1,5 @@
 """An AdaptiveViT as transformers' own ViT."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +12,8 @@ from transformers import (
 )
 
 from tests.conftest import SELECTIONS, tiny_config
+from tests.helpers.originals import SIZES, original, ours, theirs, timm_hybrid, timm_original
+from tests.helpers.scripts import load_script
 from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
@@ -23,8 +22,6 @@ from vit_hf import (
     convert,
 )
 from vit_hf.checkpoints import CannotConvert, processor_to_transformers, save_npz, to_transformers
-from vit_hf.checkpoints.verify import SIZES, original, ours, theirs, timm_original
-from vit_hf.checkpoints.verify_hybrid import timm_hybrid
 
 
 OTHERS = {
@@ -182,11 +179,7 @@ class TestProcessor:
 class TestScript:
     @pytest.fixture
     def script(self):
-        path = Path(__file__).parents[2] / "scripts/convert.py"
-        spec = importlib.util.spec_from_file_location("convert_script", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_script("convert")
 
     def test_from_stock_over_a_file_and_ours_to_stock(self, script, tmp_path):
         stock, images = original("vit"), torch.randn(2, 3, 32, 32)

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 
+from tests.helpers.originals import SIZES, timm_hybrid
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
 from vit_hf.checkpoints import CannotConvert
-from vit_hf.checkpoints.verify_hybrid import SIZES, timm_hybrid
 
 
 # Fields of the config.json of google/vit-hybrid-base-bit-384, with the sizes of a small model.

@@ -5,6 +5,18 @@ import torch
 import transformers as t
 from torch import nn
 
+from tests.helpers.originals import perturbed
+from tests.helpers.swin_originals import (
+    SIZES,
+    SWIN_ORIGINALS,
+    SWIN_TIMM,
+    TINY,
+    TINY_TIMM,
+    predict_swin,
+    predict_timm,
+    swin_original,
+    swin_timm_original,
+)
 from vit_hf import (
     AdaptiveSwinBackbone,
     AdaptiveSwinConfig,
@@ -13,17 +25,6 @@ from vit_hf import (
     convert,
 )
 from vit_hf.checkpoints import CannotConvert
-from vit_hf.checkpoints.verify_swin import (
-    SIZES,
-    SWIN_ORIGINALS,
-    SWIN_TIMM,
-    TINY,
-    randomised,
-    swin_answer,
-    swin_original,
-    swin_timm_original,
-    timm_answer,
-)
 
 
 every_size = pytest.mark.parametrize("size", SIZES)
@@ -33,7 +34,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 def make(name: str, **fields) -> t.PreTrainedModel:
     model_class = getattr(t, name)
-    return randomised(model_class(model_class.config_class(**{**TINY, **fields})))
+    return perturbed(model_class(model_class.config_class(**{**TINY, **fields})))
 
 
 @every_size
@@ -42,14 +43,14 @@ def test_outputs_are_those_of_the_original(name, size):
     model, images = swin_original(name), torch.randn(2, 3, *size)
     converted, _ = convert(model)
     assert not converted.training
-    torch.testing.assert_close(swin_answer(converted, images), swin_answer(model, images), **CLOSE)
+    torch.testing.assert_close(predict_swin(converted, images), predict_swin(model, images), **CLOSE)
 
 
 @every_size
 @pytest.mark.parametrize("name", SWIN_TIMM)
 def test_outputs_are_those_of_timm(name, size):
     model, images = swin_timm_original(name), torch.randn(2, 3, *size)
-    torch.testing.assert_close(swin_answer(convert(model)[0], images), timm_answer(model, images), **CLOSE)
+    torch.testing.assert_close(predict_swin(convert(model)[0], images), predict_timm(model, images), **CLOSE)
 
 
 @every_size
@@ -119,7 +120,7 @@ def test_from_pretrained_reads_stock_checkpoints(version, tmp_path):
             tmp_path / folder, output_loading_info=True
         )
         assert not any(report.values()) and ours.config.id2label[3] == "class 3"
-        torch.testing.assert_close(swin_answer(ours, images), swin_answer(model, images), **CLOSE)
+        torch.testing.assert_close(predict_swin(ours, images), predict_swin(model, images), **CLOSE)
         backbone, report = AdaptiveSwinBackbone.from_pretrained(
             tmp_path / folder, out_features=["stage1"], apply_layernorm=False, output_loading_info=True
         )
@@ -162,7 +163,7 @@ def test_from_disk_with_the_preparation(version, tmp_path):
     )
     images = torch.randn(1, 3, 40, 28)
     assert not any(report.values())
-    torch.testing.assert_close(swin_answer(again, images), swin_answer(converted, images))
+    torch.testing.assert_close(predict_swin(again, images), predict_swin(converted, images))
 
 
 class TestRefuses:
@@ -198,8 +199,6 @@ class TestRefuses:
     def test_options_of_timm(self, fields, reason):
         from timm.models.swin_transformer import SwinTransformer
 
-        from vit_hf.checkpoints.verify_swin import TINY_TIMM
-
         with pytest.raises(CannotConvert, match=reason):
             convert(SwinTransformer(**{**TINY_TIMM, **fields}))
 
@@ -217,10 +216,10 @@ class TestRefuses:
 def test_weights_of_timm_at_real_size(name):
     import timm
 
-    model = randomised(timm.create_model(name, pretrained=False, dynamic_img_size=True))
+    model = perturbed(timm.create_model(name, pretrained=False, dynamic_img_size=True))
     converted, processor = convert(model.state_dict(), architecture=name)
     side = processor.crop_size.height
     for size in ((side, side), (300, 260)):
         images = torch.randn(1, 3, *size)
-        expected = timm_answer(model, images)
-        assert (swin_answer(converted, images) - expected).abs().max() < 1e-5 * expected.abs().max()
+        expected = predict_timm(model, images)
+        assert (predict_swin(converted, images) - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -4,35 +4,33 @@ import pytest
 import torch
 import transformers as t
 
-from vit_hf import AdaptiveViTForVideoClassification, AdaptiveViTModel, convert
-from vit_hf.checkpoints import CannotConvert
-from vit_hf.checkpoints.verify import perturbed
-from vit_hf.checkpoints.verify_videos import (
+from tests.helpers.originals import perturbed
+from tests.helpers.video_originals import (
     SHAPE,
     VIDEO_ORIGINALS,
     VIDEOMAE,
     VIVIT,
-    answer,
-    verify_videos,
+    compare_video,
+    predict_video,
     video_original,
 )
+from vit_hf import AdaptiveViTForVideoClassification, AdaptiveViTModel, convert
+from vit_hf.checkpoints import CannotConvert
 
 
 every_original = pytest.mark.parametrize("name", VIDEO_ORIGINALS)
 
 
-def test_outputs_are_those_of_the_original():
-    """At the model's own size; what `convert.py --verify-all` prints."""
-    found = list(verify_videos(perturbed))
-    assert [name for name, *_ in found] == list(VIDEO_ORIGINALS)
-    for name, _, difference, _, selection in found:
-        assert difference < 1e-5 and selection, name
+@every_original
+def test_outputs_are_those_of_the_original(name):
+    found = compare_video(name)
+    assert found.native < 1e-5 and found.selects
 
 
 @every_original
 def test_from_disk_and_back(name, tmp_path):
     """Labels are kept, the video processor prepares alike, and what is saved gives the same again."""
-    original, videos = video_original(name, perturbed), torch.randn(SHAPE)
+    original, videos = video_original(name), torch.randn(SHAPE)
     original.config.id2label = {index: f"class {index}" for index in range(5)}
     original.save_pretrained(tmp_path / "theirs")
     processor_class = t.VivitVideoProcessor if "vivit" in name else t.VideoMAEVideoProcessor
@@ -45,9 +43,14 @@ def test_from_disk_and_back(name, tmp_path):
     clip = torch.randint(0, 256, (6, 3, 50, 60), dtype=torch.uint8)
     batch = found(clip, return_tensors="pt")
     assert torch.equal(batch["pixel_values"], processor(clip, return_tensors="pt")["pixel_values"])
-    torch.testing.assert_close(answer(model, videos), answer(original, videos), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        answer(model, batch["pixel_values"]), answer(original, batch["pixel_values"]), atol=1e-5, rtol=1e-5
+        predict_video(model, videos), predict_video(original, videos), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        predict_video(model, batch["pixel_values"]),
+        predict_video(original, batch["pixel_values"]),
+        atol=1e-5,
+        rtol=1e-5,
     )
     is_classifier = "encoder" not in name
     assert type(model) is (AdaptiveViTForVideoClassification if is_classifier else AdaptiveViTModel)
@@ -56,12 +59,12 @@ def test_from_disk_and_back(name, tmp_path):
     options = {} if is_classifier else {"add_pooling_layer": model.pooler is not None}
     again, report = type(model).from_pretrained(tmp_path / "ours", output_loading_info=True, **options)
     assert not any(report.values())
-    assert torch.equal(answer(again, videos), answer(model, videos))
+    assert torch.equal(predict_video(again, videos), predict_video(model, videos))
 
 
 def test_norm_of_the_mean_has_its_own_epsilon():
     """VideoMAE's does not follow `layer_norm_eps`: where the mean is small that shows."""
-    original = video_original("videomae", perturbed)
+    original = video_original("videomae")
     with torch.no_grad():
         for layer in original.videomae.encoder.layer:  # branches that add nothing
             layer.attention.output.dense.weight.zero_()
@@ -74,7 +77,9 @@ def test_norm_of_the_mean_has_its_own_epsilon():
     model, _ = convert(original)
     model.vit.embeddings.position_encoding.position_embeddings.data *= 1e-3
     videos = torch.randn(SHAPE)
-    torch.testing.assert_close(answer(model, videos), answer(original, videos), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict_video(model, videos), predict_video(original, videos), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_positions_of_late_patches_are_exact():
@@ -88,8 +93,8 @@ def test_positions_of_late_patches_are_exact():
 
 def test_a_converted_model_takes_other_sizes_and_lengths():
     for name in VIDEO_ORIGINALS:
-        model, _ = convert(video_original(name, perturbed))
-        assert torch.isfinite(answer(model, torch.randn(1, 11, 3, 41, 50))).all()
+        model, _ = convert(video_original(name))
+        assert torch.isfinite(predict_video(model, torch.randn(1, 11, 3, 41, 50))).all()
 
 
 def test_what_cannot_be_represented_is_refused():
@@ -105,7 +110,9 @@ def test_pretrained_videomae_gives_its_encoder():
     )
     model, _ = convert(original)
     videos = torch.randn(SHAPE)
-    torch.testing.assert_close(answer(model, videos), answer(original.videomae, videos), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict_video(model, videos), predict_video(original.videomae, videos), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_tubelets_that_are_not_square():
@@ -113,4 +120,6 @@ def test_tubelets_that_are_not_square():
     original = perturbed(t.VivitForVideoClassification(t.VivitConfig(**fields)))
     model, videos = convert(original)[0], torch.randn(SHAPE)
     assert model.config.patch_size == [8, 16] and model.config.tubelet_size == 3
-    torch.testing.assert_close(answer(model, videos), answer(original, videos), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict_video(model, videos), predict_video(original, videos), atol=1e-5, rtol=1e-5
+    )

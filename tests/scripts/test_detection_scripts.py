@@ -1,4 +1,4 @@
-"""`scripts/detect.py` on pieces of aerial photos and on digits, and `scripts/detection_ap.py` on a few tiny canvases."""
+"""`scripts/detect.py` on pieces of aerial photos and on digits."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import AutoModelForObjectDetection, pipeline
 
-from tests.scripts.test_pretraining_and_segmentation import SCRIPTS, TINY, load
+from tests.helpers.scripts import SCRIPTS, TINY, load_script
 from vit_hf.data.tree_photos import deepforest_folder
 from vit_hf.training import (
     DataArguments,
@@ -56,7 +56,7 @@ def test_trees(trees, tmp_path, capsys):
     flags += ["--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--use_cpu", "true"]
     model = ["--config_overrides", json.dumps(VIT), "--detector_overrides", json.dumps(HEAD)]
     model += ["--patch_selector", "saliency", "--num_selected_patches", "0.5", "--num_train_epochs", "1"]
-    script, output = load("detect"), tmp_path / "run"
+    script, output = load_script("detect"), tmp_path / "run"
     script.main([*flags, *model, "--horizontal_flip", "0.5", "--output_dir", str(output)])
     printed = capsys.readouterr().out
     assert "1 train with 61 boxes in 16 pieces, 1 validation with 37 boxes in 16 pieces; 1 class" in printed
@@ -85,21 +85,6 @@ def test_trees(trees, tmp_path, capsys):
     assert "eval_map_50" in printed and "train_loss" not in printed
 
 
-def test_average_precision_beside_the_share_of_patches(tmp_path, capsys, monkeypatch):
-    script = load("detection_ap")
-    monkeypatch.setattr(script, "ARCHITECTURE", script.ARCHITECTURE | VIT)
-    monkeypatch.setattr(script, "DETECTOR", script.DETECTOR | HEAD)
-    flags = ["--size", "96", "--num-noise", "2", "--num-digits", "2", "--batch-size", "4", "--num-test", "4"]
-    flags += ["--steps", "2", "--seeds", "1", "--ways", "variance", "resize", "--shares", "0.25"]
-    script.main([*flags, "--jobs", "1", "--use-cpu", "--output", str(tmp_path / "runs")])
-    results = json.loads((tmp_path / "runs" / "results.json").read_text())
-    assert results.keys() == {"all 1.0", "variance 0.25", "resize 0.25"}
-    printed = capsys.readouterr().out
-    # Patches of 8 pixels: 144 of a canvas, a quarter of them, and those of a canvas of half the side.
-    for row in ("| all | 144 | 1 |", "| variance | 36 | 1 |", "| resize | 36 | 1 |"):
-        assert row in printed
-
-
 def test_configuration_is_flags():
     path = SCRIPTS / "configs" / "detect_digits.yaml"
     parser = make_parser([ModelArguments, DataArguments, DetectionArguments, RunArguments], "")
@@ -112,11 +97,13 @@ def test_configuration_is_flags():
 def test_digits_of_the_configuration_are_found(tmp_path):
     """The run that the configuration describes, and no step less."""
     flags = ["--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true", "--use_cpu", "true"]
-    load("detect").main([str(SCRIPTS / "configs" / "detect_digits.yaml"), *flags])
+    load_script("detect").main([str(SCRIPTS / "configs" / "detect_digits.yaml"), *flags])
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["test_map_50"] > 0.7
 
 
 def test_what_is_wrong_ends_with_a_message(tmp_path):
     with pytest.raises(SystemExit, match=r"detect.py: there is no file or folder .*nowhere"):
-        load("detect").main(["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")])
+        load_script("detect").main(
+            ["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")]
+        )
     assert not (tmp_path / "run").exists()

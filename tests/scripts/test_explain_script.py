@@ -1,7 +1,6 @@
 """`scripts/explain.py`, run in this process."""
 
 import csv
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,18 +9,11 @@ import PIL.Image
 import pytest
 
 from tests.conftest import tiny_config
+from tests.helpers.scripts import load_script
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 
 
-def load_script():
-    path = Path(__file__).parents[2] / "scripts" / "explain.py"
-    spec = importlib.util.spec_from_file_location("explain_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-main = load_script().main
+main = load_script("explain").main
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The scripts a user runs one after the other: fine-tune, evaluate, predict."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from tests.conftest import tiny_config
+from tests.helpers.scripts import SCRIPTS, load_script
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.search import SearchArguments
@@ -41,14 +41,8 @@ from vit_hf.training import (
 from vit_hf.training.command_line import read_config
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
 def script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script(name).main
 
 
 @pytest.fixture

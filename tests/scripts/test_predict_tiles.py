@@ -1,6 +1,5 @@
 """`scripts/predict.py --tile`."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,18 +8,11 @@ import PIL.Image
 import pytest
 
 from tests.conftest import tiny_config
+from tests.helpers.scripts import load_script
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, predict_tiled
 
 
-def load_script():
-    path = Path(__file__).parents[2] / "scripts" / "predict.py"
-    spec = importlib.util.spec_from_file_location("predict_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-main = load_script().main
+main = load_script("predict").main
 
 
 @pytest.fixture

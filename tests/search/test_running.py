@@ -1,6 +1,5 @@
 """A search from arguments to checkpoints, on a few digits."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForImageClassification
 
+from tests.helpers.scripts import SCRIPTS, load_script
 from vit_hf import AdaptiveViTForImageClassification
 from vit_hf.search import SearchArguments, prepare_search
 from vit_hf.search import running as running_module
@@ -23,7 +23,6 @@ from vit_hf.training import (
 )
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 VALUES = {
     "dataset": "megapixel_digits",
     "dataset_options": {"task": "single", "size": 32, "num_noise": 0, "num_train": 60, "num_test": 20},
@@ -79,9 +78,7 @@ def prepare(folder, **changes):
 
 @pytest.mark.slow
 def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("search_script", SCRIPTS / "search.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("search")
     values = {**VALUES, "output_dir": str(tmp_path / "run"), "retrain": True, "num_seeds": 2}
     values["supernet_factor"] = 2.0
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))

@@ -1,10 +1,8 @@
 """A study of settings on a few small images."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
+from tests.helpers.scripts import load_script
 from tests.training.conftest import dataset_cache, image_folder  # noqa: F401
 from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
 from vit_hf.search import tuning as tuning_module
@@ -20,7 +18,6 @@ from vit_hf.training import (
 
 
 optuna = pytest.importorskip("optuna")
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 GROUPS = (ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments)
 FLAGS = [
     *("--validation_share", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),
@@ -29,13 +26,6 @@ FLAGS = [
     *("--eval_strategy", "steps", "--eval_steps", "1"),
     *("--seed", "3", "--learning_rates", "1e-4", "1e-2", "--weight_decays", "0.01", "0.1"),
 ]  # fmt: skip
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("tune_script", SCRIPTS / "tune.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.mark.slow
@@ -54,7 +44,7 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
 
     monkeypatch.setattr(tuning_module, "layerwise_parameter_groups", watching)
     flags = ["--dataset", str(image_folder), "--output_dir", str(folder), *FLAGS]
-    script = load_script()
+    script = load_script("tune")
     script.main([*flags, "--num_trials", "2"])
     assert "Best of 2 trials: accuracy" in capsys.readouterr().out
     study = optuna.load_study(storage=tuning_module.journal(folder), study_name="vit_hf")

@@ -14,6 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.conftest import tiny_config
+from tests.helpers.scripts import load_script
 from tests.training.conftest import write_images
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.training import (
@@ -91,10 +92,7 @@ def rows_of(folder) -> list[dict]:
 
 
 def predict_script():
-    spec = importlib.util.spec_from_file_location("predict_script", ROOT / "scripts" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("predict").main
 
 
 def workers() -> list[psutil.Process]:

@@ -1,24 +1,20 @@
-"""Train at one resolution, test at others: how well does each position encoding carry over?
+"""Trains at one resolution and tests at others, to compare how position encodings carry over.
 
-    python scripts/resolution_transfer.py                       # every encoding, three seeds: hours on two cores
-    python scripts/resolution_transfer.py --encodings rotary learned --seeds 0
+    python scripts/experiments/resolution_transfer.py  # every encoding, three seeds: hours on two cores
+    python scripts/experiments/resolution_transfer.py --encodings rotary learned --seeds 0
 
-A small model learns MNIST digits of 56 pixels (7x7 patches) and reads them at 28, 112 and 224 pixels without having seen
-such sizes. Variants of an encoding count as rows of their own. Writes a Markdown table (table.md), a plot
-(transfer.png), and the similarity of positions that each encoding has learned (similarity_<encoding>.png). Finished
-runs of the same settings are skipped.
+A small model learns MNIST digits of 56 pixels (7x7 patches) and classifies them at 28, 112 and 224 pixels
+without having seen such sizes. Variants of an encoding are rows of their own. Writes a Markdown table
+(table.md), a plot (transfer.png), and the similarity of positions that each encoding has learned
+(similarity_<encoding>.png). Finished runs are not repeated.
 """
 
 import argparse
+import functools
 import json
-import os
-import platform
-import statistics
 from pathlib import Path
 
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+import harness
 import numpy as np
 import torch
 import transformers
@@ -43,7 +39,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def images_of(split: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Digits `(n, 1, side, side)` of a split, from -1 to 1, and their labels."""
+    """Returns the digits of a split, `(n, 1, side, side)` from -1 to 1, and their labels."""
     digits, indices = load_digits(), digits_of_split(split).ravel()
     pixels = torch.from_numpy(digits.images[indices]).float()[:, None] / 127.5 - 1
     labels = torch.from_numpy(digits.classes[indices])
@@ -51,7 +47,7 @@ def images_of(split: str, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shifted(images: torch.Tensor) -> torch.Tensor:
-    """Each moved by up to an eighth of the side, so that 4,000 digits teach more."""
+    """Moves a batch by up to an eighth of the side, so that 4,000 digits teach more."""
     side = images.shape[-1]
     padded = nn.functional.pad(images, (side // 8,) * 4, value=-1.0)
     top, left = torch.randint(side // 4 + 1, (2,)).tolist()
@@ -89,8 +85,8 @@ def train(fields: dict, seed: int, args: argparse.Namespace) -> AdaptiveViTForIm
 def accuracy(model: AdaptiveViTForImageClassification, scale: float) -> float:
     images, labels = images_of("test", round(NATIVE * scale))
     right = [
-        (model(some).logits.argmax(-1) == of_some).float()
-        for some, of_some in zip(images.split(50), labels.split(50), strict=True)
+        (model(batch).logits.argmax(-1) == answers).float()
+        for batch, answers in zip(images.split(50), labels.split(50), strict=True)
     ]
     return float(torch.cat(right).mean())
 
@@ -100,29 +96,28 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
     if seed == args.seeds[0] and name in POSITION_ENCODINGS and name != "none":
         position_similarity(model).figure().savefig(args.output / f"similarity_{name}.png", dpi=80)
     results = {str(scale): accuracy(model, scale) for scale in SCALES}
-    return {"encoding": name, "seed": seed, "settings": settings(args), **results}
+    result = {"encoding": name, "seed": seed, **results}
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def settings(args: argparse.Namespace) -> dict:
-    """What results must have in common to stand in one table."""
+    """Returns what must be equal for results to stand in one table."""
     return {"steps": args.steps, "batch_size": args.batch_size, "learning_rate": args.learning_rate}
 
 
-def summary(results: list[dict], name: str, scale: float) -> tuple[float, float]:
-    values = [100 * result[str(scale)] for result in results if result["encoding"] == name]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+def accuracies(results: list[dict], name: str, scale: float) -> list[float]:
+    """Returns the accuracies of an encoding, one for each seed."""
+    return [result[str(scale)] for result in results if result["encoding"] == name]
 
 
 def format_table(results: list[dict]) -> str:
-    sizes = [f"{scale:g}x ({round(NATIVE * scale)} px)" for scale in SCALES]
-    lines = [f"| encoding | seeds | {' | '.join(sizes)} |", "|---|---|" + "---|" * len(SCALES)]
+    rows = []
     for name in dict.fromkeys(result["encoding"] for result in results):
-        seeds = sum(result["encoding"] == name for result in results)
-        cells = ["{:.1f} ± {:.1f}".format(*summary(results, name, scale)) for scale in SCALES]
-        if seeds == 1:
-            cells = [cell.partition(" ")[0] for cell in cells]
-        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        values = [accuracies(results, name, scale) for scale in SCALES]
+        rows.append([name, len(values[0]), *map(harness.mean_and_sd, values)])
+    sizes = (f"{scale:g}x ({round(NATIVE * scale)} px)" for scale in SCALES)
+    return harness.markdown_table(["encoding", "seeds", *sizes], rows)
 
 
 def draw(results: list[dict], path: Path) -> None:
@@ -133,34 +128,36 @@ def draw(results: list[dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
     names = list(dict.fromkeys(result["encoding"] for result in results))
-    colours = pyplot.get_cmap("tab20")
+    colors = pyplot.get_cmap("tab20")
     ends = []
     for index, name in enumerate(names):
-        means, deviations = zip(*(summary(results, name, scale) for scale in SCALES), strict=True)
+        values = [100 * np.array(accuracies(results, name, scale)) for scale in SCALES]
+        means = [found.mean() for found in values]
+        deviations = [found.std(ddof=1) if len(found) > 1 else 0.0 for found in values]
         style = "--" if "," in name else "-"
         axes.errorbar(
             SCALES,
             means,
-            np.nan_to_num(deviations),
-            color=colours(index),
+            deviations,
+            color=colors(index),
             ls=style,
             marker="o",
             ms=3,
             capsize=2,
         )
-        ends.append((means[-1], name, colours(index)))
-    # Names at the ends of lines, moved apart where they would meet.
-    place = -10.0
-    for mean, name, colour in sorted(ends):
-        place = max(mean, place + 4.2)
+        ends.append((means[-1], name, colors(index)))
+    # Names at the ends of lines, moved apart where they would overlap.
+    height = -10.0
+    for mean, name, color in sorted(ends):
+        height = max(mean, height + 4.2)
         axes.annotate(
             name,
             (SCALES[-1], mean),
-            (SCALES[-1] * 1.12, place),
-            color=colour,
+            (SCALES[-1] * 1.12, height),
+            color=color,
             fontsize=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "relpos": (0, 0.5)},
         )
     axes.set(
         xscale="log",
@@ -178,8 +175,13 @@ def draw(results: list[dict], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = harness.make_parser(
+        __doc__,
+        output="runs/resolution_transfer",
+        seeds=[0, 1, 2],
+        steps=1500,
+        batch_size=64,
+        learning_rate=2e-3,
     )
     parser.add_argument(
         "--encodings",
@@ -189,12 +191,6 @@ def parse_arguments() -> argparse.Namespace:
         default=list(VARIANTS),
         help="variants in quotes",
     )
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of initialisation and order")
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="of AdamW, at its highest")
-    output = Path("runs/resolution_transfer")
-    parser.add_argument("--output", type=Path, default=output, help="folder of table, plot and pictures")
     return parser.parse_args()
 
 
@@ -205,15 +201,12 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.encodings:
             file = args.output / f"{name.replace(', ', '_')}_{seed}.json"
-            if not file.is_file() or json.loads(file.read_text())["settings"] != settings(args):
-                file.write_text(json.dumps(run(name, seed, args)))
-                print(file.read_text(), flush=True)
-            results.append(json.loads(file.read_text()))
+            results.append(harness.cached(file, settings(args), functools.partial(run, name, seed, args)))
     results.sort(key=lambda result: (list(VARIANTS).index(result["encoding"]), result["seed"]))
     draw(results, args.output / "transfer.png")
     text = (
         f"Trained at {NATIVE} px ({args.steps} steps of {args.batch_size}), accuracy in %, mean ± sd; "
-        f"{platform.machine()}, torch {torch.__version__}\n\n{format_table(results)}\n"
+        f"{harness.machine_line()}\n\n{format_table(results)}\n"
     )
     (args.output / "table.md").write_text(text)
     print(f"\n{text}")

@@ -1,26 +1,23 @@
-"""Every patch selector on megapixel digits: same checkpoint, same number of training images, several seeds.
+"""Compares every patch selector on megapixel digits, from one checkpoint and with several seeds.
 
-    python scripts/leaderboard.py                              # everything; hours on two cores
-    python scripts/leaderboard.py --arms policy variance       # some of it; what is there already is not repeated
+    python scripts/experiments/leaderboard.py                         # everything; hours on two cores
+    python scripts/experiments/leaderboard.py --arms policy variance  # finished runs are not repeated
 
-A canvas of 512x512 pixels holds one digit of 28 pixels among strokes that are as bright, so that contrast alone
-does not tell where it is. A small model learns digits on small canvases first; every way of selecting then
-fine-tunes that checkpoint on large ones with plain `Trainer`. `oracle` is told where the digit is. `recall` is the
-share of the patches touching the digit that were kept. Training time is that of the process, on however many
-threads torch is given (OMP_NUM_THREADS).
+A canvas of 512x512 pixels holds one digit of 28 pixels among strokes that are equally bright, so that
+contrast alone does not tell where it is. A small model learns digits on small canvases first; every selection
+method then fine-tunes that checkpoint on large ones with plain `Trainer`. `oracle` knows where the digit is.
+`recall` is the fraction of the patches touching the digit that were kept. Training time is that of the
+process, on however many threads torch has (OMP_NUM_THREADS).
 """
 
 import argparse
+import functools
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
 
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+import harness
 import numpy as np
 import torch
 from torch import nn
@@ -44,12 +41,12 @@ ARCHITECTURE = {
     "num_labels": 10,
     "position_encoding": "rotary",
 }
-# (side, strokes, steps) of what comes before.
+# (side, strokes, steps) of the training on small canvases.
 SMALL = [(32, 0, 500), (48, 0, 700), (64, 1, 150), (112, 4, 250)]
 
 THUMBNAIL = {"thumbnail_size": 256}
 SCORER = {**THUMBNAIL, "hidden_size": 32}
-# Options of the selectors, and what stands beside them.
+# Options of the selectors; `resize` and `oracle` select nothing themselves.
 ARMS: dict[str, dict] = {
     "resize": {},
     "random": {},
@@ -65,7 +62,7 @@ ARMS: dict[str, dict] = {
     "cross_attention": {},
     "oracle": {},
 }
-# The highest learning rate of a selector, where that of the command line is not the one for it.
+# Peak learning rates of selectors for which that of the command line does not suit.
 RATES = {"perturbed": 2e-3, "cross_attention": 2e-3}
 
 
@@ -77,8 +74,8 @@ def to_input(rows: dict, resize: bool) -> dict[str, list]:
     return {"pixel_values": list(pixels), "labels": rows["label"]}
 
 
-def with_places(rows: dict) -> dict[str, list]:
-    """For the oracle: the patches that touch the digit, filled up with their neighbours to TOKENS."""
+def with_selection(rows: dict) -> dict[str, list]:
+    """Adds the choice of the oracle: the patches that touch the digit, and their neighbors up to TOKENS."""
     grid = SIZE // PATCH
     row, column = np.divmod(np.arange(grid * grid), grid)
     selected = []
@@ -90,7 +87,7 @@ def with_places(rows: dict) -> dict[str, list]:
 
 
 def touched(box: list[int]) -> set[int]:
-    """Raster indices of the patches that a box touches."""
+    """Returns the raster indices of the patches that a box touches."""
     x0, y0, x1, y1 = box
     rows, columns = range(y0 // PATCH, (y1 - 1) // PATCH + 1), range(x0 // PATCH, (x1 - 1) // PATCH + 1)
     return {row * (SIZE // PATCH) + column for row in rows for column in columns}
@@ -111,7 +108,7 @@ def train(
     seed: int,
     callbacks: list | None = None,
 ) -> None:
-    """One pass over `data` with plain Trainer; `rates` are those of the backbone and of the selector."""
+    """Trains for one pass over `data`; `rates` are those of the backbone and of the selector."""
     named = list(model.named_parameters())
     groups = [
         {"params": [value for name, value in named if "selector" not in name], "lr": rates[0]},
@@ -129,7 +126,7 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=seed,
-        use_cpu=True,  # seconds of the process are what is reported
+        use_cpu=True,  # the seconds of the process are reported
     )
     Trainer(
         model, arguments, train_dataset=data, optimizers=(optimizer, schedule), callbacks=callbacks
@@ -137,7 +134,7 @@ def train(
 
 
 def pretrain(args: argparse.Namespace) -> Path:
-    """The checkpoint that all begin with."""
+    """Trains the checkpoint that all methods start from."""
     folder = args.output / "checkpoint"
     if (folder / "model.safetensors").is_file():
         return folder
@@ -161,12 +158,12 @@ def evaluate(
     oracle: bool,
     resize: bool,
 ) -> tuple[float, float | None]:
-    """Accuracy, and the mean share of the patches touching the digit that were kept."""
+    """Returns the accuracy, and the mean fraction of the patches touching the digit that were kept."""
     model.eval()
     right, recalls = [], []
     for start in range(0, len(data), 100):
         rows = data[start : start + 100]
-        inputs = with_places(rows) if oracle else to_input(rows, resize)
+        inputs = with_selection(rows) if oracle else to_input(rows, resize)
         labels = torch.tensor(inputs.pop("labels"))
         outputs = model(**{name: torch.stack(values) for name, values in inputs.items()})
         right += (outputs.logits.argmax(-1) == labels).tolist()
@@ -185,7 +182,7 @@ def run(arm: str, seed: int, checkpoint: Path, args: argparse.Namespace) -> dict
         fields = {"patch_selector": {"type": arm, **ARMS[arm]}, "num_selected_patches": TOKENS}
     model = AdaptiveViTForImageClassification.from_pretrained(checkpoint, **fields)
     data = canvases(SIZE, args.num_noise, args.steps * args.batch_size, args.num_test, seed=SIZE + seed)
-    prepare = with_places if oracle else lambda rows: to_input(rows, resize)
+    prepare = with_selection if oracle else lambda rows: to_input(rows, resize)
     callbacks = []
     if fields:
         callbacks = [KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.5, initial=args.initial)]
@@ -202,80 +199,59 @@ def run(arm: str, seed: int, checkpoint: Path, args: argparse.Namespace) -> dict
     seconds = time.process_time() - start
     accuracy, recall = evaluate(model, data["test"], args, oracle, resize)
     model.save_pretrained(args.output / "models" / f"{arm}_{seed}")
-    return {"arm": arm, "seed": seed, "accuracy": accuracy, "recall": recall, "train_s": seconds}
-
-
-def spread(values: list[float | None], scale: float = 100) -> str:
-    if None in values:
-        return "-"
-    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{scale * statistics.mean(values):.1f} ± {scale * deviation:.1f}"
+    result = {"arm": arm, "seed": seed, "accuracy": accuracy, "recall": recall, "train_s": seconds}
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def format_table(results: list[dict]) -> str:
-    lines = ["| selection | seeds | accuracy % | recall % | training, CPU s |", "|---|---|---|---|---|"]
+    rows = []
     for arm in ARMS:
-        rows = [result for result in results if result["arm"] == arm]
-        if rows:
-            columns = [spread([row[key] for row in rows]) for key in ("accuracy", "recall")]
-            seconds = f"{statistics.mean(row['train_s'] for row in rows):.0f}"
-            lines.append(f"| {arm} | {len(rows)} | {' | '.join(columns)} | {seconds} |")
-    return "\n".join(lines)
+        found = [result for result in results if result["arm"] == arm]
+        if found:
+            columns = [harness.mean_and_sd([row[key] for row in found]) for key in ("accuracy", "recall")]
+            seconds = f"{statistics.mean(row['train_s'] for row in found):.0f}"
+            rows.append([arm, len(found), *columns, seconds])
+    return harness.markdown_table(["selection", "seeds", "accuracy %", "recall %", "training, CPU s"], rows)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = harness.make_parser(
+        __doc__,
+        output="runs/leaderboard",
+        seeds=[0, 1, 2],
+        steps=250,
+        batch_size=64,
+        learning_rate=5e-4,
+        num_noise=64,
+        num_test=1000,
+        selector_learning_rate=(1e-2, "peak, of a selector without one of its own"),
+        initial=(0.08, "of KeepRateSchedule: 0.08 begins with 104 patches of 1024"),
     )
-    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="ways of selecting")
-    parser.add_argument(
-        "--seeds", nargs="*", type=int, default=[0, 1, 2], help="of data, selectors and order"
-    )
-    parser.add_argument("--steps", type=int, default=250, help="of fine-tuning on large canvases")
-    parser.add_argument("--batch-size", type=int, default=64, help="canvases in a step")
-    parser.add_argument("--num-noise", type=int, default=64, help="strokes on a large canvas")
-    parser.add_argument("--num-test", type=int, default=1000, help="canvases to evaluate on")
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="highest, of the backbone")
-    parser.add_argument(
-        "--selector-learning-rate",
-        type=float,
-        default=1e-2,
-        help="highest, of a selector without one of its own",
-    )
-    parser.add_argument(
-        "--initial",
-        type=float,
-        default=0.08,
-        help="of KeepRateSchedule: 0.08 begins with 104 patches of 1024",
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/leaderboard"), help="folder of the results")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="selection methods")
     return parser.parse_args()
 
 
 def settings(args: argparse.Namespace) -> dict:
-    """What must be the same for runs to be compared."""
+    """Returns what must be equal for runs to be compared."""
     return {name: value for name, value in vars(args).items() if name not in ("arms", "seeds", "output")}
 
 
 def main() -> None:
     args = parse_arguments()
-    (args.output / "results").mkdir(parents=True, exist_ok=True)
-    for file in (args.output / "results").glob("*.json"):
-        if json.loads(file.read_text())["settings"] != settings(args):
-            raise SystemExit(f"{file} was made with other settings: give another --output, or remove it")
+    folder = args.output / "results"
+    for file in folder.glob("*.json"):
+        harness.check_settings(file, settings(args))
     checkpoint = pretrain(args)
     for seed in args.seeds:
         for arm in args.arms:
-            file = args.output / "results" / f"{arm}_{seed}.json"
-            if not file.is_file():
-                result = run(arm, seed, checkpoint, args) | {"settings": settings(args)}
-                file.write_text(json.dumps(result))
-                print(json.dumps(result), flush=True)
-    results = [json.loads(file.read_text()) for file in sorted((args.output / "results").glob("*.json"))]
+            compute = functools.partial(run, arm, seed, checkpoint, args)
+            harness.cached(folder / f"{arm}_{seed}.json", settings(args), compute)
+    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     print(
         f"\n{SIZE}x{SIZE}, {args.num_noise} strokes, {TOKENS} of {(SIZE // PATCH) ** 2} patches (resize: "
-        f"{(RESIZED // PATCH) ** 2}), {args.steps} steps of {args.batch_size}; {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}\n\n{format_table(results)}"
+        f"{(RESIZED // PATCH) ** 2}), {args.steps} steps of {args.batch_size}; {harness.machine_line()}\n\n"
+        f"{format_table(results)}"
     )
 
 

@@ -1,16 +1,16 @@
-"""Small Swins of transformers and timm with random weights, and how far `convert` is from them.
+"""Small Swins of transformers and timm with random weights, and how far `convert` is from their outputs.
 
-What tests check and `scripts/convert.py --verify-all` prints.
+Tests check the differences; `scripts/experiments/conversion_table.py` prints them.
 """
 
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 
 import torch
 import transformers as t
 from torch import nn
 
-from .convert import convert
+from tests.helpers.originals import Comparison, perturbed
+from vit_hf import convert
 
 
 TINY = {
@@ -56,65 +56,60 @@ SWIN_TIMM: dict[str, tuple[str, dict]] = {
     "swinv2": ("SwinTransformerV2", {}),
     "swinv2-pretrained": ("SwinTransformerV2", {"window_size": 6, "pretrained_window_sizes": (4, 2)}),
 }
-# The first is native; of no other are both sides of a grid whole windows.
+# Image sizes; the first is the models' own. In the others, windows do not divide both sides of the grid.
 SIZES = [(32, 32), (48, 64), (40, 28)]
 
 
 def swin_original(name: str) -> nn.Module:
-    """A model of transformers, none of whose weights is zero or one."""
+    """Builds a model of `SWIN_ORIGINALS` with random weights, none of which is zero or one."""
     class_name, fields = SWIN_ORIGINALS[name]
     model_class = getattr(t, class_name)
-    return randomised(model_class(model_class.config_class(**{**TINY, **fields})))
+    return perturbed(model_class(model_class.config_class(**{**TINY, **fields})))
 
 
 def swin_timm_original(name: str) -> nn.Module:
-    """One of `SWIN_TIMM`, in the same way. Raises: ImportError without timm."""
+    """Builds a model of `SWIN_TIMM` with random weights, none of which is zero or one."""
     from timm.models import swin_transformer, swin_transformer_v2
 
     class_name, fields = SWIN_TIMM[name]
     module = swin_transformer_v2 if class_name.endswith("V2") else swin_transformer
-    return randomised(getattr(module, class_name)(**{**TINY_TIMM, **fields}))
+    return perturbed(getattr(module, class_name)(**{**TINY_TIMM, **fields}))
 
 
 @torch.no_grad()
-def randomised(model: nn.Module) -> nn.Module:
-    for value in model.parameters():
-        value.add_(0.1 * torch.randn_like(value))
-    return model.eval()
-
-
-@torch.no_grad()
-def swin_answer(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits or last hidden states of a model of transformers."""
+def predict_swin(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Returns logits or last hidden states of a model of transformers, or of ours."""
     outputs = model(images, interpolate_pos_encoding=True)
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 @torch.no_grad()
-def timm_answer(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def predict_timm(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return model(images)
 
 
-def verify_swin() -> Iterator[tuple[str, str, float, float, bool]]:
-    """The fields of a `Verdict`; those of timm if it is installed."""
-    for name in SWIN_ORIGINALS:
-        yield _verdict(name, swin_original, name, swin_answer)
-    if find_spec("timm") is None:
-        return
-    for name in SWIN_TIMM:
-        yield _verdict(f"timm {name}", swin_timm_original, name, timm_answer)
+def compare_swin(name: str) -> Comparison:
+    """Compares a model of `SWIN_ORIGINALS` with what `convert` makes of it."""
+    return _compare(name, lambda: swin_original(name), predict_swin)
+
+
+def compare_swin_timm(name: str) -> Comparison:
+    """Compares a model of `SWIN_TIMM` with what `convert` makes of it."""
+    return _compare(f"timm {name}", lambda: swin_timm_original(name), predict_timm)
 
 
 @torch.no_grad()
-def _verdict(title: str, make: Callable, name: str, answer: Callable) -> tuple[str, str, float, float, bool]:
+def _compare(title: str, make: Callable[[], nn.Module], predict: Callable[..., torch.Tensor]) -> Comparison:
     differences = []
     for size in SIZES:
         torch.manual_seed(0)
-        model = make(name)  # anew, as that of transformers remembers windows of the sizes that it saw
+        model = (
+            make()
+        )  # a new one for each size, as transformers' Swin remembers windows of the sizes that it saw
         images = torch.randn(2, 3, *size)
         converted, _ = convert(model)
-        differences.append(float((swin_answer(converted, images) - answer(model, images)).abs().max()))
+        differences.append(float((predict_swin(converted, images) - predict(model, images)).abs().max()))
     fewer, _ = convert(model, patch_selector="variance", num_selected_windows=2)
     selected = fewer(torch.randn(1, 3, 48, 64)).selected_windows
-    works = [tuple(windows.shape) for windows in selected] == [(1, 2), (1, 1)]
-    return title, type(model).__name__, differences[0], max(differences[1:]), works
+    selects = [tuple(windows.shape) for windows in selected] == [(1, 2), (1, 1)]
+    return Comparison(title, type(model).__name__, differences[0], max(differences[1:]), selects)

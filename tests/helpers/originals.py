@@ -1,22 +1,19 @@
-"""Small models of every family with random weights, and how far `convert` is from them.
+"""Small image models of every family with random weights, and how far `convert` is from their outputs.
 
-What tests check and `scripts/convert.py --verify-all` prints.
+Tests check the differences; `scripts/experiments/conversion_table.py` prints them.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import transformers as t
 from torch import nn
 
-from ..model.patches import ImagePatches, flatten_channels_last
-from .convert import convert
-from .verify_hybrid import verify_hybrid
-from .verify_swin import verify_swin
-from .verify_videos import verify_videos
+from vit_hf import convert
+from vit_hf.model.patches import ImagePatches, flatten_channels_last
 
 
 TINY = {
@@ -85,9 +82,9 @@ TIMM = {
         {"use_rot_pos_emb": True, "attn_type": "rope", "rope_grid_indexing": "xy", "use_abs_pos_emb": False},
     ),
 }
-# The first is native.
+# Image sizes; the first is the models' own.
 SIZES = [(32, 32), (48, 64), (24, 16)]
-# Class, configuration, its fields, and whether other sizes must be asked for.
+# Class, configuration, its fields, and whether other sizes need `interpolate_pos_encoding`.
 ORIGINALS = {
     "vit": (t.ViTForImageClassification, t.ViTConfig, TINY, True),
     "vit-encoder": (t.ViTModel, t.ViTConfig, TINY, True),
@@ -145,13 +142,13 @@ ORIGINALS = {
 
 
 def original(name: str) -> nn.Module:
-    """A model of the family with random weights, none of which is zero or one."""
+    """Builds a model of `ORIGINALS` with random weights, none of which is zero or one."""
     model_class, config_class, fields, _ = ORIGINALS[name]
     return perturbed(model_class(config_class(**fields)))
 
 
 def timm_original(name: str) -> nn.Module:
-    """One of `TIMM`, in the same way."""
+    """Builds a model of `TIMM` with random weights, none of which is zero or one."""
     from timm.models import deit, eva, vision_transformer
 
     class_name, fields = TIMM[name]
@@ -159,8 +156,48 @@ def timm_original(name: str) -> nn.Module:
     return perturbed(getattr(module, class_name)(**{**TINY_TIMM, **fields}))
 
 
+def timm_hybrid(cnn: dict[str, Any] | None = None, **fields: Any) -> nn.Module:
+    """Builds timm's hybrid: a ResNet of stride 8 before a ViT.
+
+    Args:
+        cnn: options of timm's `ResNetV2`.
+        fields: options of timm's `VisionTransformer`.
+
+    Raises:
+        ImportError: if timm is not installed.
+    """
+    from timm.layers import HybridEmbed, StdConv2dSame
+    from timm.models.resnetv2 import ResNetV2
+    from timm.models.vision_transformer import VisionTransformer
+
+    options = {
+        "layers": (1, 2),
+        "channels": (128, 256),
+        "stem_chs": 32,
+        "stem_type": "same",
+        "preact": False,
+        "num_classes": 0,
+        "global_pool": "",
+        "conv_layer": partial(StdConv2dSame, eps=1e-8),
+    }
+    backbone = ResNetV2(**options | (cnn or {}))
+    options = {
+        "img_size": 32,
+        "patch_size": 1,
+        "embed_layer": partial(HybridEmbed, backbone=backbone),
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "num_classes": 5,
+        "dynamic_img_size": True,
+    }
+    return perturbed(VisionTransformer(**options | fields))
+
+
 @torch.no_grad()
 def perturbed(model: nn.Module) -> nn.Module:
+    """Adds noise to every weight that trains, so that none is zero or one."""
     for value in model.parameters():
         if value.requires_grad:
             value.add_(0.1 * torch.randn_like(value))
@@ -169,7 +206,7 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
-    """Logits of the original, or the last hidden states as ours has them: normalised, and in raster order."""
+    """Returns logits of the original, or its last hidden states, normalized and in raster order."""
     if name.startswith("siglip2"):
         outputs = model(**cut(images, model.config))
     else:
@@ -186,7 +223,7 @@ def theirs(model: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
 
 
 def cut(images: torch.Tensor, config: t.PretrainedConfig) -> dict[str, torch.Tensor]:
-    """Images as SigLIP 2 wants them."""
+    """Cuts images into the patches that SigLIP 2 takes."""
     patch_size = getattr(config, "vision_config", config).patch_size
     tokens = ImagePatches.from_images(images, patch_size).gather()
     pixels = flatten_channels_last(tokens.features, patch_size)
@@ -199,6 +236,7 @@ def cut(images: torch.Tensor, config: t.PretrainedConfig) -> dict[str, torch.Ten
 
 @torch.no_grad()
 def ours(model: nn.Module, pixel_values: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Returns logits of the converted model, its pooled attention output, or its last hidden states."""
     outputs = model(pixel_values, **inputs)
     if "logits" in outputs:
         return outputs.logits
@@ -206,40 +244,42 @@ def ours(model: nn.Module, pixel_values: torch.Tensor, **inputs: torch.Tensor) -
 
 
 @dataclass
-class Verdict:
-    """What came of one original.
+class Comparison:
+    """How far a converted model is from its original.
 
     Attributes:
-        name: key of `ORIGINALS`, or of `TIMM` after "timm ", or "hybrid".
-        original: its class in transformers, or timm.
-        native, other: largest difference of outputs, at the model's own image size and at others; None if the original
-            takes no others.
-        selection: whether the same model then computes on fewer patches.
+        name: key of `ORIGINALS` or of its like; after "timm ", one of timm's; or "hybrid".
+        original: class in transformers or timm.
+        native, other: largest difference of outputs, at the model's own image size and at others; None if the
+            original takes no others.
+        selects: whether the same model then computes on fewer patches.
     """
 
     name: str
     original: str
     native: float
     other: float | None
-    selection: bool
+    selects: bool
 
 
-def verify_all() -> Iterator[Verdict]:
-    """Converts every original and compares the outputs; those of timm if it is installed."""
-    for name in ORIGINALS:
-        torch.manual_seed(0)
-        yield verdict(name, original(name), partial(theirs, name=name))
-    for found in verify_hybrid():
-        yield Verdict(*found)
-    for found in verify_swin():
-        yield Verdict(*found)
-    for found in verify_videos(perturbed):
-        yield Verdict(*found)
-    if importlib.util.find_spec("timm") is None:
-        return
-    for name in TIMM:
-        torch.manual_seed(0)
-        yield verdict(f"timm {name}", timm_original(name), call)
+def compare_transformers(name: str) -> Comparison:
+    """Compares a model of `ORIGINALS` with what `convert` makes of it."""
+    torch.manual_seed(0)
+    return compare(name, original(name), partial(theirs, name=name))
+
+
+def compare_timm(name: str) -> Comparison:
+    """Compares a model of `TIMM` with what `convert` makes of it."""
+    torch.manual_seed(0)
+    return compare(f"timm {name}", timm_original(name), call)
+
+
+def compare_hybrid() -> Comparison:
+    """Compares timm's hybrid with what `convert` makes of it."""
+    torch.manual_seed(0)
+    found = compare("hybrid", timm_hybrid(), call)
+    found.original += " with HybridEmbed (timm)"
+    return found
 
 
 def call(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -247,12 +287,14 @@ def call(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def verdict(name: str, model: nn.Module, answer: Callable[..., torch.Tensor]) -> Verdict:
+def compare(name: str, model: nn.Module, predict: Callable[..., torch.Tensor]) -> Comparison:
+    """Compares a model with what `convert` makes of it, at `SIZES`; `predict` runs the original."""
     converted, _ = convert(model)
     differences = []
     for size in SIZES:
         images = torch.randn(2, 3, *size)
-        differences.append(float((ours(converted, images) - answer(model, images=images)).abs().max()))
+        differences.append(float((ours(converted, images) - predict(model, images=images)).abs().max()))
     fewer, _ = convert(model, patch_selector="variance", num_selected_patches=6)
     selected = fewer(torch.randn(1, 3, 48, 64)).selected_patches
-    return Verdict(name, type(model).__name__, differences[0], max(differences[1:]), selected.shape == (1, 6))
+    native, other = differences[0], max(differences[1:])
+    return Comparison(name, type(model).__name__, native, other, selected.shape == (1, 6))

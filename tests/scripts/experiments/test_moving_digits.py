@@ -1,22 +1,18 @@
-"""`scripts/moving_digits.py`, made short."""
+"""`moving_digits.py`, made short."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    import moving_digits
-
-    yield moving_digits
-    sys.modules.pop("moving_digits")
+from tests.helpers.scripts import load_experiment
 
 
-def test_every_way_is_trained_and_told(script, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def script():
+    return load_experiment("moving_digits")
+
+
+def test_every_method_is_trained_and_printed(script, tmp_path, capsys):
     arguments = [
         "--seeds",
         "1",
@@ -47,6 +43,6 @@ def test_the_smaller_clip_has_as_many_tokens_as_are_selected(script):
 
 
 @pytest.mark.slow
-def test_speed_is_told(script, capsys):
+def test_speed_is_printed(script, capsys):
     script.main(["--seeds", "0", "--repeats", "1", "--output", "unused", "--selectors", "motion"])
     assert "| motion | 196 |" in capsys.readouterr().out

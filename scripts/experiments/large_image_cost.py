@@ -1,21 +1,20 @@
-"""What an image costs by its size: memory and time of `predict_streaming` beside loading all of its pixels.
+"""Measures memory and time of `predict_streaming`, and of loading all pixels, by the size of an image.
 
-    python scripts/large_image_cost.py                 # 1024 to 16384 pixels a side; TIFF and JPEG
-    python scripts/large_image_cost.py --card          # and writes model_cards/large_images
-    python scripts/large_image_cost.py --sides 1024 4096 --selectors entropy --model runs/photos
+    python scripts/experiments/large_image_cost.py          # 1024 to 16384 pixels a side; TIFF and JPEG
+    python scripts/experiments/large_image_cost.py --card   # also writes model_cards/large_images
+    python scripts/experiments/large_image_cost.py --sides 1024 4096 --selectors entropy --model runs/photos
 
-Generates the pictures once (about 0.9 GB on disk). Every figure is of a process of its own, as a user sees it: peak memory
-is all that the process had resident at most, with Python, torch and the model, from its start until the first image
-is classified; time is that of classifying, the first time if it takes over five seconds, else the median of later ones.
-"In memory" opens the file with Pillow, prepares it and gives the model all pixels; it is stopped where it wants more
-than --memory-limit, or than four fifths of what is free.
+Generates the pictures once (about 0.9 GB on disk). Every figure is of a process of its own, as a user sees
+it: peak memory is the most that the process had resident, with Python, torch and the model, from its start
+until the first image is classified; time is that of classifying, the first time if it takes over five
+seconds, else the median of later ones. "In memory" opens the file with Pillow, prepares it and gives the
+model all pixels; it is stopped when it needs more than --memory-limit, or than four fifths of the free
+memory.
 """
 
 import argparse
 import json
 import math
-import os
-import platform
 import resource
 import shutil
 import statistics
@@ -23,13 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+import harness
 import PIL.Image
 import torch
-import transformers
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from vit_hf import (
     PATCH_SELECTORS,
@@ -43,19 +38,19 @@ from vit_hf.data.large_pictures import write_jpeg, write_tiff
 from vit_hf.measure import in_fresh_process, peak_resident
 
 
-CARD = Path(__file__).parents[1] / "model_cards" / "large_images"
-# Around what is put into the card.
+CARD = Path(__file__).parents[2] / "model_cards" / "large_images"
+# Marks around the table and plot in the card.
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_labels": 1000}
 STREAMING, IN_MEMORY = "streaming", "in memory"
-# Sides that the exponent of time is fitted over: below, what every call costs counts for more than the pixels.
+# Smallest side that the exponent of time is fitted to: below, the fixed costs of a call outweigh the pixels.
 FITTED_FROM = 2048
-# Stops repeating after that many seconds, or that often.
+# Repeats until either is reached.
 ENOUGH_SECONDS, ENOUGH_TIMES = 5, 5
 
 
 def make_pictures(folder: Path, sides: list[int], formats: list[str]) -> None:
-    """Those that are not there yet."""
+    """Writes the pictures that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for side in sides:
         for name in dict.fromkeys(("tif", *formats)):
@@ -70,21 +65,23 @@ def make_pictures(folder: Path, sides: list[int], formats: list[str]) -> None:
 
 
 def make_model(folder: Path) -> Path:
-    """A checkpoint of a ViT-S/16 with random weights."""
+    """Saves a ViT-S/16 with random weights."""
     torch.manual_seed(0)
     AdaptiveViTForImageClassification(AdaptiveViTConfig(**SMALL)).save_pretrained(folder)
     AdaptiveViTImageProcessor(do_resize=False).save_pretrained(folder)
     return folder
 
 
-def measure(path: Path, way: str, model: str, selector: str, num_patches: int, memory_limit: float) -> dict:
-    """One figure, in a process that does nothing else."""
-    quiet()
+def measure(
+    path: Path, method: str, model: str, selector: str, num_patches: int, memory_limit: float
+) -> dict:
+    """Measures one figure, in a process that does nothing else."""
+    harness.hide_reports()
     classifier = AdaptiveViTForImageClassification.from_pretrained(
         model, patch_selector=selector, num_selected_patches=num_patches
     ).eval()
-    result = {"file": path.name, "side": int(path.stem), "way": way, "selector": selector}
-    if way == STREAMING:
+    result = {"file": path.name, "side": int(path.stem), "way": method, "selector": selector}
+    if method == STREAMING:
         times = timed(lambda: predict_streaming(classifier, path), result)
         with torch.inference_mode():
             kept = select_streaming(classifier, path).inputs
@@ -107,7 +104,7 @@ def measure(path: Path, way: str, model: str, selector: str, num_patches: int, m
         try:
             times = timed(classify, result)
         except (MemoryError, RuntimeError, ValueError) as error:
-            # torch has no error of its own for that on a CPU, and image processors name the image.
+            # On a CPU, torch has no error of its own for that, and image processors name the image.
             if "memory" not in f"{error!r}".lower():
                 raise
             return result | {"out_of_memory": True}
@@ -115,7 +112,7 @@ def measure(path: Path, way: str, model: str, selector: str, num_patches: int, m
 
 
 def timed(classify, result: dict) -> list[float]:
-    """Seconds of every call; the peak of memory is that of the first."""
+    """Returns the seconds of every call; the peak of memory is that of the first."""
     times = []
     while sum(times) < ENOUGH_SECONDS and len(times) < ENOUGH_TIMES:
         start = time.perf_counter()
@@ -126,7 +123,7 @@ def timed(classify, result: dict) -> list[float]:
 
 
 def limit_memory(gibibytes: float) -> None:
-    """What the process may write to, beyond what it has; torch reserves far more than it uses."""
+    """Limits the memory that the process may write to; torch reserves far more than it uses."""
     with open("/proc/self/status") as file:
         data = next(int(line.split()[1]) for line in file if line.startswith("VmData"))
     most = data * 1024 + int(gibibytes * 2**30)
@@ -134,24 +131,19 @@ def limit_memory(gibibytes: float) -> None:
 
 
 def free_memory() -> float:
-    """GiB that processes may take."""
+    """Returns the GiB that processes may take."""
     with open("/proc/meminfo") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) / 2**20
 
 
-def quiet() -> None:
-    set_verbosity_error()
-    disable_progress_bar()
-
-
 def growth(rows: list[dict]) -> float:
-    """By which share the peak of the largest image is above that of the smallest."""
+    """Returns by which fraction the peak of the largest image exceeds that of the smallest."""
     rows = sorted(rows, key=lambda row: row["side"])
     return rows[-1]["peak_mib"] / rows[0]["peak_mib"] - 1
 
 
 def exponent(rows: list[dict]) -> float | None:
-    """e of seconds ~ pixels**e without the encoder's seconds, by least squares over logarithms."""
+    """Returns e of seconds ~ pixels**e without the encoder's seconds, by least squares over logarithms."""
     points = [
         (math.log(row["side"] ** 2), math.log(max(row["seconds"] - row["encoder_seconds"], 1e-3)))
         for row in rows
@@ -169,38 +161,36 @@ def cell(row: dict, memory_limit: float) -> str:
 
 
 def table(rows: list[dict], args: argparse.Namespace) -> str:
-    ways = [(selector, way) for selector in args.selectors for way in (STREAMING, IN_MEMORY)]
-    lines = [
-        f"| image | {' | '.join(f'`{selector}`, {way}' for selector, way in ways)} |",
-        "|---|" + "---|" * len(ways),
-    ]
+    methods = [(selector, method) for selector in args.selectors for method in (STREAMING, IN_MEMORY)]
+    costs, trends = [], []
     for name in args.formats:
         for side in args.sides:
             found = {(row["selector"], row["way"]): row for row in rows if row["file"] == f"{side}.{name}"}
-            cells = (cell(found[way], args.memory_limit) for way in ways)
-            lines.append(f"| {side}², {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"| streaming, {min(args.sides)}² to {max(args.sides)}² | peak memory | encoder | time but for the encoder ~ pixels^e, e |",
-    ]
-    lines.append("|---|---|---|---|")
-    for name in args.formats:
+            cells = (cell(found[method], args.memory_limit) for method in methods)
+            costs.append([f"{side}², {name}", *cells])
         for selector in args.selectors:
-            some = series(rows, name, selector, STREAMING)
-            slope = exponent(some)
-            shown = "-" if slope is None else f"{slope:.2f}"
-            encoder = statistics.median(row["encoder_seconds"] for row in some)
-            lines.append(
-                f"| {name}, `{selector}` | {100 * growth(some):+.1f} % | {encoder:.2f} s | {shown} |"
+            streamed = series(rows, name, selector, STREAMING)
+            slope = exponent(streamed)
+            encoder = statistics.median(row["encoder_seconds"] for row in streamed)
+            trends.append(
+                [
+                    f"{name}, `{selector}`",
+                    f"{100 * growth(streamed):+.1f} %",
+                    f"{encoder:.2f} s",
+                    "-" if slope is None else f"{slope:.2f}",
+                ]
             )
-    return "\n".join(lines)
+    header = ["image", *(f"`{selector}`, {method}" for selector, method in methods)]
+    streaming = f"streaming, {min(args.sides)}² to {max(args.sides)}²"
+    trend_header = [streaming, "peak memory", "encoder", "time but for the encoder ~ pixels^e, e"]
+    return f"{harness.markdown_table(header, costs)}\n\n{harness.markdown_table(trend_header, trends)}"
 
 
-def series(rows: list[dict], name: str, selector: str, way: str) -> list[dict]:
+def series(rows: list[dict], name: str, selector: str, method: str) -> list[dict]:
     return [
         row
         for row in rows
-        if (row["selector"], row["way"]) == (selector, way) and row["file"].endswith(f".{name}")
+        if (row["selector"], row["way"]) == (selector, method) and row["file"].endswith(f".{name}")
     ]
 
 
@@ -211,20 +201,20 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
     from matplotlib import pyplot
 
     figure, (memory, seconds) = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    colours = dict(zip(args.selectors, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=False))
+    colors = dict(zip(args.selectors, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=False))
     markers = {"tif": "o", "jpg": "s"}
     for selector in args.selectors:
         for name in args.formats:
-            for way in (STREAMING, IN_MEMORY):
-                some = [row for row in series(rows, name, selector, way) if not row.get("out_of_memory")]
+            for method in (STREAMING, IN_MEMORY):
+                some = [row for row in series(rows, name, selector, method) if not row.get("out_of_memory")]
                 sides = [row["side"] for row in some]
                 style = {
-                    "color": colours.get(selector, "black") if way == STREAMING else "#999999",
+                    "color": colors.get(selector, "black") if method == STREAMING else "#999999",
                     "ls": "-" if name == "tif" else "--",
                     "marker": markers.get(name, "o"),
                     "ms": 4,
                     "lw": 1.2,
-                    "label": f"{way}, {selector}, {name}" if way == STREAMING else f"{way}, {name}",
+                    "label": f"{method}, {selector}, {name}" if method == STREAMING else f"{method}, {name}",
                 }
                 memory.plot(sides, [row["peak_mib"] for row in some], **style)
                 seconds.plot(sides, [row["seconds"] for row in some], **style)
@@ -258,7 +248,7 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
 
 
 def write_card(text: str, picture: Path) -> None:
-    """Puts what was measured between the marks of the card, and the plot beside it."""
+    """Puts the table between the marks of the card, and the plot into its folder."""
     shutil.copy(picture, CARD)
     card = CARD / "README.md"
     before, begin, rest = card.read_text().partition(BEGIN)
@@ -267,11 +257,14 @@ def write_card(text: str, picture: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = harness.make_parser(
+        __doc__,
+        output="runs/large_image_cost",
+        sides=([1024, 2048, 4096, 8192, 16384], "of the pictures, in pixels"),
+        num_selected_patches=(196, "that are kept of an image"),
+        memory_limit=(12.0, "GiB for images in memory"),
+        card=(False, "also put table and plot into model_cards/large_images"),
     )
-    sides = [2**power for power in range(10, 15)]
-    parser.add_argument("--sides", nargs="+", type=int, default=sides, help="of the pictures, in pixels")
     parser.add_argument(
         "--formats", nargs="+", choices=("tif", "jpg"), default=["tif", "jpg"], help="of files"
     )
@@ -284,13 +277,6 @@ def parse_arguments() -> argparse.Namespace:
         help="one that sees patches, and one that sees a thumbnail",
     )
     parser.add_argument("--model", help="a checkpoint; none: ViT-S/16 with random weights")
-    parser.add_argument("--num-selected-patches", type=int, default=196, help="that are kept of an image")
-    parser.add_argument("--memory-limit", type=float, default=12.0, help="GiB for images in memory")
-    folder = Path("runs/large_image_cost")
-    parser.add_argument("--output", type=Path, default=folder, help="folder of pictures, table and plot")
-    parser.add_argument(
-        "--card", action="store_true", help="put table and plot into model_cards/large_images"
-    )
     return parser.parse_args()
 
 
@@ -304,14 +290,15 @@ def main() -> None:
     for name in args.formats:
         for side in args.sides:
             for selector in args.selectors:
-                for way in (STREAMING, IN_MEMORY):
+                for method in (STREAMING, IN_MEMORY):
                     path = args.output / f"{side}.{name}"
-                    options = (path, way, model, selector, args.num_selected_patches, args.memory_limit)
+                    options = (path, method, model, selector, args.num_selected_patches, args.memory_limit)
                     rows.append(in_fresh_process(measure, *options))
-                    print(f"{path.name}, {selector}, {way}: {cell(rows[-1], args.memory_limit)}", flush=True)
+                    print(
+                        f"{path.name}, {selector}, {method}: {cell(rows[-1], args.memory_limit)}", flush=True
+                    )
     text = (
-        f"{args.model or 'ViT-S/16'}, {args.num_selected_patches} patches, {torch.get_num_threads()} CPU threads "
-        f"({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}\n\n"
+        f"{args.model or 'ViT-S/16'}, {args.num_selected_patches} patches, {harness.machine_line()}\n\n"
         f"{table(rows, args)}\n"
     )
     (args.output / "cost.json").write_text(

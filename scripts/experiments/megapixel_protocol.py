@@ -1,29 +1,25 @@
-"""Megapixel MNIST as published, reduced so that a CPU trains it: which patches to compute on, at the same number of them.
+"""Compares patch selectors on Megapixel MNIST as published, reduced for a CPU.
 
-    python scripts/megapixel_protocol.py                                    # three ways, three seeds each
-    python scripts/megapixel_protocol.py --task top --arms saliency random  # others; what is there is not repeated
+    python scripts/experiments/megapixel_protocol.py  # three methods, three seeds each
+    python scripts/experiments/megapixel_protocol.py --task top --arms saliency random
 
-Canvases are smaller than in scripts/configs/megapixel_protocol.yaml, which all else is taken from, and as dense: of
-600x600 pixels with 8 strokes for 1500x1500 with 50, 16 of 144 patches for 100 of 900. The CNN is narrower. There are
-fewer canvases and far fewer passes over them, too few to find out from them what digits are: a first run learns that
-from single digits, a patch each, and every arm goes on from there. `resize` shrinks the canvases to as many patches as
-the others keep. Time is that of the process, on however many threads torch is given (OMP_NUM_THREADS), and memory that
-by which its resident set grows.
+Finished runs are not repeated. Settings are those of scripts/configs/megapixel_protocol.yaml, except that
+canvases are smaller, and equally dense: of 600x600 pixels with 8 strokes for 1500x1500 with 50, 16 of 144
+patches for 100 of 900. The CNN is narrower. There are fewer canvases and far fewer passes over them, too few
+to learn from them what digits are: a first run learns that from single digits, a patch each, and every method
+continues from there. `resize` shrinks the canvases to as many patches as the others keep. Time is that of the
+process, on however many threads torch has (OMP_NUM_THREADS), and memory is the growth of its resident set.
 """
 
 import argparse
+import functools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
+import harness
 
 from vit_hf.measure import peak_memory
 from vit_hf.training import (
@@ -38,10 +34,10 @@ from vit_hf.training import (
 )
 
 
-CONFIG = Path(__file__).parent / "configs" / "megapixel_protocol.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "megapixel_protocol.yaml"
 PATCH = 50
-# As published: the side of a canvas, its strokes, and one patch of how many is kept.
-SIZE, STROKES, SHARE = 1500, 50, 9
+# As published: the side of a canvas, its strokes, and the number of patches of which one is kept.
+SIZE, STROKES, ONE_IN = 1500, 50, 9
 MODEL = {
     "num_channels": 1,
     "patch_size": PATCH,
@@ -58,12 +54,12 @@ MODEL = {
     "initializer_range": 0.1,
     "pooling": "map",
 }
-# What tells how good the answers to a task are, if not accuracy.
+# Metrics of the tasks that are not measured by accuracy.
 METRICS = {"multi": "exact_match"}
 
 
 def finetune(flags: dict) -> Callable[[], None]:
-    """Prepares a run of CONFIG with other `flags`; called, it writes result.json. In a process of its own (`run`)."""
+    """Prepares a run of CONFIG with other `flags`, and returns a function that writes its result.json."""
     argv = [str(CONFIG)]
     for name, value in flags.items():
         argv += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
@@ -80,24 +76,21 @@ def finetune(flags: dict) -> Callable[[], None]:
     return execute
 
 
-def run(folder: Path, flags: dict) -> dict:
-    """Metrics, CPU seconds and MiB of a run; it is not repeated if `folder` has them."""
-    file = folder / "measured.json"
-    if file.is_file():
-        measured = json.loads(file.read_text())
-        if measured["flags"] != flags:
-            raise SystemExit(f"{folder} was made with other settings: give another --output, or remove it")
-        return measured
+def measure(folder: Path, flags: dict) -> dict:
+    """Returns metrics, CPU seconds and MiB of a run in a process of its own."""
     options = {"output_dir": folder, "start_anew": True, "save_strategy": "no", "disable_tqdm": True}
-    # In workers images would cost time and memory that is not seen.
+    # In workers, images would cost time and memory that is not measured.
     memory = peak_memory(finetune, flags | options | {"dataloader_num_workers": 0, "use_cpu": True})
-    measured = json.loads((folder / "result.json").read_text()) | {"memory_mib": memory, "flags": flags}
-    file.write_text(json.dumps(measured, indent=2))
-    return measured
+    return json.loads((folder / "result.json").read_text()) | {"memory_mib": memory}
+
+
+def run(folder: Path, flags: dict) -> dict:
+    """Returns metrics, CPU seconds and MiB of a run, which is not repeated if `folder` has them."""
+    return harness.cached(folder / "measured.json", flags, functools.partial(measure, folder, flags))
 
 
 def learn_digits(args: argparse.Namespace, seed: int) -> Path:
-    """A checkpoint that knows single digits."""
+    """Trains a checkpoint on single digits."""
     folder = args.output / f"digits_{seed}"
     options = {"task": "single", "size": PATCH, "num_noise": 0, "num_train": args.num_digits, "seed": seed}
     flags = {
@@ -114,8 +107,8 @@ def learn_digits(args: argparse.Namespace, seed: int) -> Path:
 
 
 def learn_task(args: argparse.Namespace, arm: str, seed: int) -> dict:
-    """What becomes of an arm."""
-    patches = (args.size // PATCH) ** 2 // SHARE
+    """Fine-tunes the checkpoint of single digits with one selection method."""
+    patches = (args.size // PATCH) ** 2 // ONE_IN
     strokes = round(STROKES * (args.size / SIZE) ** 2)
     options = {
         "task": args.task,
@@ -147,38 +140,31 @@ def learn_task(args: argparse.Namespace, arm: str, seed: int) -> dict:
 
 
 def format_table(results: dict[str, list[dict]], metric: str) -> str:
-    lines = [
-        f"| selection | seeds | {metric.replace('_', ' ')} % | training and test, CPU s | memory MiB |",
-        "|---|---|---|---|---|",
-    ]
+    table = []
     for arm, rows in results.items():
-        values = [100 * row["metrics"][f"test_{metric}"] for row in rows]
-        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-        seconds, memory = (statistics.mean(row[name] for row in rows) for name in ("cpu_s", "memory_mib"))
-        lines.append(
-            f"| {arm} | {len(rows)} | {statistics.mean(values):.1f} ± {deviation:.1f} | {seconds:.0f} | {memory:.0f} |"
-        )
-    return "\n".join(lines)
+        score = harness.mean_and_sd([row["metrics"][f"test_{metric}"] for row in rows])
+        costs = (f"{statistics.mean(row[name] for row in rows):.0f}" for name in ("cpu_s", "memory_mib"))
+        table.append([arm, len(rows), score, *costs])
+    header = ["selection", "seeds", f"{metric.replace('_', ' ')} %", "training and test, CPU s", "memory MiB"]
+    return harness.markdown_table(header, table)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    parser = harness.make_parser(
+        __doc__,
+        output="runs/megapixel_protocol_reduced",
+        seeds=[0, 1, 2],
+        learning_rate=1e-3,
+        num_train=2000,
+        num_test=500,
+        arms=(["entropy", "random", "resize"], "patch selectors, or resize"),
+        size=(600, "of a canvas in pixels; a multiple of 150"),
+        num_digits=(20000, "single digits of the first run"),
+        epochs=(1.0, "passes over the canvases"),
     )
     parser.add_argument(
-        "--arms", nargs="*", default=["entropy", "random", "resize"], help="patch selectors, or resize"
+        "--task", choices=["majority", "max", "top", "multi"], default="majority", help="task of the canvases"
     )
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of everything")
-    parser.add_argument(
-        "--task", choices=["majority", "max", "top", "multi"], default="majority", help="of four"
-    )
-    parser.add_argument("--size", type=int, default=600, help="of a canvas in pixels; a multiple of 150")
-    parser.add_argument("--num-train", type=int, default=2000, help="canvases to train on")
-    parser.add_argument("--num-test", type=int, default=500, help="canvases to test on")
-    parser.add_argument("--num-digits", type=int, default=20000, help="single digits to learn from at first")
-    parser.add_argument("--epochs", type=float, default=1, help="passes over the canvases")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="highest, on the canvases")
-    parser.add_argument("--output", type=Path, default=Path("runs/megapixel_protocol_reduced"), help="folder")
     args = parser.parse_args(argv)
     if args.size < 1 or args.size % (3 * PATCH):
         parser.error(
@@ -200,8 +186,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict]]:
             )
     patches = (args.size // PATCH) ** 2
     print(
-        f"\n{args.task} at {args.size}x{args.size}, {patches // SHARE} of {patches} patches, {args.num_train} canvases; "
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n\n"
+        f"\n{args.task} at {args.size}x{args.size}, {patches // ONE_IN} of {patches} patches, "
+        f"{args.num_train} canvases; {harness.machine_line()}\n\n"
         f"{format_table(results, metric)}"
     )
     return results

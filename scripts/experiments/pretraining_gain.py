@@ -1,0 +1,151 @@
+"""Measures what pretraining without labels gains where labels are few, on the embedded digits.
+
+    python scripts/experiments/pretraining_gain.py
+
+For each seed a small Vision Transformer is pretrained by masked autoencoding on canvases without labels. Then
+models are fine-tuned on a few labeled canvases, from that encoder and from scratch, with the same steps and
+settings.
+"""
+
+import argparse
+from pathlib import Path
+
+import harness
+from transformers.utils.logging import disable_progress_bar
+
+from vit_hf.training import (
+    ArchitectureArguments,
+    AugmentationArguments,
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    PretrainingArguments,
+    RunArguments,
+    prepare_pretraining,
+    prepare_run,
+)
+
+
+ARCHITECTURE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "patch_size": 4,
+    "initializer": "xavier_uniform",
+    "num_channels": 1,
+    "pooling": "mean",
+    "masked_autoencoder": {
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 64,
+    },
+}
+
+
+def canvases(args: argparse.Namespace, num_train: int, seed: int) -> DataArguments:
+    return harness.digit_canvases(
+        task="single",
+        size=args.size,
+        num_noise=args.num_noise,
+        seed=seed,
+        num_train=num_train,
+        num_test=args.num_test,
+    )
+
+
+def settings(output: Path, args: argparse.Namespace, seed: int, steps: int, rate: float) -> RunArguments:
+    options = {
+        "max_steps": steps,
+        "learning_rate": rate,
+        "per_device_eval_batch_size": 100,
+        "logging_steps": 50,
+    }
+    return RunArguments(**harness.training_options(output, args, seed, **options))
+
+
+def pretrain(output: Path, args: argparse.Namespace, seed: int) -> None:
+    """Pretrains on canvases that are each drawn once, without their labels."""
+    run = prepare_pretraining(
+        ArchitectureArguments(
+            config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=args.size
+        ),
+        canvases(args, args.pretraining_steps * args.batch_size, 1000 + seed),
+        AugmentationArguments(),
+        PretrainingArguments(mask_ratio=args.mask_ratio, norm_pix_loss=args.norm_pix_loss),
+        settings(output, args, seed, args.pretraining_steps, args.pretraining_rate),
+    )
+    run.execute()
+
+
+def finetune(
+    output: Path, checkpoint: Path | None, args: argparse.Namespace, num_labels: int, seed: int
+) -> float:
+    """Fine-tunes and returns the accuracy on test canvases; no digit is in both splits."""
+    model = ModelArguments(
+        model_name_or_path=None if checkpoint is None else str(checkpoint),
+        config_overrides={} if checkpoint else ARCHITECTURE,
+        position_encoding="rotary",
+        image_size=args.size,
+    )
+    run = prepare_run(
+        model,
+        canvases(args, num_labels, seed),
+        AugmentationArguments(),
+        MethodArguments(),
+        settings(output, args, seed, args.finetuning_steps, args.learning_rate),
+    )
+    return run.execute()["test_accuracy"]
+
+
+def table(results: dict[str, dict[str, list[float]]]) -> str:
+    """Formats a row for each number of labels."""
+    rows = []
+    for number, values in results.items():
+        scratch, pretrained = values["scratch"], values["pretrained"]
+        gains = [after - before for after, before in zip(pretrained, scratch, strict=True)]
+        rows.append([number, len(gains), *map(harness.mean_and_sd, (scratch, pretrained, gains))])
+    return harness.markdown_table(["labels", "seeds", "from scratch", "pretrained", "gain"], rows)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    return harness.make_parser(
+        __doc__,
+        output="runs/pretraining_gain",
+        seeds=3,
+        batch_size=64,
+        learning_rate=3e-3,
+        size=32,
+        num_noise=0,
+        num_test=1000,
+        use_cpu=False,
+        labels=([100, 500], "numbers of labeled canvases"),
+        pretraining_steps=(2000, "without labels"),
+        finetuning_steps=(200, "of each training"),
+        pretraining_rate=(3e-3, "peak learning rate without labels"),
+        mask_ratio=(0.75, "fraction of the patches that are dropped"),
+        norm_pix_loss=(True, "normalize patches first"),
+    ).parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    disable_progress_bar()
+    results = {str(number): {"scratch": [], "pretrained": []} for number in args.labels}
+    log = harness.Log()
+    for seed in range(args.seeds):
+        checkpoint = args.output / f"pretrained-{seed}"
+        pretrain(checkpoint, args, seed)
+        log(f"seed {seed} is pretrained")
+        for number in args.labels:
+            for method, origin in (("scratch", None), ("pretrained", checkpoint)):
+                accuracy = finetune(args.output / f"{method}-{number}-{seed}", origin, args, number, seed)
+                results[str(number)][method].append(accuracy)
+                log(f"{method}, {number} labels: {accuracy:.1%}")
+    harness.write_json(args.output / "results.json", results)
+    print(f"\n{table(results)}\n\nAccuracy in per cent; {log.total()}")
+
+
+if __name__ == "__main__":
+    main()
