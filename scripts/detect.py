@@ -13,25 +13,11 @@ argument may be a YAML or JSON file of flags; flags after it override it. A run 
 when it is started again with the same arguments. Needs `pip install vit_hf[train,detection]`.
 """
 
-from vit_hf.training import (
-    DataArguments,
-    DetectionArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-    prepare_detection,
-    run_and_report,
-)
+from vit_hf.training import Detection, main_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    groups = [ModelArguments, DataArguments, DetectionArguments, RunArguments]
-    parser = make_parser(
-        groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    )
-    *arguments, training = parse_arguments(parser, argv)
-    run_and_report("detect.py", lambda: prepare_detection(*arguments, training), training)
+    main_of(Detection, "detect.py", __doc__, argv)
 
 
 if __name__ == "__main__":

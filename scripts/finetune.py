@@ -11,26 +11,11 @@ The first argument may be a YAML or JSON file of flags; flags after it override 
 where it was when it is started again with the same arguments.
 """
 
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    MethodArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-    prepare_run,
-    run_and_report,
-)
+from vit_hf.training import Classification, main_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
-    parser = make_parser(
-        groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    )
-    *arguments, training = parse_arguments(parser, argv)
-    run_and_report("finetune.py", lambda: prepare_run(*arguments, training), training)
+    main_of(Classification, "finetune.py", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -10,26 +10,11 @@ others. The first argument may be a YAML or JSON file of flags; flags after it o
 goes on where it was when it is started again with the same arguments. Labels, where there are any, are not read.
 """
 
-from vit_hf.training import (
-    ArchitectureArguments,
-    AugmentationArguments,
-    DataArguments,
-    PretrainingArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-    prepare_pretraining,
-    run_and_report,
-)
+from vit_hf.training import Pretraining, main_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    groups = [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments, RunArguments]
-    parser = make_parser(
-        groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    )
-    *arguments, training = parse_arguments(parser, argv)
-    run_and_report("pretrain.py", lambda: prepare_pretraining(*arguments, training), training)
+    main_of(Pretraining, "pretrain.py", __doc__, argv)
 
 
 if __name__ == "__main__":

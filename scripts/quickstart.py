@@ -34,11 +34,12 @@ from vit_hf.measure import alternate, peak_memory
 from vit_hf.model_card import make_model_card
 from vit_hf.training import (
     AugmentationArguments,
+    Classification,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
-    prepare_run,
+    prepare,
 )
 
 
@@ -86,11 +87,13 @@ def canvases(size: int, num_noise: int, num_train: int, num_test: int) -> dict:
 
 def train(output: Path, model: ModelArguments, options: dict, args: argparse.Namespace) -> dict[str, float]:
     """One pass over canvases with the package's own training run; returns its metrics."""
-    run = prepare_run(
-        model,
-        DataArguments(dataset="megapixel_digits", dataset_options=options, validation_share=0.0),
-        AugmentationArguments(),
-        MethodArguments(),
+    run = prepare(
+        Classification(
+            model,
+            DataArguments(dataset="megapixel_digits", dataset_options=options, validation_fraction=0.0),
+            AugmentationArguments(),
+            FinetuningArguments(),
+        ),
         RunArguments(
             output_dir=str(output),
             num_train_epochs=1,

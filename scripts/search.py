@@ -21,7 +21,7 @@ from vit_hf.search import SearchArguments, prepare_search
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     make_parser,
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         ModelArguments,
         DataArguments,
         AugmentationArguments,
-        MethodArguments,
+        FinetuningArguments,
         SearchArguments,
         RunArguments,
     ]

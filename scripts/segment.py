@@ -11,25 +11,11 @@ JSON file of flags; flags after it override it. A run that was interrupted goes 
 started again with the same arguments.
 """
 
-from vit_hf.training import (
-    DataArguments,
-    ModelArguments,
-    RunArguments,
-    SegmentationArguments,
-    make_parser,
-    parse_arguments,
-    prepare_segmentation,
-    run_and_report,
-)
+from vit_hf.training import Segmentation, main_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    groups = [ModelArguments, DataArguments, SegmentationArguments, RunArguments]
-    parser = make_parser(
-        groups, __doc__, usage="%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    )
-    *arguments, training = parse_arguments(parser, argv)
-    run_and_report("segment.py", lambda: prepare_segmentation(*arguments, training), training)
+    main_of(Segmentation, "segment.py", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     make_parser,
     parse_arguments,
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         ModelArguments,
         DataArguments,
         AugmentationArguments,
-        MethodArguments,
+        FinetuningArguments,
         TuningArguments,
         TrialArguments,
     ]

@@ -38,7 +38,7 @@ HYPERPARAMETERS = (
     "seed",
     "layer_decay",
     "backbone_lr_factor",
-    "freeze_backbone",
+    "freeze_backbone_ratio",
     "ema_decay",
     "keep_rate_schedule",
     "random_crop",

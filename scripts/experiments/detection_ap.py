@@ -18,10 +18,11 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.training import (
+    Detection,
     DetectionArguments,
     ModelArguments,
     RunArguments,
-    prepare_detection,
+    prepare,
 )
 
 
@@ -56,23 +57,26 @@ def train(args: argparse.Namespace, method: str, share: float, seed: int) -> dic
         image_size = patch_size * round(args.size / patch_size * share**0.5)
     elif method != "all":
         selection = {"patch_selector": method, "num_selected_patches": share}
-    run = prepare_detection(
-        ModelArguments(
-            config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=image_size, **selection
+    run = prepare(
+        Detection(
+            ModelArguments(
+                config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=image_size, **selection
+            ),
+            harness.digit_canvases(
+                size=args.size,
+                num_noise=args.num_noise,
+                num_digits=args.num_digits,
+                seed=seed,
+                num_train=args.steps * args.batch_size,
+                num_test=args.num_test,
+            ),
+            DetectionArguments(detector_overrides=DETECTOR, single_class=True, num_pictured=0),
         ),
-        harness.digit_canvases(
-            size=args.size,
-            num_noise=args.num_noise,
-            num_digits=args.num_digits,
-            seed=seed,
-            num_train=args.steps * args.batch_size,
-            num_test=args.num_test,
-        ),
-        DetectionArguments(detector_overrides=DETECTOR, single_class=True, num_pictured=0, start_anew=True),
         RunArguments(
             **harness.training_options(
                 args.output / f"{method}-{share}-{seed}", args, seed, weight_decay=1e-4
-            )
+            ),
+            overwrite_output_dir=True,
         ),
     )
     metrics = run.execute()

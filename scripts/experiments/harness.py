@@ -108,7 +108,7 @@ def digit_canvases(**options: Any) -> "DataArguments":
     # Imported late: experiments that measure memory train nothing.
     from vit_hf.training import DataArguments
 
-    return DataArguments(dataset="megapixel_digits", dataset_options=options, validation_share=0.0)
+    return DataArguments(dataset="megapixel_digits", dataset_options=options, validation_fraction=0.0)
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> None:

@@ -24,13 +24,14 @@ import harness
 from vit_hf.measure import peak_memory
 from vit_hf.training import (
     AugmentationArguments,
+    Classification,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     make_parser,
     parse_arguments,
-    prepare_run,
+    prepare,
 )
 
 
@@ -63,9 +64,9 @@ def finetune(flags: dict) -> Callable[[], None]:
     argv = [str(CONFIG)]
     for name, value in flags.items():
         argv += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
-    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+    groups = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments]
     *arguments, training = parse_arguments(make_parser(groups, ""), argv)
-    prepared = prepare_run(*arguments, training)
+    prepared = prepare(Classification(*arguments), training)
 
     def execute() -> None:
         start = time.process_time()
@@ -78,7 +79,12 @@ def finetune(flags: dict) -> Callable[[], None]:
 
 def measure(folder: Path, flags: dict) -> dict:
     """Returns metrics, CPU seconds and MiB of a run in a process of its own."""
-    options = {"output_dir": folder, "start_anew": True, "save_strategy": "no", "disable_tqdm": True}
+    options = {
+        "output_dir": folder,
+        "overwrite_output_dir": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
     # In workers, images would cost time and memory that is not measured.
     memory = peak_memory(finetune, flags | options | {"dataloader_num_workers": 0, "use_cpu": True})
     return json.loads((folder / "result.json").read_text()) | {"memory_mib": memory}

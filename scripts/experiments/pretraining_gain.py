@@ -16,13 +16,14 @@ from transformers.utils.logging import disable_progress_bar
 from vit_hf.training import (
     ArchitectureArguments,
     AugmentationArguments,
+    Classification,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
+    Pretraining,
     PretrainingArguments,
     RunArguments,
-    prepare_pretraining,
-    prepare_run,
+    prepare,
 )
 
 
@@ -67,13 +68,15 @@ def settings(output: Path, args: argparse.Namespace, seed: int, steps: int, rate
 
 def pretrain(output: Path, args: argparse.Namespace, seed: int) -> None:
     """Pretrains on canvases that are each drawn once, without their labels."""
-    run = prepare_pretraining(
-        ArchitectureArguments(
-            config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=args.size
+    run = prepare(
+        Pretraining(
+            ArchitectureArguments(
+                config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=args.size
+            ),
+            canvases(args, args.pretraining_steps * args.batch_size, 1000 + seed),
+            AugmentationArguments(),
+            PretrainingArguments(mask_ratio=args.mask_ratio, norm_pix_loss=args.norm_pix_loss),
         ),
-        canvases(args, args.pretraining_steps * args.batch_size, 1000 + seed),
-        AugmentationArguments(),
-        PretrainingArguments(mask_ratio=args.mask_ratio, norm_pix_loss=args.norm_pix_loss),
         settings(output, args, seed, args.pretraining_steps, args.pretraining_rate),
     )
     run.execute()
@@ -89,11 +92,10 @@ def finetune(
         position_encoding="rotary",
         image_size=args.size,
     )
-    run = prepare_run(
-        model,
-        canvases(args, num_labels, seed),
-        AugmentationArguments(),
-        MethodArguments(),
+    run = prepare(
+        Classification(
+            model, canvases(args, num_labels, seed), AugmentationArguments(), FinetuningArguments()
+        ),
         settings(output, args, seed, args.finetuning_steps, args.learning_rate),
     )
     return run.execute()["test_accuracy"]

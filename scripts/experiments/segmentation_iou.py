@@ -15,8 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 from vit_hf.training import (
     ModelArguments,
     RunArguments,
+    Segmentation,
     SegmentationArguments,
-    prepare_segmentation,
+    prepare,
 )
 
 
@@ -33,18 +34,20 @@ ARCHITECTURE = {
 def train(output: Path, args: argparse.Namespace, selector: str | None, share: float, seed: int) -> float:
     """Trains one model and returns the IoU of digits on test canvases; no digit is in both splits."""
     selection = {} if selector is None else {"patch_selector": selector, "num_selected_patches": share}
-    run = prepare_segmentation(
-        ModelArguments(
-            config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=args.size, **selection
+    run = prepare(
+        Segmentation(
+            ModelArguments(
+                config_overrides=ARCHITECTURE, position_encoding="rotary", image_size=args.size, **selection
+            ),
+            harness.digit_canvases(
+                size=args.size,
+                num_noise=args.num_noise,
+                seed=seed,
+                num_train=args.steps * args.batch_size,
+                num_test=args.num_test,
+            ),
+            SegmentationArguments(segmentation_decoder=args.segmentation_decoder, binary=True),
         ),
-        harness.digit_canvases(
-            size=args.size,
-            num_noise=args.num_noise,
-            seed=seed,
-            num_train=args.steps * args.batch_size,
-            num_test=args.num_test,
-        ),
-        SegmentationArguments(segmentation_decoder=args.segmentation_decoder, binary=True),
         RunArguments(**harness.training_options(output, args, seed, logging_steps=50)),
     )
     return run.execute()["test_iou_foreground"]

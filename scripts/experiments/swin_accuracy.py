@@ -22,10 +22,11 @@ from transformers.utils.logging import disable_progress_bar
 from vit_hf.data import megapixel_digits
 from vit_hf.training import (
     AugmentationArguments,
-    MethodArguments,
+    Classification,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
-    prepare_run,
+    prepare,
 )
 
 
@@ -66,12 +67,14 @@ def finetune(
     folder: Path, model: dict[str, Any], data: dict[str, Any], args: argparse.Namespace, seed: int
 ) -> None:
     """Trains for one pass over canvases that are all different, and saves the model to `folder`."""
-    run = prepare_run(
-        ModelArguments(**model),
-        harness.digit_canvases(**data | {"num_test": 1}),
-        AugmentationArguments(),
-        MethodArguments(start_anew=True),
-        RunArguments(**harness.training_options(folder, args, seed)),
+    run = prepare(
+        Classification(
+            ModelArguments(**model),
+            harness.digit_canvases(**data | {"num_test": 1}),
+            AugmentationArguments(),
+            FinetuningArguments(),
+        ),
+        RunArguments(**harness.training_options(folder, args, seed), overwrite_output_dir=True),
     )
     run.execute()
 

@@ -30,7 +30,7 @@ from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
     DetectionArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     PretrainingArguments,
     RunArguments,
@@ -50,7 +50,7 @@ def config(image_folder, tmp_path):  # noqa: F811
     """A configuration file of a short run on noise, with everything on."""
     entries = {
         "dataset": str(image_folder),
-        "validation_share": 0.3,
+        "validation_fraction": 0.3,
         "output_dir": str(tmp_path / "run"),
         "config_overrides": MODEL,
         "image_size": 32,
@@ -81,7 +81,7 @@ def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):  # n
     run = str(tmp_path / "run")
     expected = json.loads((tmp_path / "run" / "all_results.json").read_text())["eval_accuracy"]
     common = ["--model_name_or_path", run, "--dataset", str(image_folder), "--use_cpu"]
-    script("evaluate")([*common, "--split", "validation", "--validation_share", "0.3"])
+    script("evaluate")([*common, "--split", "validation", "--validation_fraction", "0.3"])
     metrics = json.loads((tmp_path / "run" / "evaluation_validation.json").read_text())
     assert metrics["validation_accuracy"] == expected
     assert "validation_accuracy" in capsys.readouterr().out
@@ -352,7 +352,7 @@ EXAMPLES = sorted(set(SCRIPTS.glob("configs/*.yaml")) - set(SCRIPTS.glob("config
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_configurations_are_valid(path):
     # What the scripts take that a configuration's name begins with, and finetune.py.
-    finetune = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments]
+    finetune = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments]
     groups = {
         "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
         "segment": [ModelArguments, DataArguments, SegmentationArguments],
@@ -387,7 +387,7 @@ def test_example_configurations_run(
     capsys,
 ):
     flags = [*flags.split(), "--model_name_or_path", stock_checkpoint, "--output_dir", str(tmp_path / "run")]
-    flags += ["--dataset", str(image_folder), "--validation_share", "0.3", "--num_train_epochs", "3"]
+    flags += ["--dataset", str(image_folder), "--validation_fraction", "0.3", "--num_train_epochs", "3"]
     flags += [
         "--per_device_train_batch_size",
         "2",
@@ -472,7 +472,7 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, processes):
     "flags",
     [
         "",
-        "--patch_selector policy --token_reducer gumbel --keep_rate 0.5 --reduction_layers 1 --freeze_backbone 0.5 "
+        "--patch_selector policy --token_reducer gumbel --keep_rate 0.5 --reduction_layers 1 --freeze_backbone_ratio 0.5 "
         "--backbone_lr_factor 0.1",
     ],
     ids=["plain", "learned"],

@@ -67,7 +67,7 @@ def run_file(tmp_path_factory):
     entries = {
         "dataset": "megapixel_digits",
         "dataset_options": {"task": "single", "size": 48, "num_noise": 0, "num_train": 64, "num_test": 16},
-        "validation_share": 0.25,
+        "validation_fraction": 0.25,
         "config_overrides": {
             "hidden_size": 32,
             "num_hidden_layers": 2,

@@ -15,7 +15,7 @@ from vit_hf.search import running as running_module
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     make_parser,
@@ -26,7 +26,7 @@ from vit_hf.training import (
 VALUES = {
     "dataset": "megapixel_digits",
     "dataset_options": {"task": "single", "size": 32, "num_noise": 0, "num_train": 60, "num_test": 20},
-    "validation_share": 0.3,
+    "validation_fraction": 0.3,
     "image_size": 32,
     "position_encoding": "rotary",
     "patch_selector": "variance",
@@ -60,7 +60,7 @@ GROUPS = (
     ModelArguments,
     DataArguments,
     AugmentationArguments,
-    MethodArguments,
+    FinetuningArguments,
     SearchArguments,
     RunArguments,
 )
@@ -108,7 +108,7 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
     def never(*args, **kwargs):
         raise AssertionError("it was done before")
 
-    monkeypatch.setattr("vit_hf.search.training.prepare_run", never)
+    monkeypatch.setattr("vit_hf.search.training.prepare", never)
     history = (tmp_path / "run" / "seed-0" / "history.jsonl").read_text()
     script.main([str(tmp_path / "search.yaml")])
     assert (tmp_path / "run" / "seed-0" / "history.jsonl").read_text() == history
@@ -166,7 +166,7 @@ def saved_processor(folder, supernet) -> Path:
     ("changes", "words"),
     [
         ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "nothing is left to choose"),
-        ({"validation_share": 0.0}, "no validation split"),
+        ({"validation_fraction": 0.0}, "no validation split"),
         ({"elastic_depths": [1, 3]}, "elastic_space.*depths.*num_hidden_layers"),
         ({"num_hand_made": 9}, "num_hand_made"),
         ({"num_hand_made": 0}, "give budgets"),
@@ -175,7 +175,7 @@ def saved_processor(folder, supernet) -> Path:
         ({"supernet_factor": 0.0}, "supernet_factor is 0"),
         ({"population": 0}, "population is 0"),
         ({"supernet": "nowhere"}, "leave elastic_"),
-        ({"start_anew": True}, "start_anew"),
+        ({"overwrite_output_dir": True}, "overwrite_output_dir"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_said_first(tmp_path, changes, words):

@@ -9,7 +9,7 @@ from vit_hf.search import tuning as tuning_module
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     make_parser,
@@ -18,9 +18,9 @@ from vit_hf.training import (
 
 
 optuna = pytest.importorskip("optuna")
-GROUPS = (ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments)
+GROUPS = (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments)
 FLAGS = [
-    *("--validation_share", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),
+    *("--validation_fraction", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),
     *("--config_overrides", '{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}'),
     *("--layer_decays", "0.5", "0.9", "--batch_sizes", "1", "3", "--use_cpu", "--disable_tqdm", "true"),
     *("--eval_strategy", "steps", "--eval_steps", "1"),
@@ -36,13 +36,16 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
     monkeypatch,
 ):
     folder, seen = tmp_path / "study", []
-    grouped = tuning_module.layerwise_parameter_groups
+    optimizer_of = tuning_module.optimizer_of
 
-    def watching(model, learning_rate, weight_decay, layer_decay, factor):
-        seen.append((id(model), learning_rate, weight_decay, layer_decay))
-        return grouped(model, learning_rate, weight_decay, layer_decay, factor)
+    def watching(task, model, training):
+        seen.append((id(model), training.learning_rate, training.weight_decay, task.layer_decay))
+        optimizer, options = optimizer_of(task, model, training)
+        rates = {group["lr"] for group in options["params"]}
+        assert max(rates) == training.learning_rate and min(rates) < max(rates)
+        return optimizer, options
 
-    monkeypatch.setattr(tuning_module, "layerwise_parameter_groups", watching)
+    monkeypatch.setattr(tuning_module, "optimizer_of", watching)
     flags = ["--dataset", str(image_folder), "--output_dir", str(folder), *FLAGS]
     script = load_script("tune")
     script.main([*flags, "--num_trials", "2"])
@@ -77,9 +80,9 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
 def prepare(folder, output_dir, training=None, method=None, **tuning):
     return prepare_tuning(
         ModelArguments(config_overrides={"hidden_size": 16, "num_attention_heads": 2}, image_size=32),
-        DataArguments(dataset=str(folder), validation_share=0.3),
+        DataArguments(dataset=str(folder), validation_fraction=0.3),
         AugmentationArguments(),
-        MethodArguments(**(method or {})),
+        FinetuningArguments(**(method or {})),
         TuningArguments(**tuning),
         TrialArguments(output_dir=str(output_dir), use_cpu=True, **(training or {})),
         set(),

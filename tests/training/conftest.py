@@ -7,11 +7,12 @@ import pytest
 
 from vit_hf.training import (
     AugmentationArguments,
+    Classification,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
-    prepare_run,
+    prepare,
 )
 
 
@@ -66,7 +67,7 @@ def make_run(image_folder, tmp_path):
             "num_selected_patches": 2,
             "image_size": 32,
             "dataset": str(dataset),
-            "validation_share": 0.3,
+            "validation_fraction": 0.3,
             "output_dir": str(tmp_path / output_dir),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 2,
@@ -77,10 +78,17 @@ def make_run(image_folder, tmp_path):
             **arguments,
         }
         groups = []
-        for group in (ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments):
+        for group in (
+            ModelArguments,
+            DataArguments,
+            AugmentationArguments,
+            FinetuningArguments,
+            RunArguments,
+        ):
             names = group.__dataclass_fields__.keys() & values.keys()
             groups.append(group(**{name: values.pop(name) for name in names}))
         assert not values
-        return prepare_run(*groups)
+        *arguments, training = groups
+        return prepare(Classification(*arguments), training)
 
     return make

@@ -85,10 +85,10 @@ def voc(folder, name, objects, size=(48, 40), image=None):
 
 def load(path, **arguments):
     options = {
-        name: arguments.pop(name) for name in ("label_column", "validation_share") if name in arguments
+        name: arguments.pop(name) for name in ("label_column", "validation_fraction") if name in arguments
     }
     return load_boxed_images(
-        DataArguments(dataset=str(path), **({"validation_share": 0.0} | options)), **arguments
+        DataArguments(dataset=str(path), **({"validation_fraction": 0.0} | options)), **arguments
     )
 
 
@@ -107,7 +107,7 @@ class TestPascalVoc:
     def test_splits_by_folder(self, tmp_path):
         voc(tmp_path / "training", "a", [("tree", 1, 2, 30, 40)])
         voc(tmp_path / "val", "b", [("tree", 1, 2, 30, 40)] * 2)
-        data = load(tmp_path, validation_share=0.5)
+        data = load(tmp_path, validation_fraction=0.5)
         assert {name: images.num_boxes for name, images in data.splits.items()} == {
             "train": 1,
             "validation": 2,
@@ -235,7 +235,9 @@ class TestColumns:
 class TestExamples:
     def test_digits(self):
         options = {"size": 96, "num_noise": 2, "num_train": 3, "num_test": 2, "num_digits": 2}
-        arguments = DataArguments(dataset="megapixel_digits", dataset_options=options, validation_share=0.0)
+        arguments = DataArguments(
+            dataset="megapixel_digits", dataset_options=options, validation_fraction=0.0
+        )
         data = load_boxed_images(arguments)
         assert data.names == [str(digit) for digit in range(10)]
         images = data.splits["train"]

@@ -7,7 +7,7 @@ import pytest
 from vit_hf.training import (
     AugmentationArguments,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     format_metrics,
@@ -104,7 +104,7 @@ def test_help_shows_defaults_and_each_flag_once(parser):
     assert "None" not in text
 
 
-FINETUNING = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+FINETUNING = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments]
 
 
 def test_every_flag_of_finetuning_has_help(tmp_path):
@@ -127,7 +127,7 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
         ("--resume_from_checkpoint x", "resume_from_checkpoint is not needed"),
         ("--horizontal_flip 2", "horizontal_flip is 2.0"),
         ("--reduction_layers 1 x", "invalid int value: 'x'"),
-        ("--freeze_head", "freeze_head goes with freeze_backbone"),
+        ("--freeze_head", "freeze_head goes with freeze_backbone_ratio"),
     ],
 )
 def test_finetuning_refuses_nonsense(flags, message, capsys):

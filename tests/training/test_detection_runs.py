@@ -22,10 +22,11 @@ from vit_hf.training import (
     AveragePrecision,
     BoxCollator,
     DataArguments,
+    Detection,
     DetectionArguments,
     ModelArguments,
     RunArguments,
-    prepare_detection,
+    prepare,
 )
 from vit_hf.training.detection_metrics import stack_labels
 from vit_hf.training.detectors import DETECTORS, backbone_of
@@ -84,7 +85,7 @@ def make_detection(boxed_folder, tmp_path):
         values = {
             "dataset": str(boxed_folder),
             "native_resolution": True,
-            "validation_share": 0.3,
+            "validation_fraction": 0.3,
             "output_dir": str(tmp_path / output_dir),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 4,
@@ -101,7 +102,8 @@ def make_detection(boxed_folder, tmp_path):
             names = group.__dataclass_fields__.keys() & values.keys()
             groups.append(group(**{name: values.pop(name) for name in names}))
         assert not values
-        return prepare_detection(*groups)
+        *arguments, training = groups
+        return prepare(Detection(*arguments), training)
 
     return make
 
@@ -329,8 +331,8 @@ class TestRefuses:
             ({"native_resolution": False, "longest_edge": 40}, "longest_edge is not for detectors"),
             ({"patch_selector": "policy", "num_selected_patches": 4}, "learns under a classifier"),
             ({"token_reducer": "merge", "reduction_layers": [1]}, "keeps every token"),
-            ({"keep_rate_schedule": True}, "nothing to lead to"),
-            ({"validation_share": 0.0}, "no validation split"),
+            ({"keep_rate_schedule": True}, "needs a patch_selector or a token_reducer"),
+            ({"validation_fraction": 0.0}, "no validation split"),
             ({"patch_selector": "nose"}, "nose"),
         ],
     )
@@ -381,7 +383,7 @@ def test_keep_rate_is_led_to_its_target(make_detection):
         num_selected_patches=0.25,
         eval_strategy="no",
         save_strategy="no",
-        validation_share=0.0,
+        validation_fraction=0.0,
     )
     run.execute()
     logged = [entry["dense_fraction"] for entry in run.trainer.state.log_history if "loss" in entry]

@@ -42,7 +42,7 @@ LEARNED = {
     "token_reducer": "gumbel",
     "keep_rate": 0.5,
     "reduction_layers": [1],
-    "freeze_backbone": 0.4,
+    "freeze_backbone_ratio": 0.4,
     "backbone_lr_factor": 0.1,
 }
 
@@ -149,10 +149,10 @@ def test_a_finished_run_is_evaluated_again_and_keeps_its_results(make_run, tmp_p
     )
 
 
-def test_start_anew_puts_the_earlier_run_aside(make_run, tmp_path):
+def test_overwrite_output_dir_puts_the_earlier_run_aside(make_run, tmp_path):
     make_run().execute()
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    run = make_run(start_anew=True, seed=3)
+    run = make_run(overwrite_output_dir=True, seed=3)
     assert run.checkpoint is None
     run.execute()
     assert (tmp_path / "run-previous-1" / "model.safetensors").read_bytes() == before
@@ -262,7 +262,7 @@ def test_own_checkpoint_goes_on_with_its_image_processor(make_run, tmp_path):
         ({"config_overrides": {"hiden_size": 8}}, ValueError, "no field hiden_size"),
         ({"model_name_or_path": "./nowhere"}, FileNotFoundError, "there is no folder ./nowhere"),
         ({"dataset": "./nowhere"}, FileNotFoundError, "there is no file or folder"),
-        ({"validation_share": 0.0}, ValueError, "there is no validation split"),
+        ({"validation_fraction": 0.0}, ValueError, "there is no validation split"),
         ({"layer_decay": 2.0}, ValueError, "layer_decay is 2.0"),
         ({"ema_decay": 1.0}, ValueError, "moving average is 1.0"),
         ({"keep_rate_schedule": True, "keep_rate_warmup": 0.9}, ValueError, "add up to more"),
@@ -278,14 +278,14 @@ def test_what_is_wrong_is_found_before_anything_is_written(make_run, tmp_path, a
     make_run(num_train_epochs=1).execute()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
     with pytest.raises(error, match=message):
-        make_run(start_anew=True, **arguments)
+        make_run(overwrite_output_dir=True, **arguments)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
     assert not (tmp_path / "run-previous-1").exists()
 
 
 def test_refuses_to_resume_another_model_or_method(make_run, tmp_path):
     make_run(num_train_epochs=1, ema_decay=0.9).execute()
-    with pytest.raises(ValueError, match=r"num_selected_patches was 2 and is 3.*set start_anew"):
+    with pytest.raises(ValueError, match=r"num_selected_patches was 2 and is 3.*set overwrite_output_dir"):
         make_run(num_train_epochs=2, ema_decay=0.9, num_selected_patches=3)
     with pytest.raises(ValueError, match="belongs to a run with ema_decay"):
         make_run(num_train_epochs=2)

@@ -45,7 +45,7 @@ def test_gradients_are_clipped_unless_asked_not_to(make_run):
         ({"token_reducer": "merge", "keep_rate": 0.5, "reduction_layers": [1]}, False),
         ({"token_reducer": "gumbel", "keep_rate": 0.5, "reduction_layers": [1]}, True),
         ({"patch_selector": {"type": "distilled", "num_layers": 1}}, True),
-        ({"freeze_backbone": 0.5}, True),
+        ({"freeze_backbone_ratio": 0.5}, True),
     ],
 )
 def test_several_processes_look_for_unused_parameters_where_there_may_be_some(make_run, fields, expected):
@@ -67,8 +67,8 @@ def test_loader_selects_only_what_the_model_would(make_run):
     "arguments, message",
     [
         ({"backbone_lr_factor": 0.0}, "backbone_lr_factor is 0.0"),
-        ({"freeze_backbone": 1.5}, "freeze_backbone is 1.5"),
-        ({"freeze_backbone": 0.5, "freeze_head": True}, "leaves nothing to learn"),
+        ({"freeze_backbone_ratio": 1.5}, "freeze_backbone_ratio is 1.5"),
+        ({"freeze_backbone_ratio": 0.5, "freeze_head": True}, "leaves nothing to learn"),
         ({"token_reducer": "psychic", "keep_rate": 0.5}, "'psychic' is unknown. Choose one of"),
         ({"keep_rate": 0.5}, "keep_rate=0.5 needs a token_reducer"),
         ({"keep_rate_schedule": True, "keep_rate_initial": 2.0}, "initial is 2.0"),
@@ -78,7 +78,7 @@ def test_loader_selects_only_what_the_model_would(make_run):
         ),
         (
             {"patch_selector": None, "num_selected_patches": None, "keep_rate_schedule": True},
-            "keep_rate_schedule has nothing to lead to",
+            "keep_rate_schedule needs a patch_selector or a token_reducer",
         ),
     ],
 )
@@ -91,6 +91,8 @@ def test_refuses_what_does_not_go_together(make_run, tmp_path, arguments, messag
 @pytest.mark.parametrize("name, value", [("learning_rate", 1e-3), ("backbone_lr_factor", 0.5)])
 def test_refuses_to_resume_at_other_rates(make_run, tmp_path, name, value):
     make_run(num_train_epochs=1).execute()
-    with pytest.raises(ValueError, match=f"with other rates: {name} was .* and is {value}.*set start_anew"):
+    with pytest.raises(
+        ValueError, match=f"with other rates: {name} was .* and is {value}.*set overwrite_output_dir"
+    ):
         make_run(num_train_epochs=2, **{name: value})
-    assert make_run(num_train_epochs=2, start_anew=True, **{name: value}).checkpoint is None
+    assert make_run(num_train_epochs=2, overwrite_output_dir=True, **{name: value}).checkpoint is None

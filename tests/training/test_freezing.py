@@ -105,7 +105,7 @@ def test_what_was_frozen_before_stays_frozen(tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_refuses_nonsense(share):
-    with pytest.raises(ValueError, match=f"freeze_backbone is {share}; it is a share"):
+    with pytest.raises(ValueError, match=f"freeze_backbone_ratio is {share}; it is a share"):
         FreezeBackbone(share)
 
 

@@ -76,13 +76,13 @@ def make(folder, task: str, counts: dict[str, int]) -> None:
 def read(folder, task: str) -> tuple[dict[str, int], list[str]]:
     """Sizes of the splits, and notes."""
     if task == "classes":
-        data = load_image_dataset(str(folder), validation_share=0)
+        data = load_image_dataset(str(folder), validation_fraction=0)
         assert sorted(data.label2id) == ["cat", "dog"]
         splits, notes = data.splits, data.describe_left_out()
     elif task == "unlabelled":
-        splits, notes = load_unlabelled(str(folder), validation_share=0)
+        splits, notes = load_unlabelled(str(folder), validation_fraction=0)
     else:
-        arguments = DataArguments(dataset=str(folder), validation_share=0.0)
+        arguments = DataArguments(dataset=str(folder), validation_fraction=0.0)
         data = load_masked_images(arguments, False) if task == "masks" else load_boxed_images(arguments)
         splits, notes = data.splits, data.notes
     return {name: len(images) for name, images in splits.items()}, notes
@@ -141,7 +141,7 @@ def test_inputs_and_tables_are_no_patterns(tmp_path, name):
     data = load_image_dataset(str(tmp_path / "tables" / name))
     assert {split: len(images) for split, images in data.splits.items()} == {"train": 4, "validation": 2}
     file = tmp_path / "tables" / name / "train.parquet"
-    assert len(load_image_dataset(str(file), validation_share=0).splits["train"]) == 4
+    assert len(load_image_dataset(str(file), validation_fraction=0).splits["train"]) == 4
 
 
 @pytest.mark.parametrize("split", ["", "train"])
@@ -177,7 +177,7 @@ def test_a_class_may_be_called_train(tmp_path):
     for name in ("bus", "train"):
         for index in range(2):
             picture(tmp_path / name / f"{index}.png")
-    assert load_image_dataset(str(tmp_path), validation_share=0).label2id == {"bus": 0, "train": 1}
+    assert load_image_dataset(str(tmp_path), validation_fraction=0).label2id == {"bus": 0, "train": 1}
     with pytest.raises(ValueError, match="two ways"):
         load_unlabelled(str(tmp_path))
 
@@ -216,7 +216,7 @@ def test_class_folders_of_strange_names_are_kept_or_named(tmp_path):
     for index in range(2):
         (tmp_path / "empty" / f"{index}.PNG").unlink()
     picture(tmp_path / "loose.png")
-    data = load_image_dataset(str(tmp_path), validation_share=0)
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
     assert sorted(data.label2id) == ["_background_", "cat"]
     (note,) = data.notes
     assert "1 folder that begins with a dot (.hidden)" in note
@@ -257,7 +257,7 @@ def test_one_list_of_what_an_image_is(tmp_path):
         left_out = LeftOut()
         assert {os.path.relpath(file, tmp_path) for file in find(left_out)} == whole
         assert "4 images of kinds that only predict.py --tile reads" in left_out.notes()[0]
-    splits, notes = load_unlabelled(str(tmp_path), validation_share=0)
+    splits, notes = load_unlabelled(str(tmp_path), validation_fraction=0)
     assert len(splits["train"]) == 3
     assert "4 images of kinds that only predict.py --tile reads" in notes[0]
 
@@ -306,7 +306,7 @@ def test_a_run_among_strange_names_says_what_is_left_out(make_run, tmp_path):
     arguments = {
         "output_dir": "out[1]*?",
         "dataset": folder,
-        "validation_share": 0.5,
+        "validation_fraction": 0.5,
         "save_strategy": "epoch",
     }
     run = make_run(**arguments, num_train_epochs=1)

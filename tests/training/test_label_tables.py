@@ -27,7 +27,7 @@ def table(*labels: str) -> str:
 
 @pytest.mark.parametrize("word", ["None", "NA", "null", "nan", "N/A"])
 def test_words_for_missing_values_are_classes_among_words(tmp_path, word):
-    data = load_image_dataset(write(tmp_path, table(word, "crack", word, "crack")), validation_share=0)
+    data = load_image_dataset(write(tmp_path, table(word, "crack", word, "crack")), validation_fraction=0)
     assert sorted(data.label2id) == sorted([word, "crack"])
     assert f"2 rows have {word!r} in the column label" in data.notes[0]
 
@@ -43,7 +43,7 @@ def test_missing_numbers_are_named(tmp_path, word, number, match):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_byte_order_marks_and_line_ends(tmp_path, start, end):
     content = start + table("café", "thé", "café", "thé").replace("\n", end).encode()
-    data = load_image_dataset(write(tmp_path, content), validation_share=0)
+    data = load_image_dataset(write(tmp_path, content), validation_fraction=0)
     assert sorted(data.label2id) == ["café", "thé"]
 
 
@@ -126,13 +126,13 @@ def test_one_table_above_the_splits(tmp_path):
         write(tmp_path / split, "x", "notes.txt", 2)
         lines += [f"{split}/0.png,a", f"{split}/1.png,b"]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
-    data = load_image_dataset(str(tmp_path), validation_share=0)
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
     assert {name: len(images) for name, images in data.splits.items()} == {"train": 2, "test": 2}
 
 
 def test_a_table_may_be_the_data_set(tmp_path):
     path = write(tmp_path, table("a", "b", "a", "b"), "labels.csv") + "/labels.csv"
-    assert load_image_dataset(path, validation_share=0).splits["train"].read(3).size == (8, 8)
+    assert load_image_dataset(path, validation_fraction=0).splits["train"].read(3).size == (8, 8)
     assert len(read_table(tmp_path / "labels.csv").rows) == 4
 
 
@@ -148,7 +148,7 @@ class TestMasks:
                 PIL.Image.fromarray(mask).save(folder / split / "masks" / f"{index}.png")
                 lines.append(f"{index}.png,masks/{index}.png")
             (folder / split / "metadata.csv").write_text("\n".join(lines))
-        return DataArguments(dataset=str(folder), validation_share=0.0)
+        return DataArguments(dataset=str(folder), validation_fraction=0.0)
 
     @pytest.mark.parametrize(
         ("values", "binary", "ignored"),
@@ -222,7 +222,7 @@ class TestMasks:
 
 class TestBoxes:
     def load(self, folder):
-        return load_boxed_images(DataArguments(dataset=str(folder), validation_share=0.0))
+        return load_boxed_images(DataArguments(dataset=str(folder), validation_fraction=0.0))
 
     def test_lines_of_metadata_are_named(self, tmp_path):
         rows = [

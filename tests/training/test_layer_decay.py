@@ -115,5 +115,5 @@ def test_without_a_factor_groups_are_those_of_layers_alone():
 def test_refuses_nonsense(decay):
     with pytest.raises(ValueError, match=f"layer_decay is {decay}"):
         layerwise_parameter_groups(model_with_everything(), 1.0, layer_decay=decay)
-    with pytest.raises(ValueError, match=f"backbone_lr_factor is {decay}.*set freeze_backbone"):
+    with pytest.raises(ValueError, match=f"backbone_lr_factor is {decay}.*set freeze_backbone_ratio"):
         layerwise_parameter_groups(model_with_everything(), 1.0, backbone_lr_factor=decay)

@@ -9,7 +9,7 @@ from .conftest import CLASSES, write_images
 
 
 def test_folder_of_classes_has_a_validation_split_held_out(image_folder):
-    data = load_image_dataset(str(image_folder), validation_share=0.25)
+    data = load_image_dataset(str(image_folder), validation_fraction=0.25)
     assert data.id2label == dict(enumerate(CLASSES))
     assert data.label2id == {name: index for index, name in enumerate(CLASSES)}
     assert data.problem_type == "single_label_classification"
@@ -29,9 +29,9 @@ def test_what_is_held_out_depends_on_the_seed_alone(image_folder):
 
 
 def test_nothing_held_out(image_folder):
-    assert load_image_dataset(str(image_folder), validation_share=0).splits.keys() == {"train"}
-    with pytest.raises(ValueError, match="validation_share is 1"):
-        load_image_dataset(str(image_folder), validation_share=1)
+    assert load_image_dataset(str(image_folder), validation_fraction=0).splits.keys() == {"train"}
+    with pytest.raises(ValueError, match="validation_fraction is 1"):
+        load_image_dataset(str(image_folder), validation_fraction=1)
 
 
 def test_folders_of_splits(tmp_path):
@@ -50,7 +50,7 @@ def test_folder_with_metadata(tmp_path):
     write_images(tmp_path, 4)
     lines = ["file_name,height", *(f"{index}.png,{index / 2}" for index in range(4))]
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
-    data = load_image_dataset(str(tmp_path), validation_share=0.5)
+    data = load_image_dataset(str(tmp_path), validation_fraction=0.5)
     assert (data.problem_type, data.num_labels, data.id2label) == ("regression", 1, {})
     assert len(data.splits["validation"]) == 2
 
@@ -131,7 +131,7 @@ def test_damaged_files_are_named_or_left_out(tmp_path):
         load_image_dataset(str(tmp_path))
     truncated = tmp_path / "b" / "1.png"
     truncated.write_bytes(truncated.read_bytes()[:500])
-    data = load_image_dataset(str(tmp_path), skip_corrupt=True, validation_share=0)
+    data = load_image_dataset(str(tmp_path), skip_corrupt=True, validation_fraction=0)
     assert len(data.splits["train"]) == 4
     assert [name in reason for name, reason in zip(("0.png", "1.png"), data.skipped, strict=True)] == [
         True,
@@ -139,7 +139,7 @@ def test_damaged_files_are_named_or_left_out(tmp_path):
     ]
     (tmp_path / "a" / "0.png").unlink()
     # Too deep for the check, which reads headers; it is named when it is read.
-    data = load_image_dataset(str(tmp_path), validation_share=0)
+    data = load_image_dataset(str(tmp_path), validation_fraction=0)
     with pytest.raises(ValueError, match=r"b/1\.png"):
         [data.splits["train"].read(index) for index in range(5)]
 

@@ -14,9 +14,10 @@ from vit_hf.training import (
     ArchitectureArguments,
     AugmentationArguments,
     DataArguments,
+    Pretraining,
     PretrainingArguments,
     RunArguments,
-    prepare_pretraining,
+    prepare,
 )
 
 
@@ -49,7 +50,7 @@ def make_pretraining(unlabelled, tmp_path):
             "config_overrides": MODEL | DECODER,
             "image_size": 32,
             "dataset": str(unlabelled),
-            "validation_share": 0.3,
+            "validation_fraction": 0.3,
             "output_dir": str(tmp_path / output_dir),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 2,
@@ -64,7 +65,8 @@ def make_pretraining(unlabelled, tmp_path):
             names = group.__dataclass_fields__.keys() & values.keys()
             groups.append(group(**{name: values.pop(name) for name in names}))
         assert not values
-        return prepare_pretraining(*groups)
+        *arguments, training = groups
+        return prepare(Pretraining(*arguments), training)
 
     return make
 
@@ -109,7 +111,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(make_pretraining,
         ({"label_column": "label"}, "reads no labels"),
         ({"mixup_alpha": 0.2}, "does not mix"),
         ({"mask_ratio": 1.5}, r"mask_ratio=1.5"),
-        ({"validation_share": 0.0}, "no validation split"),
+        ({"validation_fraction": 0.0}, "no validation split"),
         ({"config_overrides": {"decoder_size": 3}}, "no field decoder_size"),
     ],
 )

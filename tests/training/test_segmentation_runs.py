@@ -17,8 +17,9 @@ from vit_hf.training import (
     MeanIoU,
     ModelArguments,
     RunArguments,
+    Segmentation,
     SegmentationArguments,
-    prepare_segmentation,
+    prepare,
 )
 from vit_hf.training.masks import MaskedImages, load_masked_images
 
@@ -56,7 +57,7 @@ def make_segmentation(masked_folder, tmp_path):
             "config_overrides": MODEL | {"patch_size": 8, "initializer_range": 0.05},
             "image_size": 32,
             "dataset": str(masked_folder),
-            "validation_share": 0.3,
+            "validation_fraction": 0.3,
             "output_dir": str(tmp_path / output_dir),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 2,
@@ -71,7 +72,8 @@ def make_segmentation(masked_folder, tmp_path):
             names = group.__dataclass_fields__.keys() & values.keys()
             groups.append(group(**{name: values.pop(name) for name in names}))
         assert not values
-        return prepare_segmentation(*groups)
+        *arguments, training = groups
+        return prepare(Segmentation(*arguments), training)
 
     return make
 
@@ -106,7 +108,7 @@ def test_native_resolution_flips_and_data_loaders_that_select(make_segmentation)
 
 
 def test_images_and_masks_are_mirrored_together(masked_folder):
-    data = load_masked_images(DataArguments(dataset=str(masked_folder), validation_share=0.0), False)
+    data = load_masked_images(DataArguments(dataset=str(masked_folder), validation_fraction=0.0), False)
     images = data.splits["train"]
     assert data.names == ["0", "1", "2"] and len(images) == 10
     plain = images[3]

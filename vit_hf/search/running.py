@@ -12,7 +12,7 @@ from ..measure import alternate
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import SearchSpace, SubNetwork
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from ..training.arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
 from ..training.augmentation import AugmentationArguments, EvaluationExamples
 from ..training.collation import ImageCollator
 from ..training.loading import ImageDataset
@@ -250,7 +250,7 @@ def prepare_search(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     augmentation: AugmentationArguments,
-    method: MethodArguments,
+    method: FinetuningArguments,
     search: SearchArguments,
     training: RunArguments,
 ) -> SearchRun:
@@ -269,14 +269,14 @@ def prepare_search(
         raise ValueError(
             "push_to_hub is not for a search, which makes many models: use scripts/push_to_hub.py"
         )
-    if method.start_anew:
+    if training.overwrite_output_dir:
         raise ValueError(
-            "start_anew is not for a search, which has a folder of runs: name another output_dir"
+            "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
     data = data_arguments.load()
     if "validation" not in data.splits:
         raise ValueError(
-            "there is no validation split to search on: give one, or set validation_share above 0"
+            "there is no validation split to search on: give one, or set validation_fraction above 0"
         )
     overrides = model_arguments.config_overrides | search.elastic_fields()
     named = replace(

@@ -9,10 +9,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic_space import SubNetwork, subnetwork_config
-from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from ..training.arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
 from ..training.augmentation import AugmentationArguments
-from ..training.finetuning import prepare_run
+from ..training.classification import Classification
 from ..training.runs import find_last_checkpoint
+from ..training.task import prepare
 
 
 # Written when a training is complete: its metrics.
@@ -34,12 +35,12 @@ OWN_FIELDS = {
 
 @dataclass
 class Recipe:
-    """How everything is trained: the arguments of `scripts/finetune.py`."""
+    """Arguments of `scripts/finetune.py` for all runs of a search."""
 
     model: ModelArguments
     data: DataArguments
     augmentation: AugmentationArguments
-    method: MethodArguments
+    method: FinetuningArguments
     training: RunArguments
 
     def train(
@@ -65,8 +66,10 @@ class Recipe:
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
         # What was killed where there is nothing to go on from begins again.
-        method = replace(self.method, start_anew=folder.exists() and find_last_checkpoint(folder) is None)
-        run = prepare_run(model or self.model, self.data, self.augmentation, method, training)
+        training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
+        run = prepare(
+            Classification(model or self.model, self.data, self.augmentation, self.method), training
+        )
         metrics = run.execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics

@@ -8,14 +8,12 @@ import yaml
 from transformers.integrations import is_optuna_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..training.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from ..training.arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
 from ..training.augmentation import AugmentationArguments
-from ..training.finetuning import make_trainer
+from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
-from ..training.layer_decay import layerwise_parameter_groups
-from ..training.metrics import BEST_MODEL_METRIC
-from ..training.models import make_image_processor, make_model
 from ..training.runs import check_output_dir
+from ..training.task import check_splits, make_trainer, optimizer_of
 
 
 if TYPE_CHECKING:
@@ -51,8 +49,8 @@ class TuningArguments:
     layer_decays: list[float] | None = field(
         default=None,
         metadata={
-            "help": "least and highest factor of the learning rate from a layer to the one below, such as 0.6 1.0; for "
-            "checkpoints, not for models from scratch"
+            "help": "least and highest factor of the learning rate from a layer to the one below, such as "
+            "0.6 1.0; for checkpoints, not for models from scratch"
         },
     )
     batch_sizes: list[int] | None = field(
@@ -108,12 +106,12 @@ class TrialArguments(RunArguments):
 
 @dataclass
 class TuningRun:
-    """A study about which nothing is left to be found wrong.
+    """A validated study, ready to start.
 
     Attributes:
         trainer: as fine-tuning makes it, and makes a model anew for each trial.
         tuning: which settings to try.
-        method: beside them.
+        task: fine-tuning, with its other settings.
         metric, more_is_better: what a trial is judged by, on the validation split.
         given: what was asked for, by the flags of `scripts/finetune.py`.
         folder: of the study.
@@ -122,7 +120,7 @@ class TuningRun:
 
     trainer: HubTrainer
     tuning: TuningArguments
-    method: MethodArguments
+    task: Classification
     metric: str
     more_is_better: bool
     given: dict[str, Any]
@@ -130,9 +128,10 @@ class TuningRun:
     notes: list[str] = field(default_factory=list)
 
     def execute(self) -> "optuna.Study":
-        """Tries settings; those that the study in the folder has already count, and the last one, if it was killed, does not.
+        """Tries settings, counting those that the study in the folder has already.
 
-        Writes `best.yaml`, which `scripts/finetune.py` takes, and `study.png`.
+        A trial that was killed does not count. Writes `best.yaml`, which `scripts/finetune.py` takes, and
+        `study.png`.
         """
         import optuna
 
@@ -163,7 +162,7 @@ class TuningRun:
         return study
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Returns a summary of the study in a few lines."""
         judged = f"judged by {self.metric} on the validation split"
         study = f"Study: {self.tuning.num_trials} trials, {judged}; in {self.folder}"
         return "\n".join([study, *(f"       {note}" for note in self.notes)])
@@ -175,15 +174,8 @@ class TuningRun:
             if name != "layer_decay":
                 setattr(args, name, value)
         self.trainer._train_batch_size = args.train_batch_size
-        optimizer, options = self.trainer.get_optimizer_cls_and_kwargs(args, model)
-        groups = layerwise_parameter_groups(
-            model,
-            args.learning_rate,
-            args.weight_decay,
-            settings.get("layer_decay", self.method.layer_decay),
-            self.method.backbone_lr_factor,
-        )
-        self.trainer.optimizer_cls_and_kwargs = (optimizer, options | {"params": groups})
+        self.task.layer_decay = settings.get("layer_decay", self.task.layer_decay)
+        self.trainer.optimizer_cls_and_kwargs = optimizer_of(self.task, model, args)
         # All is set: by Trainer, a share of steps would become a whole number where one stood before.
         return {}
 
@@ -192,7 +184,8 @@ class TuningRun:
 
         best = self.given | study.best_trial.params | {"output_dir": str(self.folder / "best")}
         path = self.folder / "best.yaml"
-        comment = f"# {self.metric} {study.best_value:.4f} on the validation split, trial {study.best_trial.number}\n"
+        score = f"{self.metric} {study.best_value:.4f}"
+        comment = f"# {score} on the validation split, trial {study.best_trial.number}\n"
         path.write_text(comment + yaml.safe_dump(best, sort_keys=False))
         figure = draw_study(finished(study), self.metric, self.more_is_better)
         figure.savefig(self.folder / "study.png")
@@ -219,7 +212,7 @@ def prepare_tuning(
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     augmentation: AugmentationArguments,
-    method: MethodArguments,
+    method: FinetuningArguments,
     tuning: TuningArguments,
     training: TrialArguments,
     given: set[str],
@@ -237,11 +230,16 @@ def prepare_tuning(
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
     if training.world_size > 1:
         raise ValueError("a study runs in one process: start it without torchrun")
-    for name in ("ema_decay", "freeze_backbone", "start_anew"):
-        if getattr(method, name):
+    refused = {
+        "ema_decay": method.ema_decay,
+        "freeze_backbone_ratio": method.freeze_backbone_ratio,
+        "overwrite_output_dir": training.overwrite_output_dir,
+    }
+    for name, value in refused.items():
+        if value:
             raise ValueError(
-                f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it to finetune.py "
-                "with best.yaml"
+                f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it "
+                "to finetune.py with best.yaml"
             )
     folder = Path(training.output_dir)
     if not (folder / JOURNAL_NAME).is_file():
@@ -254,18 +252,22 @@ def prepare_tuning(
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]
-    data = data_arguments.load()
-    if "validation" not in data.splits or training.eval_strategy == IntervalStrategy.NO:
+    task = Classification(model_arguments, data_arguments, augmentation, method)
+    splits = task.load_data()
+    if "validation" not in splits or training.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
-            "trials are judged on a validation split: give one, or set validation_share above 0, and leave eval_strategy"
+            "trials are judged on a validation split: add one, or set validation_fraction above 0, and leave "
+            "eval_strategy"
         )
+    check_splits(splits, training)
     training.push_to_hub = False
 
-    model = make_model(model_arguments, data)
-    processor = make_image_processor(model_arguments, model.config, select=not method.keep_rate_schedule)
-    trainer = make_trainer(model, processor, data, augmentation, method, training)
-    trainer.model_init = lambda: make_model(model_arguments, data)
-    metric, more_is_better = BEST_MODEL_METRIC[data.problem_type]
+    model = task.make_model()
+    processor = task.make_processor(model)
+    examples = task.examples(model, processor, training)
+    trainer = make_trainer(task, model, processor, examples, training)
+    trainer.model_init = task.make_model
+    metric, more_is_better = task.best_metric()
     return TuningRun(
-        trainer, tuning, method, metric, more_is_better, repeated, folder, data.describe_left_out()
+        trainer, tuning, task, metric, more_is_better, repeated, folder, task.data.describe_left_out()
     )

@@ -207,7 +207,7 @@ class DataArguments:
     label_column: str | None = field(
         default=None, metadata={"help": "default: label or labels, or the only one beside the images"}
     )
-    validation_share: float = field(
+    validation_fraction: float = field(
         default=0.1,
         metadata={"help": "of each class in train, held out if the data have no validation split"},
     )
@@ -225,7 +225,7 @@ class DataArguments:
         arguments = {
             "image_column": self.image_column,
             "label_column": self.label_column,
-            "validation_share": self.validation_share,
+            "validation_fraction": self.validation_fraction,
             "seed": self.validation_seed,
             "skip_corrupt": self.skip_corrupt,
         }
@@ -234,66 +234,81 @@ class DataArguments:
 
 
 @dataclass
-class MethodArguments:
-    """How to fine-tune, beyond what Trainer does by itself."""
-
-    _argument_group_name = "fine-tuning"
+class TrainingMethodArguments:
+    """Options of fine-tuning that all tasks share."""
 
     keep_rate_schedule: bool = field(
         default=False,
         metadata={
-            "help": "begin with all patches and tokens and come to num_selected_patches, keep_rate gradually"
-        },
-    )
-    keep_rate_warmup: float = field(
-        default=0.1, metadata={"help": "share of the steps with all patches, for keep_rate_schedule"}
-    )
-    keep_rate_final: float = field(
-        default=0.2, metadata={"help": "share of the steps with as few as asked for, for keep_rate_schedule"}
-    )
-    keep_rate_initial: float = field(
-        default=1.0,
-        metadata={
-            "help": "how far the first steps are relaxed, for keep_rate_schedule: 1 is all patches, 0.5 half-way from the "
-            "target; where all are more than memory allows"
-        },
-    )
-    freeze_backbone: float = field(
-        default=0.0,
-        metadata={
-            "help": "share of the steps, at the beginning, in which only head, patch selector and token reducer learn; 0 "
-            "trains all together"
-        },
-    )
-    freeze_head: bool = field(
-        default=False,
-        metadata={"help": "hold the head still with the backbone, where it knows these classes already"},
-    )
-    backbone_lr_factor: float = field(
-        default=1.0,
-        metadata={
-            "help": "factor of the learning rate for all but head, patch selector and token reducer, beside that of "
-            "layer_decay; DynamicViT has 0.01"
+            "help": "start with all patches and tokens and reduce them gradually to num_selected_patches and "
+            "keep_rate"
         },
     )
     layer_decay: float = field(
         default=1.0,
-        metadata={"help": "factor of the learning rate from a layer to the one below; .65 to .8 is usual"},
+        metadata={"help": "factor of the learning rate from a layer to the one below; 0.65 to 0.8 is usual"},
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={"help": "average the weights, a step leaving this much of the average, such as 0.999"},
-    )
-    start_anew: bool = field(
-        default=False,
+    backbone_lr_factor: float = field(
+        default=1.0,
         metadata={
-            "help": "do not resume the run in output_dir: rename it to <output_dir>-previous-1 and begin again"
+            "help": "factor of the learning rate for all but the head (decoder, detector), patch selector and "
+            "token reducer, beside that of layer_decay; DynamicViT uses 0.01, DETR 0.1"
         },
     )
 
+
+@dataclass
+class DenseTaskArguments(TrainingMethodArguments):
+    """Options of segmentation and detection, whose labels are mirrored with the images."""
+
+    horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
+
     def __post_init__(self):
-        if self.freeze_head and not self.freeze_backbone:
-            raise ValueError("freeze_head goes with freeze_backbone, which is 0: set it, such as to 0.3")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is {self.horizontal_flip}; it is a probability, from 0 to 1")
+
+
+@dataclass
+class FinetuningArguments(TrainingMethodArguments):
+    """Options of fine-tuning for classification, beyond those of Trainer."""
+
+    _argument_group_name = "fine-tuning"
+
+    keep_rate_warmup: float = field(
+        default=0.1, metadata={"help": "fraction of the steps with all patches, for keep_rate_schedule"}
+    )
+    keep_rate_final: float = field(
+        default=0.2,
+        metadata={"help": "fraction of the steps with as few as requested, for keep_rate_schedule"},
+    )
+    keep_rate_initial: float = field(
+        default=1.0,
+        metadata={
+            "help": "where keep_rate_schedule starts: 1 is all patches, 0.5 half-way from the target; for "
+            "images whose patches do not all fit into memory"
+        },
+    )
+    freeze_backbone_ratio: float = field(
+        default=0.0,
+        metadata={
+            "help": "fraction of the steps, at the beginning, in which only head, patch selector and token "
+            "reducer learn; 0 trains all together"
+        },
+    )
+    freeze_head: bool = field(
+        default=False,
+        metadata={"help": "freeze the head with the backbone, if it knows these classes already"},
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "average the weights; each step keeps this fraction of the average, such as 0.999"},
+    )
+
+    def __post_init__(self):
+        if self.freeze_head and not self.freeze_backbone_ratio:
+            raise ValueError(
+                "freeze_head goes with freeze_backbone_ratio, which is 0: set it, such as to 0.3"
+            )
 
 
 @dataclass
@@ -303,6 +318,12 @@ class RunArguments(TrainingArguments):
     _argument_group_name = "Trainer"
 
     output_dir: str = field(metadata={"help": "folder for checkpoints and results; a run in it is resumed"})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "do not resume the run in output_dir: rename it to <output_dir>-previous-1 and start over"
+        },
+    )
     eval_strategy: IntervalStrategy | str = field(default="epoch", metadata={"help": "when to evaluate"})
     save_strategy: SaveStrategy | str = field(default="epoch", metadata={"help": "when to save a checkpoint"})
     save_total_limit: int | None = field(

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import to_pixels
 from .loading import LabelledImages
@@ -173,6 +174,24 @@ class EvaluationExamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images.read(index), "labels": self.images.labels[index]}
+
+
+def training_and_evaluation_examples(
+    splits: dict[str, LabelledImages],
+    augmentation: AugmentationArguments,
+    processor: BaseImageProcessor,
+    seed: int,
+) -> dict[str, Dataset]:
+    """Returns augmented examples of the training split, and the images of the others as they are."""
+    size = processor.size if processor.do_resize else {}
+    image_size = (size["height"], size["width"]) if "height" in size else None
+    augment = make_augmentation(augmentation, image_size)
+    return {
+        name: TrainingExamples(images, augment, seed, processor.do_convert_rgb)
+        if name == "train"
+        else EvaluationExamples(images)
+        for name, images in splits.items()
+    }
 
 
 class ReproducibleTraining(TrainerCallback):

@@ -17,7 +17,7 @@ from .box_columns import find_object_column, read_objects
 from .boxed_images import BoxedImages
 from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
 from .images import upright_size
-from .loading import check_validation_share, hold_out
+from .loading import check_validation_fraction, hold_out
 from .sources import MEGAPIXEL_DIGITS, find_image_column, load_splits
 
 
@@ -105,7 +105,7 @@ def load_boxed_images(
         ValueError: naming the image, for a damaged one, a box that is empty or beyond it, and a class that is not among
             `class_names`; and if there is no box at all.
     """
-    check_validation_share(data.validation_share)
+    check_validation_fraction(data.validation_fraction)
     notes: list[str] = []
     found, known = _find(data, notes)
     if single_class:
@@ -124,9 +124,9 @@ def load_boxed_images(
         num_changed += changed
     if num_changed:
         notes.append(f"{num_changed} boxes were cut at the border of their image, or dropped as empty")
-    if "train" in splits and "validation" not in splits and data.validation_share:
+    if "train" in splits and "validation" not in splits and data.validation_fraction:
         kept, held_out = hold_out(
-            np.zeros(len(splits["train"]), np.int64), data.validation_share, data.validation_seed
+            np.zeros(len(splits["train"]), np.int64), data.validation_fraction, data.validation_seed
         )
         splits |= {"validation": splits["train"].select(held_out), "train": splits["train"].select(kept)}
     return BoxData({name: splits[name] for name in SPLIT_NAMES if name in splits}, classes, notes)

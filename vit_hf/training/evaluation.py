@@ -94,7 +94,7 @@ def evaluate_model(
                 "label2id": None if model.config.problem_type == "regression" else model.config.label2id
             }
             if arguments.split != "validation":
-                changes["validation_share"] = 0.0
+                changes["validation_fraction"] = 0.0
             data = data_arguments.load(**changes)
         if training.process_index == 0:
             for note in data.describe_left_out():

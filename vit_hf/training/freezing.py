@@ -45,7 +45,9 @@ class FreezeBackbone(TrainerCallback):
 
     def __init__(self, share: float = 0.1, head: bool = False):
         if not 0 <= share <= 1:
-            raise ValueError(f"freeze_backbone is {share}; it is a share of the training steps, from 0 to 1")
+            raise ValueError(
+                f"freeze_backbone_ratio is {share}; it is a share of the training steps, from 0 to 1"
+            )
         self.share = share
         self.head = head
         self.parameters: list[nn.Parameter] = []
@@ -63,7 +65,7 @@ class FreezeBackbone(TrainerCallback):
         still = [parameter for name, parameter in learning if part_of(model, name) in parts]
         if len(still) == len(learning) and self.share > 0:
             raise ValueError(
-                f"freeze_backbone={self.share} with freeze_head={self.head} leaves nothing to learn: "
+                f"freeze_backbone_ratio={self.share} with freeze_head={self.head} leaves nothing to learn: "
                 f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch selector or token reducer "
                 "with parameters of its own"
             )

@@ -54,7 +54,7 @@ def layerwise_parameter_groups(
     if not 0 < backbone_lr_factor <= 1:
         raise ValueError(
             f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To hold the backbone still, "
-            "set freeze_backbone"
+            "set freeze_backbone_ratio"
         )
     layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
     order = sorted({layer for layer in layers.values() if layer is not None})

@@ -76,7 +76,7 @@ def load_image_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     label2id: dict[str, int] | None = None,
-    validation_share: float = 0.1,
+    validation_fraction: float = 0.1,
     seed: int = 0,
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
@@ -92,7 +92,7 @@ def load_image_dataset(
         image_column: the column of images, by default the only one there is.
         label_column: the column of labels, by default `label` or `labels`, or the only one beside the images.
         label2id: classes of a model that the labels have to fit.
-        validation_share: how much of `train` becomes `validation` if the data have none: the same share of
+        validation_fraction: how much of `train` becomes `validation` if the data have none: the same share of
             each class, drawn by `seed`. 0 for none.
         seed: of that draw.
         skip_corrupt: leave damaged images out instead of failing; decodes every image once.
@@ -103,7 +103,7 @@ def load_image_dataset(
         ValueError: for data without rows, columns that are missing or ambiguous, labels that are missing, of a
             single class or unknown to the model, or a damaged image, which is named.
     """
-    check_validation_share(validation_share)
+    check_validation_fraction(validation_fraction)
     loaded = load_splits(name_or_path, options or {}, has_classes=True)
     splits = loaded.splits
     first = next(iter(splits.values()))
@@ -121,7 +121,7 @@ def load_image_dataset(
     skipped: list[str] = []
     return ImageDataset(
         splits=_open_splits(
-            splits, image_column, encoded.splits, validation_share, seed, skip_corrupt, skipped
+            splits, image_column, encoded.splits, validation_fraction, seed, skip_corrupt, skipped
         ),
         problem_type=encoded.problem_type,
         num_labels=encoded.num_labels,
@@ -163,7 +163,7 @@ def load_unlabelled(
     name_or_path: str,
     *,
     image_column: str | None = None,
-    validation_share: float = 0.1,
+    validation_fraction: float = 0.1,
     seed: int = 0,
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
@@ -176,27 +176,27 @@ def load_unlabelled(
     Raises:
         FileNotFoundError, ValueError: as `load_image_dataset`, but for labels.
     """
-    check_validation_share(validation_share)
+    check_validation_fraction(validation_fraction)
     loaded = load_splits(name_or_path, options or {})
     splits = loaded.splits
     image_column = find_image_column(next(iter(splits.values())), image_column)
     labels = {name: np.zeros(len(rows), np.int64) for name, rows in splits.items()}
     skipped: list[str] = []
-    opened = _open_splits(splits, image_column, labels, validation_share, seed, skip_corrupt, skipped)
+    opened = _open_splits(splits, image_column, labels, validation_fraction, seed, skip_corrupt, skipped)
     return opened, [*loaded.notes, *(f"left out: {reason}" for reason in skipped)]
 
 
-def check_validation_share(share: float) -> None:
+def check_validation_fraction(share: float) -> None:
     """Raises: ValueError if it is none below 1."""
     if not 0 <= share < 1:
-        raise ValueError(f"validation_share is {share}; it must be at least 0 and below 1")
+        raise ValueError(f"validation_fraction is {share}; it must be at least 0 and below 1")
 
 
 def _open_splits(
     splits: dict[str, datasets.Dataset],
     image_column: str,
     labels: dict[str, np.ndarray],
-    validation_share: float,
+    validation_fraction: float,
     seed: int,
     skip_corrupt: bool,
     skipped: list[str],
@@ -213,8 +213,8 @@ def _open_splits(
         labelled[name] = LabelledImages(rows, image_column, labels[name])
         if is_encoded and (skip_corrupt or rows[0][image_column]["bytes"] is None):
             labelled[name] = _check_images(labelled[name], name, skip_corrupt, skipped)
-    if "train" in labelled and "validation" not in labelled and validation_share:
-        kept, held_out = hold_out(labelled["train"].labels, validation_share, seed)
+    if "train" in labelled and "validation" not in labelled and validation_fraction:
+        kept, held_out = hold_out(labelled["train"].labels, validation_fraction, seed)
         labelled["validation"] = labelled["train"].select(held_out)
         labelled["train"] = labelled["train"].select(kept)
     return {name: labelled[name] for name in SPLIT_NAMES if name in labelled}
@@ -247,7 +247,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     if not held_out:
         raise ValueError(
             f"no class has two images, so that none of the {len(labels)} can be held out for validation: add images, "
-            "give a validation split, or set validation_share to 0 and eval_strategy to 'no'"
+            "give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
         )
     mask = np.zeros(len(labels), bool)
     mask[held_out] = True

@@ -16,7 +16,7 @@ from .arguments import DataArguments
 from .augmentation import seeded
 from .image_folders import SPLIT_NAMES
 from .images import decode_image, prepare_images, upright_size
-from .loading import check_validation_share, hold_out
+from .loading import check_validation_fraction, hold_out
 from .sources import MEGAPIXEL_DIGITS, load_splits
 
 
@@ -171,7 +171,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
         ValueError: for columns that are missing or ambiguous, masks of one class, damaged ones, and those
             whose 255 may mean a class as well as pixels that do not count.
     """
-    check_validation_share(data.validation_share)
+    check_validation_fraction(data.validation_fraction)
     # Folders below mean nothing for masks.
     loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
     found, names = loaded.splits, None
@@ -204,9 +204,9 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
         names = ["background", "foreground"]
     for images in splits.values():
         images.values = values
-    if "train" in splits and "validation" not in splits and data.validation_share:
+    if "train" in splits and "validation" not in splits and data.validation_fraction:
         images = splits["train"]
-        parts = hold_out(np.zeros(len(images), np.int64), data.validation_share, data.validation_seed)
+        parts = hold_out(np.zeros(len(images), np.int64), data.validation_fraction, data.validation_seed)
         splits["train"], splits["validation"] = (
             MaskedImages(
                 images.rows.select(part),

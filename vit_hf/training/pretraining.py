@@ -1,51 +1,38 @@
-"""A pretraining run by masked autoencoding from its arguments to a saved model."""
+"""Pretraining by masked autoencoding."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, final
 
 import torch
-from transformers import PreTrainedConfig, set_seed
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import IntervalStrategy
 
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import ArchitectureArguments, DataArguments, RunArguments, given_fields
-from .augmentation import (
-    AugmentationArguments,
-    EvaluationExamples,
-    ReproducibleTraining,
-    TrainingExamples,
-    make_augmentation,
-)
-from .execution import PreparedRun, check_batch, open_output_dir
-from .finetuning import find_resumable
+from .augmentation import AugmentationArguments, training_and_evaluation_examples
 from .hub_trainer import HubTrainer
 from .images import prepare_images
-from .layer_decay import layerwise_parameter_groups
 from .loading import LabelledImages, load_unlabelled
 from .models import load_or_build, make_image_processor
-from .monitoring import NonFiniteGuard
-from .runs import check_output_dir, check_same_rates, describe_run
+from .task import Task, describe_sizes
 
 
 @dataclass
 class PretrainingArguments:
-    """How to pretrain, beyond what Trainer does by itself."""
+    """Options of pretraining, beyond those of Trainer."""
 
     _argument_group_name = "pretraining"
 
     mask_ratio: float | None = field(
         default=None,
-        metadata={"help": "share of the patches that are dropped; default: as in the checkpoint, or 0.75"},
+        metadata={"help": "fraction of the patches that are dropped; default: as in the checkpoint, or 0.75"},
     )
     norm_pix_loss: bool = field(
         default=True,
-        metadata={"help": "reconstruct patches of mean 0 and variance 1, which makes better encoders"},
-    )
-    start_anew: bool = field(
-        default=False,
         metadata={
-            "help": "do not resume the run in output_dir: rename it to <output_dir>-previous-1 and begin again"
+            "help": "reconstruct patches normalized to mean 0 and variance 1, which makes better encoders"
         },
     )
 
@@ -60,107 +47,83 @@ class UnlabelledCollator:
         return prepare_images(self.image_processor, [example["image"] for example in examples])
 
 
-def prepare_pretraining(
-    model_arguments: ArchitectureArguments,
-    data_arguments: DataArguments,
-    augmentation: AugmentationArguments,
-    method: PretrainingArguments,
-    training: RunArguments,
-) -> PreparedRun:
-    """Everything up to the first step of a new run, or of one to go on with in `training.output_dir`.
+@final
+class Pretraining(Task):
+    """Reconstructs masked patches of images without labels.
 
-    All that can be wrong with the arguments or the data is found here, before anything is written.
-
-    Raises:
-        OSError, TypeError, ValueError: for what is wrong.
+    Attributes:
+        splits, notes: set by `load_data`.
     """
-    if data_arguments.label_column is not None:
-        raise ValueError("pretraining reads no labels: leave label_column out")
-    if augmentation.mixup_alpha or augmentation.cutmix_alpha:
-        raise ValueError("pretraining does not mix images: set mixup_alpha and cutmix_alpha to 0")
-    check_output_dir(training.output_dir)
-    arguments = training.to_dict()
-    for group in (model_arguments, data_arguments, augmentation, method):
-        arguments |= asdict(group)
-    # One process after the other, because the first fills a cache that the others read.
-    with training.main_process_first():
-        splits, notes = load_unlabelled(
-            data_arguments.dataset,
-            image_column=data_arguments.image_column,
-            validation_share=data_arguments.validation_share,
-            seed=data_arguments.validation_seed,
-            skip_corrupt=data_arguments.skip_corrupt,
-            options=data_arguments.dataset_options,
+
+    argument_groups = (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments)
+    splits: dict[str, LabelledImages]
+    notes: list[str]
+    method: PretrainingArguments
+
+    def check(self, training: RunArguments) -> None:
+        if self.data_arguments.label_column is not None:
+            raise ValueError("pretraining reads no labels: leave label_column out")
+        if self.augmentation.mixup_alpha or self.augmentation.cutmix_alpha:
+            raise ValueError("pretraining does not mix images: set mixup_alpha and cutmix_alpha to 0")
+
+    def load_data(self) -> dict[str, Any]:
+        data = self.data_arguments
+        self.splits, self.notes = load_unlabelled(
+            data.dataset,
+            image_column=data.image_column,
+            validation_fraction=data.validation_fraction,
+            seed=data.validation_seed,
+            skip_corrupt=data.skip_corrupt,
+            options=data.dataset_options,
         )
-    if "train" not in splits:
-        raise ValueError(f"the data have no train split, only {', '.join(splits)}")
-    if "validation" not in splits and training.eval_strategy != IntervalStrategy.NO:
-        raise ValueError(
-            "there is no validation split: give one, set validation_share above 0, or set eval_strategy to 'no'"
+        return self.splits
+
+    def make_model(self) -> PreTrainedModel:
+        path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
+        if given := given_fields(self.method, ("mask_ratio", "norm_pix_loss")):
+            own = fields.get("masked_autoencoder")
+            if own is None and path is not None:
+                own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
+            fields["masked_autoencoder"] = (own or {}) | given
+        if path is not None:
+            # What a checkpoint selects, fine-tuning may select again.
+            fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
+            fields |= {"keep_rate": 1.0, "thumbnail_context": False}
+        return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
+
+    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
+        return make_image_processor(self.model_arguments, model.config)
+
+    def examples(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
+    ) -> dict[str, Dataset]:
+        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
+
+    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabelledCollator:
+        return UnlabelledCollator(processor)
+
+    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
+        return None
+
+    def best_metric(self) -> tuple[str, bool]:
+        return "loss", False
+
+    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
+        return []
+
+    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
+        # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
+        training.label_names = ["pixel_values"]
+        training.prediction_loss_only = True
+
+    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
+        decoder = sum(parameter.numel() for parameter in model.decoder.parameters())
+        return (
+            f"{describe_sizes(examples)}, without labels",
+            self.notes,
+            f"{model.vit.num_parameters() / 1e6:.1f} M parameters, and {decoder / 1e6:.1f} M of the decoder; "
+            f"{model.options.mask_ratio:.1%} of the patches are dropped",
         )
 
-    set_seed(training.seed)
-    fields = model_arguments.config_fields()
-    if given := given_fields(method, ("mask_ratio", "norm_pix_loss")):
-        path, own = model_arguments.model_name_or_path, fields.get("masked_autoencoder")
-        if own is None and path is not None:
-            own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
-        fields["masked_autoencoder"] = (own or {}) | given
-    if model_arguments.model_name_or_path is not None:
-        # What a checkpoint selects, fine-tuning may select again.
-        fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
-        fields |= {"keep_rate": 1.0, "thumbnail_context": False}
-    model = load_or_build(AdaptiveViTForPreTraining, model_arguments, fields)
-    processor = make_image_processor(model_arguments, model.config)
-    checkpoint = None if method.start_anew else find_resumable(training.output_dir, model)
-    if checkpoint is not None:
-        check_same_rates(training.output_dir, arguments)
-    trainer = make_pretrainer(model, processor, splits, augmentation, training)
-    trainer.card = describe_run(arguments) | {
-        "license": training.hub_license,
-        "examples": training.hub_examples or [],
-    }
-    check_batch(trainer)
-    open_output_dir(training, arguments, checkpoint, method.start_anew)
-    sizes = ", ".join(f"{len(images)} {split}" for split, images in splits.items())
-    description = [
-        f"Data:   {sizes} images, without labels",
-        *(f"        {note}" for note in notes),
-        f"Model:  {model.vit.num_parameters() / 1e6:.1f} M parameters, and {sum(map(torch.numel, model.decoder.parameters())) / 1e6:.1f} M of the "
-        f"decoder; {model.options.mask_ratio:.1%} of the patches are dropped",
-    ]
-    held_out = {name: EvaluationExamples(images) for name, images in splits.items() if name != "train"}
-    return PreparedRun(trainer, held_out, checkpoint, description)
-
-
-def make_pretrainer(
-    model: AdaptiveViTForPreTraining,
-    processor: BaseImageProcessor,
-    splits: dict[str, LabelledImages],
-    augmentation: AugmentationArguments,
-    training: RunArguments,
-) -> HubTrainer:
-    """A `Trainer` with all that was asked for. Changes what in `training` it does itself."""
-    if training.metric_for_best_model == "auto":
-        training.metric_for_best_model, training.greater_is_better = "loss", False
-    # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
-    training.label_names = ["pixel_values"]
-    training.prediction_loss_only = True
-    size = processor.size if processor.do_resize else {}
-    image_size = (size["height"], size["width"]) if "height" in size else None
-    callbacks = [ReproducibleTraining(), NonFiniteGuard()]
-    callbacks += [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
-    training.report_to = []
-    optimizer, options = HubTrainer.get_optimizer_cls_and_kwargs(training, model)
-    groups = layerwise_parameter_groups(model, training.learning_rate, training.weight_decay)
-    augment = make_augmentation(augmentation, image_size)
-    return HubTrainer(
-        model=model,
-        args=training,
-        data_collator=UnlabelledCollator(processor),
-        train_dataset=TrainingExamples(splits["train"], augment, training.seed, processor.do_convert_rgb),
-        eval_dataset=EvaluationExamples(splits["validation"]) if "validation" in splits else None,
-        processing_class=processor,
-        callbacks=callbacks,
-        optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}),
-    )
+    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
+        """Adds nothing."""

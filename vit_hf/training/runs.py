@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.pretrained import module_names
+from .ema import UNAVERAGED_WEIGHTS_NAME
 
 
 # Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names that begin
@@ -49,6 +50,35 @@ def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Pa
     complete = [folder for folder in _checkpoints(output_dir) if _is_complete(folder)]
     preferred = [folder for folder in complete if all((folder / name).is_file() for name in also)]
     return next(iter(preferred or complete), None)
+
+
+def find_resumable(output_dir: str, model: PreTrainedModel, averaged: bool = False) -> Path | None:
+    """Returns the checkpoint in `output_dir` to resume, or None if there is none.
+
+    Args:
+        output_dir: folder of the run.
+        model: model that resumes.
+        averaged: whether the run keeps a moving average of the weights.
+
+    Raises:
+        ValueError: if the checkpoint belongs to another model, or was made with a moving average and none is
+            requested now.
+        FileExistsError: if there is a finished model but no checkpoint.
+    """
+    checkpoint = find_last_checkpoint(output_dir, [UNAVERAGED_WEIGHTS_NAME] if averaged else [])
+    if checkpoint is None:
+        if (Path(output_dir) / SAFE_WEIGHTS_NAME).is_file():
+            raise FileExistsError(
+                f"output_dir {output_dir} holds a finished model and no checkpoint to resume: name another "
+                "folder, or set overwrite_output_dir"
+            )
+        return None
+    check_same_model(checkpoint, model)
+    if not averaged and (checkpoint / UNAVERAGED_WEIGHTS_NAME).is_file():
+        raise ValueError(
+            f"{checkpoint} belongs to a run with ema_decay; give it again, or set overwrite_output_dir"
+        )
+    return checkpoint
 
 
 def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
@@ -153,7 +183,7 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     if differing:
         raise ValueError(
             f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same arguments as "
-            "before, or another output_dir, or set start_anew."
+            "before, or another output_dir, or set overwrite_output_dir."
         )
     weights = checkpoint / SAFE_WEIGHTS_NAME
     if weights.is_file():
@@ -188,5 +218,5 @@ def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same as before; or, to go on "
-            "with others, another output_dir and the last checkpoint as model_name_or_path; or set start_anew."
+            "with others, another output_dir and the last checkpoint as model_name_or_path; or set overwrite_output_dir."
         )

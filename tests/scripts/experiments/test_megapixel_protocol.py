@@ -10,28 +10,29 @@ import pytest
 from tests.helpers.scripts import EXPERIMENTS, SCRIPTS, load_experiment
 from vit_hf.training import (
     AugmentationArguments,
+    Classification,
     DataArguments,
-    MethodArguments,
+    FinetuningArguments,
     ModelArguments,
     RunArguments,
     make_parser,
     parse_arguments,
-    prepare_run,
+    prepare,
 )
 
 
 @pytest.mark.parametrize("task", ["majority", "max", "top", "multi"])
 def test_configuration(task, tmp_path):
     """Canvases of the published size arrive as 100 patches of 900, with all of the digits on them."""
-    groups = [ModelArguments, DataArguments, AugmentationArguments, MethodArguments, RunArguments]
+    groups = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments]
     options = {"task": task, "size": 1500, "num_train": 4, "num_test": 2}
     flags = ["--dataset_options", json.dumps(options), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
     argv = [str(SCRIPTS / "configs" / "megapixel_protocol.yaml"), *flags]
     *arguments, training = parse_arguments(make_parser(groups, ""), argv)
-    run = prepare_run(*arguments, training)
-    assert run.data.splits.keys() == {"train", "test"} and len(run.data.splits["train"]) == 4
+    run = prepare(Classification(*arguments), training)
+    assert run.task.data.splits.keys() == {"train", "test"} and len(run.task.data.splits["train"]) == 4
     problem = "multi_label_classification" if task == "multi" else "single_label_classification"
-    assert run.trainer.model.config.problem_type == problem and run.data.num_labels == 10
+    assert run.trainer.model.config.problem_type == problem and run.task.data.num_labels == 10
     example = run.trainer.train_dataset[0]
     batch = run.trainer.data_collator([example])
     assert batch["pixel_values"].shape == (1, 100, 50 * 50) and batch["spatial_shapes"].tolist() == [[30, 30]]

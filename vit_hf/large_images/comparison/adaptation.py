@@ -10,12 +10,11 @@ from typing import Any
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from ...training.arguments import MethodArguments, ModelArguments, RunArguments
+from ...training.arguments import FinetuningArguments, ModelArguments, RunArguments
 from ...training.augmentation import AugmentationArguments
-from ...training.execution import check_batch
-from ...training.finetuning import make_trainer
+from ...training.classification import Classification
 from ...training.loading import ImageDataset
-from ...training.models import make_image_processor, make_model
+from ...training.task import check_batch, make_trainer
 from .strategies import Strategy
 
 
@@ -56,34 +55,31 @@ def adapt(
     arguments = ModelArguments(
         model_name_or_path=strategy.checkpoint.path, config_overrides=PLAIN_FIELDS, **strategy.training
     )
-    model = make_model(arguments, data)
+    task = Classification(arguments, None, AugmentationArguments(), FinetuningArguments())
+    task.data = data
+    model = task.make_model()
+    processor = task.make_processor(model)
     # Whole images of mixed sizes go one at a time.
     alone = arguments.native_resolution and not arguments.return_patches
-    processor = make_image_processor(arguments, model.config)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(
-            model,
-            processor,
-            data,
-            AugmentationArguments(),
-            MethodArguments(),
-            RunArguments(
-                output_dir=scratch,
-                max_steps=steps,
-                per_device_train_batch_size=1 if alone else batch_size,
-                gradient_accumulation_steps=batch_size if alone else 1,
-                learning_rate=learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=0.1,
-                weight_decay=0.05,
-                eval_strategy="no",
-                save_strategy="no",
-                logging_strategy="no",
-                seed=seed,
-                use_cpu=use_cpu,
-                disable_tqdm=True,
-            ),
+        training = RunArguments(
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=1 if alone else batch_size,
+            gradient_accumulation_steps=batch_size if alone else 1,
+            learning_rate=learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,
+            weight_decay=0.05,
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            seed=seed,
+            use_cpu=use_cpu,
+            disable_tqdm=True,
         )
+        examples = task.examples(model, processor, training)
+        trainer = make_trainer(task, model, processor, examples, training)
         trainer.remove_callback(PrinterCallback)
         check_batch(trainer)
         trainer.train()

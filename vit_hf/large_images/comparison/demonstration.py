@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...training.arguments import MethodArguments, ModelArguments, RunArguments
+from ...training.arguments import FinetuningArguments, ModelArguments, RunArguments
 from ...training.augmentation import AugmentationArguments
-from ...training.finetuning import prepare_run
+from ...training.classification import Classification
 from ...training.sources import MEGAPIXEL_DIGITS
+from ...training.task import prepare
 from .arguments import ComparedDataArguments, ComparisonArguments
 
 
@@ -78,19 +79,23 @@ def train_checkpoint(
     for stage in stages:
         output = folder / f"digits-{stage.side}"
         if not (output / "model.safetensors").is_file():
-            run = prepare_run(
-                ModelArguments(
-                    model_name_or_path=checkpoint,
-                    # Distances mean the same on a larger canvas.
-                    position_encoding="rotary",
-                    config_overrides={} if checkpoint else overrides,
-                    image_size=stage.side,
+            run = prepare(
+                Classification(
+                    ModelArguments(
+                        model_name_or_path=checkpoint,
+                        # Distances mean the same on a larger canvas.
+                        position_encoding="rotary",
+                        config_overrides={} if checkpoint else overrides,
+                        image_size=stage.side,
+                    ),
+                    ComparedDataArguments(
+                        dataset=MEGAPIXEL_DIGITS,
+                        dataset_options=canvases(stage, 500),
+                        validation_fraction=0.0,
+                    ),
+                    AugmentationArguments(),
+                    FinetuningArguments(),
                 ),
-                ComparedDataArguments(
-                    dataset=MEGAPIXEL_DIGITS, dataset_options=canvases(stage, 500), validation_share=0.0
-                ),
-                AugmentationArguments(),
-                MethodArguments(),
                 RunArguments(
                     output_dir=str(output),
                     num_train_epochs=1,
@@ -140,6 +145,6 @@ def demonstration(
         options = canvases(Stage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
         theirs["dataset_options"] = options
         # The test split is measured; all else is there to be trained on.
-        if "validation_share" not in given:
-            theirs["validation_share"] = 0.0
+        if "validation_fraction" not in given:
+            theirs["validation_fraction"] = 0.0
     return arguments, replace(data_arguments, **theirs)

@@ -1,0 +1,118 @@
+"""Training for image classification and regression."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, final
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..model.elastic_space import is_elastic, read_elastic_options
+from ..remote_code import NoSourceFileError, files_to_save
+from .arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
+from .augmentation import AugmentationArguments, training_and_evaluation_examples
+from .collation import ImageCollator
+from .ema import EmaCallback
+from .freezing import FreezeBackbone, part_of
+from .hub_trainer import HubTrainer
+from .loading import ImageDataset
+from .metrics import BEST_MODEL_METRIC, compute_metrics_for
+from .models import make_image_processor, make_model
+from .monitoring import LogSelectionLoss
+from .schedule import KeepRateSchedule
+from .task import Task, check_schedule, describe_selection, describe_sizes
+
+
+@final
+class Classification(Task):
+    """Assigns one class, several classes or numbers to an image.
+
+    Attributes:
+        data: set by `load_data`, or by a caller that has loaded them already and gives no `data_arguments`.
+    """
+
+    argument_groups = (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments)
+    data: ImageDataset
+    method: FinetuningArguments
+
+    def check(self, training: RunArguments) -> None:
+        """Accepts all arguments."""
+
+    def load_data(self) -> dict[str, Any]:
+        self.data = self.data_arguments.load()
+        return self.data.splits
+
+    def make_model(self) -> PreTrainedModel:
+        model = make_model(self.model_arguments, self.data)
+        with contextlib.suppress(NoSourceFileError):  # of which there was a warning
+            files_to_save(model)
+        return model
+
+    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
+        select = not self.method.keep_rate_schedule
+        return make_image_processor(self.model_arguments, model.config, select=select)
+
+    def examples(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
+    ) -> dict[str, Dataset]:
+        return training_and_evaluation_examples(self.data.splits, self.augmentation, processor, training.seed)
+
+    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> ImageCollator:
+        is_single_label = self.data.problem_type == "single_label_classification"
+        return ImageCollator(
+            processor,
+            num_labels=self.data.num_labels if is_single_label else None,
+            mixup_alpha=self.augmentation.mixup_alpha,
+            cutmix_alpha=self.augmentation.cutmix_alpha,
+            label_smoothing=training.label_smoothing_factor,
+        )
+
+    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable:
+        return compute_metrics_for(self.data.problem_type, self.data.num_labels)
+
+    def best_metric(self) -> tuple[str, bool]:
+        return BEST_MODEL_METRIC[self.data.problem_type]
+
+    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
+        method = self.method
+        callbacks: list[TrainerCallback] = [LogSelectionLoss()]
+        if method.keep_rate_schedule:
+            check_schedule(model.config)
+            callbacks.append(
+                KeepRateSchedule(
+                    warmup_ratio=method.keep_rate_warmup,
+                    final_ratio=method.keep_rate_final,
+                    initial=method.keep_rate_initial,
+                )
+            )
+        freeze = FreezeBackbone(method.freeze_backbone_ratio, method.freeze_head)
+        if freeze.share > 0:
+            freeze.parameters_of(model)
+            callbacks.append(freeze)
+        if method.ema_decay is not None:
+            callbacks.append(EmaCallback(method.ema_decay))
+        return callbacks
+
+    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
+        # The collator smooths labels; see there.
+        training.label_smoothing_factor = 0.0
+        if training.ddp_find_unused_parameters is None:
+            # Only predictors, what is frozen, and what an elastic model leaves out can be without a gradient,
+            # and torch warns if it searches in vain.
+            has_predictors = any(part_of(model, name) == "predictor" for name, _ in model.named_parameters())
+            draws_one = is_elastic(model.config) and not read_elastic_options(model.config).distillation
+            training.ddp_find_unused_parameters = (
+                has_predictors or self.method.freeze_backbone_ratio > 0 or draws_one
+            )
+
+    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
+        outputs = f"{self.data.num_labels} classes" if self.data.id2label else "regression"
+        return (
+            f"{describe_sizes(examples)}; {outputs}",
+            self.data.describe_left_out(),
+            f"{model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}",
+        )
+
+    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
+        """Adds nothing."""
