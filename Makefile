@@ -26,9 +26,10 @@ test-fast: install  ## The quick tests of the model and of data sets, for the da
 test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs what they need beside the others.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
-quality: install  ## Lint and check the format.
+quality: install  ## Lint, check the format, and that imports lead down.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
 
 style: install  ## Mend what `quality` complains of, where a tool can.
 	$(BIN)/ruff check --fix .

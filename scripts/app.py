@@ -15,8 +15,10 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from vit_hf.app.space import push_space, write_space
-from vit_hf.training import find_images, make_parser, parse_arguments
-from vit_hf.training.image_folders import LeftOut, is_whole_image
+from vit_hf.data.image_folders import LeftOut
+from vit_hf.data.images import find_images
+from vit_hf.readers.suffixes import is_whole_image
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 QUICKSTART = "runs/quickstart"

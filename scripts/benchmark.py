@@ -6,7 +6,7 @@
 
 Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a CPU peak
 memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file" times the way from a
-JPEG file (as `vit_hf.data.large_pictures` makes them) to logits, and says which share each stage of it has. "swin" shows
+JPEG file (as `vit_hf.data.measurement_images` makes them) to logits, and says which share each stage of it has. "swin" shows
 time against the side of the image, linear in the number of patches for Swin and quadratic for ViT, and Swin on windows.
 """
 
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 import vit_hf
-from vit_hf.data.large_pictures import picture_bands
+from vit_hf.data.measurement_images import picture_bands
 from vit_hf.measure import SavedForBackward, alternate, peak_memory
 from vit_hf.model.image_loading import read_image
 

@@ -22,12 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.large_images.comparison import ComparedDataArguments, ComparisonArguments, compare
-from vit_hf.large_images.comparison.card import write_card
-from vit_hf.large_images.comparison.demonstration import demonstration
-from vit_hf.large_images.comparison.report import write_report
-from vit_hf.training import make_parser, parse_arguments
-from vit_hf.training.command_line import given_flags
+from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
+from vit_hf.comparison.report import write_card, write_report
+from vit_hf.comparison.running import compare
+from vit_hf.comparison.training import demonstration
+from vit_hf.training.command_line import given_flags, make_parser, parse_arguments
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,7 +25,9 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     convert,
 )
-from vit_hf.checkpoints import FAMILIES, processor_to_transformers, save_npz, to_transformers
+from vit_hf.checkpoints.families import FAMILIES
+from vit_hf.checkpoints.npz import save_npz
+from vit_hf.checkpoints.plain import processor_to_transformers, to_transformers
 from vit_hf.checkpoints.swin import SWIN_FAMILIES
 from vit_hf.checkpoints.timm_files import SUFFIXES
 

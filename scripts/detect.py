@@ -13,7 +13,8 @@ argument may be a YAML or JSON file of flags; flags after it override it. A run 
 when it is started again with the same arguments. Needs `pip install vit_hf[train,detection]`.
 """
 
-from vit_hf.training import Detection, main_of
+from vit_hf.training.detection import Detection
+from vit_hf.training.run import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,14 +9,9 @@ after it override it.
 
 import sys
 
-from vit_hf.training import (
-    DataArguments,
-    EvaluationArguments,
-    evaluate_model,
-    format_metrics,
-    make_parser,
-    parse_arguments,
-)
+from vit_hf.data.arguments import DataArguments
+from vit_hf.inference.evaluation import EvaluationArguments, evaluate_model
+from vit_hf.training.command_line import format_metrics, make_parser, parse_arguments
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,9 +23,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf import AdaptiveSwinForImageClassification, AdaptiveViTForImageClassification
-from vit_hf.explain import PICTURES, Explanation, explain, unique_names, write_statistics
-from vit_hf.training import SelectionArguments, load_classifier, make_parser, parse_arguments
-from vit_hf.training.families import is_swin
+from vit_hf.checkpoints.loading import SelectionArguments, is_swin, load_classifier
+from vit_hf.data.images import unique_names
+from vit_hf.explanations.explain import PICTURES, Explanation, explain, write_statistics
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 @dataclass(kw_only=True)

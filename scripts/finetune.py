@@ -11,7 +11,8 @@ The first argument may be a YAML or JSON file of flags; flags after it override 
 where it was when it is started again with the same arguments.
 """
 
-from vit_hf.training import Classification, main_of
+from vit_hf.training.classification import Classification
+from vit_hf.training.run import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,18 +27,13 @@ from argparse import ArgumentParser
 import torch
 from tqdm.auto import tqdm
 
-from vit_hf.training import (
-    CollectionArguments,
-    PredictionArguments,
-    TilingArguments,
-    find_images,
-    load_classifier,
-    make_parser,
-    parse_arguments,
-    predict_files,
-    predict_files_tiled,
-)
-from vit_hf.training.image_folders import LeftOut, is_image, is_whole_image
+from vit_hf.checkpoints.loading import load_classifier
+from vit_hf.data.collections import CollectionArguments
+from vit_hf.data.image_folders import LeftOut
+from vit_hf.data.images import find_images
+from vit_hf.inference.predict import PredictionArguments, TilingArguments, predict_files, predict_files_tiled
+from vit_hf.readers.suffixes import is_image, is_whole_image
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 MAX_ERRORS_SHOWN = 10
@@ -114,7 +109,7 @@ def predict_on_ray(
     inputs: list[str],
 ) -> int:
     try:
-        from vit_hf.training import prepare_collection
+        from vit_hf.inference.ray_prediction import prepare_collection
 
         run = prepare_collection(arguments, collection, inputs)
     except (ImportError, OSError, TypeError, ValueError) as error:

@@ -10,7 +10,8 @@ others. The first argument may be a YAML or JSON file of flags; flags after it o
 goes on where it was when it is started again with the same arguments. Labels, where there are any, are not read.
 """
 
-from vit_hf.training import Pretraining, main_of
+from vit_hf.training.pretraining import Pretraining
+from vit_hf.training.run import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

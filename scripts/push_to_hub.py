@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
 import vit_hf
-from vit_hf.training.runs import read_run
+from vit_hf.training.output_dir import read_run
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

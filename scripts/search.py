@@ -17,16 +17,12 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.search import SearchArguments, prepare_search
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-)
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.search.arguments import SearchArguments
+from vit_hf.search.running import prepare_search
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 def main(argv: list[str] | None = None) -> None:

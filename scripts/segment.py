@@ -11,7 +11,8 @@ JSON file of flags; flags after it override it. A run that was interrupted goes 
 started again with the same arguments.
 """
 
-from vit_hf.training import Segmentation, main_of
+from vit_hf.training.run import main_of
+from vit_hf.training.segmentation import Segmentation
 
 
 def main(argv: list[str] | None = None) -> None:

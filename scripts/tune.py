@@ -13,16 +13,11 @@ import sys
 
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    make_parser,
-    parse_arguments,
-)
-from vit_hf.training.command_line import given_flags
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.search.tuning import TrialArguments, TuningArguments, prepare_tuning
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments
+from vit_hf.training.command_line import given_flags, make_parser, parse_arguments
 
 
 def main(argv: list[str] | None = None) -> None:

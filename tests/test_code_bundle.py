@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from vit_hf import code_bundle
-from vit_hf.code_bundle import BundleError, bundle
+from vit_hf.hub import code_bundle
+from vit_hf.hub.code_bundle import BundleError, bundle
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     AdaptiveViTModel,
 )
-from vit_hf.data.large_pictures import write_tiff
+from vit_hf.data.measurement_images import write_tiff
 from vit_hf.model import positions
 
 

@@ -20,7 +20,7 @@ from transformers_tests.test_image_processing_common import (
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
 import vit_hf
-from tests.conftest import SELECTIONS, tiny_config, tiny_swin_config
+from tests.helpers.models import SELECTIONS, tiny_config, tiny_swin_config
 
 
 class Tester:

@@ -1,7 +1,11 @@
 """Vision Transformers for large images in transformers.
 
-Importing this package registers the models with transformers' Auto classes.
+Importing this package registers the models with transformers' Auto classes. Everything around the models is imported when
+it is first used, since each part needs libraries of its own.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoBackbone,
@@ -16,19 +20,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
-from .checkpoints import convert
-from .explain import explain
-from .explanations.video_strip import explain_video
-from .hub import push_to_hub
-from .large_images import (
-    ImageSource,
-    StreamingCollator,
-    open_image,
-    predict_streaming,
-    predict_tiled,
-    select_streaming,
-    stream_images,
-)
+from .hub.remote_code import GeneratedFiles
 from .model.checkpoint_code import code_writers
 from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
@@ -60,10 +52,18 @@ from .model.registry import register_patch_selector, register_position_encoding,
 from .model.selection import PatchSelector
 from .model.selectors import PATCH_SELECTORS
 from .model.version import __version__
-from .remote_code import GeneratedFiles
-from .training.patch_collation import PatchCollator
-from .training.schedule import KeepRateSchedule
 
+
+if TYPE_CHECKING:
+    from .checkpoints.convert import convert
+    from .data.collation import PatchCollator
+    from .explanations.explain import explain
+    from .explanations.video import explain_video
+    from .hub.push import push_to_hub
+    from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
+    from .inference.tiles import predict_tiled
+    from .readers.opening import ImageSource, open_image
+    from .training.callbacks import KeepRateSchedule
 
 AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
 AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
@@ -84,6 +84,23 @@ if is_torchvision_available():
 AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
 AutoImageProcessor.register(AdaptiveSwinConfig, image_processor_classes=image_processors)
 code_writers.append(GeneratedFiles())
+
+# Where each of the other public names is defined; imported when it is first used.
+_MODULES = {
+    "convert": "checkpoints.convert",
+    "PatchCollator": "data.collation",
+    "explain": "explanations.explain",
+    "explain_video": "explanations.video",
+    "push_to_hub": "hub.push",
+    "StreamingCollator": "inference.streaming",
+    "predict_streaming": "inference.streaming",
+    "select_streaming": "inference.streaming",
+    "stream_images": "inference.streaming",
+    "predict_tiled": "inference.tiles",
+    "ImageSource": "readers.opening",
+    "open_image": "readers.opening",
+    "KeepRateSchedule": "training.callbacks",
+}
 
 
 __all__ = [
@@ -134,3 +151,15 @@ __all__ = [
     "select_streaming",
     "stream_images",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,13 +17,9 @@ import harness
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.training import (
-    Detection,
-    DetectionArguments,
-    ModelArguments,
-    RunArguments,
-    prepare,
-)
+from vit_hf.training.arguments import ModelArguments, RunArguments
+from vit_hf.training.detection import Detection, DetectionArguments
+from vit_hf.training.task import prepare
 
 
 ARCHITECTURE = {

@@ -34,7 +34,7 @@ from vit_hf import (
     predict_streaming,
     select_streaming,
 )
-from vit_hf.data.large_pictures import write_jpeg, write_tiff
+from vit_hf.data.measurement_images import write_jpeg, write_tiff
 from vit_hf.measure import in_fresh_process, peak_resident
 
 

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.optimization import get_cosine_schedule_with_warmup
 
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, KeepRateSchedule
-from vit_hf.data import megapixel_digits
+from vit_hf.data.megapixel_digits import megapixel_digits
 
 
 PATCH, SIZE, TOKENS = 16, 512, 24

@@ -21,18 +21,13 @@ from pathlib import Path
 
 import harness
 
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
 from vit_hf.measure import peak_memory
-from vit_hf.training import (
-    AugmentationArguments,
-    Classification,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-    prepare,
-)
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.classification import Classification
+from vit_hf.training.command_line import make_parser, parse_arguments
+from vit_hf.training.task import prepare
 
 
 CONFIG = Path(__file__).parents[1] / "configs" / "megapixel_protocol.yaml"

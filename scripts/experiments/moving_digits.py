@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForVideoClassification
-from vit_hf.data import MovingDigits
+from vit_hf.data.moving_digits import MovingDigits
 from vit_hf.measure import alternate
 
 

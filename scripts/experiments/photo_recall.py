@@ -32,7 +32,7 @@ import PIL.Image
 import torch
 
 from vit_hf import PATCH_SELECTORS, AdaptiveViTModel
-from vit_hf.data.tree_photos import annotated_photos, deepforest_folder, photo_processor, windows
+from vit_hf.data.measurement_images import annotated_photos, deepforest_folder, photo_processor, windows
 from vit_hf.model.image_loading import read_image
 from vit_hf.model.options import type_of
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
@@ -250,8 +250,9 @@ def print_tables(rows: list[dict]) -> None:
 
 def draw(window: Window, kept: dict[str, np.ndarray], path: Path) -> None:
     """Draws the patches that each selector keeps of a window, side by side, with the boxes of trees."""
-    from vit_hf.explanations.panels import draw_boxes, kept_picture, outline, panel_axes
-    from vit_hf.explanations.sheets import MARGIN, Cell, Sheet, house_style
+    from vit_hf.explanations.explanation import kept_picture
+    from vit_hf.figures.layout import MARGIN, Cell, Sheet, house_style
+    from vit_hf.figures.overlays import draw_boxes, outline, panel_axes
 
     side, gap, title, per_line = 4.5, 0.2, 0.35, min(4, len(kept))
     height, lines = side * window.grid[0] / window.grid[1], -(-len(kept) // per_line)

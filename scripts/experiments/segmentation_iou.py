@@ -12,13 +12,9 @@ from pathlib import Path
 import harness
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.training import (
-    ModelArguments,
-    RunArguments,
-    Segmentation,
-    SegmentationArguments,
-    prepare,
-)
+from vit_hf.training.arguments import ModelArguments, RunArguments
+from vit_hf.training.segmentation import Segmentation, SegmentationArguments
+from vit_hf.training.task import prepare
 
 
 ARCHITECTURE = {

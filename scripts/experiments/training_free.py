@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveViTConfig, AdaptiveViTModel
-from vit_hf.data.tree_photos import deepforest_folder, installed_folder, photo_processor, windows
+from vit_hf.data.measurement_images import deepforest_folder, installed_folder, photo_processor, windows
 from vit_hf.model.image_loading import read_image
 from vit_hf.model.sizes import to_pair
-from vit_hf.training.image_folders import is_whole_image
+from vit_hf.readers.suffixes import is_whole_image
 
 
 # Names of transformers' Dinov2Model, with any prefix, and ours.

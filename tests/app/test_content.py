@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.app.helpers import make_explorer, photo
+from tests.helpers.app import make_explorer, photo
 from vit_hf import PATCH_SELECTORS
 from vit_hf.app import explorer as explorer_module
 from vit_hf.app import pictures
@@ -22,7 +22,7 @@ from vit_hf.app.content import (
     size_choices,
 )
 from vit_hf.app.explorer import ALL_PATCHES
-from vit_hf.explanations.results import Prediction
+from vit_hf.explanations.explanation import Prediction
 
 
 NOISE = np.random.default_rng(0).random((48, 64, 4))

@@ -12,8 +12,8 @@ from transformers import (
     VivitForVideoClassification,
 )
 
-from tests.app.helpers import make_explorer, photo
-from tests.conftest import tiny_config, tiny_swin_config
+from tests.helpers.app import make_explorer, photo
+from tests.helpers.models import tiny_config, tiny_swin_config
 from vit_hf import PATCH_SELECTORS, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.app import explorer as explorer_module
 from vit_hf.app.explorer import ALL_PATCHES, PatchExplorer, load_explorer

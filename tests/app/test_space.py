@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.app.helpers import photo, save_checkpoint
+from tests.helpers.app import photo, save_checkpoint
 from tests.helpers.scripts import load_script
 from vit_hf.app.space import write_space
 

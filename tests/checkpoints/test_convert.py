@@ -21,8 +21,8 @@ from tests.helpers.originals import (
 )
 from tests.helpers.scripts import load_script
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
-from vit_hf.checkpoints import FAMILIES, CannotConvert
-from vit_hf.training import load_classifier
+from vit_hf.checkpoints.families import FAMILIES, CannotConvert
+from vit_hf.checkpoints.loading import load_classifier
 
 
 every_original = pytest.mark.parametrize("name", ORIGINALS)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.checkpoints.test_stock_hybrid import CONFIG as HYBRID
 from tests.helpers.originals import original, ours, theirs
 from vit_hf import AdaptiveViTForImageClassification, convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 SMALL = "vit_tiny_patch16_224"

@@ -6,11 +6,12 @@ import timm
 import torch
 from transformers import ViTForImageClassification
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.helpers.originals import SIZES, original, ours, theirs
 from vit_hf import AdaptiveViTForImageClassification, convert
-from vit_hf.checkpoints import CannotConvert, save_npz, to_transformers
-from vit_hf.checkpoints.npz import POSITIONS
+from vit_hf.checkpoints.families import CannotConvert
+from vit_hf.checkpoints.npz import POSITIONS, save_npz
+from vit_hf.checkpoints.plain import to_transformers
 
 
 HEADS, CHANNELS, HIDDEN, MLP, BLOCKS, LABELS, PATCH, SIDE = 4, 8, 32, 64, 3, 5, 8, 4

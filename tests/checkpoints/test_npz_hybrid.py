@@ -8,7 +8,8 @@ from tests.checkpoints.test_npz import HIDDEN, random_file
 from tests.helpers.originals import SIZES, timm_hybrid
 from tests.model.test_hybrid import BIT, hybrid
 from vit_hf import AdaptiveViTForImageClassification, convert
-from vit_hf.checkpoints import CannotConvert, save_npz
+from vit_hf.checkpoints.families import CannotConvert
+from vit_hf.checkpoints.npz import save_npz
 
 
 WIDTH, DEPTHS = 32, (1, 2)

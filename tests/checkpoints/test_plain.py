@@ -11,7 +11,7 @@ from transformers import (
     ViTModel,
 )
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.helpers.models import SELECTIONS, tiny_config
 from tests.helpers.originals import SIZES, original, ours, theirs, timm_hybrid, timm_original
 from tests.helpers.scripts import load_script
 from vit_hf import (
@@ -21,7 +21,9 @@ from vit_hf import (
     AdaptiveViTModel,
     convert,
 )
-from vit_hf.checkpoints import CannotConvert, processor_to_transformers, save_npz, to_transformers
+from vit_hf.checkpoints.families import CannotConvert
+from vit_hf.checkpoints.npz import save_npz
+from vit_hf.checkpoints.plain import processor_to_transformers, to_transformers
 
 
 OTHERS = {

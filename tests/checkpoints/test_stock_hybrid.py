@@ -11,7 +11,7 @@ from timm.data import create_transform
 
 from tests.helpers.originals import SIZES, timm_hybrid
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 # Fields of the config.json of google/vit-hybrid-base-bit-384, with the sizes of a small model.

@@ -24,7 +24,7 @@ from vit_hf import (
     AdaptiveSwinForMaskedImageModeling,
     convert,
 )
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 every_size = pytest.mark.parametrize("size", SIZES)

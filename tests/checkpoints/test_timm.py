@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vit_hf import convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 TINY = {

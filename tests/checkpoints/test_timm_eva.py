@@ -9,7 +9,7 @@ from timm.layers import LayerNorm
 from timm.models.eva import Eva
 
 from vit_hf import AdaptiveViTForImageClassification, convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 TINY = {

@@ -7,7 +7,7 @@ from timm.layers import StdConv2d
 
 from tests.helpers.originals import SIZES, timm_hybrid
 from vit_hf import convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 @pytest.mark.parametrize("fields", [{}, {"global_pool": "avg"}, {"num_classes": 0}], ids=str)

@@ -15,7 +15,7 @@ from tests.helpers.video_originals import (
     video_original,
 )
 from vit_hf import AdaptiveViTForVideoClassification, AdaptiveViTModel, convert
-from vit_hf.checkpoints import CannotConvert
+from vit_hf.checkpoints.families import CannotConvert
 
 
 every_original = pytest.mark.parametrize("name", VIDEO_ORIGINALS)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import vit_hf
-from vit_hf.data import DigitCanvas, Recipe, digit_canvas, megapixel_digits, render
+from vit_hf.data import digit_canvas
+from vit_hf.data.digit_canvas import DigitCanvas, Recipe, render
 from vit_hf.data.digits import load_digits
+from vit_hf.data.megapixel_digits import megapixel_digits
 
 
 def recipes(dataset):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from vit_hf.data import add_masks, megapixel_digits
+from vit_hf.data.digit_canvas import add_masks
+from vit_hf.data.megapixel_digits import megapixel_digits
 
 
 def test_masks_are_the_ink_of_the_digits():

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_hf.data import DigitCanvas, Recipe, megapixel_digits, multi_hot
-from vit_hf.data.digits import digits_of_split, load_digits
-from vit_hf.data.digits_noise import NOISE_PATTERNS, NUM_PATTERNS, noise_patterns
-from vit_hf.data.megapixel_digits import BLOCK, TASKS, place
+from vit_hf.data.digit_canvas import DigitCanvas, Recipe
+from vit_hf.data.digits import NOISE_PATTERNS, NUM_PATTERNS, digits_of_split, load_digits, noise_patterns
+from vit_hf.data.megapixel_digits import BLOCK, TASKS, megapixel_digits, multi_hot, place
 
 
 NOISES = [*NOISE_PATTERNS, None]

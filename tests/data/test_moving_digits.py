@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vit_hf.data import MovingDigits
 from vit_hf.data.digits import digits_of_split, load_digits
-from vit_hf.data.moving_digits import bounce
+from vit_hf.data.moving_digits import MovingDigits, bounce
 
 
 def test_only_the_labelled_digit_moves():

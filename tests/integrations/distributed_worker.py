@@ -21,7 +21,7 @@ def compare_gradients(folder: Path) -> None:
     """DDP's gradients, and those of one process over the same images, for everything that selects or reduces."""
     from torch.nn.parallel import DistributedDataParallel
 
-    from tests.conftest import SELECTIONS, tiny_config
+    from tests.helpers.models import SELECTIONS, tiny_config
     from vit_hf import AdaptiveViTForImageClassification
 
     dist.init_process_group("gloo")
@@ -57,7 +57,7 @@ def gradients(model, images, labels) -> torch.Tensor:
 
 def compare_sharded(folder: Path) -> None:
     """A step of training with FSDP2 as Accelerate and transformers shard, and the same step of one process."""
-    from tests.conftest import SELECTIONS, tiny_config
+    from tests.helpers.models import SELECTIONS, tiny_config
     from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
     dist.init_process_group("gloo")
@@ -122,7 +122,7 @@ def step(model, images, labels) -> None:
 
 def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
     """Two epochs of four steps, four images a step, however many processes share them; or the rest of them."""
-    from tests.conftest import tiny_config
+    from tests.helpers.models import tiny_config
     from tests.training.test_trainer import train as run
     from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
 
@@ -147,7 +147,7 @@ def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
 
 def train_elastic(folder: Path) -> None:
     """Both ways of training an elastic classifier: without distillation no process may wait for what has no gradient."""
-    from tests.conftest import tiny_config
+    from tests.helpers.models import tiny_config
     from tests.training.test_trainer import train as run
     from vit_hf import AdaptiveViTForElasticImageClassification
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.training.conftest import write_images
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 

@@ -16,7 +16,7 @@ from transformers import (
     DetrImageProcessor,
 )
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 
 ops = pytest.importorskip("torchvision.ops", reason="pip install torchvision")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import disk_offload
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.helpers.models import SELECTIONS, tiny_config
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import SELECTIONS
+from tests.helpers.models import SELECTIONS
 from tests.integrations.distributed_worker import draws, train
 
 

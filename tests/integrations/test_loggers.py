@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.training.test_trainer import train
 from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
 

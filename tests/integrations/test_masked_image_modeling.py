@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForMaskedImageModeling, Trainer, TrainingArguments
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import AdaptiveViTForMaskedImageModeling
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import SELECTIONS, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import SELECTIONS, cut, tiny_config
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
 

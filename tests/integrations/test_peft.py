@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from transformers import Trainer, TrainingArguments
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.helpers.models import SELECTIONS, tiny_config
 from tests.training.test_trainer import Images
 from vit_hf import AdaptiveViTForImageClassification
 

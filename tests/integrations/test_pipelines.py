@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from tests.conftest import SELECTIONS, every_selection, tiny_config
+from tests.helpers.models import SELECTIONS, every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, AdaptiveViTModel
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TorchAoConfig
 
-from tests.conftest import every_selection, tiny_config
+from tests.helpers.models import every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification
 
 

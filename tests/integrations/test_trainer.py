@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import SELECTIONS, tiny_config
+from tests.helpers.models import SELECTIONS, tiny_config
 from tests.training.test_trainer import train
 from vit_hf import AdaptiveViTForImageClassification
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vit_hf import AdaptiveViTImageProcessor, AdaptiveViTImageProcessorPil, open_image
+from vit_hf.data.images import decode_image
 from vit_hf.model.image_loading import read_image, to_pixels
-from vit_hf.training.images import decode_image
 
 
 HEIGHT, WIDTH = 33, 47

@@ -15,8 +15,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from tests.conftest import every_selection, tiny_config
-from tests.model.test_modeling import cut, stock
+from tests.helpers.models import cut, every_selection, stock, tiny_config
 from vit_hf import AdaptiveViTBackbone, AdaptiveViTForImageClassification, AdaptiveViTModel, convert
 
 

@@ -10,8 +10,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2SwiGLUFFN
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTGatedMLP
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
-from tests.conftest import SELECTIONS, every_selection, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import SELECTIONS, cut, every_selection, tiny_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTForImageClassification,

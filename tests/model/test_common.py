@@ -12,7 +12,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from tests.conftest import SELECTIONS, SWINS, every_selection, every_swin, tiny_config, tiny_swin_config
+from tests.helpers.models import SELECTIONS, SWINS, every_selection, every_swin, tiny_config, tiny_swin_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveSwinForImageClassification,

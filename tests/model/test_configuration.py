@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, ViTConfig
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import PATCH_SELECTORS, POSITION_ENCODINGS, AdaptiveViTConfig, AdaptiveViTModel
 
 

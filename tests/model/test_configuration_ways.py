@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from tests.conftest import TINY, TINY_SWIN, tiny_config, tiny_swin_config
+from tests.helpers.models import TINY, TINY_SWIN, tiny_config, tiny_swin_config
 from vit_hf import (
     AdaptiveSwinConfig,
     AdaptiveSwinForImageClassification,

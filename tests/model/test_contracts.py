@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import ViTForImageClassification
 
-from tests.conftest import SELECTIONS, SWINS, tiny_config, tiny_swin_config
+from tests.helpers.models import SELECTIONS, SWINS, tiny_config, tiny_swin_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveSwinBackbone,

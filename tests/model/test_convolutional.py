@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from tests.conftest import SELECTIONS, every_selection, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import SELECTIONS, cut, every_selection, tiny_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import (
     PATCH_SELECTORS,
@@ -21,13 +20,13 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     predict_streaming,
 )
-from vit_hf.checkpoints import to_transformers
 from vit_hf.checkpoints.families import CannotConvert
+from vit_hf.checkpoints.loading import part_of
+from vit_hf.checkpoints.plain import to_transformers
 from vit_hf.model import patch_embeddings
 from vit_hf.model.patches import ImagePatches
 from vit_hf.training.arguments import ModelArguments
-from vit_hf.training.freezing import part_of
-from vit_hf.training.models import make_image_processor
+from vit_hf.training.model_loading import make_image_processor
 
 
 CNN = {"type": "convolutional", "hidden_sizes": [8, 16], "depths": [1, 2], "num_groups": 4}

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import tiny_config, tiny_selector
+from tests.helpers.models import cut, tiny_config, tiny_selector
 from tests.model.test_learned_selection import batch, learn
-from tests.model.test_modeling import cut
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
 from vit_hf.model.selection import PatchSelector

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
-from tests.conftest import SELECTIONS, tiny_config, tiny_selector
+from tests.helpers.models import SELECTIONS, tiny_config, tiny_selector
 from tests.integrations.test_distributed import launch
 from tests.model.test_remote_code import run_elsewhere
 from tests.training.test_trainer import train
@@ -19,7 +19,7 @@ from vit_hf import (
     SearchSpace,
     SubNetwork,
 )
-from vit_hf.checkpoints import to_transformers
+from vit_hf.checkpoints.plain import to_transformers
 
 
 ELASTIC = {

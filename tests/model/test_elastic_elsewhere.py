@@ -8,8 +8,10 @@ from transformers import ViTForImageClassification
 
 from tests.model.test_elastic import batch, supernet
 from vit_hf import AdaptiveViTImageProcessor, explain, predict_streaming, predict_tiled
-from vit_hf.checkpoints import load_npz, save_npz, to_transformers
-from vit_hf.large_images import feature_map_tiled, select_streaming
+from vit_hf.checkpoints.npz import load_npz, save_npz
+from vit_hf.checkpoints.plain import to_transformers
+from vit_hf.inference.streaming import select_streaming
+from vit_hf.inference.tiles import feature_map_tiled
 
 
 SELECTING = {

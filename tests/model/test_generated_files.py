@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import vit_hf
-from tests.conftest import SELECTIONS, SWINS, tiny_config, tiny_swin_config
+from tests.helpers.models import SELECTIONS, SWINS, tiny_config, tiny_swin_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTImageProcessor
+from vit_hf.hub.remote_code import generate, generated_file
 from vit_hf.model.positions import VOLUME_ENCODINGS
 from vit_hf.model.selectors import VOLUME_SELECTORS
-from vit_hf.remote_code import generate, generated_file
 
 
 VIDEO = {"num_frames": 4, "patch_selector": None}

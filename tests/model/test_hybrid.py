@@ -10,8 +10,7 @@ from transformers import (
     ResNetConfig,
 )
 
-from tests.conftest import every_selection, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import cut, every_selection, tiny_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import (
     POSITION_ENCODINGS,
@@ -22,11 +21,11 @@ from vit_hf import (
     AdaptiveViTModel,
     explain,
 )
+from vit_hf.checkpoints.loading import part_of
 from vit_hf.model.patches import ImagePatches
 from vit_hf.training.arguments import ModelArguments
-from vit_hf.training.freezing import part_of
-from vit_hf.training.layer_decay import layerwise_parameter_groups
-from vit_hf.training.models import make_image_processor
+from vit_hf.training.model_loading import make_image_processor
+from vit_hf.training.optimizer import layerwise_parameter_groups
 
 
 BIT = {

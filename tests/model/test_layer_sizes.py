@@ -1,15 +1,17 @@
 import pytest
 import torch
 
-from tests.conftest import every_selection, tiny_config
+from tests.helpers.models import every_selection, tiny_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTBackbone,
     AdaptiveViTForImageClassification,
     AdaptiveViTForPreTraining,
 )
-from vit_hf.checkpoints import CannotConvert, save_npz, to_transformers
-from vit_hf.large_images.comparison.flops import count_flops, tallying
+from vit_hf.checkpoints.families import CannotConvert
+from vit_hf.checkpoints.npz import save_npz
+from vit_hf.checkpoints.plain import to_transformers
+from vit_hf.comparison.measuring import count_flops, tallying
 
 
 HEADS, SIZES = [3, 1, 4], [64, 16, 40]

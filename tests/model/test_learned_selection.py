@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import tiny_config, tiny_selector
-from tests.model.test_modeling import cut
+from tests.helpers.models import cut, tiny_config, tiny_selector
 from tests.model.test_reduction import PREFIX, make, plain_logits
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.measure import peak_memory

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from transformers import ViTForMaskedImageModeling, ViTModel
 
-from tests.conftest import TINY, every_selection, tiny_config, tiny_selector
+from tests.helpers.models import cut, every_selection, ours_from, stock, tiny_config
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,
@@ -12,43 +12,10 @@ from vit_hf import (
     AdaptiveViTForMaskedImageModeling,
     AdaptiveViTModel,
 )
-from vit_hf.model.patches import ImagePatches, flatten_channels_last
 
 
 selectors = pytest.mark.parametrize("selector", PATCH_SELECTORS)
 encodings = pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
-
-
-def stock(**fields) -> ViTForImageClassification:
-    fields = {key: value for key, value in {**TINY, **fields}.items() if key != "masked_autoencoder"}
-    return ViTForImageClassification(ViTConfig(**fields)).eval()
-
-
-def ours_from(model, tmp_path, **fields) -> AdaptiveViTForImageClassification:
-    model.save_pretrained(tmp_path)
-    if fields.get("patch_selector") is not None:
-        fields["patch_selector"] = tiny_selector(fields["patch_selector"])
-    return AdaptiveViTForImageClassification.from_pretrained(tmp_path, **fields)
-
-
-def cut(images: list[torch.Tensor], patch_size: int = 8) -> dict[str, torch.Tensor]:
-    """Images (C, H, W) of any sizes as one padded batch of cut patches."""
-    taken = [ImagePatches.from_images(image[None], patch_size).gather() for image in images]
-    longest = max(tokens.features.shape[1] for tokens in taken)
-
-    def pad(values):
-        return torch.nn.functional.pad(values[0], (0, 0, 0, longest - values.shape[1]))
-
-    return {
-        "pixel_values": torch.stack(
-            [pad(flatten_channels_last(tokens.features, patch_size)) for tokens in taken]
-        ),
-        "patch_coordinates": torch.stack([pad(tokens.coordinates) for tokens in taken]),
-        "spatial_shapes": torch.cat([tokens.grid for tokens in taken]),
-        "pixel_attention_mask": torch.stack(
-            [torch.arange(longest) < tokens.features.shape[1] for tokens in taken]
-        ).long(),
-    }
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 64), (65, 41), (16, 256), (8, 8)])

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from tests.conftest import tiny_config, tiny_swin_config
+from tests.helpers.models import tiny_config, tiny_swin_config
 from vit_hf import (
     TOKEN_REDUCERS,
     AdaptiveSwinBackbone,

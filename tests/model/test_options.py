@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, ViTConfig
 
 import vit_hf
-from tests.conftest import TINY, tiny_config, tiny_swin_config
+from tests.helpers.models import TINY, tiny_config, tiny_swin_config
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,

@@ -9,8 +9,7 @@ from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 
-from tests.conftest import tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import cut, tiny_config
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTModel
 from vit_hf.model.layers import rotate_half_pairs
 from vit_hf.model.patches import ImagePatches, PatchTokens, grid_coordinates

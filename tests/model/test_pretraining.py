@@ -10,8 +10,7 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
-from tests.conftest import TINY, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import TINY, cut, tiny_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTForImageClassification,

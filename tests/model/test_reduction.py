@@ -8,8 +8,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.conftest import SELECTIONS, tiny_config, tiny_selector
-from tests.model.test_modeling import cut
+from tests.helpers.models import SELECTIONS, cut, tiny_config, tiny_selector
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification
 from vit_hf.model.layers import AttentionContext, AttentionProjections, append_bias_channel
 from vit_hf.model.patches import PatchTokens, grid_coordinates

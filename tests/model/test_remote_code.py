@@ -8,7 +8,7 @@ import textwrap
 import pytest
 import torch
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
@@ -132,7 +132,7 @@ def test_stock_checkpoints_load_through_remote_code(saved, tmp_path):
     """The renaming of old keys travels with the code."""
     from transformers import ViTForImageClassification
 
-    from tests.model.test_modeling import stock
+    from tests.helpers.models import stock
 
     reference = stock()
     assert isinstance(reference, ViTForImageClassification)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import SELECTIONS, every_selection, tiny_config
-from tests.model.test_modeling import cut
+from tests.helpers.models import SELECTIONS, cut, every_selection, tiny_config
 from vit_hf import TOKEN_REDUCERS, AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
 from vit_hf.model.selectors import as_thumbnails

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import tiny_config
-from tests.model.test_modeling import stock
+from tests.helpers.models import stock, tiny_config
 from vit_hf import AdaptiveViTForImageClassification
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import pipeline
 
-from tests.conftest import every_selection, tiny_config
+from tests.helpers.models import every_selection, tiny_config
 from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTForSemanticSegmentation,

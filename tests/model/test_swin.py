@@ -8,7 +8,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoBackbone, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-from tests.conftest import SWINS, TINY_SWIN, V2, every_swin, tiny_swin_config
+from tests.helpers.models import SWINS, TINY_SWIN, V2, every_swin, tiny_swin_config
 from vit_hf import (
     AdaptiveSwinBackbone,
     AdaptiveSwinForImageClassification,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import SELECTIONS, SWINS, tiny_config, tiny_swin_config
+from tests.helpers.models import SELECTIONS, SWINS, tiny_config, tiny_swin_config
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveSwinForImageClassification,

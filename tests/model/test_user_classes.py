@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel
 from transformers.utils import PushToHubMixin
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.model.test_remote_code import run_elsewhere
 from vit_hf import (
     PATCH_SELECTORS,
@@ -25,8 +25,8 @@ from vit_hf import (
     register_patch_selector,
     register_position_encoding,
 )
-from vit_hf.code_bundle import reachable_modules
-from vit_hf.remote_code import RemoteCodeError, generated_file, rewrite_imports
+from vit_hf.hub.code_bundle import reachable_modules
+from vit_hf.hub.remote_code import RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
@@ -233,7 +233,7 @@ class TestUse:
         assert AdaptiveViTModel(config)(images).selected_patches.tolist() == [[1 * 4 + 3]]
 
     def test_stock_checkpoint_takes_one_without_trust(self, own_files):
-        from tests.model.test_modeling import stock
+        from tests.helpers.models import stock
 
         stock().save_pretrained(own_files / "stock")
         model = AdaptiveViTForImageClassification.from_pretrained(

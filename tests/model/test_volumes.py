@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from tests.conftest import SELECTIONS, TINY, tiny_config
+from tests.helpers.models import SELECTIONS, TINY, tiny_config
 from tests.model.test_positions import AXES, tell
 from vit_hf import (
     POSITION_ENCODINGS,

@@ -17,7 +17,7 @@ from transformers import (
     pipeline,
 )
 
-from tests.conftest import SELECTIONS
+from tests.helpers.models import SELECTIONS
 from tests.model.test_remote_code import run_elsewhere
 from tests.model.test_volumes import ENCODINGS, clips, every_encoding, video_config
 from vit_hf import (
@@ -29,7 +29,7 @@ from vit_hf import (
     predict_streaming,
     predict_tiled,
 )
-from vit_hf.data import MovingDigits
+from vit_hf.data.moving_digits import MovingDigits
 from vit_hf.model.patches import ImagePatches, flatten_channels_last
 
 

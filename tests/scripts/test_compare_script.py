@@ -1,4 +1,4 @@
-"""The command line of a comparison; what it does is tested in tests/large_images/test_comparison.py."""
+"""The command line of a comparison; what it does is tested in tests/comparison/test_running.py."""
 
 import dataclasses
 import sys
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vit_hf.large_images.comparison import ComparedDataArguments, ComparisonArguments, read_rows
-from vit_hf.large_images.comparison import demonstration as demonstration_module
-from vit_hf.large_images.comparison.demonstration import Stage, demonstration
+from vit_hf.comparison import training as demonstration_module
+from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
+from vit_hf.comparison.results import read_rows
+from vit_hf.comparison.training import Stage, demonstration
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -9,15 +9,11 @@ import yaml
 from transformers import AutoModelForObjectDetection, pipeline
 
 from tests.helpers.scripts import SCRIPTS, TINY, load_script
-from vit_hf.data.tree_photos import deepforest_folder
-from vit_hf.training import (
-    DataArguments,
-    DetectionArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-)
-from vit_hf.training.command_line import read_config
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.measurement_images import deepforest_folder
+from vit_hf.training.arguments import ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, read_config
+from vit_hf.training.detection import DetectionArguments
 
 
 pytest.importorskip("pycocotools", reason="pip install vit_hf[detection]")

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.helpers.scripts import load_script
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 

@@ -20,25 +20,19 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.helpers.scripts import SCRIPTS, load_script
 from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
-from vit_hf.search import SearchArguments
-from vit_hf.training import (
-    ArchitectureArguments,
-    AugmentationArguments,
-    DataArguments,
-    DetectionArguments,
-    FinetuningArguments,
-    ModelArguments,
-    PretrainingArguments,
-    RunArguments,
-    SegmentationArguments,
-    load_classifier,
-    make_parser,
-)
-from vit_hf.training.command_line import read_config
+from vit_hf.checkpoints.loading import load_classifier
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.search.arguments import SearchArguments
+from vit_hf.training.arguments import ArchitectureArguments, FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, read_config
+from vit_hf.training.detection import DetectionArguments
+from vit_hf.training.pretraining import PretrainingArguments
+from vit_hf.training.segmentation import SegmentationArguments
 
 
 def script(name):
@@ -301,7 +295,7 @@ def test_predict_says_what_a_folder_has_beside_images(stock_checkpoint, tmp_path
 
 
 def test_predict_isolates_the_image_that_does_not_fit(tmp_path, capsys):
-    from tests.conftest import tiny_config
+    from tests.helpers.models import tiny_config
     from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 
     config = tiny_config(

@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import AdaptiveViTForImageClassification
 from vit_hf.model.layers import AdaptiveViTLayer
 

@@ -4,17 +4,12 @@ import pytest
 import yaml
 
 from tests.helpers.scripts import SCRIPTS, load_script
-from vit_hf.training import (
-    ArchitectureArguments,
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    PretrainingArguments,
-    RunArguments,
-    SegmentationArguments,
-    make_parser,
-)
-from vit_hf.training.command_line import read_config
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.training.arguments import ArchitectureArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, read_config
+from vit_hf.training.pretraining import PretrainingArguments
+from vit_hf.training.segmentation import SegmentationArguments
 
 
 @pytest.mark.parametrize(

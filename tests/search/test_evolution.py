@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_hf import SearchSpace, SubNetwork
-from vit_hf.search import Evolution, History, crossover, evolve, hand_made_networks, mutate
+from vit_hf.search.evolution import Evolution, crossover, evolve, hand_made_networks, mutate
+from vit_hf.search.fitness import History
 
 
 SPACE = SearchSpace((16, 24, 32), (2, 3, 4), (1, 2, 4), (1.0, 2.0, 3.0), (0.25, 0.5, 1.0))

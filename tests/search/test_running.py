@@ -10,17 +10,13 @@ from transformers import AutoModelForImageClassification
 
 from tests.helpers.scripts import SCRIPTS, load_script
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.search import SearchArguments, prepare_search
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
 from vit_hf.search import running as running_module
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-)
+from vit_hf.search.arguments import SearchArguments
+from vit_hf.search.running import prepare_search
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 VALUES = {
@@ -108,7 +104,7 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
     def never(*args, **kwargs):
         raise AssertionError("it was done before")
 
-    monkeypatch.setattr("vit_hf.search.training.prepare", never)
+    monkeypatch.setattr("vit_hf.search.running.prepare", never)
     history = (tmp_path / "run" / "seed-0" / "history.jsonl").read_text()
     script.main([str(tmp_path / "search.yaml")])
     assert (tmp_path / "run" / "seed-0" / "history.jsonl").read_text() == history

@@ -4,17 +4,12 @@ import pytest
 
 from tests.helpers.scripts import load_script
 from tests.training.conftest import dataset_cache, image_folder  # noqa: F401
-from vit_hf.search import TrialArguments, TuningArguments, prepare_tuning
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
 from vit_hf.search import tuning as tuning_module
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-)
+from vit_hf.search.tuning import TrialArguments, TuningArguments, prepare_tuning
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import make_parser, parse_arguments
 
 
 optuna = pytest.importorskip("optuna")

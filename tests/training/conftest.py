@@ -5,15 +5,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.training import (
-    AugmentationArguments,
-    Classification,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    prepare,
-)
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.classification import Classification
+from vit_hf.training.task import prepare
 
 
 CLASSES = ("bird", "cat", "train-station")

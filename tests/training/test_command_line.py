@@ -4,17 +4,10 @@ from typing import Literal
 
 import pytest
 
-from vit_hf.training import (
-    AugmentationArguments,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    format_metrics,
-    make_parser,
-    parse_arguments,
-)
-from vit_hf.training.command_line import given_flags
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.command_line import format_metrics, given_flags, make_parser, parse_arguments
 
 
 @dataclass

@@ -10,26 +10,21 @@ import torch
 from torchvision.ops import box_convert
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, ResNetConfig, pipeline
 
-from tests.conftest import tiny_swin_config
-from tests.training.test_boxes import voc
+from tests.data.test_boxes import voc
+from tests.helpers.models import tiny_swin_config
 from vit_hf import (
     AdaptiveSwinModel,
     AdaptiveViTBackbone,
     AdaptiveViTConfig,
     AdaptiveViTForImageClassification,
 )
-from vit_hf.training import (
-    AveragePrecision,
-    BoxCollator,
-    DataArguments,
-    Detection,
-    DetectionArguments,
-    ModelArguments,
-    RunArguments,
-    prepare,
-)
-from vit_hf.training.detection_metrics import stack_labels
-from vit_hf.training.detectors import DETECTORS, backbone_of
+from vit_hf.data.arguments import DataArguments
+from vit_hf.explanations.detections import backbone_of
+from vit_hf.training.arguments import ModelArguments, RunArguments
+from vit_hf.training.detection import Detection, DetectionArguments
+from vit_hf.training.detection_metrics import AveragePrecision, BoxCollator, stack_labels
+from vit_hf.training.detectors import DETECTORS
+from vit_hf.training.task import prepare
 
 
 pytest.importorskip("pycocotools", reason="pip install vit_hf[detection]")

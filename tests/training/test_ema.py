@@ -8,8 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
 from vit_hf.model.pretrained import module_names
-from vit_hf.training import EmaCallback
-from vit_hf.training.ema import UNAVERAGED_WEIGHTS_NAME, ema_decay_at
+from vit_hf.training.callbacks import UNAVERAGED_WEIGHTS_NAME, EmaCallback, ema_decay_at
 
 
 class Record(TrainerCallback):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
+from tests.training.test_trainer import Images
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.training import FreezeBackbone, KeepRateSchedule, LogSelectionLoss, NonFiniteGuard
-from vit_hf.training.freezing import part_of
-
-from .test_trainer import Images
+from vit_hf.checkpoints.loading import part_of
+from vit_hf.training.callbacks import KeepRateSchedule, LogSelectionLoss, NonFiniteGuard
+from vit_hf.training.optimizer import FreezeBackbone
 
 
 REDUCTION = {"keep_rate": 0.6, "reduction_layers": [0, 1]}

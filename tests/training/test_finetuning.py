@@ -14,9 +14,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from vit_hf.training.runs import RUN_ARGUMENTS_NAME
-
-from .conftest import CLASSES, MODEL, write_images
+from tests.training.conftest import CLASSES, MODEL, write_images
+from vit_hf.training.output_dir import RUN_ARGUMENTS_NAME
 
 
 EVERYTHING = {

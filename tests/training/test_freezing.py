@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
+from tests.training.test_families import make_trainer
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
-from vit_hf.training import FreezeBackbone
-from vit_hf.training.freezing import part_of
-
-from .test_families import make_trainer
+from vit_hf.checkpoints.loading import part_of
+from vit_hf.training.optimizer import FreezeBackbone
 
 
 LEARNED = {

@@ -7,21 +7,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.training import (
-    DataArguments,
-    EvaluationArguments,
-    evaluate_model,
-    find_images,
-    load_classifier,
-    load_image_dataset,
-    predict_files,
-)
-from vit_hf.training.box_sources import load_boxed_images
-from vit_hf.training.image_collections import find_collection
-from vit_hf.training.image_folders import IMAGE_SUFFIXES, REGION_SUFFIXES, LeftOut, is_whole_image, list_files
-from vit_hf.training.image_stores import Stores
-from vit_hf.training.loading import load_unlabelled
-from vit_hf.training.masks import load_masked_images
+from vit_hf.checkpoints.loading import load_classifier
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.box_sources import load_boxed_images
+from vit_hf.data.collections import Stores, find_collection
+from vit_hf.data.image_folders import LeftOut, list_files
+from vit_hf.data.images import find_images
+from vit_hf.data.loading import load_image_dataset, load_unlabelled
+from vit_hf.data.masks import load_masked_images
+from vit_hf.inference.evaluation import EvaluationArguments, evaluate_model
+from vit_hf.inference.predict import predict_files
+from vit_hf.readers.suffixes import IMAGE_SUFFIXES, REGION_SUFFIXES, is_whole_image
 
 
 VOC = (

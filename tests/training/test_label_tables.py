@@ -6,10 +6,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.training import DataArguments, load_image_dataset
-from vit_hf.training.box_sources import load_boxed_images
-from vit_hf.training.label_tables import read_table
-from vit_hf.training.masks import find_ignored, load_masked_images
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.box_sources import load_boxed_images
+from vit_hf.data.label_tables import read_table
+from vit_hf.data.loading import load_image_dataset
+from vit_hf.data.masks import find_ignored, load_masked_images
 
 
 def write(folder, content: str | bytes, name: str = "metadata.csv", number: int = 4) -> str:

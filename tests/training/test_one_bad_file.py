@@ -18,22 +18,21 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from tests.large_images.classifiers import vit
+from tests.helpers.classifiers import vit
 from vit_hf import AdaptiveViTImageProcessor, predict_tiled
 from vit_hf.app.pictures import read_picture
-from vit_hf.explanations.seen_images import load_upright
-from vit_hf.large_images.comparison.predictors import WholeImages
-from vit_hf.large_images.streamed_image import StreamedImage
-from vit_hf.large_images.whole_tiles import with_options
-from vit_hf.training.augmentation import TrainingExamples
-from vit_hf.training.boxed_images import BoxedImages
-from vit_hf.training.collation import ImageCollator
-from vit_hf.training.images import check_header, decode_image, prepare_images
-from vit_hf.training.loading import LabelledImages
-from vit_hf.training.masks import MaskedImages
-from vit_hf.training.models import load_classifier
-from vit_hf.training.prediction import predict_files
-from vit_hf.training.tiled_prediction import TilingArguments, predict_files_tiled
+from vit_hf.checkpoints.loading import load_classifier
+from vit_hf.comparison.predictors import WholeImages
+from vit_hf.data.augmentation import TrainingExamples
+from vit_hf.data.boxes import BoxedImages
+from vit_hf.data.collation import ImageCollator
+from vit_hf.data.images import check_header, decode_image, prepare_images
+from vit_hf.data.loading import LabelledImages
+from vit_hf.data.masks import MaskedImages
+from vit_hf.explanations.model_view import load_upright
+from vit_hf.inference.predict import TilingArguments, predict_files, predict_files_tiled
+from vit_hf.inference.streamed_patches import StreamedImage
+from vit_hf.inference.tiles import with_options
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)

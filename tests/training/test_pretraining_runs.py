@@ -10,15 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from tests.training.conftest import MODEL, write_images
-from vit_hf.training import (
-    ArchitectureArguments,
-    AugmentationArguments,
-    DataArguments,
-    Pretraining,
-    PretrainingArguments,
-    RunArguments,
-    prepare,
-)
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.training.arguments import ArchitectureArguments, RunArguments
+from vit_hf.training.pretraining import Pretraining, PretrainingArguments
+from vit_hf.training.task import prepare
 
 
 DECODER = {

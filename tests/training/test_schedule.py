@@ -2,9 +2,9 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
-from vit_hf.training import KeepRateSchedule, dense_fraction_at
+from vit_hf.training.callbacks import KeepRateSchedule, dense_fraction_at
 
 
 def dense_fractions(max_steps, **options):

@@ -11,17 +11,12 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.training.conftest import MODEL
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.masks import MaskedImages, load_masked_images
 from vit_hf.model.image_loading import to_pixels
-from vit_hf.training import (
-    DataArguments,
-    MeanIoU,
-    ModelArguments,
-    RunArguments,
-    Segmentation,
-    SegmentationArguments,
-    prepare,
-)
-from vit_hf.training.masks import MaskedImages, load_masked_images
+from vit_hf.training.arguments import ModelArguments, RunArguments
+from vit_hf.training.segmentation import MeanIoU, Segmentation, SegmentationArguments
+from vit_hf.training.task import prepare
 
 
 GROUPS = (ModelArguments, DataArguments, SegmentationArguments, RunArguments)

@@ -11,12 +11,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from tests.conftest import tiny_swin_config
+from tests.helpers.models import tiny_swin_config
+from tests.training.conftest import write_images
+from tests.training.test_finetuning import Interrupt, assert_same_weights
 from vit_hf import AdaptiveSwinForImageClassification
-from vit_hf.training import layerwise_parameter_groups
-
-from .conftest import write_images
-from .test_finetuning import Interrupt, assert_same_weights
+from vit_hf.training.optimizer import layerwise_parameter_groups
 
 
 SWIN = {"patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}

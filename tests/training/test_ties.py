@@ -3,9 +3,9 @@
 import pytest
 from transformers import TrainingArguments
 
-from tests.conftest import tiny_config, tiny_swin_config
+from tests.helpers.models import tiny_config, tiny_swin_config
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.training.evaluation import selection_settings
+from vit_hf.inference.evaluation import selection_settings
 from vit_hf.training.hub_trainer import HubTrainer
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 from transformers.utils import logging
 
-from ..explanations.results import Prediction
+from ..explanations.explanation import Prediction
 from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.selectors import PATCH_SELECTORS

@@ -15,17 +15,16 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..checkpoints import convert
-from ..explain import explain
-from ..explanations.results import Explanation
-from ..explanations.seen_images import process
+from ..checkpoints.convert import convert
+from ..checkpoints.loading import check_path, is_swin, load_classifier
+from ..explanations.explain import explain
+from ..explanations.explanation import Explanation
+from ..explanations.model_view import process
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.options import type_of, with_options
 from ..model.selectors import PATCH_SELECTORS, ScoutOptions
 from ..model.sizes import has_frames, to_pair
-from ..training.families import is_swin
-from ..training.models import check_path, load_classifier
 from .pictures import shrink_to
 
 

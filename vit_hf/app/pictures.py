@@ -11,10 +11,9 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from ..explanations.panels import kept_picture, outline, outline_width, panel_axes
-from ..explanations.results import Explanation
-from ..explanations.shading import enlarge, pale, spread, upper_limit
-from ..explanations.sheets import Cell, Sheet
+from ..explanations.explanation import Explanation, kept_picture
+from ..figures.layout import Cell, Sheet
+from ..figures.overlays import enlarge, outline, outline_width, pale, panel_axes, spread, upper_limit
 from ..model.image_loading import read_image, to_pixels
 
 

@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import HfApi
 from packaging.requirements import Requirement
 
-from ..hub import check_private
-from ..training.models import check_path
+from ..checkpoints.loading import check_path
+from ..hub.push import check_private
 
 
 # In the Space: the checkpoint if it is a folder here, and the pictures to pick from.

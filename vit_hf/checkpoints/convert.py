@@ -24,15 +24,25 @@ from ..model.modeling_adaptive_vit import (
 )
 from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import to_pair
-from ..training.models import check_path, is_image_processor_saved
-from .families import FAMILIES, LABELS, SHARED, CannotConvert, Family, load_state
-from .masked_autoencoders import convert_autoencoder, decoder_fields, has_decoder
+from .families import (
+    FAMILIES,
+    LABELS,
+    SHARED,
+    VIDEO_FAMILIES,
+    CannotConvert,
+    Family,
+    convert_autoencoder,
+    convert_video_processor,
+    decoder_fields,
+    has_decoder,
+    load_state,
+)
+from .loading import check_path, is_image_processor_saved
 from .npz import load_npz
 from .stock_hybrid import is_stock_hybrid, load_stock_hybrid
 from .swin import SWIN_FAMILIES, convert_swin
 from .timm_files import is_weights_file, load_timm, load_timm_folder, read_hub_config, refusing_pickles
 from .timm_models import SWINS, convert_timm, is_timm
-from .videos import VIDEO_FAMILIES, convert_video_processor
 
 
 logger = logging.get_logger(__name__)

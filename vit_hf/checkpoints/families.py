@@ -6,10 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import (
+    AutoVideoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
+from transformers.utils import IMAGE_PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, cached_file
+from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from ..model.sizes import to_pair
 
 
@@ -361,3 +373,136 @@ FAMILIES: dict[str, Family] = {
         with_head={"pooling": "mean", "final_norm": "none"},
     ),
 }
+
+
+# The epsilon of VideoMAE's norm of the mean, which its configuration does not name.
+VIDEOMAE_POOLED_EPS = 1e-5
+
+
+def vivit_fields(config: PretrainedConfig) -> dict[str, Any]:
+    num_frames, *patch_size = config.tubelet_size
+    return vit_fields(config) | {
+        "num_frames": config.num_frames,
+        "tubelet_size": num_frames,
+        "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else patch_size,
+    }
+
+
+def videomae_fields(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        "intermediate_size": config.intermediate_size,
+        "hidden_dropout_prob": config.hidden_dropout_prob,
+        "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+        "num_frames": config.num_frames,
+        "tubelet_size": config.tubelet_size,
+        "qkv_bias": config.qv_bias,
+        "key_bias": False,
+        "use_cls_token": False,
+        "pooling": "mean",
+        "final_norm": (
+            {"type": "pooled", "eps": VIDEOMAE_POOLED_EPS} if config.use_mean_pooling else "tokens"
+        ),
+    }
+
+
+def videomae_head(model: nn.Module) -> Weights | None:
+    head = linear_head(model)
+    if head is not None and model.fc_norm is None:
+        raise CannotConvert(
+            "With use_mean_pooling=False this classifier reads the first patch alone, which AdaptiveViT may not select; "
+            "convert its encoder, model.videomae."
+        )
+    return head
+
+
+def videomae_pooled(model: nn.Module) -> Weights:
+    """The norm of what the classifier pools."""
+    return {f"layernorm.{name}": value for name, value in model.fc_norm.state_dict().items()}
+
+
+def videomae_finish(weights: Weights, config: PretrainedConfig) -> Weights:
+    """Its fixed table of positions, a sinusoid of the raster index from 0, as a learned one of the same values.
+
+    Ours of that name counts from 1, and is computed in float32, where the fast angles of late patches are coarse.
+    """
+    height, width = (
+        side // patch
+        for side, patch in zip(to_pair(config.image_size), to_pair(config.patch_size), strict=True)
+    )
+    positions = np.arange(config.num_frames // config.tubelet_size * height * width)
+    channels = np.arange(config.hidden_size)
+    table = positions[:, None] / 10000 ** (2 * (channels // 2) / config.hidden_size)
+    table = np.where(channels % 2, np.cos(table), np.sin(table))
+    name = "embeddings.position_encoding.position_embeddings"
+    return weights | {name: torch.from_numpy(table).float()[None]}
+
+
+VIDEO_FAMILIES: dict[str, Family] = {
+    "vivit": Family(vivit_fields, (POSITIONS,), "vivit", processor="VivitVideoProcessor"),
+    "videomae": Family(
+        videomae_fields,
+        (
+            (r"^encoder\.layer\.", "layers."),
+            (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+            (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+            (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+            (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"\.output\.dense\.", ".mlp.fc2."),
+        ),
+        "videomae",
+        videomae_head,
+        videomae_finish,
+        "VideoMAEVideoProcessor",
+        pooled=videomae_pooled,
+    ),
+}
+
+
+def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVideoProcessor:
+    """The video processor beside a checkpoint, or the default of its family in transformers, at the model's size."""
+    names = (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
+    if path and any(cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in names):
+        return AutoVideoProcessor.from_pretrained(path)
+    height, width = to_pair(model.config.image_size)
+    return getattr(transformers, VIDEO_FAMILIES[model.config.model_type].processor)(
+        size={"height": height, "width": width}, do_center_crop=False
+    )
+
+
+# Of our configuration, what needs the encoder alone.
+NOT_PRETRAINED_WITH = ("patch_selector", "token_reducer", "thumbnail_context")
+DECODER_FIELDS = (
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+    "mask_ratio",
+    "norm_pix_loss",
+)
+
+
+def has_decoder(model: torch.nn.Module, fields: dict[str, Any]) -> bool:
+    """Whether a model has a decoder that is wanted: what selects goes with the encoder alone."""
+    return isinstance(model, ViTMAEForPreTraining) and not any(map(fields.get, NOT_PRETRAINED_WITH))
+
+
+def decoder_fields(config: ViTMAEConfig) -> dict[str, Any]:
+    """Fields of `AdaptiveViTConfig`. The fixed table of positions has the same values as a learned one."""
+    options = {name: getattr(config, name) for name in DECODER_FIELDS}
+    return {"masked_autoencoder": options | {"decoder_position_encoding": "learned"}}
+
+
+def convert_autoencoder(
+    config: AdaptiveViTConfig, encoder: Weights, model: ViTMAEForPreTraining
+) -> tuple[AdaptiveViTForPreTraining, Weights]:
+    """A model of ours, and its weights by our names, those of the encoder given."""
+    decoder = {
+        f"decoder.{name}": value
+        for name, value in model.decoder.state_dict().items()
+        if name != "decoder_pos_embed"
+    }
+    decoder["decoder.position_encoding.position_embeddings"] = model.decoder.decoder_pos_embed.detach()
+    return AdaptiveViTForPreTraining(config), {
+        f"vit.{name}": value for name, value in encoder.items()
+    } | decoder

@@ -11,8 +11,8 @@ from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTModel
 from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import to_pair
-from ..training.models import is_image_processor_saved
 from .families import CannotConvert
+from .loading import is_image_processor_saved
 
 
 def is_stock_hybrid(path: str | PathLike) -> bool:

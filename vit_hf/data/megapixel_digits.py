@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from .digit_canvas import DigitCanvas, Recipe
-from .digits import DIGIT_NAMES, GLYPH_SIZE, digits_of_split
-from .digits_noise import NOISE_PATTERNS
+from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, digits_of_split
 
 
 SPLITS = ("train", "test")

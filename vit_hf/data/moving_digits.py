@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .digits import GLYPH_SIZE, digits_of_split, load_digits
-from .digits_noise import NUM_PATTERNS, noise_patterns
+from .digits import GLYPH_SIZE, NUM_PATTERNS, digits_of_split, load_digits, noise_patterns
 
 
 # Pixels that the digit moves in a frame, along its way.

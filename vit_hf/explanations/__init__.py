@@ -1,1 +1,1 @@
-"""What `vit_hf.explain` computes and draws."""
+"""Pictures of what a model kept, and why it predicted what it did."""

@@ -14,7 +14,7 @@ import numpy as np
 
 
 if TYPE_CHECKING:
-    from .results import Explanation
+    from .explanation import Explanation
 
 
 # A patch is on an object if they overlap by this share of the most that two boxes of their sizes can: so of the

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+
+# First: it says what to do where matplotlib is missing.
+from ..figures.layout import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from .panels import draw_boxes, kept_picture, outline, panel_axes
-from .sheets import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
+from ..figures.overlays import draw_boxes, outline, panel_axes
+from .explanation import kept_picture
 
 
 if TYPE_CHECKING:
-    from .results import Explanation
+    from .explanation import Explanation
 
 
 # Okabe and Ito's palette, told apart by colour-blind readers as well.

@@ -1,6 +1,6 @@
 """Version of the code that a checkpoint carries, and how models, configurations and image processors save it.
 
-In the package `vit_hf/remote_code.py` joins the files of this folder into one. transformers copies a file that came
+In the package `vit_hf/hub/remote_code.py` joins the files of this folder into one. transformers copies a file that came
 with a checkpoint when that is saved again.
 """
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.arguments import ModelArguments, given_fields
-from .costs import COSTS
+from ..data.arguments import given_fields
+from ..training.arguments import ModelArguments
 from .evolution import Evolution
+from .fitness import COSTS
 
 
 @dataclass

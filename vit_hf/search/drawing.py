@@ -4,12 +4,13 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..explanations.sheets import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
-from ..large_images.comparison.pareto import pareto_front
-from .costs import COSTS
+from ..comparison.results import pareto_front
+from .fitness import COSTS
 
 
 # After the line that says what to do where matplotlib is missing.
+# First: it says what to do where matplotlib is missing.
+from ..figures.layout import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style  # isort: skip
 from matplotlib.axes import Axes  # isort: skip
 from matplotlib.figure import Figure  # isort: skip
 from matplotlib.ticker import FuncFormatter  # isort: skip

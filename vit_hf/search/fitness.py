@@ -1,11 +1,114 @@
-"""How good a model is on a split, quickly: the images are prepared once where memory allows."""
+"""How good a sub-network is, and what it costs."""
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction
+
+from ..comparison.measuring import count_flops
+from ..measure import alternate
+from ..model.elastic_space import SubNetwork
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+
+
+class History:
+    """Measurements of sub-networks by name, such as "accuracy" and "gflops"; each is written down at once.
+
+    The first line says what was searched. A last line that was being written when the search was killed is dropped.
+
+    Args:
+        path: of the file, which may be there already.
+        subject: what is searched, plain JSON.
+
+    Raises:
+        ValueError: if the file holds a search of something else.
+    """
+
+    def __init__(self, path: Path, subject: dict[str, Any]):
+        self.path = path
+        self.measured: dict[SubNetwork, dict[str, float]] = {}
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        complete = [line for line in lines if line.endswith("\n")]
+        if not complete:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(subject) + "\n")
+            return
+        found = json.loads(complete[0])
+        differing = sorted(name for name in {*found, *subject} if found.get(name) != subject.get(name))
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path} holds a search with {name} {found.get(name)!r}, and this one has {subject.get(name)!r}: name "
+                "another output_dir, or remove the file"
+            )
+        if len(complete) < len(lines):
+            path.write_text("".join(complete))
+        for line in complete[1:]:
+            entry = json.loads(line)
+            network = SubNetwork.from_dict(entry.pop("network"))
+            self.measured.setdefault(network, {}).update(entry)
+
+    def get(self, network: SubNetwork, name: str) -> float | None:
+        """A measurement, or None if there is none yet."""
+        return self.measured.get(network, {}).get(name)
+
+    def add(self, network: SubNetwork, **values: float) -> None:
+        """Writes measurements down."""
+        self.measured.setdefault(network, {}).update(values)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"network": network.to_dict(), **values}) + "\n")
+
+
+# By name, what a budget may limit: how tables and plots call it.
+COSTS = {
+    "parameters": "parameters (M)",
+    "gflops": "GFLOPs of an image",
+    "latency": "latency of an image (ms)",
+}
+
+
+def measure_costs(
+    model: AdaptiveViTForImageClassification,
+    inputs: dict[str, torch.Tensor],
+    names: tuple[str, ...] = tuple(COSTS),
+    repeats: int = 9,
+) -> dict[str, float]:
+    """Some of `COSTS` of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
+
+    Args:
+        model: in evaluation mode.
+        inputs: of one image, of the size that counts.
+        names: which.
+        repeats: forward passes of which the median is taken, after two that do not count.
+    """
+    costs = {}
+    forward = timed_forward(model, inputs)
+    if "parameters" in names:
+        costs["parameters"] = model.num_parameters() / 1e6
+    if "gflops" in names:
+        costs["gflops"] = count_flops(forward) / 1e9
+    if "latency" in names:
+        costs["latency"] = alternate([forward], repeats, warmup=2)[0] * 1e3
+    return costs
+
+
+def timed_forward(
+    model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor]
+) -> Callable[[], None]:
+    """A forward pass that has ended when the function has."""
+
+    @torch.no_grad()
+    def forward() -> None:
+        model(**inputs)
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return forward
 
 
 # Prepared images are kept up to so many bytes.

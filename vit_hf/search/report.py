@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..model.elastic_space import SubNetwork
-from .costs import COSTS
 from .drawing import draw_search
-from .history import History
+from .fitness import COSTS, History
 
 
 @dataclass

@@ -8,11 +8,12 @@ import yaml
 from transformers.integrations import is_optuna_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..training.arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
-from ..training.augmentation import AugmentationArguments
+from ..data.arguments import DataArguments
+from ..data.augmentation import AugmentationArguments
+from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
 from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
-from ..training.runs import check_output_dir
+from ..training.output_dir import check_output_dir
 from ..training.task import check_splits, make_trainer, optimizer_of
 
 

@@ -1,7 +1,5 @@
 """What a fine-tuning run can be asked for, beside `AugmentationArguments`."""
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,73 +7,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..model.budget import Budget
-from ..model.options import Part, check_part
-from .loading import ImageDataset, load_image_dataset
-from .sources import MEGAPIXEL_DIGITS
-
-
-# Fields of AdaptiveViTConfig that say what a model computes on, which may be changed in a checkpoint.
-SELECTION_FIELDS = (
-    "patch_selector",
-    "num_selected_patches",
-    "token_reducer",
-    "keep_rate",
-    "reduction_layers",
-)
-
-
-@dataclass(kw_only=True)
-class SelectionArguments:
-    """What a checkpoint computes on, instead of what its config says."""
-
-    patch_selector: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": 'another than the checkpoint\'s, or none for all patches; with options as JSON, such as \'{"type": "attention", "num_layers": 2}\''
-        },
-    )
-    num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
-    )
-    token_reducer: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none; with options as JSON, "
-            'such as \'{"type": "merge", "r": 16}\''
-        },
-    )
-    keep_rate: float | None = field(
-        default=None,
-        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
-    )
-    reduction_layers: list[int] | None = field(
-        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
-    )
-    native_resolution: bool = field(
-        default=False,
-        metadata={"help": "do not resize images, whatever the checkpoint's image processor does"},
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "pixels a side that images are resized to; default: as the checkpoint's processor does"
-        },
-    )
-
-    def __post_init__(self):
-        self.num_selected_patches = parse_budget(self.num_selected_patches)
-        for name in ("patch_selector", "token_reducer"):
-            setattr(self, name, parse_part(name, getattr(self, name)))
-        if self.native_resolution and self.image_size:
-            raise ValueError("native_resolution and image_size exclude each other; give one")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
-
-    def changes(self) -> dict[str, Any]:
-        """What `load_classifier` is to change in a checkpoint: that was asked for."""
-        size = "native" if self.native_resolution else self.image_size
-        return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
+from ..checkpoints.loading import SELECTION_FIELDS, parse_budget, parse_part
+from ..data.arguments import given_fields, parse_json
 
 
 @dataclass
@@ -182,55 +115,6 @@ class ModelArguments(ArchitectureArguments):
     def config_fields(self) -> dict[str, Any]:
         """Fields of the config that were asked for."""
         return super().config_fields() | given_fields(self, SELECTION_FIELDS)
-
-
-@dataclass
-class DataArguments:
-    """Which images."""
-
-    _argument_group_name = "data"
-
-    dataset: str = field(
-        metadata={
-            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally "
-            "under train, validation, "
-            f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
-        }
-    )
-    dataset_options: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": 'for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": 1024, "task": "max"}\''
-        },
-    )
-    image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})
-    label_column: str | None = field(
-        default=None, metadata={"help": "default: label or labels, or the only one beside the images"}
-    )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "of each class in train, held out if the data have no validation split"},
-    )
-    validation_seed: int = field(default=0, metadata={"help": "of drawing them"})
-    skip_corrupt: bool = field(
-        default=False,
-        metadata={"help": "leave damaged images out instead of failing; decodes all of them first"},
-    )
-
-    def __post_init__(self):
-        self.dataset_options = parse_json("dataset_options", self.dataset_options)
-
-    def load(self, **changes: Any) -> ImageDataset:
-        """Load the data; `changes` are arguments of `load_image_dataset` that differ."""
-        arguments = {
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-            "validation_fraction": self.validation_fraction,
-            "seed": self.validation_seed,
-            "skip_corrupt": self.skip_corrupt,
-        }
-        # dataset_options may have a seed of its own, of the digits.
-        return load_image_dataset(self.dataset, **(arguments | changes), options=self.dataset_options)
 
 
 @dataclass
@@ -367,47 +251,3 @@ class RunArguments(TrainingArguments):
             # Nothing to pin memory for, and torch would warn of each loader.
             self.dataloader_pin_memory = False
         super().__post_init__()
-
-
-def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those attributes that are not None."""
-    values = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
-    """A JSON object given as text.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if value is None or isinstance(value, dict):
-        return value or {}
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error}): {value}") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{name} must be a JSON object such as '{{\"name\": 1}}', not {value}")
-    return parsed
-
-
-def parse_part(name: str, value: dict | str | None) -> Part | None:
-    """A part of a model: its name, or a JSON object of the name as `type` and options.
-
-    Raises:
-        ValueError: for an object without a type, or text that begins as one and is none.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_json(name, value)
-    check_part(name, value)
-    return value
-
-
-def parse_budget(value: float | str | None) -> int | float | None:
-    """A number of patches, or a fraction with a decimal point: "98" or "0.25".
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    return None if value is None else Budget.parse(value).value

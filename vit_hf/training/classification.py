@@ -8,19 +8,19 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..checkpoints.loading import part_of
+from ..data.arguments import DataArguments
+from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..data.collation import ImageCollator
+from ..data.loading import ImageDataset
+from ..hub.remote_code import NoSourceFileError, files_to_save
+from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..model.elastic_space import is_elastic, read_elastic_options
-from ..remote_code import NoSourceFileError, files_to_save
-from .arguments import DataArguments, FinetuningArguments, ModelArguments, RunArguments
-from .augmentation import AugmentationArguments, training_and_evaluation_examples
-from .collation import ImageCollator
-from .ema import EmaCallback
-from .freezing import FreezeBackbone, part_of
+from .arguments import FinetuningArguments, ModelArguments, RunArguments
+from .callbacks import EmaCallback, KeepRateSchedule, LogSelectionLoss
 from .hub_trainer import HubTrainer
-from .loading import ImageDataset
-from .metrics import BEST_MODEL_METRIC, compute_metrics_for
-from .models import make_image_processor, make_model
-from .monitoring import LogSelectionLoss
-from .schedule import KeepRateSchedule
+from .model_loading import make_image_processor, make_model
+from .optimizer import FreezeBackbone
 from .task import Task, check_schedule, describe_selection, describe_sizes
 
 

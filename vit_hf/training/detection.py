@@ -11,20 +11,15 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy
 
-from .arguments import DataArguments, DenseTaskArguments, ModelArguments, RunArguments, parse_json
-from .box_sources import BoxData, load_boxed_images
-from .boxed_images import BoxExamples
+from ..data.arguments import DataArguments, parse_json
+from ..data.box_sources import BoxData, load_boxed_images
+from ..data.boxes import BoxExamples
+from ..explanations.detections import backbone_of
+from .arguments import DenseTaskArguments, ModelArguments, RunArguments
+from .callbacks import KeepRateSchedule
 from .detection_metrics import AveragePrecision, BoxCollator, stack_labels
-from .detectors import (
-    DETECTORS,
-    backbone_of,
-    make_detector,
-    make_image_processor,
-    parameter_groups,
-    saved_detector,
-)
+from .detectors import DETECTORS, make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
-from .schedule import KeepRateSchedule
 from .task import Task, check_schedule, describe_selection
 
 
@@ -236,7 +231,7 @@ class Detection(Task):
         """Draws what was found on held-out images."""
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
-            from ..explanations.detection_drawing import draw_detections
+            from ..explanations.detections import draw_detections
 
             model = trainer.accelerator.unwrap_model(trainer.model)
             figure = draw_detections(model, trainer.processing_class, pictured, self.method.num_pictured)

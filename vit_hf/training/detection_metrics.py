@@ -9,8 +9,8 @@ from torchvision.ops import box_convert
 from transformers import EvalPrediction
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .box_arithmetic import to_coco
-from .images import prepare_images
+from ..data.boxes import to_coco
+from ..data.images import prepare_images
 
 
 # Of a box that is none: batches have as many for each image. The number with which Trainer pads between processes.

@@ -23,13 +23,19 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from ..checkpoints.loading import (
+    PREDICTORS,
+    SELECTION_FIELDS,
+    check_path,
+    check_reduces,
+    is_image_processor_saved,
+)
+from ..explanations.detections import backbone_of
 from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.options import keep_options, type_of
-from .arguments import SELECTION_FIELDS, ModelArguments
-from .freezing import PREDICTORS
-from .layer_decay import UNDECAYED, layerwise_parameter_groups
-from .models import check_path, check_reduces, is_image_processor_saved
+from .arguments import ModelArguments
+from .optimizer import UNDECAYED, layerwise_parameter_groups
 
 
 logger = logging.get_logger(__name__)
@@ -117,11 +123,6 @@ def make_detector(
     # nothing.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model
-
-
-def backbone_of(model: PreTrainedModel) -> AdaptiveViTBackbone:
-    """The adaptive ViT under a detector."""
-    return model.model.backbone.model
 
 
 def _build(

@@ -8,7 +8,7 @@ from huggingface_hub import CommitInfo
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..hub import keeping, write_card
+from ..hub.push import keeping, write_card
 
 
 class HubTrainer(Trainer):

@@ -9,13 +9,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.arguments import DataArguments, given_fields
+from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..data.images import prepare_images
+from ..data.loading import LabelledImages, load_unlabelled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
-from .arguments import ArchitectureArguments, DataArguments, RunArguments, given_fields
-from .augmentation import AugmentationArguments, training_and_evaluation_examples
+from .arguments import ArchitectureArguments, RunArguments
 from .hub_trainer import HubTrainer
-from .images import prepare_images
-from .loading import LabelledImages, load_unlabelled
-from .models import load_or_build, make_image_processor
+from .model_loading import load_or_build, make_image_processor
 from .task import Task, describe_sizes
 
 

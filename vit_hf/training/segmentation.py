@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.arguments import DataArguments
+from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
-from .arguments import DataArguments, DenseTaskArguments, ModelArguments, RunArguments
+from .arguments import DenseTaskArguments, ModelArguments, RunArguments
+from .callbacks import KeepRateSchedule, LogSelectionLoss
 from .hub_trainer import HubTrainer
-from .masks import IGNORED, MaskCollator, MaskData, load_masked_images
-from .models import load_or_build, make_image_processor
-from .monitoring import LogSelectionLoss
-from .schedule import KeepRateSchedule
+from .model_loading import load_or_build, make_image_processor
 from .task import Task, check_schedule, describe_selection, describe_sizes
 
 

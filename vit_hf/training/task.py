@@ -21,11 +21,10 @@ from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.options import options_of, type_of
 from .arguments import RunArguments
-from .augmentation import ReproducibleTraining
+from .callbacks import NonFiniteGuard, ReproducibleTraining
 from .hub_trainer import HubTrainer
-from .layer_decay import layerwise_parameter_groups
-from .monitoring import NonFiniteGuard
-from .runs import (
+from .optimizer import layerwise_parameter_groups
+from .output_dir import (
     RUN_ARGUMENTS_NAME,
     check_output_dir,
     check_same_rates,

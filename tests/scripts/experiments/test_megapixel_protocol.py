@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.scripts import EXPERIMENTS, SCRIPTS, load_experiment
-from vit_hf.training import (
-    AugmentationArguments,
-    Classification,
-    DataArguments,
-    FinetuningArguments,
-    ModelArguments,
-    RunArguments,
-    make_parser,
-    parse_arguments,
-    prepare,
-)
+from vit_hf.data.arguments import DataArguments
+from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.classification import Classification
+from vit_hf.training.command_line import make_parser, parse_arguments
+from vit_hf.training.task import prepare
 
 
 @pytest.mark.parametrize("task", ["majority", "max", "top", "multi"])

@@ -6,10 +6,10 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.helpers.scripts import load_experiment
 from vit_hf import AdaptiveViTModel
-from vit_hf.data.tree_photos import windows
+from vit_hf.data.measurement_images import windows
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 

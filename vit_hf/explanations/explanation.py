@@ -1,0 +1,148 @@
+"""What `vit_hf.explain` returns.
+
+Shapes: H, W pixels; R, S rows and columns of the full grid of patches; K patches kept; J objects.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..figures.overlays import dim_dropped, enlarge
+from .object_statistics import image_statistics
+from .token_stages import Stage
+from .windows import WindowStage
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout", "stages", "windows")
+
+
+@dataclass
+class Prediction:
+    """What the model answered about one image.
+
+    Attributes:
+        logits: `(num_labels,)` float32.
+        probabilities: `(num_labels,)` float32; None for regression.
+        answers: name of the most probable class; of several labels, those of at least 50 %; none for regression.
+        truths: the true class, or classes, or number as text, if they were given.
+        top: up to five (name, probability, or number for regression), highest first.
+    """
+
+    logits: np.ndarray
+    probabilities: np.ndarray | None
+    answers: list[str]
+    truths: list[str] | None
+    top: list[tuple[str, float]]
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether all answers, and no others, are true; None if the truth is not known, and for regression."""
+        if self.truths is None or self.probabilities is None:
+            return None
+        return sorted(self.answers) == sorted(self.truths)
+
+
+@dataclass
+class Explanation:
+    """Numbers behind an answer, and the pictures drawn of them.
+
+    Grids are NaN where a number does not exist, which is not the same as zero: a patch that was dropped before the
+    encoder was not found unimportant by its attention, it was never seen by it.
+
+    Attributes:
+        name: of the image, and first part of the names of its files.
+        picture: `(h, w, 3)` uint8, at most 1024 pixels a side. It shows the image as it was given; or, if the image
+            processor crops or pads, what it made of the image, since the grid lies on that.
+        picture_size: (H, W) of the picture before it was shrunk for drawing.
+        input_size: (H, W) of what the model got.
+        patch_span: how many patches the picture is high and wide, with fractions: what is beyond whole patches is
+            not seen by the model.
+        grid: (R, S).
+        kept_patches: `(K,)` int64 raster indices, ascending.
+        stages: what each reduction inside the encoder left, first to last; empty without a token reducer.
+        prediction: see `Prediction`.
+        patch_scores: `(R, S)` float32 of the selector; None without one, or if the data loader selected.
+        selection_probabilities: `(R, S)` float32, with which probability a policy draws each patch first while it
+            trains; None for other selectors.
+        attention: `(R, S)` float32, how much attention the classifier's token (the mean over patches for
+            `pooling="mean"`) pays to each patch in the last block that sees all kept patches, mean over heads;
+            None if tokens are dropped before any block.
+        rollout: `(R, S)` float32, the same traced back through all blocks (Abnar & Zuidema, 2020); None if the
+            sequence was longer than `max_rollout_tokens`.
+        attention_block: number, from 1, of the block of `attention`.
+        settings: of the model, as the pictures mention them.
+        boxes: `(J, 4)` float [x0, y0, x1, y1] of the objects in pixels of a picture of `picture_size`; they reach
+            beyond it where the image processor cropped. None if they are not known.
+        windows: of a Swin, what each stage computed on, first to last; empty without a selector.
+        files: name of a picture to where it was written.
+    """
+
+    name: str
+    picture: np.ndarray
+    picture_size: tuple[int, int]
+    input_size: tuple[int, int]
+    patch_span: tuple[float, float]
+    grid: tuple[int, int]
+    kept_patches: np.ndarray
+    stages: list[Stage]
+    prediction: Prediction
+    patch_scores: np.ndarray | None
+    selection_probabilities: np.ndarray | None
+    attention: np.ndarray | None
+    rollout: np.ndarray | None
+    attention_block: int | None
+    settings: dict[str, Any]
+    boxes: np.ndarray | None = None
+    windows: list[WindowStage] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """`(R, S)` bool, True for patches that were kept."""
+        mask = np.zeros(self.grid[0] * self.grid[1], dtype=bool)
+        mask[self.kept_patches] = True
+        return mask.reshape(self.grid)
+
+    @property
+    def kept_boxes(self) -> np.ndarray:
+        """`(K, 4)` float [x0, y0, x1, y1] of the kept patches in pixels of a picture of `picture_size`."""
+        rows, columns = np.divmod(self.kept_patches, self.grid[1])
+        height, width = (size / span for size, span in zip(self.picture_size, self.patch_span, strict=True))
+        return np.stack((columns * width, rows * height, (columns + 1) * width, (rows + 1) * height), axis=1)
+
+    @property
+    def statistics(self) -> dict[str, int | float | None]:
+        """How many patches and tokens there were, and how well they cover the objects; see `image_statistics`."""
+        return image_statistics(self)
+
+    def figure(self, picture: str = "overview") -> "Figure":
+        """Draws one of `IMAGE_PICTURES`.
+
+        Raises:
+            ValueError: if there is no such picture, or nothing to show on it.
+        """
+        from .drawing import draw_explanation
+
+        return draw_explanation(self, picture)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The pictures that can be drawn of this image."""
+        shown = {
+            "scores": self.patch_scores,
+            "attention": self.attention,
+            "rollout": self.rollout,
+            "stages": self.stages or None,
+            "windows": self.windows or None,
+        }
+        return tuple(name for name in IMAGE_PICTURES if shown.get(name, self.picture) is not None)
+
+
+def kept_picture(explanation: "Explanation") -> np.ndarray:
+    """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
+    return dim_dropped(enlarge(explanation.picture), explanation.kept, explanation.patch_span)

@@ -1,0 +1,1 @@
+"""Building blocks of figures: layout in inches, images with patches marked."""

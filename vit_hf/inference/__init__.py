@@ -1,0 +1,1 @@
+"""Predictions: of whole files, tile by tile, streamed, of collections; evaluation."""

@@ -1,0 +1,143 @@
+"""Metrics of a saved model on a data set."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
+
+from ..checkpoints.loading import SELECTION_FIELDS, SelectionArguments, load_classifier
+from ..data.arguments import DataArguments, given_fields
+from ..data.augmentation import EvaluationExamples
+from ..data.collation import ImageCollator
+from .metrics import compute_metrics_for
+
+
+# Which split is evaluated if none is named: the first of these that there is.
+SPLITS = ("test", "validation", "train")
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments(SelectionArguments):
+    """What to evaluate, and how."""
+
+    _argument_group_name = "evaluation"
+
+    model_name_or_path: str = field(
+        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+    )
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "test, validation or train; default: the first of these that there is",
+            "choices": SPLITS,
+        },
+    )
+    batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    top_k: int = field(default=5, metadata={"help": "answers that top-k accuracy allows"})
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
+    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file of metrics; default: evaluation_<split>.json in the model's folder, or here"
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+
+def evaluate_model(
+    arguments: EvaluationArguments,
+    data_arguments: DataArguments,
+    say: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
+) -> tuple[dict[str, float], Path]:
+    """Compute the metrics of a model on a split, and write them to a file.
+
+    Labels are matched with the model's by name. With `split="validation"`, data without such a split have it held
+    out as for fine-tuning; otherwise nothing is held out.
+
+    Args:
+        arguments: what to evaluate, and how.
+        data_arguments: on which images.
+        say: is told what of the data is left out, a line at a time.
+
+    Returns:
+        The metrics, each with the split's name before it, and the file.
+
+    Raises:
+        OSError, ValueError: for a model, data or options that do not exist or do not fit each other.
+    """
+    model, processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
+    with tempfile.TemporaryDirectory() as folder:
+        training = TrainingArguments(
+            output_dir=folder,
+            per_device_eval_batch_size=arguments.batch_size,
+            dataloader_num_workers=arguments.num_workers,
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            bf16=arguments.bf16,
+            use_cpu=arguments.use_cpu,
+            remove_unused_columns=False,
+            report_to="none",
+        )
+        with training.main_process_first():
+            changes = {
+                "label2id": None if model.config.problem_type == "regression" else model.config.label2id
+            }
+            if arguments.split != "validation":
+                changes["validation_fraction"] = 0.0
+            data = data_arguments.load(**changes)
+        if training.process_index == 0:
+            for note in data.describe_left_out():
+                say(note)
+        problem_type = model.config.problem_type or "single_label_classification"
+        if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
+            raise ValueError(
+                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the model is made for a "
+                f"{problem_type} with {model.config.num_labels}"
+            )
+        split = arguments.split or next(name for name in SPLITS if name in data.splits)
+        if split not in data.splits:
+            raise ValueError(f"the data have no {split} split, only {', '.join(data.splits)}")
+
+        trainer = Trainer(
+            model=model,
+            args=training,
+            data_collator=ImageCollator(processor),
+            compute_metrics=compute_metrics_for(problem_type, data.num_labels, arguments.top_k),
+        )
+        metrics = trainer.evaluate(EvaluationExamples(data.splits[split]), metric_key_prefix=split)
+    for technical in ("epoch", f"{split}_model_preparation_time"):
+        metrics.pop(technical, None)
+    changes = arguments.changes()
+    output = Path(arguments.output or default_output(arguments.model_name_or_path, split, changes))
+    metrics |= selection_settings(model.config)
+    if training.process_index == 0:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    return metrics, output
+
+
+def selection_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a model selects and reduces by; nothing of a reducer where it has none."""
+    names = SELECTION_FIELDS if getattr(config, "token_reducer", None) else SELECTION_FIELDS[:2]
+    return given_fields(config, [name for name in names if hasattr(config, name)])
+
+
+def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:
+    """Where metrics go if nothing else is said: beside a local model, or else in the working directory.
+
+    What was changed in the checkpoint is part of the name, lest one trial replaces another.
+    """
+    folder = Path(model_name_or_path)
+    said = "".join(f"_{name}={value}" for name, value in changes.items()).replace(" ", "").replace("/", "-")
+    return (folder if folder.is_dir() else Path()) / f"evaluation_{split}{said}.json"

@@ -1,0 +1,99 @@
+"""The picture of a heat map, beside the image it is of."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+# First: it says what to do where matplotlib is missing.
+from ..figures.layout import (
+    COLOUR_BAR_SPACE,
+    FAINT_INK,
+    INK,
+    MARGIN,
+    Cell,
+    Sheet,
+    by,
+    house_style,
+    shorten,
+    wrap,
+)  # isort: skip
+from ..figures.overlays import pale
+
+
+if TYPE_CHECKING:
+    from .tiles import TiledPrediction
+
+
+# Pixels of the longer side of what is drawn, and inches of it on the sheet.
+PICTURE_SIZE = 1024
+SIDE = 5.0
+GAP, TITLE = 0.35, 0.32
+
+
+def draw_heat_map(
+    prediction: "TiledPrediction", picture: np.ndarray, heat_map: np.ndarray, label: str, name: str
+) -> Figure:
+    """
+    Args:
+        picture: `(h, w, 3)` uint8, a thumbnail of the image.
+        heat_map: `(R, S)`.
+        label: that it is of.
+        name: of the image.
+    """
+    is_regression = prediction.problem_type == "regression"
+    height, width = prediction.grid.image_size
+    scale = SIDE / max(height, width)
+    # Not too narrow for a title, whatever the image.
+    cell_width, cell_height = max(width * scale, 0.4), max(height * scale, 0.4)
+    column = max(cell_width, 2.6)
+    is_stacked = cell_width > 1.6 * cell_height
+    second = (
+        (MARGIN, MARGIN + 2 * TITLE + cell_height) if is_stacked else (MARGIN + column + GAP, MARGIN + TITLE)
+    )
+    picture_cell = Cell(MARGIN, MARGIN + TITLE, cell_width, cell_height)
+    map_cell = Cell(*second, cell_width, cell_height)
+    sheet_width = map_cell.x + column + COLOUR_BAR_SPACE + MARGIN
+    caption = wrap(_caption(prediction, name), sheet_width - 2 * MARGIN, size=8)
+    caption_top = map_cell.y + cell_height + 0.1
+    with house_style():
+        sheet = Sheet(sheet_width, caption_top + 0.15 * len(caption) + MARGIN)
+        _panel(sheet, picture_cell, picture, shorten(name, column, size=10.5), (height, width))
+        what = label if is_regression else f"Probability of {label}"
+        axes = _panel(sheet, map_cell, pale(picture), shorten(what, column, size=10.5), (height, width))
+        low, high = float(heat_map.min()), float(heat_map.max())
+        limits = (low, max(high, low + 1e-6)) if is_regression else (0.0, max(high, 1e-6))
+        image = axes.imshow(
+            heat_map,
+            cmap="plasma",
+            norm=Normalize(*limits),
+            alpha=0.7,
+            extent=(0, width, height, 0),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        sheet.colour_bar(image, map_cell)
+        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, colour=FAINT_INK)
+    return sheet.figure
+
+
+def _panel(sheet: Sheet, cell: Cell, background: np.ndarray, title: str, size: tuple[int, int]) -> Axes:
+    """Axes in pixels of the image, whose height and width are `size`."""
+    height, width = size
+    axes = sheet.axes(cell)
+    axes.imshow(background, extent=(0, width, height, 0), aspect="auto", interpolation="auto")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.set_title(title, color=INK)
+    return axes
+
+
+def _caption(prediction: "TiledPrediction", name: str) -> str:
+    height, width = prediction.grid.image_size
+    tile_height, tile_width = prediction.grid.tile_size
+    number = len(prediction.grid)
+    return (
+        f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of {by(tile_width, tile_height)}. "
+        "What tiles say is blended where they overlap; the map shows nothing finer than a tile."
+    )

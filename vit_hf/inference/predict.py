@@ -1,0 +1,301 @@
+"""Labels for image files, whole or tile by tile; a file that cannot be read is an answer too."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..checkpoints.loading import SelectionArguments
+from ..data.images import decode_image, prepare_images, unique_names
+from ..readers.opening import open_image
+from ..readers.suffixes import is_image, is_whole_image
+from .aggregation import TILE_AGGREGATIONS, check_aggregation, problem_type_of
+from .tile_grid import check_overlap, check_tile
+from .tiles import predict_tiled
+
+
+@dataclass(kw_only=True)
+class PredictionArguments(SelectionArguments):
+    """What to predict with, and what to tell."""
+
+    _argument_group_name = "prediction"
+
+    model_name_or_path: str = field(
+        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "file of JSON lines; default: standard output"}
+    )
+    top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
+    with_patches: bool = field(
+        default=False, metadata={"help": "tell which patches were selected, and of which grid"}
+    )
+    batch_size: int = field(default=16, metadata={"help": "images at a time"})
+    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
+    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("top_k", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class Prediction:
+    """What came of one file: an answer, or the reason why there is none.
+
+    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a regression
+    `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid, row by row).
+    """
+
+    file: str
+    answer: dict[str, Any] | None = None
+    error: str | None = None
+
+
+# Files, batches of those that can be used (with the model's inputs), and an error for each of the others.
+PreparedFiles = tuple[list[str], list[tuple[list[str], dict[str, torch.Tensor]]], dict[str, str]]
+
+
+class Preparation:
+    """Collates files: reads and prepares them, setting aside those that cannot be.
+
+    Args:
+        image_processor: the model's.
+        read: makes an image of what stands for a file; ValueError if that cannot be done.
+    """
+
+    def __init__(
+        self, image_processor: BaseImageProcessor, read: Callable[[str], PIL.Image.Image] = decode_image
+    ):
+        self.image_processor = image_processor
+        self.read = read
+
+    def __call__(self, files: list[str]) -> PreparedFiles:
+        images, errors = {}, {}
+        for file in files:
+            try:
+                images[file] = self.read(file)
+            except ValueError as error:
+                is_large = is_image(file) and not is_whole_image(file)
+                errors[file] = f"{error} Set tile to read it by regions." if is_large else str(error)
+        if not images:
+            return files, [], errors
+        try:
+            return (
+                files,
+                [(list(images), prepare_images(self.image_processor, list(images.values())))],
+                errors,
+            )
+        except ValueError:
+            # Sizes that do not stack, or one image that spoils the batch: each by itself.
+            batches = []
+        for file, image in images.items():
+            try:
+                batches.append(([file], prepare_images(self.image_processor, [image])))
+            except ValueError as error:
+                errors[file] = f"{file}: {error}"
+        return files, batches, errors
+
+
+def predict_files(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: list[str],
+    top_k: int = 5,
+    with_patches: bool = False,
+    batch_size: int = 16,
+    num_workers: int = 0,
+) -> Iterator[Prediction]:
+    """Classify image files, in order and whatever their sizes.
+
+    Args:
+        model: any image classifier of transformers, on the device to use.
+        image_processor: the one that goes with it.
+        files: to read.
+        top_k: how many labels to tell.
+        with_patches: whether to tell which patches were selected.
+        batch_size: images at a time.
+        num_workers: processes that read images.
+
+    Raises:
+        TypeError: for `with_patches` with a model that does not say which patches it selected.
+    """
+    check_with_patches(model, with_patches)
+    prepare = Preparation(image_processor)
+    loader = DataLoader(files, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare)
+    return _predictions(model.eval(), loader, top_k, with_patches)
+
+
+def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
+    """Refuse to tell which patches were selected where the model does not.
+
+    Raises:
+        TypeError: if so.
+    """
+    if with_patches and not hasattr(model.config, "patch_selector"):
+        raise TypeError(f"with_patches: {type(model).__name__} does not tell which patches it selected")
+
+
+def _predictions(
+    model: PreTrainedModel, loader: DataLoader, top_k: int, with_patches: bool
+) -> Iterator[Prediction]:
+    for prepared in loader:
+        yield from answer_files(model, prepared, top_k, with_patches)
+
+
+@torch.inference_mode()
+def answer_files(
+    model: PreTrainedModel, prepared: PreparedFiles, top_k: int, with_patches: bool
+) -> list[Prediction]:
+    """What the model says of files that a `Preparation` read; it should be in evaluation mode."""
+    files, batches, errors = prepared
+    answers = {}
+    for names, features in batches:
+        answers |= _answer(model, names, features, top_k, with_patches, errors)
+    return [Prediction(file, answers.get(file), errors.get(file)) for file in files]
+
+
+def _answer(
+    model: PreTrainedModel,
+    files: list[str],
+    features: dict[str, torch.Tensor],
+    top_k: int,
+    with_patches: bool,
+    errors: dict[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Answers of one batch by file; what the model refuses is added to `errors`."""
+    try:
+        outputs = model(**{name: values.to(model.device) for name, values in features.items()})
+    except ValueError as error:
+        if len(files) == 1:
+            errors[files[0]] = f"{files[0]}: {error}"
+            return {}
+        # One image may have too few patches, say: each by itself.
+        answers = {}
+        for index, file in enumerate(files):
+            alone = {name: values[index : index + 1] for name, values in features.items()}
+            answers |= _answer(model, [file], alone, top_k, with_patches, errors)
+        return answers
+
+    answers = {}
+    for index, file in enumerate(files):
+        answer = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
+        if with_patches:
+            selected = outputs.selected_patches[index]
+            answer["grid"] = outputs.spatial_shapes[index].tolist()
+            answer["selected_patches"] = selected[selected >= 0].tolist()
+        answers[file] = answer
+    return answers
+
+
+def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
+    """Labels and scores of logits `(num_labels,)`, or the values of a regression."""
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return {"value": logits.item() if len(logits) == 1 else logits.tolist()}
+    is_multi_label = config.problem_type == "multi_label_classification"
+    scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    best = scores.topk(min(top_k, len(scores)))
+    ranking = [
+        {"label": config.id2label[label], "score": round(score, 6)}
+        for label, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return {**ranking[0], "top_k": ranking}
+
+
+@dataclass(kw_only=True)
+class TilingArguments:
+    """Whether images are cut into tiles, and what is made of them."""
+
+    _argument_group_name = "tiles"
+
+    tile: int | None = field(
+        default=None,
+        metadata={
+            "help": "side in pixels of the tiles that images are cut into at full resolution; default: images are seen "
+            "whole"
+        },
+    )
+    overlap: float = field(default=0.25, metadata={"help": "share of a tile that the next one covers again"})
+    aggregate: str = field(
+        default="mean",
+        metadata={"help": "how tiles make the answer of the image", "choices": tuple(TILE_AGGREGATIONS)},
+    )
+    heat_maps: str | None = field(
+        default=None,
+        metadata={"help": "folder for pictures of where in each image its label is, <name>_heat_map.png"},
+    )
+
+    def __post_init__(self):
+        check_overlap(self.overlap)
+        if self.tile is not None:
+            check_tile(self.tile)
+        elif self.heat_maps is not None:
+            raise ValueError("heat_maps are made of tiles: set tile, such as to 224")
+
+
+def predict_files_tiled(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: list[str],
+    tiling: TilingArguments,
+    top_k: int = 5,
+    with_patches: bool = False,
+    batch_size: int = 16,
+) -> Iterator[Prediction]:
+    """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files` tells.
+
+    Args:
+        model: any image classifier of transformers, on the device to use.
+        image_processor: the one that goes with it.
+        files: to read.
+        tiling: with `tile` set.
+        top_k: how many labels to tell.
+        with_patches: refused, as every tile has patches of its own.
+        batch_size: tiles at a time.
+
+    Raises:
+        ValueError: for `with_patches`, or an aggregation that the model's problem does not have.
+    """
+    if with_patches:
+        raise ValueError("with_patches is about images seen whole: leave it out, or leave out tile")
+    check_aggregation(tiling.aggregate, problem_type_of(model.config))
+    return _tiled_predictions(model, image_processor, files, tiling, top_k, batch_size)
+
+
+def _tiled_predictions(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: list[str],
+    tiling: TilingArguments,
+    top_k: int,
+    batch_size: int,
+) -> Iterator[Prediction]:
+    for file, name in zip(files, unique_names(files), strict=True):
+        try:
+            with open_image(file) as source:
+                prediction = predict_tiled(
+                    model,
+                    source,
+                    tile=tiling.tile,
+                    overlap=tiling.overlap,
+                    aggregate=tiling.aggregate,
+                    batch_size=batch_size,
+                    image_processor=image_processor,
+                )
+                if tiling.heat_maps is not None:
+                    path = Path(tiling.heat_maps) / f"{name}_heat_map.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    prediction.figure(source, name=Path(file).name).savefig(path)
+        except ValueError as error:
+            yield Prediction(file, error=f"{file}: {error}")
+            continue
+        answer = {"file": file} | describe(prediction.logits, model.config, top_k)
+        yield Prediction(file, answer | {"num_tiles": len(prediction.grid)})

@@ -1,0 +1,311 @@
+"""Images that do not fit into memory, as a model takes them: bands of patches, single patches, thumbnails."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import starmap
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils.logging import tqdm
+
+from ..model.budget import Budget
+from ..model.patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, raster_indices
+from ..model.selection import keep_top
+from ..readers.opening import ImageSource
+
+
+# Pixels of a band that are in memory at once, about 3 MB as floats, which stay in the processor's cache.
+BAND_PIXELS = 2**18
+
+
+class StreamedImage:
+    """A source as the model wants it: normalised, a band of patches or a thumbnail at a time.
+
+    Args:
+        source: the image.
+        patch_size: height and width of a patch.
+        image_processor: how pixels are rescaled and normalised; nothing is resized.
+        thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get; "source"
+            asks the source, which may have smaller versions.
+        progress: whether to show how far a pass through the image has come.
+
+    Raises:
+        ValueError: if the image is smaller than one patch, or `thumbnails` unknown.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        patch_size: tuple[int, int],
+        image_processor: BaseImageProcessor,
+        thumbnails: Literal["exact", "source"] = "exact",
+        progress: bool = False,
+    ):
+        self.source, self.patch_size, self.image_processor = source, patch_size, image_processor
+        self.grid = (source.height // patch_size[0], source.width // patch_size[1])
+        if 0 in self.grid:
+            raise ValueError(
+                f"{source.name} has {source.height}x{source.width} pixels and is smaller than one patch of "
+                f"{patch_size[0]}x{patch_size[1]}."
+            )
+        if thumbnails not in ("exact", "source"):
+            raise ValueError(f"thumbnails={thumbnails!r} is unknown. Choose 'exact' or 'source'.")
+        self.thumbnails, self.progress = thumbnails, progress
+        self._thumbnails: dict[tuple[int, int], torch.Tensor] = {}
+        # By raster index, what was last asked for: a policy's greedy are mostly those that it drew.
+        self._patches: dict[int, torch.Tensor] = {}
+
+    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+        """`(1, 3, height, width)` float32 of uint8 `(height, width, 3)`."""
+        options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+        if hasattr(self.image_processor, "return_patches"):
+            options["return_patches"] = False
+        return self.image_processor(PIL.Image.fromarray(np.ascontiguousarray(pixels)), **options)[
+            "pixel_values"
+        ]
+
+    def bands(self, purpose: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond whole patches."""
+        height, width = self.patch_size
+        rows, columns = self.grid
+        step = max(1, BAND_PIXELS // (height * width * columns))
+        starts = tqdm(range(0, rows, step), desc=purpose, disable=not self.progress)
+        for start in starts:
+            number = min(step, rows - start)
+            yield start, self.prepare(self.source.read(start * height, 0, number * height, columns * width))
+
+    # What is remembered must serve training, though it was read while predicting.
+    @torch.inference_mode(False)
+    def patches(self, places: list[int]) -> torch.Tensor:
+        """The pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
+        missing = sorted(set(places) - self._patches.keys())
+        self._patches = {place: self._patches[place] for place in places if place in self._patches}
+        height, width = self.patch_size
+        step = max(1, BAND_PIXELS // (height * width))
+        for start in range(0, len(missing), step):
+            some = missing[start : start + step]
+            # One above the other, so that they are prepared at once.
+            pixels = np.concatenate([self._read(place) for place in some])
+            prepared = self.prepare(pixels)[0].unflatten(1, (len(some), height)).transpose(0, 1)
+            self._patches.update(zip(some, prepared, strict=True))
+        return torch.stack([self._patches[place] for place in places])
+
+    def _read(self, place: int) -> np.ndarray:
+        height, width = self.patch_size
+        row, column = divmod(place, self.grid[1])
+        return self.source.read(row * height, column * width, height, width)
+
+    @torch.inference_mode(False)
+    def remember(self, places: torch.Tensor, pixels: torch.Tensor) -> None:
+        """So that `patches` need not read them: raster indices `(K,)` and `(K, C, P, P)`."""
+        self._patches = dict(zip(places.tolist(), pixels.cpu().clone(), strict=True))
+
+    @torch.inference_mode(False)
+    def thumbnail(self, size: tuple[int, int]) -> torch.Tensor:
+        """The image, without what is beyond whole patches, at another size, `(1, C, h, w)` float32."""
+        if size not in self._thumbnails:
+            make = self._exact if self.thumbnails == "exact" else self._from_source
+            self._thumbnails[size] = make(size)
+        return self._thumbnails[size]
+
+    def _from_source(self, size: tuple[int, int]) -> torch.Tensor:
+        # The source shows the border as well, which the grid leaves out: less than a patch of the whole.
+        return self.prepare(self.source.thumbnail(*size))
+
+    def _exact(self, size: tuple[int, int]) -> torch.Tensor:
+        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be added up."""
+        columns = self.grid[1] * self.patch_size[1]
+        weights = RowWeights(self.grid[0] * self.patch_size[0], size[0])
+        result = None
+        for start, band in self.bands("thumbnail"):
+            top = start * self.patch_size[0]
+            if size[1] != columns:
+                narrow = (band.shape[2], size[1])
+                band = nn.functional.interpolate(band, narrow, mode="bilinear", antialias=True)
+            if result is None:
+                result = band.new_zeros(*band.shape[:2], *size)
+            first, last, share = weights.of_band(top, top + band.shape[2])
+            result[:, :, first:last] += share @ band
+        return result
+
+
+class RowWeights:
+    """With which weights `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
+
+    Each new row has a triangle of weights around its centre, as wide as a row of the coarser image.
+    """
+
+    def __init__(self, old: int, new: int):
+        scale = old / new
+        self.reach = max(scale, 1.0)
+        self.centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centres])
+
+    def _triangle(self, centres: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        rows = torch.arange(first, last, dtype=torch.float64) + 0.5
+        return (1 - (rows - centres.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
+
+    def of_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
+        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last - first, rows)`."""
+        touched = (self.centres > top - self.reach) & (self.centres < bottom + self.reach)
+        first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
+        weights = self._triangle(self.centres[first:last], top, bottom) / self.total[first:last, None]
+        return first, last, weights.float()
+
+
+class StreamedPatches(ImagePatches):
+    """All patches of images that are never whole in memory: `pixel_values` of a model, in training as well.
+
+    Pixels are read when they are taken: those of patches that were selected, once more with every forward. Selectors
+    that look at one patch at a time are given a band of rows after the other, without gradient, and of each image
+    the patches with the K highest scores so far are remembered; the others see thumbnails.
+
+    What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which training
+    `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
+    `"perturbed"` mixes while training are up to `num_samples` times K patches, and K weights for each of N;
+    `"policy"` draws from all N, which takes some hundred bytes for each.
+
+    Args:
+        images: of the batch, of any sizes.
+        device: of coordinates, and of pixels that are taken.
+        num_selected: what the model will keep.
+    """
+
+    def __init__(
+        self,
+        images: list[StreamedImage],
+        device: torch.device | str = "cpu",
+        num_selected: int | float | None = None,
+    ):
+        grids = [image.grid for image in images]
+        numbers = torch.tensor([rows * columns for rows, columns in grids])
+        # An image of fewer than K patches keeps all it has, and a mask says so, whatever else is in the batch.
+        is_short = (
+            num_selected is not None and Budget(num_selected).capped(int(numbers.min())).value != num_selected
+        )
+        same = len(set(grids)) == 1 and not is_short
+        shape = grids[0] if same else (int(numbers.max()),)
+        # Of one large image they are most of what grows with it: views where a copy can be had without.
+        if len(set(grids)) == 1:
+            coordinates = grid_coordinates(*grids[0]).expand(len(grids), -1, -1)
+        else:
+            coordinates = torch.nn.utils.rnn.pad_sequence(
+                [grid_coordinates(*grid) for grid in grids], batch_first=True
+            )
+        super().__init__(
+            # Whoever looks at pixels after all fails at once: there are none.
+            pixels=torch.empty(len(images), *shape, 3, *images[0].patch_size, device="meta"),
+            coordinates=coordinates.to(device),
+            grid=torch.tensor(grids, device=device),
+            mask=None if same else (torch.arange(shape[0]) < numbers[:, None]).to(device),
+            is_whole=same,
+        )
+        self.images = images
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "StreamedPatches":
+        """The same on another device; what accelerate calls in `Trainer`."""
+        return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def numel(self) -> int:
+        """Numbers that make up the images; what `Trainer` estimates its FLOPs by."""
+        return self.pixels.numel()
+
+    def first_images(self, number: int) -> "StreamedPatches":
+        patches = self._changed(lambda value: value[:number])
+        patches.pixels, patches.images = self.pixels[:number], self.images[:number]
+        return patches
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "StreamedPatches":
+        patches = copy.copy(self)
+        patches.coordinates, patches.grid = change(self.coordinates), change(self.grid)
+        patches.mask = None if self.mask is None else change(self.mask)
+        return patches
+
+    @torch.no_grad()
+    def score_chunked(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
+        # One piece of memory: small ones that stay would keep the system from using again what lies between them.
+        scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
+        for image, row in zip(self.images, scores, strict=True):
+            first, best = 0, None
+            for band in self._bands(image, "patches"):
+                of_band = score(band)
+                row[first : first + of_band.shape[1]] = of_band[0]
+                first += of_band.shape[1]
+                places = raster_indices(band.coordinates, band.grid)
+                some = _best(num_selected, of_band, places, band.pixels)
+                # Earlier ones first, so that ties go to them as they would in the whole image.
+                if best is not None:
+                    joined = (torch.cat(pair, dim=1) for pair in zip(best, some, strict=True))
+                    some = _best(num_selected, *joined)
+                best = some
+            _, places, pixels = best
+            image.remember(places[0], pixels[0])
+        return scores
+
+    def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
+        """Patches of one image as they would arrive cut, `(1, n, C, P, P)`, a band of rows at a time."""
+        # Not a generator, which would hold on to the pixels of one band while the next is read.
+        return starmap(partial(self._cut, image), image.bands(purpose))
+
+    def _cut(self, image: StreamedImage, start: int, pixels: torch.Tensor) -> ImagePatches:
+        device = self.coordinates.device
+        band = ImagePatches.from_images(pixels.to(device), image.patch_size)
+        return ImagePatches(
+            band.pixels.flatten(1, 2),
+            band.coordinates + torch.tensor([start, 0], device=device),
+            torch.tensor([image.grid], device=device),
+        )
+
+    def gather(self, indices: torch.Tensor | None = None) -> PatchTokens:
+        if indices is None:
+            rows = [
+                torch.cat([band.pixels[0] for band in self._bands(image, "all patches")])
+                for image in self.images
+            ]
+            pixels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            return PatchTokens(pixels.flatten(2), self.coordinates, self.grid, self.mask)
+        coordinates = gather_tokens(self.coordinates, indices)
+        mask = None if self.mask is None else self.mask.gather(1, indices)
+        places = raster_indices(coordinates, self.grid).tolist()
+        pixels = [image.patches(row) for image, row in zip(self.images, places, strict=True)]
+        pixels = torch.stack(pixels).to(coordinates.device)
+        return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
+
+    def weighted_mean(self, weights: torch.Tensor) -> PatchTokens:
+        with torch.autocast(weights.device.type, enabled=False):
+            coordinates = weights @ self.coordinates
+        mixed = []
+        for image, of_image in zip(self.images, weights, strict=True):
+            # The others count for nothing, and their weights have no gradient.
+            used = (of_image != 0).any(dim=0).nonzero()[:, 0]
+            pixels = image.patches(used.tolist()).flatten(1).to(weights.device)
+            mixed.append(of_image[:, used].to(pixels.dtype) @ pixels)
+        return PatchTokens(torch.stack(mixed), coordinates, self.grid)
+
+    def find_indices(self, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # All patches are here in raster order; what is compared elsewhere would be K x N.
+        wrong = selected >= self.grid.prod(dim=1, keepdim=True)
+        if wrong.any():
+            raise ValueError(
+                f"selected_patches has {selected[wrong][0].item()}, which is no patch of its image (grids of "
+                f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
+            )
+        present = selected >= 0
+        return selected.clamp(min=0), None if present.all() else present
+
+    def thumbnails(self, size: tuple[int, int]) -> torch.Tensor:
+        return torch.cat([image.thumbnail(size) for image in self.images]).to(self.coordinates.device)
+
+    def to_images(self) -> list[torch.Tensor]:
+        raise ValueError("This needs whole images, and these are read a band at a time: give them in memory.")
+
+
+def _best(number: int, scores: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of scores `(1, n)` and values `(1, n, ...)` those with the highest scores."""
+    keep, _ = keep_top(scores, min(number, scores.shape[1]))
+    return tuple(gather_tokens(value, keep) for value in (scores, *values))

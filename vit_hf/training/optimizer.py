@@ -1,0 +1,186 @@
+"""Learning rates by layer, and which parameters are held still at first."""
+
+import math
+import re
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..checkpoints.loading import part_of
+
+
+class FreezeBackbone(TrainerCallback):
+    """Trains what predicts (selector, reducers) and the head first, and the backbone only afterwards.
+
+    For the first `share` of the steps the backbone gets no gradient: it does not change, by weight decay neither, it
+    has no part in gradient clipping, and its backward pass is not computed where nothing needs it. `share` above 0
+    makes training two-stage, 0 joint. It is a function of the step alone, so a resumed run does what an
+    uninterrupted one does.
+
+    PatchDrop (Uzkent & Ermon 2020) trains its policy for a fixed classifier before both together; DynamicViT (Rao et
+    al. 2021) fixes all but its predictors for 5 of 30 epochs. Both start from a head that knows the classes: there,
+    set `head`. A new head must learn.
+
+        Trainer(..., callbacks=[FreezeBackbone(0.3)])
+
+    For one process, or several that each hold the whole model (DDP, with `ddp_find_unused_parameters`).
+
+    Args:
+        share: of the training steps, from 0 to 1.
+        head: whether the head is held still as well, so that predictors alone learn.
+
+    Raises:
+        ValueError: for a share out of range.
+    """
+
+    def __init__(self, share: float = 0.1, head: bool = False):
+        if not 0 <= share <= 1:
+            raise ValueError(
+                f"freeze_backbone_ratio is {share}; it is a share of the training steps, from 0 to 1"
+            )
+        self.share = share
+        self.head = head
+        self.parameters: list[nn.Parameter] = []
+
+    def parameters_of(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """What is held still: of the parameters that learn at all, those of the backbone, and perhaps of the head.
+
+        Raises:
+            ValueError: if nothing else is left to learn.
+        """
+        learning = [
+            (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        ]
+        parts = ("backbone", "head") if self.head else ("backbone",)
+        still = [parameter for name, parameter in learning if part_of(model, name) in parts]
+        if len(still) == len(learning) and self.share > 0:
+            raise ValueError(
+                f"freeze_backbone_ratio={self.share} with freeze_head={self.head} leaves nothing to learn: "
+                f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch selector or token reducer "
+                "with parameters of its own"
+            )
+        return still
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        **kwargs,
+    ) -> None:
+        if args.fsdp or args.deepspeed:
+            raise ValueError(
+                "FreezeBackbone needs the whole model in each process: leave out fsdp and deepspeed"
+            )
+        if args.world_size > 1 and args.ddp_find_unused_parameters is False:
+            raise ValueError("FreezeBackbone in several processes needs ddp_find_unused_parameters=True")
+        # What training that failed has left frozen.
+        self._freeze(False)
+        self.parameters = self.parameters_of(extract_model_from_parallel(model, keep_torch_compile=False))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
+        self._freeze(state.global_step < round(self.share * state.max_steps))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
+        self._freeze(False)
+        self.parameters = []
+
+    def _freeze(self, frozen: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(not frozen)
+
+
+# Learned vectors that are not weights of a map: shrinking them to zero means nothing.
+UNDECAYED = re.compile(r"(cls|mask|distillation)_token|register_tokens|position_embeddings|_embedding$|bias")
+
+
+def layerwise_parameter_groups(
+    model: PreTrainedModel,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+    backbone_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Parameter groups for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
+
+    Of L encoder layers (of a Swin its blocks, and what merges patches behind those of a stage), layer i learns at
+    `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L + 1)`, and everything else (final norm, head, trained patch selectors and token
+    reducers) at the full rate. What is in the base model and is no selector or reducer has all that times
+    `backbone_lr_factor`. Biases, norms, layer scales, tokens and position embeddings are not decayed.
+
+        from transformers import Trainer
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        groups = layerwise_parameter_groups(model, args.learning_rate, args.weight_decay, layer_decay=0.75)
+        Trainer(..., optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}))
+
+    Args:
+        model: whose layers are named `layers.<i>`, as in transformers' ViT, or `encoder.layers.<stage>.blocks.<i>`, as in
+            its Swin; frozen parameters are left out.
+        learning_rate: of the head.
+        weight_decay: of the parameters that are decayed.
+        layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
+        backbone_lr_factor: of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021) takes 0.01
+            beside predictors that begin at random.
+
+    Returns:
+        Groups with `params`, `lr` and `weight_decay`, the full rate first, in an order that depends on the
+        model (and on whether `backbone_lr_factor` is 1) alone, so that an optimizer's saved state fits.
+
+    Raises:
+        ValueError: for a factor out of range, or a model without numbered layers.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1 (1: no decay)")
+    if not 0 < backbone_lr_factor <= 1:
+        raise ValueError(
+            f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To hold the backbone still, "
+            "set freeze_backbone_ratio"
+        )
+    layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
+    order = sorted({layer for layer in layers.values() if layer is not None})
+    if not any(order):
+        raise ValueError(
+            f"layer_decay needs encoder layers named layers.0, layers.1, ...; {type(model).__name__} has none"
+        )
+    depths = {layer: depth for depth, layer in enumerate(order)}
+    top = len(order)
+
+    groups: dict[tuple[bool, int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = depths.get(layers[name], top)
+        decayed = parameter.ndim > 1 and not UNDECAYED.search(name)
+        full_rate = backbone_lr_factor == 1 or part_of(model, name) != "backbone"
+        groups.setdefault((full_rate, depth, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay ** (top - depth) * (1 if full_rate else backbone_lr_factor),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (full_rate, depth, decayed), parameters in sorted(
+            groups.items(), key=lambda item: item[0], reverse=True
+        )
+    ]
+
+
+def _layer(name: str, prefix: str) -> tuple[float, ...] | None:
+    """What sorts as layers follow each other: () for the embeddings, None for what stands beside or above the layers."""
+    name = name.removeprefix(f"{prefix}.")
+    if name.startswith("embeddings."):
+        return ()
+    layer = re.match(r"(?:encoder\.)?layers\.(\d+)\.(?:blocks\.(\d+)\.|(downsample)\.)?", name)
+    if layer is None:
+        return None
+    stage, block, merging = layer.groups()
+    if merging:
+        return (int(stage), math.inf)
+    return (int(stage),) if block is None else (int(stage), int(block))
