@@ -41,7 +41,7 @@ MAPPED = ("a.npy", "turned.jpg")
 
 READ_ALL = """
 import gc, json, sys
-from vit_hf.large_images import open_image
+from vit_hf import open_image
 
 def memory(field):
     return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])

@@ -70,12 +70,12 @@ def test_importing_takes_none_of_them_and_codecs_are_named(write):
     np.save(write("jpeg.tif").with_name("a.npy"), RGB)
     code = f"""
 import sys
-import vit_hf.large_images
+import vit_hf
 sys.modules["imagecodecs"] = None
-vit_hf.large_images.open_image("a.npy").read(0, 0, 9, 9)
+vit_hf.open_image("a.npy").read(0, 0, 9, 9)
 print([name for name in {PACKAGES} if sys.modules.get(name) is not None])
 try:
-    vit_hf.large_images.open_image("jpeg.tif").read(0, 0, 9, 9)
+    vit_hf.open_image("jpeg.tif").read(0, 0, 9, 9)
 except ImportError as error:
     print(error)
 """

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..model.checkpoint_code import CHECKSUM
 
 
-PACKAGE = __package__
+PACKAGE = __package__.partition(".")[0]
 LINE_LENGTH = 110
 # Imports that transformers follows; it finds them in docstrings, too.
 LOADED = re.compile(r"^\s*from\s+\.(\S+)\s+import|^\s*import\s+\.(\S+)\s*$", re.MULTILINE)

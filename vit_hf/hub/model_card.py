@@ -361,7 +361,7 @@ def find_template() -> Path:
         FileNotFoundError: if it is in neither place.
     """
     places = [
-        Path(__file__).parents[1] / "model_cards",
+        Path(__file__).parents[2] / "model_cards",
         Path(sys.prefix) / "share" / "vit_hf" / "model_cards",
     ]
     for place in places:

@@ -48,7 +48,7 @@ JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 
 
 # Readers of files that Pillow cannot read or would misread: functions of a path that return an RGB image, or None
-# for a file that is not theirs. Empty unless the package is there (`vit_hf.large_images` adds TIFF of any kind).
+# for a file that is not theirs. Empty unless the package is there (`vit_hf.readers` adds TIFF of any kind).
 OTHER_READERS: list[Callable[[str], PIL.Image.Image | None]] = []
 
 # Pillow shows integers of these formats in mode I, scaled to 16 bits.
