@@ -438,7 +438,9 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """Embeds the selected patches, as the sequence that the first block reads."""
         thumbnails = None
         if self.config.thumbnail_context:
-            thumbnails = patches.thumbnail_patches(thumbnail_sides(self.config, self.config.thumbnail_context))
+            thumbnails = patches.thumbnail_patches(
+                thumbnail_sides(self.config, self.config.thumbnail_context)
+            )
         sequence = self.embeddings(patches, selection, bool_masked_pos, thumbnails)
         if self.selector is not None:
             sequence.patches.sizes = self.selector.token_weights(sequence.patches)
