@@ -30,7 +30,7 @@ from vit_hf import PATCH_SELECTORS, TOKEN_REDUCERS, AdaptiveViTConfig, AdaptiveV
 from vit_hf.data.tree_photos import deepforest_folder, installed_folder, photo_processor, windows
 from vit_hf.model.image_loading import read_image
 from vit_hf.model.sizes import to_pair
-from vit_hf.training.images import IMAGE_SUFFIXES
+from vit_hf.training.image_folders import is_whole_image
 
 
 # Names of transformers' Dinov2Model, with any prefix, and ours.
@@ -141,7 +141,7 @@ def image_files(places: list[Path]) -> list[Path]:
     for place in places:
         inside = sorted(place.iterdir()) if place.is_dir() else [place]
         for path in inside:
-            if path == place or path.suffix.lower() in IMAGE_SUFFIXES:
+            if path == place or is_whole_image(path):
                 files.setdefault(path.with_suffix(""), path)
     return list(files.values())
 

@@ -67,4 +67,5 @@ def test_transformers_suites(suites):
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    failed = re.findall(r"^(?:SUB)?FAILED.*|^E  .*", done.stdout, re.MULTILINE)
+    assert done.returncode == 0, "\n".join([*failed[-60:], done.stdout[-200:], done.stderr[-2000:]])

@@ -53,8 +53,8 @@ MEANINGLESS = {
     "image_size": [32, 48],
     "patch_size": [8, 4],
     "hidden_dropout_prob": 0.1,
-    "id2label": {0: "a", 1: "b", 2: "c"},
-    "label2id": {"a": 0, "b": 1, "c": 2},
+    "id2label": dict(enumerate("abcde")),
+    "label2id": {name: label for label, name in enumerate("abcde")},
 }
 
 
@@ -169,7 +169,7 @@ class TestProcessor:
             {"max_num_patches": 20},
             {"return_patches": True},
             {"rescale_before_resize": True},
-            {"patch_selector": "variance", "num_selected_patches": 4},
+            {"patch_selector": "variance", "num_selected_patches": 4, "return_patches": True},
             {"size": {"longest_edge": 64}},
         ],
         ids=str,

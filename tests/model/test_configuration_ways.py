@@ -203,13 +203,14 @@ def test_checked_again_only_after_a_change(monkeypatch):
     monkeypatch.setattr(AdaptiveViTConfig, "validate_architecture", lambda config: calls.append(1))
     for _ in range(3):
         model(torch.rand(1, 3, 32, 32))
-    assert len(calls) == 1
+    assert not calls  # building the model has checked it
     model.config.keep_rate = 1.0
     model(torch.rand(1, 3, 32, 32))
-    assert len(calls) == 1
+    assert not calls
     model.config.initializer_range = 0.5
-    model(torch.rand(1, 3, 32, 32))
-    assert len(calls) == 2
+    for _ in range(2):
+        model(torch.rand(1, 3, 32, 32))
+    assert len(calls) == 1
 
 
 @pytest.fixture
@@ -417,10 +418,10 @@ class TestComputedTensors:
             model.save_pretrained(tmp_path)
             with caplog.at_level(logging.WARNING):
                 again = AdaptiveViTModel.from_pretrained(tmp_path)
+            if seeded:
+                compare(model, again, (3, 32, 32))
         finally:
             del POSITION_ENCODINGS["with_buffer"]
-        if seeded:
-            compare(model, again, (3, 32, 32))
         assert ("persistent=True" in caplog.text) is not seeded
 
     def test_buffer_that_the_class_restores(self, tmp_path, caplog):

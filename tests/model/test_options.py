@@ -22,7 +22,7 @@ from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
 )
-from vit_hf.model.modeling_adaptive_vit import PATCH_EMBEDDINGS
+from vit_hf.model.patch_embeddings import PATCH_EMBEDDINGS
 from vit_hf.model.sizes import thumbnail_sides
 
 
@@ -305,4 +305,4 @@ def test_unknown_fields_are_refused_and_notes_in_a_file_are_kept():
     assert config.trained_by == AdaptiveViTConfig.from_dict(config.to_dict()).trained_by == "Ada"
     config.rotary_base = 10.0
     with pytest.raises(ValueError, match="rotary_base.*option of a part"):
-        config.validate()
+        config.validate_architecture()

@@ -300,7 +300,9 @@ def test_predict_says_what_a_folder_has_beside_images(stock_checkpoint, tmp_path
         assert part in captured.err
     assert script("predict")([*flags, "--tile", "32"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert script("predict")([str(tmp_path / "mixed[1]" / "array.npy"), *flags[1:]]) == 1
+    assert script("predict")([str(tmp_path / "mixed[1]" / "array.npy"), *flags[1:]]) == 0
+    (tmp_path / "cut.npy").write_bytes(b"x")
+    assert script("predict")([str(tmp_path / "cut.npy"), *flags[1:]]) == 1
     assert "Set tile to read it by regions" in capsys.readouterr().err
 
 

@@ -71,7 +71,9 @@ def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) 
     unknown = [
         name for name in unknown if name not in own and name not in OTHERS and not name.startswith("_")
     ]
-    similar_first = {name for name in unknown if "_" in name and difflib.get_close_matches(name, fields, 1, 0.9)}
+    similar_first = {
+        name for name in unknown if "_" in name and difflib.get_close_matches(name, fields, 1, 0.9)
+    }
     check_names(similar_first, fields, cls.__name__)
     for name in unknown:
         if parts := _parts_with(config, name):

@@ -674,8 +674,10 @@ def _channels_first(array: torch.Tensor, input_data_format: str | ChannelDimensi
     if array.ndim != 3:
         raise ValueError(f"its shape is {tuple(array.shape)}: give (H, W), (C, H, W) or (H, W, C)")
     if input_data_format is None:
+        # Two rows of a colored picture are no two channels.
+        counts = (1, 3) if {1, 3} & {array.shape[0], array.shape[2]} else (2, 4)
         try:
-            input_data_format = infer_channel_dimension_format(array, num_channels=(1, 2, 3, 4))
+            input_data_format = infer_channel_dimension_format(array, num_channels=counts)
         except ValueError:
             raise ValueError(
                 f"its shape {tuple(array.shape)} has neither 1 (gray), 2 (with alpha), 3 (RGB) nor 4 (RGBA) channels first or last; "

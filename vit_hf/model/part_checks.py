@@ -13,8 +13,8 @@ from .layers import (
     read_feed_forward_options,
 )
 from .mae_decoder import MaskedAutoencoderOptions, decoder_config, read_mae_options
-from .modeling_adaptive_vit import PATCH_EMBEDDINGS
 from .options import Options, read_options, shorten, suggest, type_of
+from .patch_embeddings import PATCH_EMBEDDINGS
 from .positions import POSITION_ENCODINGS
 from .registry import IMAGE_ONLY, TABLES, VOLUME_TABLES, check_options, is_known, table_of
 from .segmentation import SEGMENTATION_DECODERS, SegmentationOptions, read_segmentation_options

@@ -10,7 +10,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from torchvision.transforms.functional import to_pil_image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import read_image, to_pixels
@@ -75,8 +74,13 @@ def _pixels_for(
         raise ValueError(
             f"Cannot use image {place} of the batch{f' ({file})' if file else ''}: {error}"
         ) from error
+    if not is_timm:
+        return pixels
+    # Imported here: the package works without torchvision, which timm brings.
+    from torchvision.transforms.functional import to_pil_image
+
     # timm's transformations resize Pillow images otherwise than tensors, and are what a checkpoint was measured with.
-    return to_pil_image(pixels) if is_timm else pixels
+    return to_pil_image(pixels)
 
 
 def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
