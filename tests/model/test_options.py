@@ -22,7 +22,7 @@ from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
 )
-from vit_hf.model.modeling_adaptive_vit import PATCH_EMBEDDINGS
+from vit_hf.model.patch_embeddings import PATCH_EMBEDDINGS
 from vit_hf.model.sizes import thumbnail_sides
 
 
@@ -287,3 +287,23 @@ print(sorted(name for name in sys.modules if name.startswith("vit_hf.model.")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "vit_hf.model.positions" not in done.stdout and "vit_hf.model.budget" in done.stdout
+
+
+@every_part
+def test_option_beside_its_part_is_refused_with_the_part(field, name):
+    for entry in dataclasses.fields(TABLES[field][name].Options):
+        flat = f"{name}_{entry.name}"
+        with pytest.raises(ValueError, match=f"(?s){flat}.*option"):
+            AdaptiveViTConfig(**{flat: 1})
+        with pytest.raises(ValueError, match=f"(?s){flat}.*option"):
+            AdaptiveViTConfig.from_dict({flat: 1})
+
+
+def test_unknown_fields_are_refused_and_notes_in_a_file_are_kept():
+    with pytest.raises(ValueError, match=r"policy_reward.*nothing reads it"):
+        AdaptiveViTConfig(policy_reward="correctness")
+    config = AdaptiveViTConfig.from_dict({"trained_by": "Ada"})
+    assert config.trained_by == AdaptiveViTConfig.from_dict(config.to_dict()).trained_by == "Ada"
+    config.rotary_base = 10.0
+    with pytest.raises(ValueError, match=r"rotary_base.*option of a part"):
+        config.validate_architecture()

@@ -28,7 +28,7 @@ class CheckedFields:
         if name == "id2label" and value is not None and getattr(self, "_post_init_done", False):
             super().__setattr__("label2id", inverted(value))
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, _is_stored: bool = False, **kwargs):
         number = kwargs.get("num_labels")
         if self.id2label is None and self.label2id is not None:
             self.id2label = {number: label for label, number in self.label2id.items()}
@@ -39,7 +39,9 @@ class CheckedFields:
             )
         kwargs.pop("num_labels" if self.id2label is not None else None, None)
         super().__post_init__(**kwargs)
-        check_field_names(self, kwargs)
+        # What transformers reads itself became no attribute; a file may hold what somebody noted in it.
+        names = [name for name in kwargs if name in vars(self)]
+        check_field_names(self, names, all_are_ours=not _is_stored)
         check_label_fields(self)
 
     @classmethod
@@ -52,7 +54,9 @@ class CheckedFields:
             config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS}
             config_dict |= given
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config, unused = super().from_dict(
+            {**config_dict, "_is_stored": True}, return_unused_kwargs=True, **kwargs
+        )
         for name in unused.keys() & (own_fields(config) or set()):
             setattr(config, name, unused.pop(name))
         check_field_names(config, unused)

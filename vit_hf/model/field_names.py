@@ -22,8 +22,8 @@ SYNONYMS = {
     "num_heads": "num_attention_heads",
     "drop_path": "drop_path_rate",
 }
-# Names that are similar to fields, and are something else: arguments of models, a field that stock Swins store.
-OTHERS = frozenset({"use_mask_token", "add_pooling_layer", "path_norm"})
+# Names that are something else: arguments of models, a field that stock Swins store, one that quantizers set.
+OTHERS = frozenset({"use_mask_token", "add_pooling_layer", "path_norm", "quantization_config"})
 
 
 def check_names(names: Iterable[str], legal: Iterable[str], owner: str) -> None:
@@ -47,11 +47,17 @@ def check_names(names: Iterable[str], legal: Iterable[str], owner: str) -> None:
             raise ValueError(f"{owner} has no {name!r}: did you mean {meant[0]!r}?")
 
 
-def check_field_names(config, names: Iterable[str]) -> None:
-    """Refuses names that are probably misspelt fields; fields that a class of the user's own reads are allowed.
+def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) -> None:
+    """Refuses names that are probably misspelt fields, or options of parts; fields that a user's own class reads are allowed.
+
+    Args:
+        config: whose fields they are.
+        names: some of them.
+        all_are_ours: whether every name must be a field that something reads. What users note in a configuration, and
+            what is stored in a file, may have other names.
 
     Raises:
-        ValueError: naming the field that was probably meant.
+        ValueError: naming the field that was probably meant, or the part that has the option.
     """
     cls = type(config)
     fields = [name for name in cls.__dataclass_fields__ if not name.startswith("_")]
@@ -62,7 +68,49 @@ def check_field_names(config, names: Iterable[str]) -> None:
     own = own_fields(config)
     if own is None:  # a class that is not loaded yet: the fields are checked when a model is built
         return
-    check_names([name for name in unknown if name not in own], fields, cls.__name__)
+    unknown = [
+        name for name in unknown if name not in own and name not in OTHERS and not name.startswith("_")
+    ]
+    similar_first = {
+        name for name in unknown if "_" in name and difflib.get_close_matches(name, fields, 1, 0.9)
+    }
+    check_names(similar_first, fields, cls.__name__)
+    for name in unknown:
+        if parts := _parts_with(config, name):
+            raise ValueError(
+                f"{cls.__name__} has no {name!r}, which looks like an option of a part: an option stands in the "
+                f"dictionary of its part, such as {' or '.join(parts)}."
+            )
+    check_names(unknown, fields, cls.__name__)
+    if all_are_ours and unknown:
+        raise ValueError(
+            f"{cls.__name__} has no {unknown[0]!r}, and nothing reads it. Options of parts stand in dictionaries, such as "
+            'position_encoding={"type": "rotary", "base": 10.0}.'
+        )
+
+
+def _parts_with(config, name: str) -> list[str]:
+    """Parts with an option that a name ends in, as a configuration would give them; at most three."""
+    if not is_torch_available():  # the classes need it
+        return []
+    from .part_checks import options_classes
+
+    found = []
+    for field, kind, options_class in options_classes():
+        for option in options_class.__dataclass_fields__:
+            prefixes = (
+                {kind or field, field} if len(option) < 3 else {name.removesuffix(option).removesuffix("_")}
+            )
+            if hasattr(config, field) and name in (option, *(f"{prefix}_{option}" for prefix in prefixes)):
+                part = f'"type": "{kind}", ' if kind else ""
+                found.append(
+                    (
+                        kind != name.removesuffix(f"_{option}"),
+                        -len(option),
+                        f'{field}={{{part}"{option}": ...}}',
+                    )
+                )
+    return [text for *_, text in sorted(found)[:3]]
 
 
 def own_fields(config) -> set[str] | None:

@@ -41,7 +41,10 @@ from .mae_decoder import (
     reconstruction_loss,
 )
 from .options import type_of
-from .patch_embeddings import ConvolutionalPatchEmbeddings, HybridPatchEmbeddings, PatchEmbeddings
+from .patch_embeddings import (
+    PATCH_EMBEDDINGS,
+    HybridPatchEmbeddings,
+)
 from .patches import (
     ImagePatches,
     PatchTokens,
@@ -205,10 +208,6 @@ logger = logging.get_logger(__name__)
 
 # For passes beside the main one, which are no part of the outputs that the caller records.
 RECORD_NOTHING = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
-PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
-    "linear": PatchEmbeddings,
-    "convolutional": ConvolutionalPatchEmbeddings,
-}
 
 
 class AdaptiveViTEmbeddings(Initialized, nn.Module):

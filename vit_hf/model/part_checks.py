@@ -1,16 +1,24 @@
 """Checks of a configuration's parts: their names, their options, and what each needs of the rest."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from .elastic_space import read_elastic_options
-from .layers import ACTIVATIONS, FEED_FORWARDS, FINAL_NORMS, read_attention_options, read_feed_forward_options
-from .mae_decoder import decoder_config, read_mae_options
-from .modeling_adaptive_vit import PATCH_EMBEDDINGS
-from .options import read_options, shorten, suggest, type_of
+from .elastic_space import ElasticOptions, read_elastic_options
+from .layers import (
+    ACTIVATIONS,
+    FEED_FORWARDS,
+    FINAL_NORMS,
+    AttentionLayerOptions,
+    FeedForwardOptions,
+    read_attention_options,
+    read_feed_forward_options,
+)
+from .mae_decoder import MaskedAutoencoderOptions, decoder_config, read_mae_options
+from .options import Options, read_options, shorten, suggest, type_of
+from .patch_embeddings import PATCH_EMBEDDINGS
 from .positions import POSITION_ENCODINGS
 from .registry import IMAGE_ONLY, TABLES, VOLUME_TABLES, check_options, is_known, table_of
-from .segmentation import SEGMENTATION_DECODERS, read_segmentation_options
-from .sizes import has_frames, read_layer_sizes
+from .segmentation import SEGMENTATION_DECODERS, SegmentationOptions, read_segmentation_options
+from .sizes import LayerSizes, has_frames, read_layer_sizes
 
 
 def check_parts(config) -> None:
@@ -45,6 +53,23 @@ def check_parts(config) -> None:
             check_class_name(config, field)
             check_options(config, field)
     check_decoder(config)
+
+
+def options_classes() -> Iterator[tuple[str, str | None, type[Options]]]:
+    """Field, name (None where a field holds options alone) and options of every part that comes with the package."""
+    for field, table in {**TABLES, "patch_embedding": PATCH_EMBEDDINGS}.items():
+        for name, part in table.items():
+            yield field, name, part.Options
+    for name, options in FINAL_NORMS.items():
+        yield "final_norm", name, options
+    for name in FEED_FORWARDS:
+        yield "feed_forward", name, FeedForwardOptions
+    for name in SEGMENTATION_DECODERS:
+        yield "segmentation_decoder", name, SegmentationOptions
+    yield "attention", None, AttentionLayerOptions
+    yield "masked_autoencoder", None, MaskedAutoencoderOptions
+    yield "elastic_space", None, ElasticOptions
+    yield "layer_sizes", None, LayerSizes
 
 
 def check_needed(config, field: str, amount: str, nothing: float | None, unfit: Iterable[str] = ()) -> None:

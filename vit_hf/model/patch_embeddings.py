@@ -355,3 +355,9 @@ class HybridPatchEmbeddings(nn.Module):
             f"stride of {stride}, and patch_size={self.patch_size} needs {expected[0]}x{expected[1]}: {remedy}, or choose "
             "another stage as the last of out_features in backbone_config."
         )
+
+
+PATCH_EMBEDDINGS: dict[str, type[nn.Module]] = {
+    "linear": PatchEmbeddings,
+    "convolutional": ConvolutionalPatchEmbeddings,
+}
