@@ -1,7 +1,6 @@
 """What every test needs: no network, and small models."""
 
 import os
-import re
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +8,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+
+from tests.helpers.skips import skipped_lines
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +35,3 @@ def pytest_terminal_summary(terminalreporter):
     for line in skipped_lines(terminalreporter.stats.get("skipped", [])):
         terminalreporter.write_line(line, yellow=True)
     return result
-
-
-def skipped_lines(reports) -> list[str]:
-    """One line for each reason, with the tests that were skipped for it."""
-    names = {}
-    for report in reports:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        test = re.split(r"[\[@]", report.nodeid)[0]  # without parameters and group
-        names.setdefault(reason.removeprefix("Skipped: "), set()).add(test)
-    return [f"NOT TESTED: {', '.join(sorted(tests))}: {reason}" for reason, tests in names.items()]

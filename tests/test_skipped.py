@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from tests.conftest import skipped_lines
+from tests.helpers.skips import skipped_lines
 
 
 def test_a_line_for_each_reason_names_the_tests():

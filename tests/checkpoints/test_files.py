@@ -12,7 +12,7 @@ import transformers as t
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.checkpoints.test_stock_hybrid import CONFIG as HYBRID
+from tests.helpers.hybrids import CONFIG as HYBRID
 from tests.helpers.originals import original, ours, theirs
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints.families import CannotConvert

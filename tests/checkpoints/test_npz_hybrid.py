@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints.test_npz import HIDDEN, random_file
+from tests.helpers.hybrids import BIT, hybrid
+from tests.helpers.npz_files import HIDDEN, random_file
 from tests.helpers.originals import SIZES, timm_hybrid
-from tests.model.test_hybrid import BIT, hybrid
 from vit_hf import AdaptiveViTForImageClassification, convert
 from vit_hf.checkpoints.families import CannotConvert
 from vit_hf.checkpoints.npz import save_npz

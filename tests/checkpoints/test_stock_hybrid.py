@@ -9,57 +9,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 
+from tests.helpers.hybrids import CONFIG
 from tests.helpers.originals import SIZES, timm_hybrid
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
 from vit_hf.checkpoints.families import CannotConvert
 
 
-# Fields of the config.json of google/vit-hybrid-base-bit-384, with the sizes of a small model.
-CONFIG = {
-    "architectures": ["ViTHybridForImageClassification"],
-    "attention_probs_dropout_prob": 0.0,
-    "backbone": None,
-    "backbone_config": {
-        "_name_or_path": "",
-        "depths": [1, 2],
-        "drop_path_rate": 0.0,
-        "embedding_dynamic_padding": True,
-        "embedding_size": 32,
-        "global_padding": "SAME",
-        "hidden_act": "relu",
-        "hidden_sizes": [128, 256],
-        "layer_type": "bottleneck",
-        "model_type": "bit",
-        "num_channels": 3,
-        "num_groups": 32,
-        "out_features": ["stage2"],
-        "out_indices": [2],
-        "output_stride": 32,
-        "stage_names": ["stem", "stage1", "stage2"],
-        "width_factor": 1,
-    },
-    "backbone_featmap_shape": [1, 256, 4, 4],
-    "backbone_kwargs": None,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.0,
-    "hidden_size": 32,
-    "id2label": {str(index): f"class {index}" for index in range(5)},
-    "image_size": 32,
-    "initializer_range": 0.02,
-    "intermediate_size": 64,
-    "label2id": {f"class {index}": index for index in range(5)},
-    "layer_norm_eps": 1e-06,
-    "model_type": "vit-hybrid",
-    "num_attention_heads": 4,
-    "num_channels": 3,
-    "num_hidden_layers": 3,
-    "patch_size": 1,
-    "qkv_bias": True,
-    "torch_dtype": "float32",
-    "transformers_version": "4.40.0",
-    "use_pretrained_backbone": False,
-    "use_timm_backbone": False,
-}
 PREPROCESSOR = {
     "crop_size": {"height": 32, "width": 32},
     "do_center_crop": True,

@@ -13,7 +13,7 @@ from transformers import ResNetConfig
 
 from tests.helpers.classifiers import PROCESSOR, SIZE, resnet, swin, vit
 from tests.helpers.models import tiny_config
-from tests.training.conftest import CLASSES, write_images
+from tests.helpers.runs import CLASSES, write_images
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.comparison import strategies as strategies_module
 from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.runs import voc
 from vit_hf.data.arguments import DataArguments
 from vit_hf.data.box_sources import fit_boxes, load_boxed_images, read_voc
 from vit_hf.data.boxes import BoxExamples, area, count_tiles, crop_boxes, flip_boxes, from_coco, tile, to_coco
@@ -65,20 +66,6 @@ class TestArithmetic:
         cut, wrong = fit_boxes(boxes, (20, 30))
         assert wrong.tolist() == [False, True, True, True, True]
         assert cut[0].tolist() == [0, 0, 20, 30]
-
-
-def voc(folder, name, objects, size=(48, 40), image=None):
-    """An image and its XML file; objects are (name, left, top, right, bottom)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = "".join(
-        f"<object><name>{label}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
-        "</bndbox></object>"
-        for label, x0, y0, x1, y1 in objects
-    )
-    (folder / f"{name}.xml").write_text(
-        f"<annotation><filename>{image or f'{name}.png'}</filename>{parts}</annotation>"
-    )
-    PIL.Image.new("RGB", size, (90, 120, 90)).save(folder / f"{name}.png")
 
 
 def load(path, **arguments):

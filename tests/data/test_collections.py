@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs, parquet
 
 from tests.helpers.models import tiny_config
-from tests.training.conftest import write_images
+from tests.helpers.runs import write_images
 from vit_hf import AdaptiveViTForImageClassification
 from vit_hf.data.collections import (
     CollectionArguments,

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.training.conftest import write_images
+from tests.helpers.runs import write_images
 from vit_hf.data.images import find_images
 
 

@@ -2,7 +2,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tests.training.conftest import CLASSES, write_images
+from tests.helpers.runs import CLASSES, write_images
 from vit_hf.data.loading import hold_out, load_image_dataset
 
 

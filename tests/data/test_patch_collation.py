@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from tests.helpers.models import tiny_config
-from tests.training.conftest import write_images
+from tests.helpers.runs import write_images
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, PatchCollator
 
 

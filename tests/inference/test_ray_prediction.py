@@ -14,8 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from tests.helpers.models import tiny_config
+from tests.helpers.runs import write_images
 from tests.helpers.scripts import load_script
-from tests.training.conftest import write_images
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.checkpoints.loading import load_classifier
 from vit_hf.data.collections import CollectionArguments, Stores, make_parts

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.models import tiny_config, tiny_swin_config
+from tests.helpers.streaming import PROCESSOR, classifier, picture
 from vit_hf import (
     PATCH_SELECTORS,
     AdaptiveSwinForImageClassification,
@@ -25,7 +26,6 @@ from vit_hf.inference.streamed_patches import RowWeights
 from vit_hf.readers.opening import ArraySource
 
 
-PROCESSOR = AdaptiveViTImageProcessor(patch_size=8, do_resize=False)
 every_selector = pytest.mark.parametrize("name", PATCH_SELECTORS)
 
 
@@ -33,17 +33,6 @@ every_selector = pytest.mark.parametrize("name", PATCH_SELECTORS)
 def narrow_bands(monkeypatch):
     """A row of patches at a time."""
     monkeypatch.setattr(streamed_patches, "BAND_PIXELS", 1)
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Noise whose contrast grows from left to right, so that patches differ in every way."""
-    noise = np.random.default_rng(seed).random((height, width, 3))
-    return (noise * np.linspace(20, 255, width)[None, :, None]).astype(np.uint8)
-
-
-def classifier(name: str, **fields) -> AdaptiveViTForImageClassification:
-    torch.manual_seed(0)
-    return AdaptiveViTForImageClassification(tiny_config(patch_selector=name, **fields)).eval()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from tests.helpers.models import tiny_config, tiny_selector
-from tests.inference.test_streaming import PROCESSOR, classifier, picture
+from tests.helpers.streaming import PROCESSOR, classifier, picture
 from vit_hf import (
     PATCH_SELECTORS,
     AdaptiveViTForImageClassification,

@@ -1,6 +1,6 @@
 """No cache of `datasets` in the home directory, and no progress bars."""
 
-from tests.training.conftest import dataset_cache
+from tests.helpers.runs import dataset_cache
 
 
 __all__ = ["dataset_cache"]

@@ -123,7 +123,7 @@ def step(model, images, labels) -> None:
 def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
     """Two epochs of four steps, four images a step, however many processes share them; or the rest of them."""
     from tests.helpers.models import tiny_config
-    from tests.training.test_trainer import train as run
+    from tests.helpers.trainers import train as run
     from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
 
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
 def train_elastic(folder: Path) -> None:
     """Both ways of training an elastic classifier: without distillation no process may wait for what has no gradient."""
     from tests.helpers.models import tiny_config
-    from tests.training.test_trainer import train as run
+    from tests.helpers.trainers import train as run
     from vit_hf import AdaptiveViTForElasticImageClassification
 
     for distils in (False, True):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers.models import tiny_config
-from tests.training.test_trainer import train
+from tests.helpers.trainers import train
 from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
 
 

@@ -6,7 +6,7 @@ from safetensors import safe_open
 from transformers import Trainer, TrainingArguments
 
 from tests.helpers.models import SELECTIONS, tiny_config
-from tests.training.test_trainer import Images
+from tests.helpers.trainers import Images
 from vit_hf import AdaptiveViTForImageClassification
 
 

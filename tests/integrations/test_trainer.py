@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.models import SELECTIONS, tiny_config
-from tests.training.test_trainer import train
+from tests.helpers.trainers import train
 from vit_hf import AdaptiveViTForImageClassification
 
 

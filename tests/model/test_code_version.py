@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from tests.helpers.models import tiny_config
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import AdaptiveViTForImageClassification, __version__
 from vit_hf.model.checkpoint_code import installed_version, report_code
 

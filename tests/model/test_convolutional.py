@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from tests.helpers.models import SELECTIONS, cut, every_selection, tiny_config
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.helpers.models import cut, tiny_config, tiny_selector
-from tests.model.test_learned_selection import batch, learn
+from tests.helpers.selection import batch, learn
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.model.patches import ImagePatches
 from vit_hf.model.selection import PatchSelector

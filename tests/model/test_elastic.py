@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
+from tests.helpers.elastic import ELASTIC, batch, supernet
+from tests.helpers.launching import launch
 from tests.helpers.models import SELECTIONS, tiny_config, tiny_selector
-from tests.integrations.test_distributed import launch
-from tests.model.test_remote_code import run_elsewhere
-from tests.training.test_trainer import train
+from tests.helpers.remote_code import run_elsewhere
+from tests.helpers.trainers import train
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,
@@ -22,30 +23,12 @@ from vit_hf import (
 from vit_hf.checkpoints.plain import to_transformers
 
 
-ELASTIC = {
-    "hidden_sizes": [16, 24, 32],
-    "depths": [2, 3],
-    "num_attention_heads": [1, 2, 4],
-    "mlp_ratios": [0.5, 1.5, 2],
-}
 SELECTING = {"num_selected_patches": 0.75, "elastic_space": {"keep_rates": [0.25, 0.5, 0.75]}}
 REDUCING = {
     "keep_rate": 0.9,
     "elastic_space": {"keep_rates": [0.5, 0.75, 0.9]},
     "reduction_layers": [0, 1],
 }
-
-
-def supernet(**fields) -> AdaptiveViTForElasticImageClassification:
-    """A tiny one; `elastic_space` overrides its choices one by one."""
-    space = {**ELASTIC, **fields.pop("elastic_space", {})}
-    if fields.get("token_reducer") == "gumbel":
-        space["hidden_sizes"] = None
-    return AdaptiveViTForElasticImageClassification(tiny_config(**fields, elastic_space=space))
-
-
-def batch() -> dict[str, torch.Tensor]:
-    return {"pixel_values": torch.randn(2, 3, 40, 32), "labels": torch.tensor([0, 3])}
 
 
 def check_extraction(model, subnetwork: SubNetwork, folder=None) -> None:

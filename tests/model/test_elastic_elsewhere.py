@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from tests.model.test_elastic import batch, supernet
+from tests.helpers.elastic import batch, supernet
 from vit_hf import AdaptiveViTImageProcessor, explain, predict_streaming, predict_tiled
 from vit_hf.checkpoints.npz import load_npz, save_npz
 from vit_hf.checkpoints.plain import to_transformers

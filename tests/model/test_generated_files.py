@@ -9,7 +9,7 @@ import torch
 
 import vit_hf
 from tests.helpers.models import SELECTIONS, SWINS, tiny_config, tiny_swin_config
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTImageProcessor
 from vit_hf.hub.remote_code import generate, generated_file
 from vit_hf.model.positions import VOLUME_ENCODINGS

@@ -10,8 +10,9 @@ from transformers import (
     ResNetConfig,
 )
 
+from tests.helpers.hybrids import BIT, hybrid
 from tests.helpers.models import cut, every_selection, tiny_config
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTConfig,
@@ -28,16 +29,6 @@ from vit_hf.training.model_loading import make_image_processor
 from vit_hf.training.optimizer import layerwise_parameter_groups
 
 
-BIT = {
-    "model_type": "bit",
-    "embedding_size": 16,
-    "hidden_sizes": [32, 64],
-    "depths": [1, 2],
-    "layer_type": "bottleneck",
-    "global_padding": "same",
-    "embedding_dynamic_padding": True,
-    "num_groups": 4,
-}
 # All of stride 8, as the patches of `tiny_config`.
 BACKBONES = {
     "bit": BIT,
@@ -58,10 +49,6 @@ BACKBONES = {
     "timm": {"model_type": "timm_backbone", "backbone": "resnet10t", "out_indices": [2]},
 }
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
-
-
-def hybrid(backbone=BIT, model_class=AdaptiveViTForImageClassification, **fields):
-    return model_class(tiny_config(backbone_config=backbone, **fields)).eval()
 
 
 def stem_of(model):

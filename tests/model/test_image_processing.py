@@ -7,21 +7,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import ViTImageProcessor
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from tests.helpers.processors import BACKENDS, picture
 from vit_hf.model import image_preparation
 from vit_hf.model.configuration_adaptive_vit import AdaptiveViTConfig
-from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from vit_hf.model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
 from vit_hf.model.modeling_adaptive_vit import AdaptiveViTModel
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
 
 
-BACKENDS = {
-    "torchvision": (AdaptiveViTImageProcessor, ViTImageProcessor),
-    "pil": (AdaptiveViTImageProcessorPil, ViTImageProcessorPil),
-}
 PATCH_KEYS = ["pixel_values", "patch_coordinates", "spatial_shapes", "pixel_attention_mask"]
 
 
@@ -33,14 +26,6 @@ def ours(request):
 @pytest.fixture(params=BACKENDS.values(), ids=BACKENDS)
 def ours_and_theirs(request):
     return request.param
-
-
-def picture(height=48, width=64, seed=0):
-    """Random blocks of color under a little noise: patches differ in how busy they are."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 240, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-    pixels = blocks.repeat(8, 0).repeat(8, 1)[:height, :width]
-    return pixels + rng.integers(0, 16, pixels.shape, dtype=np.uint8)
 
 
 # -- images as transformers prepares them

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.image_utils import SizeDict
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
-from tests.model.test_image_processing import BACKENDS, picture
+from tests.helpers.processors import BACKENDS, picture
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification
 from vit_hf.model.image_preparation import size_for_patches, target_size
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tests.helpers.models import cut, tiny_config, tiny_selector
-from tests.model.test_reduction import PREFIX, make, plain_logits
+from tests.helpers.reduction import PREFIX, make, plain_logits
+from tests.helpers.selection import batch, learn
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.measure import peak_memory
 from vit_hf.model import selectors
@@ -357,26 +358,6 @@ class TestPolicy:
         greedy = self.reward(self.scores.argsort(descending=True)[None]).expand_as(reward)
         loss = torch.vmap(reinforce_loss)(log_prob, reward, greedy).sum()
         within(torch.autograd.grad(loss, leaf)[0].sum(1), self.exact_gradient())
-
-
-def batch(number=32):
-    """Images of noise with one patch that is bright above or below, which is the label; and where that patch is."""
-    images, places = 0.3 * torch.randn(number, 1, 32, 32), torch.randint(16, (number,))
-    labels = torch.randint(2, (number,))
-    for image, place, label in zip(images, places.tolist(), labels.tolist(), strict=True):
-        image[:, place // 4 * 8 + 4 * label :, place % 4 * 8 :][:, :4, :8] += 3
-    return images, labels, places
-
-
-def learn(model, parameters, steps, choose=lambda places: None):
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-    model.train()
-    for _ in range(steps):
-        images, labels, places = batch()
-        optimizer.zero_grad()
-        model(images, labels=labels, selected_patches=choose(places)).loss.backward()
-        optimizer.step()
-    return model.eval()
 
 
 def seeing(choose, **fields):

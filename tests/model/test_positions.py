@@ -10,6 +10,7 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePosi
 from transformers.models.swinv2.modeling_swinv2 import Swinv2SelfAttention
 
 from tests.helpers.models import cut, tiny_config
+from tests.helpers.positions import AXES, tell
 from vit_hf import POSITION_ENCODINGS, AdaptiveViTModel
 from vit_hf.model.layers import rotate_half_pairs
 from vit_hf.model.patches import ImagePatches, PatchTokens, grid_coordinates
@@ -89,21 +90,6 @@ def test_rotation_depends_on_differences_of_places_only():
     assert logit((1, 2), (3, 7)) == pytest.approx(logit((4, 1), (6, 6)), rel=1e-4)
     assert logit((1, 2), (3, 7)) != pytest.approx(logit((1, 2), (7, 3)), rel=1e-2)
     assert logit((5, 5), (5, 5)) == pytest.approx((query * key).sum().item(), rel=1e-4)
-
-
-def tell(encoding, tokens: PatchTokens, layer: int = 0, num_prefix: int = 2) -> dict[str, torch.Tensor]:
-    """Whatever an encoding has to say, with patches along the axes that `AXES` names."""
-    told = {"added": encoding.add(tokens).features}
-    rotation = encoding.rotation(tokens, layer)
-    if rotation is not None:
-        told |= {"cosine": rotation[0], "sine": rotation[1]}
-    bias = encoding.bias(tokens, layer, num_prefix)
-    if bias is not None:
-        told["bias"] = bias.expand(len(tokens.features), -1, -1, -1)
-    return told
-
-
-AXES = {"added": [1], "cosine": [2], "sine": [2], "bias": [2, 3]}
 
 
 def learned(name: str, **fields):

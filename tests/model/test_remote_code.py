@@ -1,47 +1,14 @@
 """A saved model works where this package is not installed, by `trust_remote_code=True`."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
 from tests.helpers.models import tiny_config
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
 )
-
-
-ELSEWHERE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "vit_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-"""
-
-
-def run_elsewhere(script: str, tmp_path, installed: bool = False) -> str:
-    """Runs `script` in a fresh process; without this package unless `installed`."""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    code = textwrap.dedent(script)
-    result = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code if installed else ELSEWHERE + code],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

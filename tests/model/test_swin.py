@@ -384,7 +384,7 @@ def test_images_of_whole_patches_are_not_copied():
 
 
 def test_works_without_the_package(tmp_path):
-    from tests.model.test_remote_code import run_elsewhere
+    from tests.helpers.remote_code import run_elsewhere
 
     model = classifier(**V2, patch_selector="variance", num_selected_windows=2)
     model.save_pretrained(tmp_path / "saved")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import PushToHubMixin
 
 from tests.helpers.models import tiny_config
-from tests.model.test_remote_code import run_elsewhere
+from tests.helpers.remote_code import run_elsewhere
 from vit_hf import (
     PATCH_SELECTORS,
     POSITION_ENCODINGS,

@@ -8,9 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from tests.helpers.models import SELECTIONS, TINY, tiny_config
-from tests.model.test_positions import AXES, tell
+from tests.helpers.positions import AXES, tell
+from tests.helpers.videos import clips, every_encoding, video_config
 from vit_hf import (
-    POSITION_ENCODINGS,
     AdaptiveViTBackbone,
     AdaptiveViTConfig,
     AdaptiveViTForImageClassification,
@@ -28,23 +28,12 @@ from vit_hf.model.patches import (
     raster_indices,
 )
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS, VOLUME_SCORERS, pixel_scores
-from vit_hf.model.positions import VOLUME_ENCODINGS, interpolation_weights, sample_bias_table, sinusoid_3d
+from vit_hf.model.positions import interpolation_weights, sample_bias_table, sinusoid_3d
 from vit_hf.model.selectors import VOLUME_SELECTORS
 
 
-ENCODINGS = [*(name for name in POSITION_ENCODINGS if name != "sinusoidal_2d"), *VOLUME_ENCODINGS]
 VIDEO_SELECTIONS = {**SELECTIONS, **{name: {"patch_selector": name} for name in VOLUME_SELECTORS}}
-every_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
 every_selection = pytest.mark.parametrize("selection", VIDEO_SELECTIONS.values(), ids=VIDEO_SELECTIONS)
-
-
-def video_config(**fields) -> AdaptiveViTConfig:
-    """Natively three patches of two frames of 4x4 patches."""
-    return tiny_config(**{"num_frames": 6, **fields})
-
-
-def clips(batch: int = 2, frames: int = 6, height: int = 32, width: int = 32) -> torch.Tensor:
-    return torch.randn(batch, frames, 3, height, width)
 
 
 def cut(videos: torch.Tensor) -> dict[str, torch.Tensor]:

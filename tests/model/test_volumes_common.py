@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from tests.helpers.models import SELECTIONS
-from tests.model.test_remote_code import run_elsewhere
-from tests.model.test_volumes import ENCODINGS, clips, every_encoding, video_config
+from tests.helpers.remote_code import run_elsewhere
+from tests.helpers.videos import ENCODINGS, clips, every_encoding, video_config
 from vit_hf import (
     AdaptiveViTBackbone,
     AdaptiveViTForVideoClassification,

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from tests.helpers.models import tiny_config
+from tests.helpers.runs import CLASSES, MODEL, write_images
 from tests.helpers.scripts import SCRIPTS, load_script
-from tests.training.conftest import CLASSES, MODEL, dataset_cache, image_folder, write_images  # noqa: F401
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.checkpoints.loading import load_classifier
 from vit_hf.data.arguments import DataArguments
@@ -40,7 +40,7 @@ def script(name):
 
 
 @pytest.fixture
-def config(image_folder, tmp_path):  # noqa: F811
+def config(image_folder, tmp_path):
     """A configuration file of a short run on noise, with everything on."""
     entries = {
         "dataset": str(image_folder),
@@ -65,7 +65,7 @@ def config(image_folder, tmp_path):  # noqa: F811
     return str(tmp_path / "config.yaml")
 
 
-def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):  # noqa: F811
+def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):
     script("finetune")([config, "--num_train_epochs", "1"])
     printed = capsys.readouterr().out
     assert "9 train, 3 validation images; 3 classes" in printed
@@ -238,7 +238,7 @@ def test_predict_computes_on_what_it_is_told(stock_checkpoint, tmp_path, capsys)
         ("--dataset {data} --patch_selector policy --num_selected_patches 2", "is learned, in fine-tuning"),
     ],
 )
-def test_evaluate_says_what_is_wrong(stock_checkpoint, image_folder, tmp_path, flags, message):  # noqa: F811
+def test_evaluate_says_what_is_wrong(stock_checkpoint, image_folder, tmp_path, flags, message):
     for name in ("ant", "dog"):
         write_images(tmp_path / "data" / name, 2)
     flags = flags.format(data=tmp_path / "data", images=image_folder).split()
@@ -375,7 +375,7 @@ def test_example_configurations_run(
     flags,
     said,
     first,
-    image_folder,  # noqa: F811
+    image_folder,
     stock_checkpoint,
     tmp_path,
     capsys,

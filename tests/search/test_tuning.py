@@ -3,7 +3,6 @@
 import pytest
 
 from tests.helpers.scripts import load_script
-from tests.training.conftest import dataset_cache, image_folder  # noqa: F401
 from vit_hf.data.arguments import DataArguments
 from vit_hf.data.augmentation import AugmentationArguments
 from vit_hf.search import tuning as tuning_module
@@ -25,7 +24,7 @@ FLAGS = [
 
 @pytest.mark.slow
 def test_script_tunes_goes_on_and_writes_what_finetune_takes(
-    image_folder,  # noqa: F811
+    image_folder,
     tmp_path,
     capsys,
     monkeypatch,
@@ -84,7 +83,7 @@ def prepare(folder, output_dir, training=None, method=None, **tuning):
     )
 
 
-def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, image_folder):  # noqa: F811
+def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, image_folder):
     monkeypatch.setattr(tuning_module, "is_optuna_available", lambda: False)
     with pytest.raises(ImportError, match=r"vit_hf\[search\]"):
         prepare(image_folder, tmp_path / "study")
@@ -103,7 +102,7 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, image_folder):
         ({"training": {"eval_strategy": "no"}}, "eval_strategy"),
     ],
 )
-def test_what_cannot_be_tuned_is_said_first(tmp_path, image_folder, changes, words):  # noqa: F811
+def test_what_cannot_be_tuned_is_said_first(tmp_path, image_folder, changes, words):
     with pytest.raises(ValueError, match=words):
         prepare(image_folder, tmp_path / "study", **changes)
     assert not (tmp_path / "study").exists()

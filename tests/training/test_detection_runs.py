@@ -10,8 +10,8 @@ import torch
 from torchvision.ops import box_convert
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, ResNetConfig, pipeline
 
-from tests.data.test_boxes import voc
 from tests.helpers.models import tiny_swin_config
+from tests.helpers.runs import voc
 from vit_hf import (
     AdaptiveSwinModel,
     AdaptiveViTBackbone,

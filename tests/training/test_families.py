@@ -4,59 +4,16 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers import AutoModelForImageClassification, Trainer
 
-from tests.helpers.models import tiny_config
-from tests.training.test_trainer import Images
+from tests.helpers.trainers import FAMILIES, Images, make_trainer, weights
 from vit_hf import AdaptiveViTForImageClassification
 from vit_hf.checkpoints.loading import part_of
-from vit_hf.training.callbacks import KeepRateSchedule, LogSelectionLoss, NonFiniteGuard
 from vit_hf.training.optimizer import FreezeBackbone
 
 
-REDUCTION = {"keep_rate": 0.6, "reduction_layers": [0, 1]}
-FAMILIES = {
-    **{
-        name: {"patch_selector": name}
-        for name in ("variance", "attention", "distilled", "policy", "perturbed", "cross_attention")
-    },
-    **{name: {"token_reducer": name, **REDUCTION} for name in ("attentive", "merge", "gumbel", "sample")},
-    "policy_and_gumbel": {
-        "patch_selector": "policy",
-        "thumbnail_context": True,
-        "token_reducer": "gumbel",
-        **REDUCTION,
-    },
-}
 ADDING_TO_THE_LOSS = {"distilled", "policy", "gumbel", "policy_and_gumbel"}
 LEARNED = ADDING_TO_THE_LOSS | {"perturbed", "cross_attention"}
-
-
-def make_trainer(folder, fields, callbacks=(), **arguments) -> Trainer:
-    torch.manual_seed(0)
-    model = AdaptiveViTForImageClassification(tiny_config(**fields, initializer_range=0.1))
-    args = TrainingArguments(
-        output_dir=str(folder),
-        **{
-            "max_steps": 8,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "use_cpu": True,
-            "dataloader_pin_memory": False,
-            **arguments,
-        },
-    )
-    schedule = [KeepRateSchedule()] if fields else []
-    callbacks = [*schedule, NonFiniteGuard(), LogSelectionLoss(), *callbacks]
-    return Trainer(model, args, train_dataset=Images(), eval_dataset=Images(), callbacks=callbacks)
-
-
-def weights(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

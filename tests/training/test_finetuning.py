@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    TrainerCallback,
     ViTConfig,
     ViTForImageClassification,
 )
 
-from tests.training.conftest import CLASSES, MODEL, write_images
+from tests.helpers.runs import CLASSES, MODEL, write_images
+from tests.helpers.trainers import Interrupt, assert_same_weights
 from vit_hf.training.output_dir import RUN_ARGUMENTS_NAME
 
 
@@ -46,27 +46,10 @@ LEARNED = {
 }
 
 
-class Interrupt(TrainerCallback):
-    """Ends the process, as far as a test can, after a number of steps."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 def interrupt(run, step):
     run.trainer.add_callback(Interrupt(step))
     with pytest.raises(KeyboardInterrupt):
         run.execute()
-
-
-def assert_same_weights(left, right):
-    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 def test_saves_a_model_that_loads_with_its_names_and_results(make_run, tmp_path):

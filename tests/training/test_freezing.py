@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback, TrainerState, ViTConfig, ViTForImageClassification
 
 from tests.helpers.models import tiny_config
-from tests.training.test_families import make_trainer
+from tests.helpers.trainers import make_trainer
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel
 from vit_hf.checkpoints.loading import part_of
 from vit_hf.training.optimizer import FreezeBackbone

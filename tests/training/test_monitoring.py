@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
-from tests.training.test_families import FAMILIES, make_trainer, weights
+from tests.helpers.trainers import FAMILIES, make_trainer, weights
 from vit_hf.model.pretrained import module_names
 from vit_hf.training.callbacks import NonFiniteGuard
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
-from tests.training.conftest import MODEL, write_images
+from tests.helpers.runs import MODEL, write_images
 from vit_hf.data.arguments import DataArguments
 from vit_hf.data.augmentation import AugmentationArguments
 from vit_hf.training.arguments import ArchitectureArguments, RunArguments

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSemanticSegmentation
 
-from tests.training.conftest import MODEL
+from tests.helpers.runs import MODEL
 from vit_hf.data.arguments import DataArguments
 from vit_hf.data.masks import MaskedImages, load_masked_images
 from vit_hf.model.image_loading import to_pixels

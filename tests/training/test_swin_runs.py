@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from tests.helpers.models import tiny_swin_config
-from tests.training.conftest import write_images
-from tests.training.test_finetuning import Interrupt, assert_same_weights
+from tests.helpers.runs import write_images
+from tests.helpers.trainers import Interrupt, assert_same_weights
 from vit_hf import AdaptiveSwinForImageClassification
 from vit_hf.training.optimizer import layerwise_parameter_groups
 

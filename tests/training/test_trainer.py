@@ -2,48 +2,10 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
 
 from tests.helpers.models import tiny_config
+from tests.helpers.trainers import Images, train
 from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
-
-
-class Images(torch.utils.data.Dataset):
-    """Images of a bright square, whose class is the column it lies in."""
-
-    def __len__(self):
-        return 16
-
-    def __getitem__(self, index):
-        image = torch.zeros(3, 40, 40)
-        generator = torch.Generator().manual_seed(index)
-        row = int(torch.randint(5, (), generator=generator))
-        column = index % 5
-        image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = torch.randn(
-            3, 8, 8, generator=generator
-        )
-        return {"pixel_values": image, "labels": column}
-
-
-def train(tmp_path, model=None, callbacks=(), resume=None, **arguments) -> Trainer:
-    torch.manual_seed(0)
-    if model is None:
-        config = tiny_config(patch_selector="variance", num_selected_patches=4, initializer_range=0.02)
-        model = AdaptiveViTForImageClassification(config)
-    defaults = {
-        "max_steps": 3,
-        "learning_rate": 1e-2,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "save_strategy": "no",
-    }
-    args = TrainingArguments(
-        output_dir=str(tmp_path), dataloader_pin_memory=False, **{**defaults, **arguments}
-    )
-    trainer = Trainer(model, args, train_dataset=Images(), eval_dataset=Images(), callbacks=list(callbacks))
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", None])

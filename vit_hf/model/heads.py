@@ -86,8 +86,11 @@ class AttentionPooling(Initialized, Pooling):
         tokens = hidden_states[:, -num_tokens:]
         probe, mask = self.probe.expand(tokens.shape[0], -1, -1), None
         if weights is not None:
-            # Those that stand for several count as often; one that does not count leaves a trace of a gradient.
-            mask = (weights + SMALLEST_SIZE).log().to(tokens.dtype)[:, None]  # (B, 1, M)
+            # Those that stand for several count as often; one that does not count leaves a trace
+            # only where a gradient decides whether it counts.
+            if weights.requires_grad:
+                weights = weights + SMALLEST_SIZE
+            mask = weights.log().to(tokens.dtype)[:, None]  # (B, 1, M)
             mask = mask.repeat_interleave(self.attention.num_heads, dim=0)
         state = self.attention(probe, tokens, tokens, attn_mask=mask, need_weights=False)[0]
         return (state + self.mlp(self.layernorm(state)))[:, 0]
