@@ -1,4 +1,5 @@
-"""A page to try a checkpoint on: drop an image, choose a selector and how many patches, and see what comes of it.
+"""A page to try a checkpoint on: drop an image, choose a selector and how many patches, and see what comes of
+it.
 
     python scripts/app.py --model_name_or_path runs/photos
     python scripts/app.py --model_name_or_path google/vit-base-patch16-224 --examples scan.png photo.jpg
@@ -29,13 +30,15 @@ class AppArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": f"checkpoint with its image processor, local or on the Hub; default: {QUICKSTART} if it is there"
+            "help": f"checkpoint with its image processor, local or on the Hub; default: {QUICKSTART} if "
+            "it is there"
         },
     )
     examples: list[str] | None = field(
         default=None,
         metadata={
-            "help": "images to pick from: files, folders and patterns; default: examples/ beside the checkpoint"
+            "help": "images to pick from: files, folders and patterns; default: examples/ beside the "
+            "checkpoint"
         },
     )
     device: str | None = field(
@@ -60,7 +63,8 @@ class AppArguments:
             if not Path(QUICKSTART, "config.json").is_file():
                 raise ValueError(
                     "which checkpoint? Give --model_name_or_path, a folder or a name on the Hub such as "
-                    f"google/vit-base-patch16-224; or run `make quickstart`, whose model in {QUICKSTART} is the default"
+                    "google/vit-base-patch16-224; or run `make quickstart`, whose model in "
+                    f"{QUICKSTART} is the default"
                 )
             self.model_name_or_path = QUICKSTART
         beside = Path(self.model_name_or_path, "examples")

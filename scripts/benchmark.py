@@ -4,10 +4,11 @@
     python scripts/benchmark.py --size small --repeats 3 --tables dense selection
     python scripts/benchmark.py --device cuda --dtype bfloat16 --batch-size 32 --compile
 
-Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a CPU peak
-memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file" times the way from a
-JPEG file (as `vit_hf.data.measurement_images` makes them) to logits, and says which share each stage of it has. "swin" shows
-time against the side of the image, linear in the number of patches for Swin and quadratic for ViT, and Swin on windows.
+Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a
+CPU peak memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file"
+times the way from a JPEG file (as `vit_hf.data.measurement_images` makes them) to logits, and says which
+share each stage of it has. "swin" shows time against the side of the image, linear in the number of patches
+for Swin and quadratic for ViT, and Swin on windows.
 """
 
 import argparse
@@ -142,7 +143,8 @@ def training_step(side: Side, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def saved_for_backward(side: Side, args: argparse.Namespace) -> float:
-    """MiB that autograd keeps between the forward and the backward pass of a training step, without parameters."""
+    """MiB that autograd keeps between the forward and the backward pass of a training step, without
+    parameters."""
     model = side.model(args).train()
     images = torch.randn(1, 3, side.image_size, side.image_size).to(args.device, getattr(torch, args.dtype))
     labels = torch.zeros(1, dtype=torch.long, device=args.device)
@@ -197,7 +199,8 @@ def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Call
     }
 
 
-# What is timed -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and copies.
+# What is timed -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and
+# copies.
 FILE_WAYS = {
     "pipeline": ("transformers pipeline, resized to 224²", "decode", "pipeline, encoder"),
     "processor": ("ours, `variance` in the image processor", "decode", "encoder"),
@@ -232,7 +235,8 @@ def file_table(args: argparse.Namespace) -> list[dict]:
 
 
 def recipe_sides() -> list[Side]:
-    """What the configurations for high resolution train, at the end of their schedules and at the beginning."""
+    """What the configurations for high resolution train, at the end of their schedules and at the
+    beginning."""
     sides = []
     for file in sorted(
         CONFIGS.glob("high_resolution_*.yaml"), key=lambda file: int(file.stem.rpartition("_")[2])
@@ -265,7 +269,8 @@ def compare(
     warmup: int = 1,
     columns: dict[str, Callable[[Side, argparse.Namespace], float]] | None = None,
 ) -> list[dict]:
-    """Times `sides` by turns and prints them beside the first of them; `columns` are measured of each in addition."""
+    """Times `sides` by turns and prints them beside the first of them; `columns` are measured of each in
+    addition."""
     columns = columns or {}
     medians = alternate([make(side, args) for side in sides], repeats, warmup)
     memories = [peak_memory(make, side, args, device=args.device) for side in sides]
@@ -273,8 +278,8 @@ def compare(
     operations = [count_operations(side, args) for side in sides]
     print(f"\n### {title}\n")
     print(
-        "| model | image | median ms | time / first row | speed-up on first row | GFLOP | by GFLOP | peak MiB |"
-        + "".join(f" {name} |" for name in columns)
+        "| model | image | median ms | time / first row | speed-up on first row | GFLOP | by "
+        "GFLOP | peak MiB |" + "".join(f" {name} |" for name in columns)
     )
     print("|---|---|---|---|---|---|---|---|" + "---|" * len(columns))
     rows = []
@@ -387,7 +392,8 @@ def main() -> None:
         else f"{torch.get_num_threads()} CPU threads"
     )
     print(
-        f"ViT-{args.size}/16, {args.dtype}, batch {args.batch_size}, {args.num_selected_patches} patches of 1024²; "
+        f"ViT-{args.size}/16, {args.dtype}, batch {args.batch_size}, {args.num_selected_patches} "
+        "patches of 1024²; "
         f"{device} ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}"
     )
     rows = [row for name in args.tables for row in TABLES[name](args)]

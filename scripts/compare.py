@@ -1,13 +1,15 @@
-"""I trained at 224 pixels and my images are 1024 wide: what should I do? Every way, measured on your own data.
+"""I trained at 224 pixels and my images are 1024 wide: what should I do? Every way, measured on your own
+data.
 
     python scripts/compare.py --model google/vit-base-patch16-224 --data photos/ --adapt 200
     python scripts/compare.py --model runs/photos --data photos/ --strategies resize select --tokens 98 196
     python scripts/compare.py --demo
 
-Resizing, overlapping tiles, all patches at full resolution, some of them by each selector, fewer tokens inside the
-encoder, and a hybrid stem (--hybrid): accuracy with its interval, latency, images/s, peak memory, GFLOPs and tokens.
-Writes results.csv, pareto.png and report.html, and says what it recommends. Run again with the same settings, it goes on
-where it was. --demo trains two small models first and compares them on the embedded data; flags beside it override.
+Resizing, overlapping tiles, all patches at full resolution, some of them by each selector, fewer tokens
+inside the encoder, and a hybrid stem (--hybrid): accuracy with its interval, latency, images/s, peak memory,
+GFLOPs and tokens. Writes results.csv, pareto.png and report.html, and says what it recommends. Run again with
+the same settings, it goes on where it was. --demo trains two small models first and compares them on the
+embedded data; flags beside it override.
 
 The first argument may be a YAML or JSON file of flags; flags after it override it.
 """

@@ -1,13 +1,15 @@
-"""Turn a Vision Transformer of another family into an AdaptiveViT with the same outputs, or a Swin into an AdaptiveSwin.
+"""Turn a Vision Transformer of another family into an AdaptiveViT with the same outputs, or a Swin into an
+AdaptiveSwin.
 
     python scripts/convert.py facebook/dinov2-base --output runs/dinov2
-    python scripts/convert.py my_deit/ --output runs/deit --fields '{"patch_selector": "saliency", "num_selected_patches": 196}'
-    python scripts/convert.py weights.pth --architecture vit_small_patch16_224 --output runs/small  # timm's name for it
-    python scripts/convert.py ViT-B_16.npz --to vit --output runs/stock  # transformers' own ViTForImageClassification
-    python scripts/convert.py runs/mine --to npz --output mine.npz       # google-research/vision_transformer
+    python scripts/convert.py my_deit/ --output runs/deit --fields '{"patch_selector": "saliency",
+    "num_selected_patches": 196}' python scripts/convert.py weights.pth --architecture vit_small_patch16_224
+    --output runs/small  # timm's name for it python scripts/convert.py ViT-B_16.npz --to vit --output
+    runs/stock  # transformers' own ViTForImageClassification python scripts/convert.py runs/mine --to npz
+    --output mine.npz       # google-research/vision_transformer
 
-Writes model, image processor and code to a folder that `from_pretrained` loads; with `--to vit` a stock ViT and its
-image processor, with `--to npz` a file.
+Writes model, image processor and code to a folder that `from_pretrained` loads; with `--to vit` a stock ViT
+and its image processor, with `--to npz` a file.
 """
 
 import argparse

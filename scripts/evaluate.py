@@ -3,8 +3,8 @@
     python scripts/evaluate.py --model_name_or_path runs/photos --dataset photos/ --split validation
     python scripts/evaluate.py --model_name_or_path runs/photos --dataset photos/ --num_selected_patches 49
 
-Prints a table of metrics and writes them to a JSON file. The first argument may be a YAML or JSON file of flags; flags
-after it override it.
+Prints a table of metrics and writes them to a JSON file. The first argument may be a YAML or JSON file of
+flags; flags after it override it.
 """
 
 import sys
@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{format_metrics(metrics)}\n\nSaved to {output}")
     if arguments.split is None and any(name.startswith("train_") for name in metrics):
         print(
-            "\nNote: these data have no test or validation split, so all of them were evaluated. If the model was trained "
+            "\nNote: these data have no test or validation split, so all of them were evaluated. "
+            "If the model was trained "
             "on them, --split validation measures the part that finetune.py held out.",
             file=sys.stderr,
         )

@@ -4,9 +4,9 @@
     python scripts/explain.py --model_name_or_path google/vit-base-patch16-224 --images scan.png \\
         --patch_selector attention --num_selected_patches 0.25 --pictures overview scores
 
-Open <output>/<image>_overview.png first; <output>/statistics.csv has a row of numbers for each image. The first
-argument may be a YAML or JSON file of flags. Images that cannot be read are left out and listed at the end; the exit
-status is then 1.
+Open <output>/<image>_overview.png first; <output>/statistics.csv has a row of numbers for each image. The
+first argument may be a YAML or JSON file of flags. Images that cannot be read are left out and listed at the
+end; the exit status is then 1.
 """
 
 import json
@@ -51,7 +51,8 @@ class ExplainArguments(SelectionArguments):
     boxes: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file of the objects in the images, in pixels: {image: [[x0, y0, x1, y1], ...]}, the image named "
+            "help": "JSON file of the objects in the images, in pixels: {image: [[x0, y0, x1, y1], "
+            "...]}, the image named "
             "as in --images or by its file name alone"
         },
     )

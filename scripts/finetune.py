@@ -7,8 +7,8 @@
     python scripts/finetune.py scripts/configs/imagefolder.yaml --learning_rate 1e-4
     accelerate launch scripts/finetune.py scripts/configs/imagefolder.yaml
 
-The first argument may be a YAML or JSON file of flags; flags after it override it. A run that was interrupted goes on
-where it was when it is started again with the same arguments.
+The first argument may be a YAML or JSON file of flags; flags after it override it. A run that was interrupted
+goes on where it was when it is started again with the same arguments.
 """
 
 from vit_hf.training.classification import Classification

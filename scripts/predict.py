@@ -1,20 +1,21 @@
 """Classify images: one JSON line for each, in order; or, of large collections, one row of Parquet files.
 
-    python scripts/predict.py photos/ holiday.jpg 'scans/*.png' --model_name_or_path runs/photos > labels.jsonl
-    python scripts/predict.py photos/ --model_name_or_path google/vit-base-patch16-224 --output labels.jsonl
-    python scripts/predict.py photos/ --model_name_or_path runs/photos --token_reducer merge --keep_rate 0.7
-    python scripts/predict.py scans/ --model_name_or_path runs/photos --tile 224 --aggregate topk-mean --heat_maps maps
-    python scripts/predict.py s3://bucket/photos --model_name_or_path runs/photos --engine ray --output s3://bucket/answers
+    python scripts/predict.py photos/ holiday.jpg 'scans/*.png' --model_name_or_path runs/photos >
+    labels.jsonl python scripts/predict.py photos/ --model_name_or_path google/vit-base-patch16-224 --output
+    labels.jsonl python scripts/predict.py photos/ --model_name_or_path runs/photos --token_reducer merge
+    --keep_rate 0.7 python scripts/predict.py scans/ --model_name_or_path runs/photos --tile 224 --aggregate
+    topk-mean --heat_maps maps python scripts/predict.py s3://bucket/photos --model_name_or_path runs/photos
+    --engine ray --output s3://bucket/answers
 
-Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several labels an
-image, top_k ranks them all by probability; a regression has value instead. With --tile the answer is made
-of those of tiles at full resolution, whatever the size of the image, and a line has num_tiles as well. Files that cannot
-be used have no line: they are listed at the end on standard error, and the exit code is 1 (0 if all went well, 2 for
-wrong arguments).
+Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several
+labels an image, top_k ranks them all by probability; a regression has value instead. With --tile the answer
+is made of those of tiles at full resolution, whatever the size of the image, and a line has num_tiles as
+well. Files that cannot be used have no line: they are listed at the end on standard error, and the exit code
+is 1 (0 if all went well, 2 for wrong arguments).
 
-With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well. Answers are rows
-with the columns file, table and row (of a Parquet file that has the image), label, score, top_k and error. Started again
-with the same arguments, it goes on with the images that have no row yet.
+With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well.
+Answers are rows with the columns file, table and row (of a Parquet file that has the image), label, score,
+top_k and error. Started again with the same arguments, it goes on with the images that have no row yet.
 
 The first argument may be a YAML or JSON file of flags (files as `inputs`); flags after it override it.
 """
@@ -122,7 +123,8 @@ def predict_on_ray(
                 bar.update(count)
     except KeyboardInterrupt:
         sys.exit(
-            f"\npredict.py: interrupted. Start it again with the same arguments: what is in {run.folder} stays"
+            "\npredict.py: interrupted. Start it again with the same arguments: what is in "
+            f"{run.folder} stays"
         )
     except RuntimeError as error:
         sys.exit(

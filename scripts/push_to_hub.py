@@ -3,8 +3,9 @@
     hf auth login
     python scripts/push_to_hub.py runs/photos me/photos --license apache-2.0 --examples large.jpg --private
 
-Of a folder that finetune.py wrote, the card says by itself which checkpoint and data it began with, what was measured,
-and how it was trained. Elsewhere the model loads by `from_pretrained("me/photos", trust_remote_code=True)`.
+Of a folder that finetune.py wrote, the card says by itself which checkpoint and data it began with, what was
+measured, and how it was trained. Elsewhere the model loads by `from_pretrained("me/photos",
+trust_remote_code=True)`.
 
 The token is the one of `hf auth login`, or HF_TOKEN.
 """

@@ -2,9 +2,10 @@
 
     python scripts/quickstart.py
 
-A small Vision Transformer is trained on single digits of 32 to 48 pixels. That checkpoint is then fine-tuned three
-times on canvases of 512x512 pixels that hold one digit and several strokes, with the same number of tokens and of
-steps: the whole canvas made small, patches taken at random, and the patches of highest variance at full resolution.
+A small Vision Transformer is trained on single digits of 32 to 48 pixels. That checkpoint is then fine-tuned
+three times on canvases of 512x512 pixels that hold one digit and several strokes, with the same number of
+tokens and of steps: the whole canvas made small, patches taken at random, and the patches of highest variance
+at full resolution.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-# Before torch starts its threads: those that wait should sleep, or they take the cores from the data loader's workers.
+# Before torch starts its threads: those that wait should sleep, or they take the cores from the data loader's
+# workers.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -70,7 +72,8 @@ SPEED_BATCH = 32
 
 
 def canvases(size: int, num_noise: int, num_train: int, num_test: int) -> dict:
-    """Options of the embedded data: one digit on a canvas. Each training image is drawn once and never again."""
+    """Options of the embedded data: one digit on a canvas. Each training image is drawn once and never
+    again."""
     return {
         "task": "single",
         "size": size,
@@ -291,21 +294,30 @@ def write_card(
         model_name="megapixel-digits-adaptive-vit",
         repo_id=str(output),
         summary=(
-            f"Reads one handwritten digit on a canvas of 512x512 pixels among {args.num_noise} strokes, by computing on "
+            f"Reads one handwritten digit on a canvas of 512x512 pixels among {args.num_noise} "
+            "strokes, by computing on "
             f"{TOKENS} of its 1024 patches."
         ),
         results=(
-            f"{args.num_test} test canvases of digits that no training canvas has. All ways start from the same "
-            f"checkpoint and are fine-tuned for as many steps. Made by `python scripts/quickstart.py` on {machine}.\n\n{table}"
-            "\n\nChance is 10 %. Resized, a digit is 4 pixels high and cannot be read; of 1024 patches it covers 4 to 9, "
-            f"which {TOKENS} random ones seldom hit. A task with large objects would show smaller differences."
+            f"{args.num_test} test canvases of digits that no training canvas has. All ways start "
+            "from the same "
+            "checkpoint and are fine-tuned for as many steps. Made by `python "
+            f"scripts/quickstart.py` on {machine}.\n\n{table}"
+            "\n\nChance is 10 %. Resized, a digit is 4 pixels high and cannot be read; of 1024 "
+            "patches it covers 4 to 9, "
+            f"which {TOKENS} random ones seldom hit. A task with large objects would show smaller "
+            "differences."
         ),
         training=(
-            f"{args.small_steps[0]} steps on digits of 32x32 pixels, {args.small_steps[1]} on 48x48, {args.large_steps} on "
-            f"512x512, {args.batch_size} canvases each, every canvas drawn once (`vit_hf.data.megapixel_digits`, from "
+            f"{args.small_steps[0]} steps on digits of 32x32 pixels, {args.small_steps[1]} on "
+            f"48x48, {args.large_steps} on "
+            f"512x512, {args.batch_size} canvases each, every canvas drawn once "
+            "(`vit_hf.data.megapixel_digits`, from "
             f"5,000 digits of MNIST). AdamW, learning rate {args.learning_rate}, cosine, seed {args.seed}."
         ),
-        limitations="A demonstration: it knows digits of 28 pixels on black, and nothing else. One seed. The recipe was chosen among about ten tries of the adaptive way, on test canvases; the other two ways were not tuned.",
+        limitations="A demonstration: it knows digits of 28 pixels on black, and nothing else. One seed. The "
+        "recipe was chosen among about ten tries of the adaptive way, on test canvases; the "
+        "other two ways were not tuned.",
         pictures={"Images, the patches that were kept, and accuracy beside cost": "report.png"},
         license="apache-2.0",
         eval_results=[

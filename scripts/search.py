@@ -1,16 +1,18 @@
-"""Search for a good ViT under a budget: train one elastic model that holds many (AutoFormer), and let evolution choose.
+"""Search for a good ViT under a budget: train one elastic model that holds many (AutoFormer), and let
+evolution choose.
 
     python scripts/search.py --dataset photos/ --output_dir runs/search --image_size 224 \\
         --config_overrides '{"hidden_size": 240, "num_hidden_layers": 14, "num_attention_heads": 4,
             "intermediate_size": 960, "head_dim": 64}' \\
         --elastic_hidden_sizes 192 216 240 --elastic_depths 12 13 14 --elastic_num_attention_heads 3 4 \\
         --elastic_mlp_ratios 3.5 4 --num_train_epochs 300
-    python scripts/search.py --dataset photos/ --output_dir runs/latency --supernet runs/search/seed-0/supernet \\
+    python scripts/search.py --dataset photos/ --output_dir runs/latency --supernet
+    runs/search/seed-0/supernet \\
         --budget latency --budgets 20 40
 
-The supernet is trained as scripts/finetune.py trains, with the same flags; what is found under each budget becomes an
-ordinary checkpoint in output_dir. Networks of equal blocks, trained from scratch, stand beside it in results.md and
-pareto.png. What was interrupted goes on when it is started again with the same arguments.
+The supernet is trained as scripts/finetune.py trains, with the same flags; what is found under each budget
+becomes an ordinary checkpoint in output_dir. Networks of equal blocks, trained from scratch, stand beside it
+in results.md and pareto.png. What was interrupted goes on when it is started again with the same arguments.
 """
 
 import sys

@@ -1,12 +1,14 @@
-"""Choose learning rate and other settings of fine-tuning by Optuna: many short runs, judged on the validation split.
+"""Choose learning rate and other settings of fine-tuning by Optuna: many short runs, judged on the validation
+split.
 
     python scripts/tune.py --dataset photos/ --model_name_or_path google/vit-base-patch16-224 \\
         --patch_selector variance --num_selected_patches 98 --output_dir runs/tuning --max_steps 500 \\
         --eval_strategy steps --eval_steps 100 --layer_decays 0.6 1.0 --num_trials 30
     python scripts/finetune.py runs/tuning/best.yaml --max_steps 5000
 
-The flags are those of scripts/finetune.py, and which settings to try. The study is kept in output_dir: started again with the
-same arguments, or with a larger num_trials, it goes on. best.yaml has the best arguments, study.png what was tried.
+The flags are those of scripts/finetune.py, and which settings to try. The study is kept in output_dir:
+started again with the same arguments, or with a larger num_trials, it goes on. best.yaml has the best
+arguments, study.png what was tried.
 """
 
 import sys

@@ -18,7 +18,8 @@ def seed():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Puts tests with the longest timeouts first where processes share them, so that none waits at the end for one."""
+    """Puts tests with the longest timeouts first where processes share them, so that none waits at the end
+    for one."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=timeout_of, reverse=True)
 

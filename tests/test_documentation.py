@@ -1,4 +1,5 @@
-"""The Python of README.md and CONTRIBUTING.md runs, on small models and images under the names that it uses."""
+"""The Python of README.md and CONTRIBUTING.md runs, on small models and images under the names that it
+uses."""
 
 import re
 import sys

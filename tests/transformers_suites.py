@@ -1,7 +1,7 @@
 """transformers' own suites on the models and image processors of this package.
 
-`test_transformers_suites.py` runs this file in a process of its own, where `transformers_tests` is the folder `tests` of
-transformers' source distribution.
+`test_transformers_suites.py` runs this file in a process of its own, where `transformers_tests` is the folder
+`tests` of transformers' source distribution.
 """
 
 import copy
@@ -61,7 +61,8 @@ class Tester:
 MODEL_MAPPING_NAMES |= {"adaptive_vit": "AdaptiveViTModel", "adaptive_swin": "AdaptiveSwinModel"}
 
 
-# The suites give every configuration fields of other families; ours refuses those that look like misspelt ones.
+# The suites give every configuration fields of other families; ours refuses those that look like misspelt
+# ones.
 for _config in (vit_hf.AdaptiveViTConfig, vit_hf.AdaptiveSwinConfig):
     for _name in ("layer_norm_epsilon", "num_dense_layers", "post_norm_eps"):
         setattr(_config, _name, None)
@@ -102,7 +103,8 @@ class Suite(ModelTesterMixin):
         super().test_reverse_loading_mapping()
 
     def test_model_get_set_embeddings(self):
-        """Override: the suite expects `nn.Embedding`; that of pixels is a projection, as in transformers' ViT."""
+        """Override: the suite expects `nn.Embedding`; that of pixels is a projection, as in transformers'
+        ViT."""
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
             self.assertIsInstance(model.get_input_embeddings(), torch.nn.Module)

@@ -1,7 +1,7 @@
 """Vision Transformers for large images in transformers.
 
-Importing this package registers the models with transformers' Auto classes. Everything around the models is imported when
-it is first used, since each part needs libraries of its own.
+Importing this package registers the models with transformers' Auto classes. Everything around the models is
+imported when it is first used, since each part needs libraries of its own.
 """
 
 import importlib

@@ -19,7 +19,8 @@ Result = TypeVar("Result")
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[float]:
-    """Median seconds of each of `calls`, which take turns (A B A B), so that what else the machine does hits all.
+    """Median seconds of each of `calls`, which take turns (A B A B), so that what else the machine does hits
+    all.
 
     Args:
         calls: functions without arguments; on a GPU each must end with a synchronisation.
@@ -39,10 +40,11 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int =
 def peak_memory(
     make: Callable[..., Callable[[], object]], *args: object, device: str = "cpu"
 ) -> float | None:
-    """MiB by which memory grows, at the most, while the function that `make(*args)` returns runs for the first time.
+    """MiB by which memory grows, at the most, while the function that `make(*args)` returns runs for the
+    first time.
 
-    On a CPU it runs in a fresh process (so `make` and `args` must be picklable), where the growth of the resident
-    set is read; None where the system does not tell. On a GPU it is what torch allocated.
+    On a CPU it runs in a fresh process (so `make` and `args` must be picklable), where the growth of the
+    resident set is read; None where the system does not tell. On a GPU it is what torch allocated.
     """
     if device == "cpu":
         return in_fresh_process(_resident_growth, make, args)
@@ -57,8 +59,9 @@ def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
     """Returns `function(*args)`, computed in a process of its own whose memory nobody has used yet.
 
     Where the system can fork, such processes are forks of one server that has imported what this process has
-    imported by the first call, and has done nothing else: a process costs milliseconds instead of the seconds that
-    torch and transformers take to import, and the memory that their code takes is there before `function` begins.
+    imported by the first call, and has done nothing else: a process costs milliseconds instead of the seconds
+    that torch and transformers take to import, and the memory that their code takes is there before
+    `function` begins.
 
     Args:
         function, args: what can be pickled.
@@ -82,8 +85,8 @@ SLOW_PACKAGES = ("torch", "torchvision", "transformers", "timm", "mlxtend")
 
 
 def slow_imports() -> list[str]:
-    """Names the modules of this process that a fork server should import: these packages, all modules of ours with
-    what those import, and what transformers and torch import only when it is needed."""
+    """Names the modules of this process that a fork server should import: these packages, all modules of ours
+    with what those import, and what transformers and torch import only when it is needed."""
     late = re.compile(
         r"transformers\.models\..*\.\w*(modeling|image_processing)_\w+|torch\._dynamo|mlxtend\.data"
     )
@@ -104,8 +107,8 @@ def peak_resident() -> float | None:
 class SavedForBackward:
     """Counts the memory that autograd keeps for the backward pass of what runs in its `with` statement.
 
-    Each storage counts once, however many operations keep it or a view of it; parameters do not count, for they are
-    there anyway, and neither does a model's input.
+    Each storage counts once, however many operations keep it or a view of it; parameters do not count, for
+    they are there anyway, and neither does a model's input.
 
     Args:
         model: whose parameters and buffers are left out.
@@ -145,7 +148,8 @@ def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> 
 
 
 def return_free_memory() -> None:
-    """Gives what was freed back to the system, where the C library can (glibc), so that it counts when it is used again."""
+    """Gives what was freed back to the system, where the C library can (glibc), so that it counts when it
+    is used again."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
@@ -153,7 +157,8 @@ def return_free_memory() -> None:
 
 
 def resident_growth(call: Callable[[], object]) -> float | None:
-    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none tells.
+    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none
+    tells.
 
     Code that runs for the first time counts: some 20 MiB of torch's libraries for a forward pass.
     """

@@ -51,8 +51,8 @@ def make_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
 
     Args:
         description: docstring of the experiment; its first line is shown.
-        defaults: default of each flag; `(default, help)` of one that is not in `FLAGS`. A flag with a list takes
-            several values, one with False is a switch, and one with True has a `--no-` form.
+        defaults: default of each flag; `(default, help)` of one that is not in `FLAGS`. A flag with a list
+            takes several values, one with False is a switch, and one with True has a `--no-` form.
     """
     parser = argparse.ArgumentParser(
         description=description.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter

@@ -137,7 +137,10 @@ def hub():
 
 def push(folder: Path, address: str, token: str) -> subprocess.CompletedProcess:
     """In a process of its own, as the client reads its settings once."""
-    code = f"from vit_hf.app.space import push_space; print(push_space({str(folder)!r}, 'me/page', private=True))"
+    code = (
+        f"from vit_hf.app.space import push_space; print(push_space({str(folder)!r}, 'me/page', "
+        "private=True))"
+    )
     environment = {
         **os.environ,
         "HF_ENDPOINT": address,

@@ -24,7 +24,8 @@ def gelu(x):
 
 
 def plain_logits(image, p):
-    """The model of "An Image is Worth 16x16 Words" on one image `(H, W, C)`, in numpy with its own layouts."""
+    """The model of "An Image is Worth 16x16 Words" on one image `(H, W, C)`, in numpy with its own
+    layouts."""
     patches = image.reshape(SIDE, PATCH, SIDE, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(SIDE**2, -1)
     x = patches @ p["embedding/kernel"].reshape(-1, HIDDEN) + p["embedding/bias"]
     x = np.concatenate((p["cls"][0], x)) + p["Transformer/posembed_input/pos_embedding"][0]

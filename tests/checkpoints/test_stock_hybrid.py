@@ -1,4 +1,5 @@
-"""Folders as transformers 4 wrote them for its ViTHybrid, beside the model of timm that those were made from."""
+"""Folders as transformers 4 wrote them for its ViTHybrid, beside the model of timm that those were made
+from."""
 
 import json
 import re

@@ -72,7 +72,8 @@ def test_hidden_states_and_attentions_of_each_stage(version, size):
 @every_version
 @torch.no_grad()
 def test_feature_maps_of_the_backbone(version, size):
-    """Where a grid is not larger than a window, a backbone of transformers' Swin shifts windows all the same."""
+    """Where a grid is not larger than a window, a backbone of transformers' Swin shifts windows all the
+    same."""
     stages = ["stem", "stage1", "stage2"]
     model, images = make(f"{version}Backbone", out_features=stages), torch.randn(2, 3, *size)
     converted, _ = convert(model)
@@ -110,7 +111,8 @@ def test_masked_image_modelling(version):
 
 @every_version
 def test_from_pretrained_reads_stock_checkpoints(version, tmp_path):
-    """With the names of transformers 5 and, of Swin, those of 4; a head, an encoder, a backbone, masked modelling."""
+    """With the names of transformers 5 and, of Swin, those of 4; a head, an encoder, a backbone, masked
+    modelling."""
     model = make(f"{version}ForImageClassification", id2label={index: f"class {index}" for index in range(5)})
     model.save_pretrained(tmp_path / "stock")
     model.save_pretrained(tmp_path / "new", save_original_format=False)

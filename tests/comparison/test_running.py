@@ -49,7 +49,8 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Noise of three classes and several sizes, one of them smaller than the patches that are to be chosen."""
+    """Noise of three classes and several sizes, one of them smaller than the patches that are to be
+    chosen."""
     root = tmp_path_factory.mktemp("mixed")
     for index, name in enumerate(CLASSES):
         for split, number in (("train", 3), ("test", 2)):
@@ -234,7 +235,8 @@ def test_learned_selectors(run):
 
 
 def test_adapting(run, tmp_path):
-    """Other classes than the checkpoint's: everything gets a new head, and what is trained alike is trained once."""
+    """Other classes than the checkpoint's: everything gets a new head, and what is trained alike is
+    trained once."""
     chosen = {"strategies": ["resize", "tiles", "dense", "select", "reduce"], "aggregations": ["max"]}
     chosen |= {"selectors": ["random", "policy"], "tokens": [9], "token_reducers": ["merge"]}
     with pytest.raises(ValueError, match=r"give --adapt STEPS"):

@@ -1,4 +1,5 @@
-"""What of a large collection is read, by whom and under which name; and which answers are there. No cluster."""
+"""What of a large collection is read, by whom and under which name; and which answers are there. No
+cluster."""
 
 import sys
 

@@ -27,7 +27,8 @@ def tiny_model(**fields) -> AdaptiveViTForImageClassification:
 
 class TestGroups:
     def test_are_followed_through_all_reductions(self):
-        # 5 tokens to 3 (the second and third merge, the fourth goes), one of them to nothing, the rest swapped.
+        # 5 tokens to 3 (the second and third merge, the fourth goes), one of them to nothing, the rest
+        # swapped.
         first, second = np.array([0, 1, 1, -1, 2]), np.array([1, -1, 0])
         after_first, after_second = follow([first, second], 5)
         assert after_first.tolist() == [0, 1, 1, -1, 2]
@@ -91,7 +92,8 @@ class TestStages:
                 tiny_model(**fields), AdaptiveViTImageProcessor(**NATIVE), noise_image(32, 32)
             )
             numbers[name] = [(stage.num_tokens, stage.num_groups) for stage in explanation.stages]
-        # Of 16; the attentive reducer keeps half of 9 at the second stage, and may keep the first fused token.
+        # Of 16; the attentive reducer keeps half of 9 at the second stage, and may keep the first fused
+        # token.
         assert numbers["merge"] == numbers["gumbel"] == [(8, 8), (4, 4)]
         assert numbers["attentive"][0] == (9, 8)
         assert numbers["attentive"][1] in ((6, 5), (6, 4))

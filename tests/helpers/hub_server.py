@@ -1,4 +1,5 @@
-"""A Hub on this machine, of the routes that pushing and loading need, for the real `huggingface_hub` client."""
+"""A Hub on this machine, of the routes that pushing and loading need, for the real `huggingface_hub`
+client."""
 
 import base64
 import hashlib

@@ -27,8 +27,8 @@ def make(reducer, layers=(0, 1), keep_rate=0.6, **fields) -> AdaptiveViTForImage
 def plain_logits(model, image, before=None, inside=None) -> torch.Tensor:
     """Logits `(labels,)` of one image `(3, 48, 48)` in plain torch.
 
-    `before(index, x, log_sizes)` a block and `inside(index, x, log_sizes, weights, key, value)` it, after attention,
-    return other tokens `(T, D)` and what to add to the logits of keys `(T,)`.
+    `before(index, x, log_sizes)` a block and `inside(index, x, log_sizes, weights, key, value)` it, after
+    attention, return other tokens `(T, D)` and what to add to the logits of keys `(T,)`.
     """
     vit = model.vit
     embeddings = vit.embeddings

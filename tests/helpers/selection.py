@@ -15,7 +15,8 @@ def learn(model, parameters, steps, choose=lambda places: None):
 
 
 def batch(number=32):
-    """Images of noise with one patch that is bright above or below, which is the label; and where that patch is."""
+    """Images of noise with one patch that is bright above or below, which is the label; and where that
+    patch is."""
     images, places = 0.3 * torch.randn(number, 1, 32, 32), torch.randint(16, (number,))
     labels = torch.randint(2, (number,))
     for image, place, label in zip(images, places.tolist(), labels.tolist(), strict=True):

@@ -320,7 +320,8 @@ class TestWhereThePackageIsNotInstalled:
         folder = tmp_path_factory.mktemp("clean")
         venv.create(folder, with_pip=False)
         [packages] = folder.glob("lib/*/site-packages")
-        # Folders in a .pth file are searched, and their own .pth files, such as of editable installs, are not.
+        # Folders in a .pth file are searched, and their own .pth files, such as of editable installs, are
+        # not.
         (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
         return folder / "bin" / "python"
 

@@ -55,7 +55,8 @@ class TestAxis:
 
 
 def sampled(grid: TileGrid, size: tuple[int, int], field) -> BlendedFeatures:
-    """A map of two channels from tiles that know `field(rows, columns)` in pixels at the centres of their values."""
+    """A map of two channels from tiles that know `field(rows, columns)` in pixels at the centres of their
+    values."""
     blended = BlendedFeatures(grid, (1, *size))
     for index, (top, left, height, width) in enumerate(grid.coordinates.tolist()):
         rows, columns = (torch.arange(number) + 0.5 for number in size)

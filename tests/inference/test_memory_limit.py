@@ -59,11 +59,12 @@ try:
 except MemoryError as error:
     outcome["in memory"] = "MemoryError"
 print(json.dumps(outcome))
-"""
+"""  # noqa: E501
 
 
 def write_tiff(path: Path, side: int, places: list[tuple[int, int]]) -> None:
-    """A picture that is the same in every tile but those at `places`, which show noise; each tile is compressed once."""
+    """A picture that is the same in every tile but those at `places`, which show noise; each tile is
+    compressed once."""
     smooth = np.repeat(np.arange(TILE, dtype=np.uint8)[:, None, None], TILE, 1).repeat(3, 2)
     common, special = (
         deflate_encode(np.ascontiguousarray(tile).tobytes()) for tile in (smooth, picture(TILE, TILE))

@@ -77,6 +77,7 @@ def test_caches_need_not_be_writable(name, monkeypatch, tmp_path):
 def test_the_library_is_found_beside_a_script_of_its_name(tmp_path):
     (tmp_path / "evaluate.py").write_text("raise AssertionError('this is not the library')")
     (tmp_path / "script.py").write_text(
-        "import sys; path = sys.path[:]\nfrom vit_hf.inference.metrics import Accuracy\nassert sys.path == path\n"
+        "import sys; path = sys.path[:]\nfrom vit_hf.inference.metrics import Accuracy\nassert "
+        "sys.path == path\n"
     )
     subprocess.run([sys.executable, tmp_path / "script.py"], check=True)

@@ -1,4 +1,5 @@
-"""Patches of an image that is read a band at a time: the same choice and the same answer as of the whole image."""
+"""Patches of an image that is read a band at a time: the same choice and the same answer as of the whole
+image."""
 
 import itertools
 

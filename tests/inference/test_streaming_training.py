@@ -1,4 +1,5 @@
-"""Training on images that are read a band at a time: the loss and the gradients that the whole images would give."""
+"""Training on images that are read a band at a time: the loss and the gradients that the whole images
+would give."""
 
 import gc
 import weakref
@@ -163,7 +164,8 @@ def training_step(name: str, side: int):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["variance", "cross_attention", "policy"])
 def test_memory_of_a_training_step(name):
-    """Of an image that is 432 MiB as floats, beside one of a quarter of that, which is several bands as well."""
+    """Of an image that is 432 MiB as floats, beside one of a quarter of that, which is several bands as
+    well."""
     small, large = (peak_memory(training_step, name, side) for side in (3072, 6144))
     print(f"{name}: {small:.0f} MiB, {large:.0f} MiB")
     # A policy draws from all patches: their order, probabilities and gradients.

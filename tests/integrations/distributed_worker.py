@@ -18,7 +18,8 @@ def draws(fields: dict) -> bool:
 
 
 def compare_gradients(folder: Path) -> None:
-    """DDP's gradients, and those of one process over the same images, for everything that selects or reduces."""
+    """DDP's gradients, and those of one process over the same images, for everything that selects or
+    reduces."""
     from torch.nn.parallel import DistributedDataParallel
 
     from tests.helpers.models import SELECTIONS, tiny_config
@@ -56,7 +57,8 @@ def gradients(model, images, labels) -> torch.Tensor:
 
 
 def compare_sharded(folder: Path) -> None:
-    """A step of training with FSDP2 as Accelerate and transformers shard, and the same step of one process."""
+    """A step of training with FSDP2 as Accelerate and transformers shard, and the same step of one
+    process."""
     from tests.helpers.models import SELECTIONS, tiny_config
     from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
@@ -121,7 +123,8 @@ def step(model, images, labels) -> None:
 
 
 def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
-    """Two epochs of four steps, four images a step, however many processes share them; or the rest of them."""
+    """Two epochs of four steps, four images a step, however many processes share them; or the rest of
+    them."""
     from tests.helpers.models import tiny_config
     from tests.helpers.trainers import train as run
     from vit_hf import AdaptiveViTForImageClassification, KeepRateSchedule
@@ -146,7 +149,8 @@ def train(folder: Path, batch_size: str, checkpoint: str = "") -> None:
 
 
 def train_elastic(folder: Path) -> None:
-    """Both ways of training an elastic classifier: without distillation no process may wait for what has no gradient."""
+    """Both ways of training an elastic classifier: without distillation no process may wait for what has
+    no gradient."""
     from tests.helpers.models import tiny_config
     from tests.helpers.trainers import train as run
     from vit_hf import AdaptiveViTForElasticImageClassification

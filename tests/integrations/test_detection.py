@@ -22,7 +22,8 @@ from tests.helpers.models import tiny_config
 ops = pytest.importorskip("torchvision.ops", reason="pip install torchvision")
 pytest.importorskip("scipy", reason="transformers matches boxes with it")
 
-# Detectors that take one map, or make the others from the last; RT-DETR and its kin want three of falling size.
+# Detectors that take one map, or make the others from the last; RT-DETR and its kin want three of falling
+# size.
 DETECTORS = {
     "detr": (DetrConfig, DetrForObjectDetection, DetrImageProcessor),
     "conditional_detr": (

@@ -35,7 +35,8 @@ def test_fsdp2_takes_the_step_of_one_process(tmp_path):
 
 @pytest.mark.slow
 def test_resumes_with_another_number_of_processes(tmp_path):
-    """One process with batches of four, or two with batches of two: the same weights, changed over on the way or not."""
+    """One process with batches of four, or two with batches of two: the same weights, changed over on the
+    way or not."""
     train(tmp_path / "one", "4")
     launch("train", tmp_path / "two", "2")
     train(tmp_path / "two then one", "4", str(tmp_path / "two" / "checkpoint-3"))

@@ -8,7 +8,8 @@ from vit_hf import AdaptiveViTForMaskedImageModeling
 
 
 class Stripes(torch.utils.data.Dataset):
-    """Images of one grey each, a part of whose patches is masked: any patch that is seen tells what is hidden."""
+    """Images of one grey each, a part of whose patches is masked: any patch that is seen tells what is
+    hidden."""
 
     def __len__(self):
         return 64

@@ -30,7 +30,8 @@ def test_int8_dynamic(selection):
     with torch.no_grad():
         expected = model(images)
         quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
-        # Four projections of attention and two of the feed-forward network in each of three blocks, and the head.
+        # Four projections of attention and two of the feed-forward network in each of three blocks, and the
+        # head.
         assert len(quantised_weights(model)) >= 3 * 6 + 1
         # With the same patches: which of two alike patches is kept may well hang on a rounding.
         chosen = {} if expected.selected_patches is None else {"selected_patches": expected.selected_patches}

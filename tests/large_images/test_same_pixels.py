@@ -1,4 +1,5 @@
-"""A file shows one picture, whoever reads it: `open_image`, both image processors, and what training reads."""
+"""A file shows one picture, whoever reads it: `open_image`, both image processors, and what training
+reads."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"""What transformers' own common tests ask of every model, for ours: every selector, every encoding, and Swin."""
+"""What transformers' own common tests ask of every model, for ours: every selector, every encoding, and
+Swin."""
 
 import copy
 
@@ -218,7 +219,8 @@ def test_hidden_states_and_attentions_of_swin(model_class, swin):
     assert [state.shape for state in output.hidden_states] == shapes
     maps = [(2, 16, 10, 8), (2, 32, 5, 4), (2, 64, 3, 2), (2, 64, 3, 2)]
     assert [state.shape for state in output.reshaped_hidden_states] == maps
-    # Windows of 4x4 on a grid of 10x8; of one window's size, and of 2x2, where a side of the grid is not larger.
+    # Windows of 4x4 on a grid of 10x8; of one window's size, and of 2x2, where a side of the grid is not
+    # larger.
     assert [weights.shape for weights in output.attentions] == [
         (2 * 6, 2, 16, 16),
         (2 * 2, 2, 16, 16),
@@ -252,7 +254,8 @@ def test_gradients_are_retained(model_class, config, fields):
 
 @pytest.mark.parametrize("model_class", [AdaptiveViTForPreTraining, AdaptiveViTForSemanticSegmentation])
 def test_other_heads_in_every_way(model_class):
-    """Batching, traced graphs, checkpointing, half precision, attention: for the classifier these are apart."""
+    """Batching, traced graphs, checkpointing, half precision, attention: for the classifier these are
+    apart."""
     config = all_options()
     config.drop_path_rate = 0.0
     model = model_class(config).eval()

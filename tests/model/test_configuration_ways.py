@@ -257,7 +257,8 @@ def test_misspelt_options_of_image_processors_are_refused(processor_class, tmp_p
 
 
 class TestOtherGrid:
-    """`from_pretrained(image_size=...)`: as the checkpoint is at that size, or an error that says what to do."""
+    """`from_pretrained(image_size=...)`: as the checkpoint is at that size, or an error that says what to
+    do."""
 
     @pytest.mark.parametrize("head", [{}, {"num_labels": 2, "ignore_mismatched_sizes": True}])
     @pytest.mark.parametrize("image_size", [48, 16, [48, 24]])

@@ -245,7 +245,8 @@ def test_image_smaller_than_a_patch(ours):
     [
         (
             {"patch_selector": "attention"},
-            r"patch_selector='attention'.*\['entropy', 'gradient', 'random', 'saliency', 'uniform', 'variance'\]",
+            r"patch_selector='attention'.*\['entropy', 'gradient', 'random', 'saliency', "
+            r"'uniform', 'variance'\]",
         ),
         ({"patch_selector": "variance", "num_selected_patches": 0}, r"num_selected_patches=0 .*\(0, 1\]"),
         (

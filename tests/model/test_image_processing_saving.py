@@ -111,7 +111,7 @@ assert again.backend == "torchvision" and again.to_dict()["auto_map"] == process
 name = "image_processing_adaptive_vit.py"
 with open(f"{folder}/again/{name}", "rb") as again, open(f"{folder}/pil/{name}", "rb") as first:
     assert again.read() == first.read()
-"""
+"""  # noqa: E501
 
 WITHOUT_TORCHVISION = """
 import sys

@@ -19,7 +19,8 @@ FIELDS = {"layer_sizes": {"num_attention_heads": HEADS, "intermediate_size": SIZ
 
 
 def narrowed(**fields) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTForImageClassification]:
-    """A model whose blocks have several sizes, and one of the largest size in which what it lacks counts nothing."""
+    """A model whose blocks have several sizes, and one of the largest size in which what it lacks counts
+    nothing."""
     if fields.get("position_encoding", "").startswith("relative_bias"):
         fields["position_encoding"] = {"type": fields["position_encoding"], "shared": False}
     fields |= {"head_dim": 12, "feed_forward": "gated"}

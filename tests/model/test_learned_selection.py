@@ -1,4 +1,5 @@
-"""What learns which patches or tokens to keep: perturbed top-K, the policy, distillation, and the `gumbel` reducer."""
+"""What learns which patches or tokens to keep: perturbed top-K, the policy, distillation, and the `gumbel`
+reducer."""
 
 import itertools
 import math
@@ -18,7 +19,8 @@ from vit_hf.model.selectors import draw_plackett_luce, perturbed_top_k, plackett
 
 
 def within(estimates: torch.Tensor, expected: torch.Tensor) -> None:
-    """The mean of independent `estimates` `(n, ...)` is as near as chance allows, and chance allows little."""
+    """The mean of independent `estimates` `(n, ...)` is as near as chance allows, and chance allows
+    little."""
     error = estimates.std(0) / len(estimates) ** 0.5
     assert ((estimates.mean(0) - expected).abs() <= 4.5 * error + 1e-6).all()
     assert error.max() < 0.05 * expected.abs().max()
@@ -29,7 +31,8 @@ class TestGumbel:
     free = {"type": "gumbel", "ratio_weight": 0.0, "distillation_weight": 0.0, "token_weight": 0.0}
 
     def reference(self, model, image, decide, shares):
-        """DynamicViT, section 3: what was dropped is no key for anybody. `decide(logits, present)` says what stays."""
+        """DynamicViT, section 3: what was dropped is no key for anybody. `decide(logits, present)` says
+        what stays."""
 
         def before(index, x, log_sizes):
             if index not in self.layers:
@@ -163,7 +166,8 @@ def in_rows(kept: list[int], greedy: list[int]) -> list[int]:
 
 
 def exact_top_2(scores: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Expected indicators `(2, N)` of the two highest of N Gaussians, by an integral over the lower of the two."""
+    """Expected indicators `(2, N)` of the two highest of N Gaussians, by an integral over the lower of the
+    two."""
     points = torch.linspace(-8, 8, 20001, dtype=torch.double) * sigma + scores.mean()
     standard = (points[:, None] - scores) / sigma
     density = torch.exp(-(standard**2) / 2) / (sigma * math.sqrt(2 * math.pi))
@@ -361,7 +365,8 @@ class TestPolicy:
 
 
 def seeing(choose, **fields):
-    """A model that has learned to tell the labels from the patches that `choose(places)` says, and is frozen."""
+    """A model that has learned to tell the labels from the patches that `choose(places)` says, and is
+    frozen."""
     sizes = {"num_channels": 1, "num_labels": 2, "num_hidden_layers": 2, "initializer_range": 0.1}
     model = AdaptiveViTForImageClassification(tiny_config(num_selected_patches=1, **sizes, **fields))
     learn(model, model.parameters(), 60, choose).requires_grad_(False)

@@ -283,7 +283,7 @@ for wrong in ({{"num_selected_patches": 0}}, {{"position_encoding": {{"base": 1}
         continue
     raise AssertionError(wrong)
 print(sorted(name for name in sys.modules if name.startswith("vit_hf.model.")))
-"""
+"""  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "vit_hf.model.positions" not in done.stdout and "vit_hf.model.budget" in done.stdout

@@ -119,7 +119,8 @@ def test_entropy_is_that_of_skimage(sides, channels, scale, spread, seed):
 def test_entropy_of_known_histograms():
     two_levels = torch.arange(256.0).remainder(2)
     every_level = torch.arange(-128.0, 128.0) / 32
-    # What rounding does to one level, at 0 and at the ends of the range of mean and std 0.5, is no information.
+    # What rounding does to one level, at 0 and at the ends of the range of mean and std 0.5, is no
+    # information.
     noise = (torch.rand(3, 256) - 0.5) * 1e-5 + torch.tensor([[0.0], [1.0], [-1.0]])
     images = torch.stack((two_levels, every_level, *noise)).view(5, 1, 16, 16)
     scores = pixel_scores("entropy", ImagePatches.from_images(images, 16), 1)
@@ -127,7 +128,8 @@ def test_entropy_of_known_histograms():
 
 
 def spectral_residual(gray: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Mean saliency in each of `rows` times `columns` pieces of `gray` `(H, W)`, from the paper, up to its scale."""
+    """Mean saliency in each of `rows` times `columns` pieces of `gray` `(H, W)`, from the paper, up to its
+    scale."""
     thumbnail = PIL.Image.fromarray(gray.astype(np.float32)).resize((64, 64), PIL.Image.Resampling.BILINEAR)
     spectrum = np.fft.fft2(np.asarray(thumbnail, np.float64))
     log_amplitude = np.log(np.abs(spectrum))
@@ -282,6 +284,7 @@ def test_uniform_covers_the_grid(rows, columns, data):
     assert (scores == 2).sum() == number
     indices, _ = keep_top(scores, number)
     kept = patches.gather(indices).coordinates[0]
-    # Every patch of the grid has a kept one near: within the pitch of a lattice that some points were left out of.
+    # Every patch of the grid has a kept one near: within the pitch of a lattice that some points were left
+    # out of.
     distance = torch.cdist(patches.coordinates[0], kept, p=float("inf")).min(dim=1).values
     assert distance.max() <= 2 * np.ceil(np.sqrt(rows * columns / number)) + 1

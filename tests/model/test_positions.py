@@ -355,7 +355,8 @@ class TestBias:
     @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
     @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask")
     def test_flex_attention_equals_eager(self, reducer):
-        """With padding, and with tokens of several sizes, each of which has its own way into flex attention."""
+        """With padding, and with tokens of several sizes, each of which has its own way into flex
+        attention."""
         reduction = {"token_reducer": reducer, "keep_rate": 0.6, "reduction_layers": [0]} if reducer else {}
         model = AdaptiveViTModel(tiny_config(position_encoding="relative_bias", **reduction)).eval()
         torch.nn.init.normal_(model.embeddings.position_encoding.relative_position_bias_table)

@@ -17,7 +17,8 @@ def is_private(name: str) -> bool:
 
 
 def private_names() -> set[str]:
-    """Private attributes, methods and functions of the files of models; not those that transformers or torch define."""
+    """Private attributes, methods and functions of the files of models; not those that transformers or
+    torch define."""
     names = set()
     for path in MODEL.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

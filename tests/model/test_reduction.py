@@ -20,7 +20,8 @@ reducers = pytest.mark.parametrize("reducer", TOKEN_REDUCERS)
 
 
 def keep_by_cls_attention(layers, keep_rate):
-    """EViT, section 3: top ceil(rate M) of the head-mean CLS attention, and one token sum_i a_i x_i of the others."""
+    """EViT, section 3: top ceil(rate M) of the head-mean CLS attention, and one token sum_i a_i x_i of the
+    others."""
 
     def inside(index, x, log_sizes, weights, key, value):
         if index not in layers:
@@ -147,7 +148,8 @@ def test_sample_is_ats(keep_rate):
 
 
 def test_sample_by_hand():
-    """Shares .4, .1, .2, .3 on the grid 1/4, 3/4 and on 1/8, 3/8, 5/8, 7/8: in both, .4 is hit, and .1 never."""
+    """Shares .4, .1, .2, .3 on the grid 1/4, 3/4 and on 1/8, 3/8, 5/8, 7/8: in both, .4 is hit, and .1
+    never."""
     value = torch.tensor([9.0, 4, 1, 2, 3]).view(1, 1, 5, 1)  # the first is CLS
     same = torch.ones(1, 1, 5, 1)
     states = AttentionProjections(same, same, value, same, AttentionContext(), 1.0)

@@ -51,7 +51,7 @@ def test_every_auto_class_without_the_package(saved, tmp_path):
         from PIL import Image
         classify = pipeline("image-classification", model=path, trust_remote_code=True)
         print(classify(Image.new("RGB", (90, 70), "red"))[0]["label"])
-        """,
+        """,  # noqa: E501
         tmp_path,
     )
     assert out.strip().startswith("class ")
@@ -136,7 +136,7 @@ def test_a_model_loaded_from_remote_code_saves_its_code_again(saved, tmp_path):
         again = AutoModelForImageClassification.from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
         images = torch.randn(1, 3, 64, 64)
         assert torch.equal(model(images).logits, again(images).logits)
-        """,
+        """,  # noqa: E501
         tmp_path,
     )
     name = "modeling_adaptive_vit.py"

@@ -1,5 +1,6 @@
-"""What surrounds the choice of patches: making it by hand, exploring, looking with the probe, seeing a thumbnail beside
-it, giving a full grid of hidden states back, and refusing configurations that make no sense."""
+"""What surrounds the choice of patches: making it by hand, exploring, looking with the probe, seeing a
+thumbnail beside it, giving a full grid of hidden states back, and refusing configurations that make no
+sense."""
 
 import math
 
@@ -175,7 +176,8 @@ class TestThumbnailContext:
 
 
 def last_states(model, inputs):
-    """Output, and the last hidden states `(B, K, D)` of all patches that entered, followed by hand, one by one."""
+    """Output, and the last hidden states `(B, K, D)` of all patches that entered, followed by hand, one by
+    one."""
     before, attended, after = [], [], []
     hooks = [model.layernorm.register_forward_pre_hook(lambda module, args: after.append(args[0]))]
     for layer in model.layers:

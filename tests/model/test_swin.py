@@ -54,7 +54,8 @@ class TestWindows:
         assert torch.equal(got[:, ~inside], other[:, ~inside])
 
     def test_pieces_of_the_image_do_not_attend_to_each_other(self):
-        """Cells of a window attend to each other if they are neighbors in the image as they are in the window."""
+        """Cells of a window attend to each other if they are neighbors in the image as they are in the
+        window."""
         layout = lay_out((8, 8), (4, 4), (2, 2), True, torch.device("cpu"))
         mask = layout.mask(1, None, torch.float32)[:, 0]
         rows, columns = layout.cells // 8, layout.cells % 8

@@ -431,7 +431,8 @@ class TestErrors:
 
 
 class TestWhatRemoteCodeError:
-    """The model works, with a warning before training; it is not saved without its code, but no weights are lost."""
+    """The model works, with a warning before training; it is not saved without its code, but no weights
+    are lost."""
 
     @pytest.mark.parametrize(
         "text, message",
@@ -496,7 +497,8 @@ def rewrite(path):
 
 
 def test_code_is_rewritten_where_it_stands(tmp_path):
-    """What shares a line with an import stays; names that the generated file cannot hold still come from the package."""
+    """What shares a line with an import stays; names that the generated file cannot hold still come from
+    the package."""
     path = tmp_path / "mine.py"
     path.write_text(
         "é = 1; b = 2\n"

@@ -49,7 +49,8 @@ def cut(videos: torch.Tensor) -> dict[str, torch.Tensor]:
 
 class TestAgainstPlainTorch:
     def test_the_plain_model_is_a_convolution_and_blocks(self):
-        """What ViViT's first model is, spelled out: Conv3d, CLS, a table, pre-norm blocks of torch, a linear head."""
+        """What ViViT's first model is, spelled out: Conv3d, CLS, a table, pre-norm blocks of torch, a
+        linear head."""
         torch.manual_seed(1)
         model = AdaptiveViTForVideoClassification(video_config(layer_norm_eps=1e-5)).eval()
         vit, videos = model.vit, clips()
@@ -176,7 +177,8 @@ class TestPositions:
 
     @every_encoding
     def test_every_axis_is_told_apart(self, encoding):
-        """Without positions a clip that is played backwards, or turned over, has the same answer; with them another."""
+        """Without positions a clip that is played backwards, or turned over, has the same answer; with
+        them another."""
         model = AdaptiveViTForVideoClassification(video_config(position_encoding=encoding)).eval()
         with torch.no_grad():
             for value in model.vit.embeddings.position_encoding.parameters():

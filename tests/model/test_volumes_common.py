@@ -1,4 +1,5 @@
-"""What is asked of every model, of those for videos and volumes: see `test_common.py` and `test_tracing.py`."""
+"""What is asked of every model, of those for videos and volumes: see `test_common.py` and
+`test_tracing.py`."""
 
 import copy
 
@@ -158,7 +159,8 @@ def test_half_precision():
 
 
 def test_trainer_learns_clips(tmp_path):
-    """Plain Trainer on ten clips: the loss falls, the keep rate follows its schedule, and a save loads again."""
+    """Plain Trainer on ten clips: the loss falls, the keep rate follows its schedule, and a save loads
+    again."""
     config = video_config(
         num_channels=1,
         num_labels=10,

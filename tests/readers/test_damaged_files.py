@@ -1,4 +1,5 @@
-"""Damaged, hostile and strange files are named, with the place of the damage; they cost neither time nor memory."""
+"""Damaged, hostile and strange files are named, with the place of the damage; they cost neither time nor
+memory."""
 
 import pickle
 import random
@@ -102,7 +103,8 @@ def test_damaged_tiles_are_named_and_the_others_read(tmp_path):
         # 7 tiles in a row.
         with pytest.raises(
             ValueError,
-            match=r"a\.tif' in the region of 9x9 pixels at row 70, column 81: .*row 1, column 1 of tiles .*1000000000",
+            match=r"a\.tif' in the region of 9x9 pixels at row 70, column 81: .*row 1, column 1 of "
+            r"tiles .*1000000000",
         ):
             image.read(70, 81, 9, 9)
         with pytest.raises(ValueError, match=r"a\.tif"):

@@ -35,7 +35,8 @@ HEAD = {
 
 @pytest.fixture
 def trees(tmp_path):
-    """Photos of forests as people have them: TIFF and PNG of 400x400 pixels with 98 boxes of three classes."""
+    """Photos of forests as people have them: TIFF and PNG of 400x400 pixels with 98 boxes of three
+    classes."""
     try:
         source = deepforest_folder()
     except FileNotFoundError as error:

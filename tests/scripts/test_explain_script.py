@@ -84,7 +84,8 @@ def test_overrides(folder):
 
 def test_flags_from_a_file(folder):
     (folder / "flags.yaml").write_text(
-        "model_name_or_path: model\nimages: [a/cat.png]\npictures: [patches]\nnum_selected_patches: 0.5\noutput: out\n"
+        "model_name_or_path: model\nimages: [a/cat.png]\npictures: "
+        "[patches]\nnum_selected_patches: 0.5\noutput: out\n"
     )
     # Without a device, whatever there is.
     main(["flags.yaml"])

@@ -466,7 +466,8 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, processes):
     "flags",
     [
         "",
-        "--patch_selector policy --token_reducer gumbel --keep_rate 0.5 --reduction_layers 1 --freeze_backbone_ratio 0.5 "
+        "--patch_selector policy --token_reducer gumbel --keep_rate 0.5 --reduction_layers 1 "
+        "--freeze_backbone_ratio 0.5 "
         "--backbone_lr_factor 0.1",
     ],
     ids=["plain", "learned"],

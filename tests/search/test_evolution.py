@@ -22,7 +22,8 @@ def size(network: SubNetwork) -> float:
 
 
 def worth(network: SubNetwork) -> float:
-    """Grows with size, but first blocks with heads and last ones without a wide network make the most of it."""
+    """Grows with size, but first blocks with heads and last ones without a wide network make the most of
+    it."""
     score = network.hidden_size / 32 - abs(network.keep_rate - 0.5)
     for place, (heads, ratio) in enumerate(zip(network.num_attention_heads, network.mlp_ratios, strict=True)):
         score += heads / (1 + place) - 0.3 * ratio * place

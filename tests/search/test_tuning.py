@@ -14,7 +14,7 @@ from vit_hf.training.command_line import make_parser, parse_arguments
 optuna = pytest.importorskip("optuna")
 GROUPS = (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments)
 FLAGS = [
-    *("--validation_fraction", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),
+    *("--validation_fraction", "0.3", "--image_size", "32", "--max_steps", "2", "--per_device_train_batch_size", "2"),  # noqa: E501
     *("--config_overrides", '{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}'),
     *("--layer_decays", "0.5", "0.9", "--batch_sizes", "1", "3", "--use_cpu", "--disable_tqdm", "true"),
     *("--eval_strategy", "steps", "--eval_steps", "1"),

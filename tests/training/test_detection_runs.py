@@ -126,7 +126,8 @@ def test_every_detector_learns(make_detection, tmp_path, detector):
 
 
 def test_trains_goes_on_and_is_measured_again(make_detection, tmp_path):
-    """Interrupted after an epoch: the weights of a run that was not; then the saved detector on fewer patches."""
+    """Interrupted after an epoch: the weights of a run that was not; then the saved detector on fewer
+    patches."""
     run = make_detection(
         crop_size=48, horizontal_flip=0.5, patch_selector="variance", num_selected_patches=0.5
     )
@@ -281,7 +282,8 @@ def test_batches_are_what_detectors_take(detector):
 
 @pytest.mark.parametrize("selector", ["variance", "gradient", "entropy", "saliency"])
 def test_padding_is_what_heuristics_leave_out(selector):
-    """A detector's image processor pads with zeros; whole patches of it are chosen when nothing else is left."""
+    """A detector's image processor pads with zeros; whole patches of it are chosen when nothing else is
+    left."""
     config = AdaptiveViTConfig(**VIT, image_size=64, patch_selector=selector, num_selected_patches=16)
     backbone = AdaptiveViTBackbone(config).eval()
     images = torch.zeros(1, 3, 64, 96)

@@ -9,7 +9,10 @@ def test_says_what_is_reduced(make_run):
     run = make_run(
         token_reducer="attentive", keep_rate=0.7, reduction_layers=[1, 0], num_selected_patches=0.5
     )
-    expected = "50.0% of the patches of an image by variance; attentive keeps 70.0% of the tokens in each of the blocks 0, 1"
+    expected = (
+        "50.0% of the patches of an image by variance; attentive keeps 70.0% of the tokens in each "
+        "of the blocks 0, 1"
+    )
     assert expected in run.describe()
     run = make_run(
         "other",

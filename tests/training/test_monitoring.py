@@ -193,7 +193,7 @@ else:
     assert sums[0] == sums[1]
     print("done", flush=True)
 torch.distributed.destroy_process_group()  # or else threads of its may outlive the interpreter
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""One file's fault is an error of that one file, and one kind of checkpoint has one answer, whoever reads it."""
+"""One file's fault is an error of that one file, and one kind of checkpoint has one answer, whoever reads
+it."""
 
 import struct
 import zlib

@@ -109,7 +109,10 @@ def summarise(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Ex
     tiles = "".join(
         f"<div><strong>{value}</strong><span>{html.escape(name)}</span></div>" for value, name in figures
     )
-    return f'<div class="figures" role="status">{tiles}</div><p class="small">{html.escape(facts(explorer, picture, exploration))}</p>'
+    return (
+        f'<div class="figures" role="status">{tiles}</div><p '
+        f'class="small">{html.escape(facts(explorer, picture, exploration))}</p>'
+    )
 
 
 def facts(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
@@ -205,7 +208,8 @@ def size_choices(explorer: PatchExplorer) -> list[tuple[str, Size]]:
 
 
 def default_size(explorer: PatchExplorer) -> Size:
-    """That of the checkpoint if it was made for selection, and else one at which selection has something to do."""
+    """That of the checkpoint if it was made for selection, and else one at which selection has something
+    to do."""
     if explorer.trained_size is None:
         return "native"
     return 1024 if explorer.config.patch_selector is None else "checkpoint"

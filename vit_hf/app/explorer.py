@@ -45,7 +45,8 @@ AUTOMATIC_SECONDS = 2.0
 # A forward pass is repeated for as many seconds, and at most so many times.
 REPEAT_SECONDS, MAX_REPEATS = 0.5, 5
 
-# How large an image is made: as the checkpoint's image processor does, not at all, or to that many pixels at most.
+# How large an image is made: as the checkpoint's image processor does, not at all, or to that many pixels at
+# most.
 Size = Literal["checkpoint", "native"] | int
 
 
@@ -69,7 +70,8 @@ class Exploration:
 
 
 class PatchExplorer:
-    """Runs one checkpoint with other selectors and numbers of patches than its own. Safe to use from several threads.
+    """Runs one checkpoint with other selectors and numbers of patches than its own. Safe to use from several
+    threads.
 
     Args:
         model: a classifier; is held in evaluation mode.
@@ -88,7 +90,8 @@ class PatchExplorer:
         self.config = model.config
         if self.config.num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of num_channels={self.config.num_channels}: this page shows grey (1) and colour "
+                f"The model takes images of num_channels={self.config.num_channels}: this page "
+                "shows grey (1) and colour "
                 "(3) images."
             )
         self.image_processor = copy.deepcopy(image_processor)
@@ -102,7 +105,8 @@ class PatchExplorer:
 
     @property
     def trained_size(self) -> str | None:
-        """Size in words that the checkpoint's image processor makes of any image; None if it leaves images as they are."""
+        """Size in words that the checkpoint's image processor makes of any image; None if it leaves images
+        as they are."""
         processor = self.image_processor
         if not processor.do_resize:
             return None
@@ -131,7 +135,8 @@ class PatchExplorer:
         patch_height, patch_width = to_pair(self.config.patch_size)
         if size != "checkpoint" and (picture.height < patch_height or picture.width < patch_width):
             raise ValueError(
-                f"The image is too small: at {picture.width} x {picture.height} pixels it has not one patch of "
+                f"The image is too small: at {picture.width} x {picture.height} pixels it has not "
+                "one patch of "
                 f"{patch_width} x {patch_height}. Give a larger one."
             )
         if size == "checkpoint":
@@ -168,7 +173,8 @@ class PatchExplorer:
         kept = num_patches if selector == ALL_PATCHES else min(num_selected, num_patches)
         if kept > MAX_TOKENS:
             raise ValueError(
-                f"To compute on {kept:,} patches would take long: this page stops at {MAX_TOKENS:,}. Choose a selector "
+                f"To compute on {kept:,} patches would take long: this page stops at "
+                f"{MAX_TOKENS:,}. Choose a selector "
                 "and fewer patches, or a smaller size."
             )
         shape = tuple(inputs["pixel_values"].shape[-2:])
@@ -249,7 +255,8 @@ def _check_stretched(processor: BaseImageProcessor, picture: PIL.Image.Image) ->
     longest = shortest * max(picture.size) / min(picture.size)
     if shortest * longest > MAX_PREPARED_PIXELS:
         raise ValueError(
-            f"The image of {picture.width} x {picture.height} pixels is too narrow: its shorter edge is made {shortest} "
+            f"The image of {picture.width} x {picture.height} pixels is too narrow: its shorter "
+            f"edge is made {shortest} "
             f"pixels long, and the other would have {longest:,.0f}. Crop it."
         )
 
@@ -257,7 +264,8 @@ def _check_stretched(processor: BaseImageProcessor, picture: PIL.Image.Image) ->
 def find_selectors(
     model: AdaptiveViTForImageClassification,
 ) -> tuple[dict[str, nn.Module | None], dict[str, str]]:
-    """Selectors that a checkpoint can use: its own, those that need no training, and none; and why not the others."""
+    """Selectors that a checkpoint can use: its own, those that need no training, and none; and why not the
+    others."""
     own, left_out = type_of(model.config.patch_selector), {}
     selectors: dict[str, nn.Module | None] = {} if own is None else {own: model.vit.selector}
     for name, selector_class in PATCH_SELECTORS.items():
@@ -335,7 +343,8 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
         )
     if has_frames(model.config):
         raise ValueError(
-            f"{path} is for videos (num_frames={model.config.num_frames}), and the page shows patches of images."
+            f"{path} is for videos (num_frames={model.config.num_frames}), and the page shows "
+            "patches of images."
         )
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return PatchExplorer(model.to(device), image_processor)

@@ -45,7 +45,7 @@ CSS = """
     .figures {gap: 0.5rem 1.5rem}
     .figures strong {font-size: 1.4rem}
 }
-"""
+"""  # noqa: E501
 
 
 def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.PathLike] = ()) -> gr.Blocks:
@@ -58,7 +58,8 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
     choices, sizes = selector_choices(explorer), size_choices(explorer)
     with gr.Blocks(title=f"{name}: which patches matter", analytics_enabled=False) as page:
         gr.Markdown(
-            f"# Which patches matter\n`{name}` computes on some patches of an image, at full resolution, and leaves "
+            f"# Which patches matter\n`{name}` computes on some patches of an image, at full "
+            "resolution, and leaves "
             "the others out. Choose how, and how many."
         )
         with gr.Row():
@@ -71,7 +72,8 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
                     height=300,
                     elem_id="image",
                 )
-                # The same as a file: Gradio would open an image itself, and say what is wrong with it in its own way.
+                # The same as a file: Gradio would open an image itself, and say what is wrong with it in its
+                # own way.
                 file = gr.File(visible="hidden")
                 if examples:
                     gr.Examples(
@@ -145,7 +147,8 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
 
 
 def make_theme() -> gr.Theme:
-    """Gradio's own, with fonts that come with it (of this one, the weight 600 lacks most letters) and darker notes."""
+    """Gradio's own, with fonts that come with it (of this one, the weight 600 lacks most letters) and
+    darker notes."""
     theme = gr.themes.Default(
         primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "sans-serif"]
     )
@@ -190,8 +193,8 @@ def launch(
         model_name_or_path: see `load_explorer`, which also says what is raised.
         examples: image files to pick from.
         device: by default an accelerator if there is one.
-        server_name, server_port: where to listen; by default as Gradio does, on this machine only, at 7860 or the first
-            free port after it.
+        server_name, server_port: where to listen; by default as Gradio does, on this machine only, at 7860 or
+            the first free port after it.
     """
     explorer = load_explorer(model_name_or_path, device)
     local = Path(model_name_or_path)

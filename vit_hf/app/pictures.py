@@ -52,7 +52,8 @@ def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
 
 def _too_large(name: str, size: str) -> str:
     return (
-        f"{name} has {size} more than the {MAX_PIXELS // 1_000_000} million that this page takes. Give a part of it, or "
+        f"{name} has {size} more than the {MAX_PIXELS // 1_000_000} million that this page takes. "
+        "Give a part of it, or "
         "use vit_hf.predict_streaming or scripts/predict.py --tile, which read images larger than memory."
     )
 
@@ -65,7 +66,8 @@ def shrink_to(picture: PIL.Image.Image, longest_edge: int) -> PIL.Image.Image:
 
 
 def draw_kept(explanation: Explanation) -> np.ndarray:
-    """`(h, w, 3)` uint8: the image, pale where patches were dropped, and an outline around those that were kept."""
+    """`(h, w, 3)` uint8: the image, pale where patches were dropped, and an outline around those that were
+    kept."""
     height, width = explanation.picture_size
     scale = LONGER_SIDE / max(height, width)
     cell = Cell(0, 0, max(width * scale, 1 / DPI), max(height * scale, 1 / DPI))
@@ -81,7 +83,8 @@ def draw_kept(explanation: Explanation) -> np.ndarray:
 
 
 def draw_map(explanation: Explanation, values: np.ndarray) -> np.ndarray:
-    """`(h, w, 3)` uint8: the image in grey, coloured by `values` `(R, S)` from dark blue (low) to yellow (high).
+    """`(h, w, 3)` uint8: the image in grey, coloured by `values` `(R, S)` from dark blue (low) to yellow
+    (high).
 
     What has no value, NaN, stays grey.
     """

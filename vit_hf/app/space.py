@@ -48,7 +48,7 @@ Drop an image, choose how its patches are selected and how many are kept, and se
 answers, and how long that takes beside all patches.
 
 The page is `vit_hf.app` of [vit_hf](vit_hf), which is in this Space; it runs here as `python app.py` does on any machine.
-"""
+"""  # noqa: E501
 
 
 def write_space(
@@ -71,7 +71,8 @@ def write_space(
     Raises:
         FileExistsError: if the folder holds something.
         FileNotFoundError: if there is no such checkpoint or example.
-        importlib.metadata.PackageNotFoundError: if vit_hf is not installed, so that what it requires is not known.
+        importlib.metadata.PackageNotFoundError: if vit_hf is not installed, so that what it requires is not
+            known.
     """
     folder = Path(folder)
     check_path(model_name_or_path)
@@ -131,7 +132,8 @@ def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -
         Its address.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for instance without a token (`hf auth login`).
+        huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for instance without a token (`hf auth
+            login`).
         ValueError: for `private` if the Space is there and public.
     """
     api = HfApi()

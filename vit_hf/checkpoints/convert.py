@@ -1,4 +1,5 @@
-"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as an AdaptiveSwin."""
+"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as
+an AdaptiveSwin."""
 
 import re
 from collections.abc import Mapping
@@ -71,26 +72,29 @@ def convert(
     architecture: str | None = None,
     **fields: Any,
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor | BaseVideoProcessor]:
-    """A model of another family as one of ours with the same outputs, and an image processor that prepares alike.
+    """A model of another family as one of ours with the same outputs, and an image processor that prepares
+    alike.
 
     Args:
-        source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2", "vivit", "videomae", or the `"vit-hybrid"` of
-            transformers 4; one of timm (see `convert_timm`); the name of a checkpoint of either, local or on the Hub;
-            a state dict of timm, or a file with one (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of
-            google-research/vision_transformer (see `load_npz`). A model with a classifier becomes an
-            `AdaptiveViTForImageClassification`, a `ViTMAEForPreTraining` an `AdaptiveViTForPreTraining` (its encoder
-            alone where `fields` select or reduce), any other an `AdaptiveViTModel`, with the `pooler_output` of the
-            original (where that has none, to be loaded again with `add_pooling_layer=False`); a ViViT or VideoMAE with a classifier an
-            `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the
-            same kind.
-            Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them runs.
+        source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2",
+            "vivit", "videomae", or the `"vit-hybrid"` of transformers 4; one of timm (see `convert_timm`);
+            the name of a checkpoint of either, local or on the Hub; a state dict of timm, or a file with one
+            (`.safetensors`, `.bin`, `.pth`); or a `.npz` file of google-research/vision_transformer (see
+            `load_npz`). A model with a classifier becomes an `AdaptiveViTForImageClassification`, a
+            `ViTMAEForPreTraining` an `AdaptiveViTForPreTraining` (its encoder alone where `fields` select or
+            reduce), any other an `AdaptiveViTModel`, with the `pooler_output` of the original (where that has
+            none, to be loaded again with `add_pooling_layer=False`); a ViViT or VideoMAE with a classifier an
+            `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the same kind.
+            Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them
+            runs.
         architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
         fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
             num_selected_patches=196`; of a Swin, of `AdaptiveSwinConfig`.
 
     Returns:
-        The model, in evaluation mode and of the source's dtype, and the image processor, for videos transformers' own
-        video processor; that of the family's defaults if the source is a model without a path.
+        The model, in evaluation mode and of the source's dtype, and the image processor, for videos
+        transformers' own video processor; that of the family's defaults if the source is a model without a
+        path.
 
     Raises:
         CannotConvert: a ValueError with the reason, for a family or an option that ours cannot represent.
@@ -102,7 +106,8 @@ def convert(
         return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel | Mapping | str | PathLike):
         raise ValueError(
-            f"convert takes a model of transformers or timm, a state dict, or the name of a checkpoint, not a "
+            "convert takes a model of transformers or timm, a state dict, or the name of a "
+            "checkpoint, not a "
             f"{type(source).__name__}."
         )
     if (
@@ -192,7 +197,8 @@ def check_family(config: PretrainedConfig) -> Family:
     families = FAMILIES | VIDEO_FAMILIES
     if config.model_type not in families:
         raise CannotConvert(
-            f"model_type {config.model_type!r} is none of those that can be converted: {', '.join(sorted([*families, *SWIN_FAMILIES]))}."
+            f"model_type {config.model_type!r} is none of those that can be converted: "
+            f"{', '.join(sorted([*families, *SWIN_FAMILIES]))}."
         )
     return families[config.model_type]
 
@@ -206,7 +212,8 @@ def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
 def convert_config(
     config: PretrainedConfig, family: Family, classifier: PreTrainedModel | None
 ) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family, with a classifier or none."""
+    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family, with a
+    classifier or none."""
     fields = {name: getattr(config, name) for name in SHARED if hasattr(config, name)}
     fields |= family.fields(config)
     if classifier is not None:
@@ -257,7 +264,8 @@ def load_weights(
     missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"This {model_type} has weights that AdaptiveViT has no place for, {report.unexpected_keys[:5]}, or lacks "
+            f"This {model_type} has weights that AdaptiveViT has no place for, "
+            f"{report.unexpected_keys[:5]}, or lacks "
             f"some, {missing[:5]}."
         )
 
@@ -287,7 +295,8 @@ def convert_processor(
     if not saved and "max_num_patches" not in options:
         if path:
             logger.warning(
-                f"There is no image processor beside {path}: ours prepares as {type(theirs).__name__} does by default, at "
+                f"There is no image processor beside {path}: ours prepares as "
+                f"{type(theirs).__name__} does by default, at "
                 f"{config.image_size} pixels. Check mean, std and size against the training of the model."
             )
         height, width = to_pair(config.image_size)

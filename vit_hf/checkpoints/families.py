@@ -1,4 +1,5 @@
-"""What each family of Vision Transformers is in our terms: fields of the configuration, and names of weights."""
+"""What each family of Vision Transformers is in our terms: fields of the configuration, and names of
+weights."""
 
 import math
 import re
@@ -57,8 +58,10 @@ def load_state(model: nn.Module, weights: Weights) -> Any:
         return model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise CannotConvert(
-            "Weights have other shapes than their places. Leave out fields that change shapes; image_size is the native "
-            f"size of a table of positions, and a converted model takes images of any size all the same. {error}"
+            "Weights have other shapes than their places. Leave out fields that change shapes; "
+            "image_size is the native "
+            "size of a table of positions, and a converted model takes images of any size all "
+            f"the same. {error}"
         ) from error
 
 
@@ -79,7 +82,8 @@ def no_head(model: nn.Module) -> None:
     """Raises: CannotConvert if there is one after all."""
     if linear_head(model) is not None:
         raise CannotConvert(
-            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its encoder alone."
+            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its "
+            "encoder alone."
         )
 
 
@@ -89,8 +93,8 @@ class Family:
 
     Attributes:
         fields: what of our configuration follows from theirs, beside `SHARED`.
-        rename: patterns and replacements, applied in order to each name of a weight, without the prefix of the base
-            model; `None` for weights that are left out.
+        rename: patterns and replacements, applied in order to each name of a weight, without the prefix of
+            the base model; `None` for weights that are left out.
         prefix: of the base model within one with a head.
         head: weight and bias of the classifier of a model; None if it has none.
         processor: name in transformers of the image processor that models without a path get.
@@ -150,7 +154,8 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
 def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
     if not (config.query_bias == config.value_bias):
         raise CannotConvert(
-            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; AdaptiveViT has one qkv_bias."
+            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; "
+            "AdaptiveViT has one qkv_bias."
         )
     return {
         "intermediate_size": config.intermediate_size,
@@ -409,7 +414,8 @@ def videomae_head(model: nn.Module) -> Weights | None:
     head = linear_head(model)
     if head is not None and model.fc_norm is None:
         raise CannotConvert(
-            "With use_mean_pooling=False this classifier reads the first patch alone, which AdaptiveViT may not select; "
+            "With use_mean_pooling=False this classifier reads the first patch alone, which "
+            "AdaptiveViT may not select; "
             "convert its encoder, model.videomae."
         )
     return head
@@ -421,9 +427,11 @@ def videomae_pooled(model: nn.Module) -> Weights:
 
 
 def videomae_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """Its fixed table of positions, a sinusoid of the raster index from 0, as a learned one of the same values.
+    """Its fixed table of positions, a sinusoid of the raster index from 0, as a learned one of the same
+    values.
 
-    Ours of that name counts from 1, and is computed in float32, where the fast angles of late patches are coarse.
+    Ours of that name counts from 1, and is computed in float32, where the fast angles of late patches are
+    coarse.
     """
     height, width = (
         side // patch
@@ -460,7 +468,8 @@ VIDEO_FAMILIES: dict[str, Family] = {
 
 
 def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVideoProcessor:
-    """The video processor beside a checkpoint, or the default of its family in transformers, at the model's size."""
+    """The video processor beside a checkpoint, or the default of its family in transformers, at the
+    model's size."""
     names = (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
     if path and any(cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in names):
         return AutoVideoProcessor.from_pretrained(path)

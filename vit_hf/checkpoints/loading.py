@@ -38,7 +38,8 @@ NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_r
 
 
 def model_type_of(path: str) -> str:
-    """The key of `CLASSIFIERS` for a checkpoint, local or on the Hub; that of the ViT for all that is no Swin."""
+    """The key of `CLASSIFIERS` for a checkpoint, local or on the Hub; that of the ViT for all that is no
+    Swin."""
     model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     is_swin = model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
     return AdaptiveSwinConfig.model_type if is_swin else AdaptiveViTConfig.model_type
@@ -52,8 +53,9 @@ def is_swin(path: str) -> bool:
 def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
     """Fields of `AdaptiveViTConfig` as those of a Swin.
 
-    A number of patches becomes that of as many windows of the first stage as have these, a share of them the same share
-    of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are left out.
+    A number of patches becomes that of as many windows of the first stage as have these, a share of them the
+    same share of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are
+    left out.
 
     Args:
         fields: some of either configuration.
@@ -103,7 +105,8 @@ class SelectionArguments:
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'another than the checkpoint\'s, or none for all patches; with options as JSON, such as \'{"type": "attention", "num_layers": 2}\''
+            "help": "another than the checkpoint's, or none for all patches; with options as JSON, such "
+            'as \'{"type": "attention", "num_layers": 2}\''
         },
     )
     num_selected_patches: float | str | None = field(
@@ -112,7 +115,8 @@ class SelectionArguments:
     token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's (merge, attentive or sample need no training), or none; with options as JSON, "
+            "help": "another than the checkpoint's (merge, attentive or sample need no training), or "
+            "none; with options as JSON, "
             'such as \'{"type": "merge", "r": 16}\''
         },
     )
@@ -187,7 +191,8 @@ def check_reduces(config: PreTrainedConfig) -> None:
     merges_number = options_of(config.token_reducer).get("r") is not None
     if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
         raise ValueError(
-            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate below 1, such as 0.7"
+            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate "
+            "below 1, such as 0.7"
         )
 
 
@@ -200,14 +205,17 @@ def load_classifier(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Any saved image classifier and its image processor, if asked to computing on less, or on more.
 
-    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have these.
+    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have
+    these.
 
     Args:
         path: checkpoint, local or on the Hub.
-        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one. "none" takes a
-            selector away.
-        resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor does.
-        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer away.
+        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
+            "none" takes a selector away.
+        resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor
+            does.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer
+            away.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -222,7 +230,8 @@ def load_classifier(
     if is_timm_processor(processor):
         changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
         raise ValueError(
-            f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} cannot be "
+            f"{path} is a timm checkpoint with transformations of its own, in which "
+            f"{', '.join(changed)} cannot be "
             "changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, vit_hf.convert)"
         )
     set_resolution(processor, resolution)
@@ -254,7 +263,8 @@ def load_classifier(
             else "such as saliency, variance or attention"
         )
         raise ValueError(
-            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was not trained with it: "
+            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and "
+            f"{path} was not trained with it: "
             f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
         )
     config = model.config

@@ -1,7 +1,7 @@
 """The files of google-research/vision_transformer (JAX), read and written with numpy alone.
 
-Names and shapes are those of `models_vit.py` there (Dosovitskiy et al., 2020): kernels have inputs first; those of
-attention are `(D, heads, d)`, and of its output `(heads, d, D)`.
+Names and shapes are those of `models_vit.py` there (Dosovitskiy et al., 2020): kernels have inputs first;
+those of attention are `(D, heads, d)`, and of its output `(heads, d, D)`.
 """
 
 import math
@@ -73,7 +73,8 @@ def load_npz(
 
     Args:
         path: the `.npz` file. Nothing in it is executed: arrays of objects are refused.
-        fields: of `AdaptiveViTConfig`, to be set at once. `image_size` is needed where the grid is not square.
+        fields: of `AdaptiveViTConfig`, to be set at once. `image_size` is needed where the grid is not
+            square.
 
     Raises:
         CannotConvert: for a file of another architecture, naming what does not fit.
@@ -98,7 +99,8 @@ def load_npz(
     unread = sorted(arrays.keys() - arrays.read)
     if unread:
         raise CannotConvert(
-            f"{path} has arrays that are none of a ViT of google-research/vision_transformer: {unread[:5]}. If they mean "
+            f"{path} has arrays that are none of a ViT of google-research/vision_transformer: "
+            f"{unread[:5]}. If they mean "
             "nothing to the model's outputs, save the file without them."
         )
     report = load_state(model, weights)
@@ -122,8 +124,8 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Fields of `AdaptiveViTConfig` that shapes tell.
 
     Raises:
-        CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the arrays of a
-            ViT.
+        CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the
+            arrays of a ViT.
     """
     needed = ("embedding/kernel", POSITIONS, "cls", "Transformer/encoder_norm/scale")
     missing = [name for name in needed if name not in arrays]
@@ -196,10 +198,12 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
 
 
 def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
-    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of google-research/vision_transformer.
+    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of
+    google-research/vision_transformer.
 
-    The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and 1e-6. A model
-    with others is written with a warning; `load_npz(path, hidden_act=..., layer_norm_eps=...)` has its outputs again.
+    The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and
+    1e-6. A model with others is written with a warning; `load_npz(path, hidden_act=..., layer_norm_eps=...)`
+    has its outputs again.
 
     Args:
         model: an `AdaptiveViTForImageClassification`, or what `convert` makes one of, such as transformers'
@@ -225,7 +229,8 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
         raise CannotConvert("qkv_bias=False is nothing that a .npz of ViT can hold.")
     if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):
         logger.warning(
-            f"{path} cannot say hidden_act={config.hidden_act!r} and layer_norm_eps={config.layer_norm_eps}: pass both to "
+            f"{path} cannot say hidden_act={config.hidden_act!r} and "
+            f"layer_norm_eps={config.layer_norm_eps}: pass both to "
             f"load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
         )
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}

@@ -1,7 +1,8 @@
-"""The ResNet of google-research/vision_transformer's hybrids (`models_resnet.py`), such as `R50+ViT-B_16.npz`.
+"""The ResNet of google-research/vision_transformer's hybrids (`models_resnet.py`), such as
+`R50+ViT-B_16.npz`.
 
-Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardised weights
-by that of variance + 1e-8, where the original has 1e-6, and adds 1e-5 to the deviation.
+Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardised
+weights by that of variance + 1e-8, where the original has 1e-6, and adds 1e-5 to the deviation.
 """
 
 import re
@@ -45,7 +46,8 @@ def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict
     units = [(int(found[1]), int(found[2])) for name in arrays if (found := re.match(UNIT, name))]
     if not units:
         raise CannotConvert(
-            "This is a hybrid with the root of a ResNet and none of its stages; only those with stages can be read."
+            "This is a hybrid with the root of a ResNet and none of its stages; only those with "
+            "stages can be read."
         )
     if fields["patch_size"] != 1:
         raise CannotConvert(
@@ -113,7 +115,8 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
     for name, value in wanted.items():
         if getattr(config, name, None) != value:
             raise CannotConvert(
-                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a .npz of a hybrid needs "
+                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a "
+                ".npz of a hybrid needs "
                 f"{value!r}."
             )
     arrays = {}

@@ -60,9 +60,9 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
 def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:
     """A plain AdaptiveViT as transformers' ViT with the same outputs; the other way is `convert`.
 
-    Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square grid. timm
-    resizes tables with antialiasing, which ViT does not: `convert(model, position_encoding="learned")` a
-    model of timm first, for outputs that are the same at its native size.
+    Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square
+    grid. timm resizes tables with antialiasing, which ViT does not: `convert(model,
+    position_encoding="learned")` a model of timm first, for outputs that are the same at its native size.
 
     Args:
         model: an `AdaptiveViTForImageClassification`, or an `AdaptiveViTModel`, which becomes a `ViTModel`.

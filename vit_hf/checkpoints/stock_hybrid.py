@@ -1,4 +1,5 @@
-"""`ViTHybrid` checkpoints of transformers 4, such as google/vit-hybrid-base-bit-384, which version 5 does not know."""
+"""`ViTHybrid` checkpoints of transformers 4, such as google/vit-hybrid-base-bit-384, which version 5 does
+not know."""
 
 from os import PathLike
 from typing import Any
@@ -23,7 +24,8 @@ def is_stock_hybrid(path: str | PathLike) -> bool:
 def load_stock_hybrid(
     path: str | PathLike, **fields: Any
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
-    """The checkpoint as an AdaptiveViT of the same dtype, and its image processor, by default that of Google's.
+    """The checkpoint as an AdaptiveViT of the same dtype, and its image processor, by default that of
+    Google's.
 
     Raises:
         CannotConvert: if weights are missing or too many.
@@ -41,7 +43,8 @@ def load_stock_hybrid(
     missing = [name for name in report["missing_keys"] if not name.startswith(added)]
     if missing or report["unexpected_keys"]:
         raise CannotConvert(
-            f"{path} has weights that AdaptiveViT has no place for, {sorted(report['unexpected_keys'])[:5]}, or lacks "
+            f"{path} has weights that AdaptiveViT has no place for, "
+            f"{sorted(report['unexpected_keys'])[:5]}, or lacks "
             f"some, {sorted(missing)[:5]}."
         )
     return model.eval(), _load_processor(path, model.config)

@@ -100,10 +100,11 @@ def _load(
 
 
 def convert_timm_swin(model: nn.Module, **fields: Any) -> tuple[AdaptiveSwinPreTrainedModel, dict[str, Any]]:
-    """timm's `SwinTransformer` or `SwinTransformerV2` as a classifier of ours, and the fields of its configuration.
+    """timm's `SwinTransformer` or `SwinTransformerV2` as a classifier of ours, and the fields of its
+    configuration.
 
-    Other sizes than the native have windows as timm with `dynamic_img_size=True`. A model without classes has the pooled
-    features as logits.
+    Other sizes than the native have windows as timm with `dynamic_img_size=True`. A model without classes has
+    the pooled features as logits.
 
     Raises:
         CannotConvert: naming every option that an AdaptiveSwin does not have.
@@ -200,7 +201,8 @@ TIMM_PARTS = (
 
 
 def timm_weights(model: nn.Module) -> Weights:
-    """Weights by our names. timm merges cells at the beginning of a stage, and ours at the end of the one before."""
+    """Weights by our names. timm merges cells at the beginning of a stage, and ours at the end of the one
+    before."""
     ours = {}
     for name, value in model.state_dict().items():
         value = value.detach()

@@ -111,9 +111,11 @@ def matrices(attention: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def channel_order(model: nn.Module) -> torch.Tensor | None:
-    """Which channel of theirs each of a head's channels is, so that ours rotates the pairs that theirs rotates.
+    """Which channel of theirs each of a head's channels is, so that ours rotates the pairs that theirs
+    rotates.
 
-    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbours, or have columns first.
+    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbours, or have
+    columns first.
     """
     rope, head_dim = model.rope, model.blocks[0].attn.head_dim
     if rope is None:

@@ -1,4 +1,5 @@
-"""Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub has them."""
+"""Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub
+has them."""
 
 import inspect
 import json
@@ -26,7 +27,8 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # Under which a training script may have put the weights.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-# Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the architecture.
+# Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the
+# architecture.
 NOT_ARCHITECTURE = (
     "pretrained",
     "pretrained_cfg",
@@ -65,7 +67,8 @@ def read_weights(path: str | PathLike) -> Weights:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise CannotConvert(
-            f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut short: save the "
+            f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut "
+            "short: save the "
             "model's state_dict()."
         ) from error
     if not isinstance(weights, dict):
@@ -84,7 +87,8 @@ def refusing_pickles(path: str | PathLike) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise CannotConvert(
-            f"{path} is no file of tensors alone. A pickle of anything else could run any code, so it was not loaded: "
+            f"{path} is no file of tensors alone. A pickle of anything else could run any code, "
+            "so it was not loaded: "
             "ask for a .safetensors file, or for one with nothing but tensors."
         ) from error
 
@@ -109,17 +113,19 @@ def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture:
 
     Args:
         source: a state dict, or a file with one.
-        architecture: the name by which `timm.create_model` knows it, such as "vit_small_patch16_224". The number of
-            classes and the image size are those of the weights; where their table of positions is not as long as that of
-            the architecture, it is taken for that of a square.
+        architecture: the name by which `timm.create_model` knows it, such as "vit_small_patch16_224". The
+            number of classes and the image size are those of the weights; where their table of positions is
+            not as long as that of the architecture, it is taken for that of a square.
 
     Raises:
-        CannotConvert: for an architecture that is not named, that timm does not know, or that has other weights.
+        CannotConvert: for an architecture that is not named, that timm does not know, or that has other
+            weights.
         ImportError: without timm.
     """
     if architecture is None:
         raise CannotConvert(
-            "Weights alone do not say of what model they are: pass architecture='vit_small_patch16_224' or whatever "
+            "Weights alone do not say of what model they are: pass "
+            "architecture='vit_small_patch16_224' or whatever "
             "else timm calls it."
         )
     weights = dict(source) if isinstance(source, Mapping) else read_weights(source)
@@ -168,7 +174,8 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotConvert(
-            f"These are no weights of {architecture!r}. If they are of a variant of it, or of images that are not "
+            f"These are no weights of {architecture!r}. If they are of a variant of it, or of "
+            "images that are not "
             f"square, build that with timm.create_model, load them, and convert the module. {error}"
         ) from error
     if size is not None or "img_size" in options:
@@ -212,14 +219,16 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - known)
     if unknown:
         raise CannotConvert(
-            f"config.json has model_args {unknown}, which are no arguments of timm's VisionTransformer, Eva or SwinTransformer. If the "
+            f"config.json has model_args {unknown}, which are no arguments of timm's "
+            "VisionTransformer, Eva or SwinTransformer. If the "
             "architecture does not depend on them, delete them there."
         )
     return {name: model_args[name] for name in model_args if name in known and name not in NOT_ARCHITECTURE}
 
 
 def infer_image_size(weights: Weights, model: nn.Module) -> int | None:
-    """Pixels a side, if the table of positions is that of a square; None if it is of the model's own grid or none."""
+    """Pixels a side, if the table of positions is that of a square; None if it is of the model's own grid
+    or none."""
     table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
     patches = weights.get("patch_embed.proj.weight")
     if table is None or own is None or patches is None or table.ndim != 3 or patches.ndim != 4:

@@ -33,10 +33,11 @@ def is_timm(model: nn.Module) -> bool:
 def convert_timm(
     model: nn.Module, **fields: Any
 ) -> tuple[AdaptiveViTForImageClassification | AdaptiveSwinForImageClassification, AdaptiveViTImageProcessor]:
-    """A model of timm as an AdaptiveViT or AdaptiveSwin with the same outputs, and an image processor for its `pretrained_cfg`.
+    """A model of timm as an AdaptiveViT or AdaptiveSwin with the same outputs, and an image processor for its
+    `pretrained_cfg`.
 
-    Other sizes than the native are interpolated as timm does with `dynamic_img_size=True`. A model without classes has
-    the pooled features as logits.
+    Other sizes than the native are interpolated as timm does with `dynamic_img_size=True`. A model without
+    classes has the pooled features as logits.
 
     Raises:
         CannotConvert: for another class, or an option that an AdaptiveViT does not have.
@@ -124,7 +125,8 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImageProcessor:
     """Resizes, crops and normalises as timm's `create_transform` does by the model's `pretrained_cfg`.
 
-    Of its `crop_mode`s ours has "squash", and "center" for square images; with a warning, others become "squash".
+    Of its `crop_mode`s ours has "squash", and "center" for square images; with a warning, others become
+    "squash".
     """
     said = getattr(model, "pretrained_cfg", None) or {}
     native, channels = model.patch_embed.img_size, options["num_channels"]
@@ -138,8 +140,10 @@ def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImag
         size = {"shortest_edge": resized[0]}
     elif mode != "squash":
         logger.warning(
-            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which keeps their aspect. The "
-            f"image processor has no such option, and resizes them to {resized[0]}x{resized[1]} whatever their aspect: "
+            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which "
+            "keeps their aspect. The "
+            f"image processor has no such option, and resizes them to {resized[0]}x{resized[1]} "
+            "whatever their aspect: "
             "for outputs as timm's, prepare images with timm.data.create_transform."
         )
     return AdaptiveViTImageProcessor(

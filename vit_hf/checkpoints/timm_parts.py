@@ -37,7 +37,8 @@ def check_blocks(model: nn.Module, kind: str) -> None:
     kinds = {type(part).__name__ for part in model.blocks}
     if kinds != {kind}:
         raise CannotConvert(
-            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only {kind} can be "
+            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only "
+            f"{kind} can be "
             "converted."
         )
 
@@ -62,9 +63,8 @@ def foreign(model: nn.Module) -> dict[str, bool]:
         "a final norm of all tokens and another of what is pooled": not any(
             isinstance(final, nn.Identity) for final in (model.norm, model.fc_norm)
         ),
-        "padding to whole patches (for images of whole patches set model.patch_embed.dynamic_img_pad = False)": (
-            getattr(model.patch_embed, "dynamic_img_pad", False)
-        ),
+        "padding to whole patches (for images of whole patches set "
+        "model.patch_embed.dynamic_img_pad = False)": (getattr(model.patch_embed, "dynamic_img_pad", False)),
         "pooling that includes prefix tokens": getattr(model, "pool_include_prefix", False),
         "a norm after the patch embedding": not isinstance(
             getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity

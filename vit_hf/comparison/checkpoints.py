@@ -27,8 +27,8 @@ class Checkpoint:
         patch_size: pixels a side of its patches; of a model that is none of ours 16, to count by.
         num_layers: of the encoder.
         selector: that the checkpoint was trained with, or None.
-        takes_cut_patches: whether images may come as patches, so that those of mixed sizes make one batch; a Swin wants
-            whole ones.
+        takes_cut_patches: whether images may come as patches, so that those of mixed sizes make one batch; a
+            Swin wants whole ones.
         fingerprint: of its files, to tell whether they are still the same.
     """
 

@@ -25,9 +25,10 @@ class Tally:
     """What went through an adaptive ViT.
 
     Attributes:
-        formula: FLOPs of embedding, encoder and head. Of each block for N tokens of D channels, in multiply-adds,
-            4ND^2 + 2N^2D for attention and 2NDM for a feed-forward network of width M; of an embedding of patches of
-            P^2 C numbers P^2 C D for each. Not of a convolutional stem, nor of what selects.
+        formula: FLOPs of embedding, encoder and head. Of each block for N tokens of D channels, in
+            multiply-adds, 4ND^2 + 2N^2D for attention and 2NDM for a feed-forward network of width M; of an
+            embedding of patches of P^2 C numbers P^2 C D for each. Not of a convolutional stem, nor of what
+            selects.
         tokens, tokens_out: patches that entered the encoder, and that left it.
     """
 

@@ -18,7 +18,8 @@ class ComparedDataArguments(DataArguments):
         default=None,
         metadata={
             "aliases": ["--data"],
-            "help": "folder of images (a subfolder for each class; optionally under train, validation, test), parquet, "
+            "help": "folder of images (a subfolder for each class; optionally under train, validation, "
+            "test), parquet, "
             f"CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}",
         },
     )
@@ -52,14 +53,16 @@ class ComparisonArguments:
     tokens: list[int] | None = field(
         default=None,
         metadata={
-            "help": "numbers of patches that are selected, and that images are resized to; default: half, once and twice "
+            "help": "numbers of patches that are selected, and that images are resized to; default: "
+            "half, once and twice "
             "as many as an image has at the checkpoint's own size"
         },
     )
     selectors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "patch selectors; default: all that need no training, what the checkpoint was trained with, and with "
+            "help": "patch selectors; default: all that need no training, what the checkpoint was "
+            "trained with, and with "
             "adapt the learned ones"
         },
     )
@@ -90,7 +93,8 @@ class ComparisonArguments:
     adapt: int = field(
         default=0,
         metadata={
-            "help": "steps of plain Trainer, on the train split, that each strategy gets a copy of the checkpoint "
+            "help": "steps of plain Trainer, on the train split, that each strategy gets a copy of the "
+            "checkpoint "
             "fine-tuned for before it is measured"
         },
     )
@@ -102,7 +106,8 @@ class ComparisonArguments:
     isolate: bool = field(
         default=True,
         metadata={
-            "help": "run each strategy in a process of its own: one that exhausts memory ends alone, and peak memory is "
+            "help": "run each strategy in a process of its own: one that exhausts memory ends alone, and "
+            "peak memory is "
             "known"
         },
     )

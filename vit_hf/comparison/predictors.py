@@ -1,4 +1,5 @@
-"""From images to logits, and to a picture of what was looked at. Shapes: B images, L labels; h, w of a picture."""
+"""From images to logits, and to a picture of what was looked at. Shapes: B images, L labels; h, w of a
+picture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

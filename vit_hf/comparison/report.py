@@ -33,8 +33,8 @@ BASELINES = ("random", "uniform")
 
 
 def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
-    """One paragraph: which strategy under what budget, what the images cannot tell apart, and what random patches and
-    resizing do with as many tokens as the patches that were chosen.
+    """One paragraph: which strategy under what budget, what the images cannot tell apart, and what random
+    patches and resizing do with as many tokens as the patches that were chosen.
 
     Args:
         rows: with accuracy and latency, or a reason.
@@ -58,7 +58,8 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
     sentences += _baselines(pick, known)
     if not adapt:
         sentences.append(
-            "No strategy was fine-tuned, and a checkpoint is not prepared for images at another scale or with patches "
+            "No strategy was fine-tuned, and a checkpoint is not prepared for images at another "
+            "scale or with patches "
             "missing: --adapt STEPS shows what each can become."
         )
     if failed:
@@ -92,19 +93,24 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if pick is not best:
         return (
             f"Use {title(pick)}: with {pick.accuracy:.1%} it cannot be told from that by these images (p = "
-            f"{pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the 95 % interval), and takes "
+            f"{pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the "
+            "95 % interval), and takes "
             f"{cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
         )
     others = [row for row in known if row is not best and row.as_good_as(best)]
     if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
         whom = "any" if len(others) == len(known) - 1 else "every"
         return (
-            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy from it, or to show that a "
+            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy "
+            "from it, or to show that a "
             f"faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
         )
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
-        return f"Use it: {names} cannot be told from it by these images, and {'is' if len(others) == 1 else 'are'} not faster."
+        return (
+            f"Use it: {names} cannot be told from it by these images, and "
+            f"{'is' if len(others) == 1 else 'are'} not faster."
+        )
     return "Use it: every other strategy is less accurate by more than chance explains."
 
 
@@ -139,7 +145,8 @@ def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
     found = [("random patches", r) for r in random] + [(title(r), r) for r in resized]
     if not found:
         return [
-            f"Beside {title(row)} neither random patches nor resizing to as many tokens was measured, so what choosing "
+            f"Beside {title(row)} neither random patches nor resizing to as many tokens was "
+            "measured, so what choosing "
             "patches is worth is not known."
         ]
     figures = [f"{r.accuracy:.1%} with {name}" for name, r in found]
@@ -170,7 +177,8 @@ def cost(row: Row) -> str:
     return f"{digits(row.latency_ms)} ms an image"
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well; and a shape for each, for those without colour.
+# Okabe and Ito's palette, told apart by colour-blind readers as well; and a shape for each, for those without
+# colour.
 STYLES = {
     "resize": ("#E69F00", "s", "resize"),
     "tiles": ("#CC79A7", "D", "tiles"),
@@ -261,7 +269,7 @@ def _panel(axes: Axes, rows: Sequence[Row], cost: str, chance: float) -> None:
         )
         size = SIZES.get(marker, 38)
         axes.scatter(
-            x, row.accuracy, s=size, marker=marker, color=colour, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,
+            x, row.accuracy, s=size, marker=marker, color=colour, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,  # noqa: E501
         )  # fmt: skip
     front = sorted((row for row in shown if getattr(row, flag)), key=lambda row: getattr(row, cost))
     if front:
@@ -323,7 +331,10 @@ def _legend(sheet: Sheet, axes: Axes, x: float, rows: Sequence[Row]) -> None:
     )  # fmt: skip
 
 
-HEADER = "| strategy | accuracy % (95 % interval) | latency ms | images/s | memory MiB | GFLOPs counted | formula | tokens | front |"
+HEADER = (
+    "| strategy | accuracy % (95 % interval) | latency ms | images/s | memory MiB | GFLOPs counted | "
+    "formula | tokens | front |"
+)
 
 
 def write_card(comparison: Comparison, output: Path, folder: Path, command: str) -> Path:
@@ -336,15 +347,19 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
     failed = [f"- {row.name}: {row.reason}" for row in rows if row.reason is not None]
     text = [
         f"# {headline(facts)}",
-        f"{note(facts)} Options of the data: {describe_options(facts)}. Made by `{command}`, which also writes a page with pictures of what each strategy sees.",
+        f"{note(facts)} Options of the data: {describe_options(facts)}. Made by `{command}`, "
+        "which also writes a page with pictures of what each strategy sees.",
         "![Accuracy beside latency and beside GFLOPs](pareto.png)",
         recommend(rows, chance_of(facts), facts["adapt"]),
         "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
         "Latency is the median of one image from decoded pixels to logits, memory what a process grows "
-        "by for it. GFLOPs count 2 for a multiply-add; the formula is that of embedding, blocks and head, so what chooses "
-        "patches and a convolutional stem are in the counted ones alone. Front: nothing is as accurate for less time (t) "
-        "or fewer counted operations (f). The winner of so many strategies flatters itself a little, as it was chosen "
+        "by for it. GFLOPs count 2 for a multiply-add; the formula is that of embedding, blocks "
+        "and head, so what chooses "
+        "patches and a convolutional stem are in the counted ones alone. Front: nothing is as "
+        "accurate for less time (t) "
+        "or fewer counted operations (f). The winner of so many strategies flatters itself a "
+        "little, as it was chosen "
         "by the images it is measured on.",
     ]
     path = folder / "README.md"
@@ -430,9 +445,13 @@ def note(facts: dict[str, Any]) -> str:
         tiles = "as the checkpoint is"
         if facts["new_head"]:
             tiles = f"with the weights for images resized to {facts['own_side']} pixels"
-        trained = f"each fine-tuned for {facts['adapt']} steps of {facts['adapt_batch_size']} images (tiles: {tiles})"
+        trained = (
+            f"each fine-tuned for {facts['adapt']} steps of {facts['adapt_batch_size']} images "
+            f"(tiles: {tiles})"
+        )
     return (
-        f"{facts['num_images']} images of {facts['data']}, {facts['num_classes']} classes; {trained}; one seed. Latency is "
+        f"{facts['num_images']} images of {facts['data']}, {facts['num_classes']} classes; "
+        f"{trained}; one seed. Latency is "
         f"from decoded image to logits on {facts['machine']}, all strategies by turns."
     )
 
@@ -444,7 +463,8 @@ def describe_options(facts: dict[str, Any]) -> str:
 
 
 def find_sights(rows: Sequence[Row]) -> list[Sight]:
-    """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the fewest tokens."""
+    """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the
+    fewest tokens."""
     sights: dict[str, Sight] = {}
     for row in sorted(
         measured(rows), key=lambda row: (list(STRATEGIES).index(row.strategy), row.tokens or 0)

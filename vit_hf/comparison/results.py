@@ -1,4 +1,5 @@
-"""Rows of the result, what a number of images can tell of an accuracy, and which strategies are worth considering."""
+"""Rows of the result, what a number of images can tell of an accuracy, and which strategies are worth
+considering."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,8 @@ from scipy.stats import binomtest, norm
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Places of the points that no other one beats: none has as low a cost and as high a value, and is better in one.
+    """Places of the points that no other one beats: none has as low a cost and as high a value, and is better
+    in one.
 
     Args:
         costs: less is better.
@@ -42,7 +44,8 @@ def wilson_interval(num_right: int, num_images: int, confidence: float = 0.95) -
 
 
 def mcnemar(right: Sequence[bool], other: Sequence[bool]) -> float:
-    """How likely two equally good classifiers are to differ by so much on the same images: McNemar's test (1947), exact.
+    """How likely two equally good classifiers are to differ by so much on the same images: McNemar's test
+    (1947), exact.
 
     Args:
         right, other: for each image, whether the one and the other were right.
@@ -98,12 +101,13 @@ class Row:
         budget: number of patches it is to be compared at; None for no particular one.
         adapt_steps: of fine-tuning before it was measured.
         num_images, accuracy, accuracy_low, accuracy_high: with its 95 % interval (Wilson).
-        behind_best, behind_best_high, p_value: accuracy less than that of the best row, how much less it may be by
-            the 95 % interval of the paired difference, and of McNemar's test beside it.
+        behind_best, behind_best_high, p_value: accuracy less than that of the best row, how much less it may
+            be by the 95 % interval of the paired difference, and of McNemar's test beside it.
         latency_ms: of one image, from decoded pixels to logits, median.
         images_per_s: at `batch_size`.
         peak_memory_mib: of one image, by how much memory grows.
-        gflops_counted, gflops_formula: for an image; 2 for a multiply-add. The formula is of the transformer alone.
+        gflops_counted, gflops_formula: for an image; 2 for a multiply-add. The formula is of the transformer
+            alone.
         tokens, tokens_out: patches that enter the encoder and that leave it, in all tiles together.
         on_front_of_latency, on_front_of_gflops: whether nothing is as accurate for less.
         reason: why there are no figures.

@@ -37,7 +37,8 @@ UNTRAINED = (*PIXEL_SCORERS, "attention")
 def load_data(
     checkpoint: Checkpoint, data_arguments: ComparedDataArguments, adapt: int
 ) -> tuple[ImageDataset, bool]:
-    """The data with their labels as the model numbers them; or, if it has others and is to be adapted, as they are.
+    """The data with their labels as the model numbers them; or, if it has others and is to be adapted, as
+    they are.
 
     Returns:
         The data, and whether the model needs a new head.
@@ -68,7 +69,8 @@ def check_same_classes(checkpoint: Checkpoint, hybrid: Checkpoint) -> None:
     one, other = (AutoConfig.from_pretrained(model.path).label2id for model in (checkpoint, hybrid))
     if one != other:
         raise ValueError(
-            f"the hybrid {hybrid.path} has other classes than the model, or in another order: give --adapt STEPS to "
+            f"the hybrid {hybrid.path} has other classes than the model, or in another order: "
+            "give --adapt STEPS to "
             "fine-tune both for the classes of these data"
         )
 
@@ -154,8 +156,9 @@ def compare(
 ) -> Comparison:
     """Measures every strategy, and writes `results.csv` to the output folder.
 
-    A strategy that fails becomes a row with the reason. The file is there before speeds are, which come last. What was measured with the same settings before is not run
-    again; speed is measured again whenever anything is new, for all by turns.
+    A strategy that fails becomes a row with the reason. The file is there before speeds are, which come last.
+    What was measured with the same settings before is not run again; speed is measured again whenever
+    anything is new, for all by turns.
 
     Args:
         arguments: what to compare.
@@ -283,7 +286,8 @@ class _Run:
         }
 
     def strategies(self) -> list[Strategy]:
-        """All variants of what was asked for; of a strategy that needs another model than this, one to say so."""
+        """All variants of what was asked for; of a strategy that needs another model than this, one to say
+        so."""
         found: list[Strategy] = []
         for name in self.arguments.strategies:
             variants = STRATEGIES[name].variants(self.setting)
@@ -339,8 +343,8 @@ class _Run:
     def speeds(
         self, strategies: dict[str, Strategy], measured: dict[str, Measurement]
     ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-        """Milliseconds and images/s by name of the strategy, those of before if all of these were timed together; and
-        why others have none."""
+        """Milliseconds and images/s by name of the strategy, those of before if all of these were timed
+        together; and why others have none."""
         file = self.output / "speeds.json"
         settings = {
             name: (self.output / "strategies" / slug(name) / "result.json").stat().st_mtime_ns

@@ -62,8 +62,8 @@ class Strategy(ABC):
         name: of it alone.
         checkpoint: that it uses.
         changes: what `load_classifier` changes in that.
-        training: fields of `ModelArguments` by which it is fine-tuned, if that is asked for. Strategies with the same
-            ones share the weights. None: it is measured with the weights of the checkpoint.
+        training: fields of `ModelArguments` by which it is fine-tuned, if that is asked for. Strategies with
+            the same ones share the weights. None: it is measured with the weights of the checkpoint.
         options: of the predictor.
         budget: number of patches that it is to be compared at; None for no particular one.
     """
@@ -103,7 +103,8 @@ class Strategy(ABC):
 
 
 class Resize(Strategy):
-    """The image is made small: to the checkpoint's own size, twice that, and for each budget the square closest to it."""
+    """The image is made small: to the checkpoint's own size, twice that, and for each budget the square
+    closest to it."""
 
     needs_ours = False
 
@@ -128,8 +129,8 @@ class Resize(Strategy):
 class Tiles(Strategy):
     """Overlapping tiles at full resolution, each through the model as it is; all aggregations of one pass.
 
-    Not fine-tuned, since labels are of images: most tiles have nothing of what the label is about. For a head of other
-    classes the model is the one that was fine-tuned on images resized to its own size.
+    Not fine-tuned, since labels are of images: most tiles have nothing of what the label is about. For a head
+    of other classes the model is the one that was fine-tuned on images resized to its own size.
     """
 
     predictor = TiledImages
@@ -224,7 +225,8 @@ class Reduce(Strategy):
 
 
 class Hybrid(Strategy):
-    """A convolutional stem reads the whole image; all cells of its map go on, or those that a heuristic selects."""
+    """A convolutional stem reads the whole image; all cells of its map go on, or those that a heuristic
+    selects."""
 
     @classmethod
     def variants(cls, setting: Setting) -> list[Self]:

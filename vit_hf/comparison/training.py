@@ -32,7 +32,8 @@ PLAIN_FIELDS = {
 
 
 def adapted_folder(strategy: Strategy, folder: Path, **options: Any) -> Path:
-    """Where its weights are once it was fine-tuned with these options: the same for strategies that share them."""
+    """Where its weights are once it was fine-tuned with these options: the same for strategies that share
+    them."""
     key = {"training": strategy.training, "checkpoint": strategy.checkpoint.fingerprint, **options}
     return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -158,7 +159,8 @@ def canvases(stage: Stage, num_test: int) -> dict[str, Any]:
 def train_checkpoint(
     folder: Path, stages: tuple[Stage, ...], overrides: dict[str, Any], say: Callable[[str], None]
 ) -> str:
-    """Trains a model from scratch, one stage after the other, and returns its folder. What is there is used."""
+    """Trains a model from scratch, one stage after the other, and returns its folder. What is there is
+    used."""
     checkpoint = None
     for stage in stages:
         output = folder / f"digits-{stage.side}"

@@ -48,7 +48,8 @@ class DataArguments:
     dataset_options: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": 1024, "task": "max"}\''
+            "help": 'for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": '
+            '1024, "task": "max"}\''
         },
     )
     image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})

@@ -1,8 +1,8 @@
 """Random changes of training images, the same ones whether a run was interrupted or not.
 
-Trainer restores the global random state when it resumes, but loaders read ahead and workers have states of their
-own. So nothing here draws from a state that has a history: every draw is a function of the run's seed, the epoch
-and the example.
+Trainer restores the global random state when it resumes, but loaders read ahead and workers have states of
+their own. So nothing here draws from a state that has a history: every draw is a function of the run's seed,
+the epoch and the example.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,14 +23,16 @@ from .loading import LabelledImages
 
 @dataclass
 class AugmentationArguments:
-    """What happens to training images before they are resized. By default nothing: digits must not be mirrored."""
+    """What happens to training images before they are resized. By default nothing: digits must not be
+    mirrored."""
 
     _argument_group_name = "augmentation"
 
     random_crop: Literal["none", "resized", "plain"] = field(
         default="none",
         metadata={
-            "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; 'plain' cuts out "
+            "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; "
+            "'plain' cuts out "
             "crop_size pixels without resizing, for large images"
         },
     )
@@ -86,7 +88,8 @@ def make_augmentation(
     if arguments.random_crop == "resized":
         if image_size is None:
             raise ValueError(
-                "random_crop='resized' needs images of one size; at their native size use random_crop='plain' with a "
+                "random_crop='resized' needs images of one size; at their native size use "
+                "random_crop='plain' with a "
                 "crop_size"
             )
         steps.append(v2.RandomResizedCrop(image_size, (arguments.crop_scale, 1.0), antialias=True))
@@ -103,7 +106,8 @@ def make_augmentation(
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Draws of torch on the CPU become a function of `entropy` (each 0 or more); afterwards all is as before."""
+    """Draws of torch on the CPU become a function of `entropy` (each 0 or more); afterwards all is as
+    before."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed accelerators as well.

@@ -71,7 +71,8 @@ def read_voc(path: Path) -> VocAnnotation:
     return VocAnnotation(image, np.array(boxes, np.float64).reshape(-1, 4), names)
 
 
-# How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count from 1.
+# How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count
+# from 1.
 TOLERANCE = 1.0
 ONE_CLASS = "object"
 
@@ -93,7 +94,8 @@ class BoxData:
 
 @dataclass
 class FoundSplit:
-    """One split as it was found: for each image its size (width, height), what to call it, boxes, and their classes."""
+    """One split as it was found: for each image its size (width, height), what to call it, boxes, and
+    their classes."""
 
     rows: datasets.Dataset
     image_column: str
@@ -120,7 +122,8 @@ class FoundSplit:
             cut, wrong = fit_boxes(boxes, size)
             if wrong.any() and not clip_boxes:
                 raise ValueError(
-                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, bottom) is empty or reaches "
+                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, "
+                    "bottom) is empty or reaches "
                     f"beyond the image of {size[0]}x{size[1]} pixels. Mend it, or set clip_boxes"
                 )
             num_changed += int(wrong.sum())
@@ -137,11 +140,12 @@ def load_boxed_images(
     single_class: bool = False,
     clip_boxes: bool = False,
 ) -> BoxData:
-    """Load images and their boxes, each of which is looked at, and hold out a validation split where there is none.
+    """Load images and their boxes, each of which is looked at, and hold out a validation split where there is
+    none.
 
-    A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and `test`)
-    has the images that these name. Other data have a column `objects`, see `read_objects`. "megapixel_digits" has
-    its digits.
+    A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and
+    `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
+    "megapixel_digits" has its digits.
 
     Args:
         data: which; `label_column` is the column of boxes.
@@ -152,8 +156,8 @@ def load_boxed_images(
 
     Raises:
         FileNotFoundError: if there is nothing at that path, or an annotated image is missing.
-        ValueError: naming the image, for a damaged one, a box that is empty or beyond it, and a class that is not among
-            `class_names`; and if there is no box at all.
+        ValueError: naming the image, for a damaged one, a box that is empty or beyond it, and a class that is
+            not among `class_names`; and if there is no box at all.
     """
     check_validation_fraction(data.validation_fraction)
     notes: list[str] = []
@@ -183,7 +187,8 @@ def load_boxed_images(
 
 
 def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """`boxes` `(T, 4)` cut at the border of an image of `size` (width, height), and which were wrong `(T,)`."""
+    """`boxes` `(T, 4)` cut at the border of an image of `size` (width, height), and which were wrong
+    `(T,)`."""
     cut = boxes.clip(0, [*size, *size])
     beyond = (np.abs(cut - boxes) > TOLERANCE).any(axis=1)
     return cut, beyond | ~(cut[:, :2] < cut[:, 2:]).all(axis=1)

@@ -25,7 +25,8 @@ def crop_boxes(boxes: np.ndarray, window: Window, least_share: float) -> tuple[n
     Args:
         boxes: `(T, 4)`.
         window: what is cut out.
-        least_share: of a box's area that must be inside for it to stay; a box that is all outside never stays.
+        least_share: of a box's area that must be inside for it to stay; a box that is all outside never
+            stays.
 
     Returns:
         Those that stay `(S, 4)`, in pixels of the window, and which they are `(S,)` int64.
@@ -61,7 +62,8 @@ def count_tiles(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def tile(index: int, width: int, height: int, side: int) -> Window:
-    """One of the tiles that cover an image, in reading order: evenly spaced, with the overlap that this takes.
+    """One of the tiles that cover an image, in reading order: evenly spaced, with the overlap that this
+    takes.
 
     Only where an image is smaller than a tile does a tile reach beyond it.
     """
@@ -112,7 +114,8 @@ def find_object_column(rows: datasets.Dataset, wanted: str | None) -> str:
         raise ValueError(
             f"there is no column of boxes{f' {wanted!r}' if wanted else ''}; the data have "
             f"{', '.join(rows.column_names)}. Name it with label_column: it holds, for each image, "
-            "{bbox: [[left, top, width, height], ...], category: [...]}; or put a Pascal VOC file (.xml) beside each image"
+            "{bbox: [[left, top, width, height], ...], category: [...]}; or put a Pascal VOC "
+            "file (.xml) beside each image"
         )
     return found[0]
 
@@ -126,8 +129,8 @@ def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None =
         places: what to call each row in errors; by default "image" and its number.
 
     Raises:
-        ValueError: if the column is neither, an image has not as many categories as boxes, or a category is missing or
-            not among the classes of the column.
+        ValueError: if the column is neither, an image has not as many categories as boxes, or a category is
+            missing or not among the classes of the column.
     """
     feature = rows.features[column]
     inner = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
@@ -227,15 +230,15 @@ class BoxedImages:
 class BoxExamples(Dataset):
     """Images for a `Trainer`: `image` (a PIL image), `boxes` `(T, 4)`, `classes` `(T,)` and `image_id`.
 
-    With `crop_size`, an image gives as many pieces as tiles of that size cover it; an image that is smaller is filled up
-    with black on the right and at the bottom, so that all pieces have one size.
+    With `crop_size`, an image gives as many pieces as tiles of that size cover it; an image that is smaller
+    is filled up with black on the right and at the bottom, so that all pieces have one size.
 
     Args:
         images: what to read.
         crop_size: pixels a side of pieces; None for whole images.
         least_share: of a box that must be on a piece for it to count there.
-        random: whether pieces are anywhere in their image, a function of seed, epoch and index; otherwise they are the
-            tiles of it, which may overlap.
+        random: whether pieces are anywhere in their image, a function of seed, epoch and index; otherwise
+            they are the tiles of it, which may overlap.
         horizontal_flip, vertical_flip: probabilities of mirroring.
         seed: of what is random.
     """

@@ -16,9 +16,9 @@ from .images import prepare_images
 class ImageCollator:
     """Prepares and stacks images; mixes training batches, and smooths their labels, if asked to.
 
-    Labels of a single-label problem that are mixed or smoothed become class probabilities `(B, num_labels)`. They
-    are smoothed here and not by Trainer's own label smoother, which keeps the labels from the model, whose loss
-    may have a part for training its patch selector.
+    Labels of a single-label problem that are mixed or smoothed become class probabilities `(B, num_labels)`.
+    They are smoothed here and not by Trainer's own label smoother, which keeps the labels from the model,
+    whose loss may have a part for training its patch selector.
 
     Args:
         image_processor: turns a list of images into tensors.
@@ -42,11 +42,13 @@ class ImageCollator:
         mixing = mixup_alpha > 0 or cutmix_alpha > 0
         if (mixing or label_smoothing) and num_labels is None:
             raise ValueError(
-                "mixup_alpha, cutmix_alpha and label_smoothing_factor are for single-label classification: set them to 0"
+                "mixup_alpha, cutmix_alpha and label_smoothing_factor are for single-label "
+                "classification: set them to 0"
             )
         if mixing and getattr(image_processor, "return_patches", False):
             raise ValueError(
-                "mixup_alpha and cutmix_alpha mix whole images, but return_patches cuts them before: use one or the other"
+                "mixup_alpha and cutmix_alpha mix whole images, but return_patches cuts them "
+                "before: use one or the other"
             )
         self.image_processor = image_processor
         self.num_labels = num_labels
@@ -80,17 +82,18 @@ PATCH_KEYS = (*PADDED, "spatial_shapes")
 class PatchCollator:
     """Stacks examples of images of any sizes; those with fewer patches are padded, and a mask says so.
 
-    For the data loader of `Trainer`, where an image processor with `return_patches=True` prepares images one by one:
-    `Trainer(..., data_collator=PatchCollator())`. Only the patches that are kept leave the workers.
+    For the data loader of `Trainer`, where an image processor with `return_patches=True` prepares images one
+    by one: `Trainer(..., data_collator=PatchCollator())`. Only the patches that are kept leave the workers.
     """
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            examples: each with what the image processor returns for one image, with or without a leading batch
-                dimension of one: `pixel_values` `(n, P*P*C)`, `patch_coordinates` `(n, 2)`, `spatial_shapes`
-                `(2,)` and `pixel_attention_mask` `(n,)`; and whatever transformers' `default_data_collator` stacks,
-                such as `label`.
+            examples: each with what the image processor returns for one image, with or without a leading
+                batch dimension of one: `pixel_values` `(n, P*P*C)`, `patch_coordinates` `(n, 2)`,
+                    `spatial_shapes`
+                `(2,)` and `pixel_attention_mask` `(n,)`; and whatever transformers' `default_data_collator`
+                stacks, such as `label`.
 
         Returns:
             What models take, `(B, N, ...)`; zeros in `pixel_attention_mask` `(B, N)` are padding.
@@ -102,7 +105,8 @@ class PatchCollator:
         sizes = sorted({example["pixel_values"].shape[1] for example in patches})
         if len(sizes) > 1:
             raise ValueError(
-                f"Patches of different sizes cannot make one batch, and these have {sizes} numbers each: prepare all "
+                f"Patches of different sizes cannot make one batch, and these have {sizes} "
+                "numbers each: prepare all "
                 "images with one patch_size and number of channels."
             )
         batch = {
@@ -119,7 +123,8 @@ class PatchCollator:
         missing = [key for key in PATCH_KEYS if key not in example]
         if missing:
             raise ValueError(
-                f"Example {index} has no {' and no '.join(missing)}: prepare images by an image processor with "
+                f"Example {index} has no {' and no '.join(missing)}: prepare images by an image "
+                "processor with "
                 "return_patches=True, and give Trainer remove_unused_columns=False."
             )
         values = {key: torch.as_tensor(example[key]) for key in PATCH_KEYS}
@@ -127,7 +132,8 @@ class PatchCollator:
             values = {key: value[0] for key, value in values.items()}
         if values["pixel_values"].ndim != 2:
             raise ValueError(
-                f"pixel_values of example {index} have the shape {tuple(values['pixel_values'].shape)}, and patches of "
+                f"pixel_values of example {index} have the shape "
+                f"{tuple(values['pixel_values'].shape)}, and patches of "
                 "one image have (n, P*P*C): prepare images by an image processor with return_patches=True."
             )
         return values

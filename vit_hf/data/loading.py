@@ -100,8 +100,8 @@ def load_image_dataset(
 
     Raises:
         FileNotFoundError: if there is nothing at that path.
-        ValueError: for data without rows, columns that are missing or ambiguous, labels that are missing, of a
-            single class or unknown to the model, or a damaged image, which is named.
+        ValueError: for data without rows, columns that are missing or ambiguous, labels that are missing, of
+            a single class or unknown to the model, or a damaged image, which is named.
     """
     check_validation_fraction(validation_fraction)
     loaded = load_splits(name_or_path, options or {}, has_classes=True)
@@ -246,7 +246,8 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
         held_out.extend(members[: min(wanted, len(members) - 1)])
     if not held_out:
         raise ValueError(
-            f"no class has two images, so that none of the {len(labels)} can be held out for validation: add images, "
+            f"no class has two images, so that none of the {len(labels)} can be held out for "
+            "validation: add images, "
             "give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
         )
     mask = np.zeros(len(labels), bool)

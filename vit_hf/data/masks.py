@@ -156,9 +156,9 @@ class MaskData:
 def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | str = "auto") -> MaskData:
     """Splits of images with masks, all of which are read once, and names of their classes.
 
-    The columns are those of `data`, `label_column` for the masks, or found: masks by the names of `MASK_COLUMNS`. An
-    image folder has masks where its metadata file has a column `mask_file_name` beside `file_name`. Where the names of
-    classes are not known they are numbers, up to the highest in any mask.
+    The columns are those of `data`, `label_column` for the masks, or found: masks by the names of
+    `MASK_COLUMNS`. An image folder has masks where its metadata file has a column `mask_file_name` beside
+    `file_name`. Where the names of classes are not known they are numbers, up to the highest in any mask.
 
     Args:
         data: which.
@@ -319,21 +319,25 @@ def find_columns(
     others = [name for name in pictures if name != mask_column]
     if mask_column is None or (image_column is None and len(others) != 1):
         raise ValueError(
-            f"name the columns of images and masks with image_column and label_column; those that hold images are "
-            f"{', '.join(pictures) or 'none'}. A folder of images says which mask belongs to which by a metadata.csv with "
+            "name the columns of images and masks with image_column and label_column; those that "
+            "hold images are "
+            f"{', '.join(pictures) or 'none'}. A folder of images says which mask belongs to "
+            "which by a metadata.csv with "
             "the columns file_name and mask_file_name"
         )
     return image_column or others[0], mask_column
 
 
 class MaskCollator:
-    """Prepares and stacks images, and masks as labels `(B, H, W)` int64 of the size that images are resized to."""
+    """Prepares and stacks images, and masks as labels `(B, H, W)` int64 of the size that images are
+    resized to."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         size = image_processor.size if image_processor.do_resize else {}
         if image_processor.do_resize and "height" not in size:
             raise ValueError(
-                "Masks are resized as images are, to a height and width: give image_size or native_resolution, not "
+                "Masks are resized as images are, to a height and width: give image_size or "
+                "native_resolution, not "
                 "longest_edge."
             )
         self.image_processor = image_processor
@@ -347,7 +351,8 @@ class MaskCollator:
             masks = [np.asarray(PIL.Image.fromarray(mask).resize(self.size, nearest)) for mask in masks]
         if len({mask.shape for mask in masks}) > 1:
             raise ValueError(
-                f"Images of one batch have one size, got {sorted({mask.shape for mask in masks})}: give image_size, or "
+                "Images of one batch have one size, got "
+                f"{sorted({mask.shape for mask in masks})}: give image_size, or "
                 "batches of one image."
             )
         return batch | {"labels": torch.from_numpy(np.stack(masks)).long()}

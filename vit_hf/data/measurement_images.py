@@ -82,7 +82,8 @@ def write_jpeg(path: str | os.PathLike, tiff: str | os.PathLike, quality: int = 
 
 
 def installed_folder(package: str, version: str) -> Path:
-    """Where a package is installed whose files are wanted; its code is not imported, and may lack what it needs.
+    """Where a package is installed whose files are wanted; its code is not imported, and may lack what it
+    needs.
 
     Raises:
         FileNotFoundError: if it is not installed.
@@ -97,12 +98,14 @@ def installed_folder(package: str, version: str) -> Path:
 
 
 def deepforest_folder() -> Path:
-    """Photos of forests with boxes around trees, from the package deepforest (MIT; Weinstein et al., 2020)."""
+    """Photos of forests with boxes around trees, from the package deepforest (MIT; Weinstein et al.,
+    2020)."""
     return installed_folder("deepforest", "2.1.0") / "data"
 
 
 def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
-    """Whole photos, not resized, normalised as the checkpoint at `path` says or, without one, as ImageNet is."""
+    """Whole photos, not resized, normalised as the checkpoint at `path` says or, without one, as ImageNet
+    is."""
     plain = {
         "do_resize": False,
         "return_patches": False,
@@ -120,7 +123,8 @@ def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
 
 
 def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """Each image of `folder` that has a Pascal VOC file, with its boxes `(T, 4)`: left, top, right, bottom in pixels.
+    """Each image of `folder` that has a Pascal VOC file, with its boxes `(T, 4)`: left, top, right, bottom in
+    pixels.
 
     Raises:
         FileNotFoundError: if there is none, or an image that is named is missing.
@@ -136,8 +140,8 @@ def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
 def windows(width: int, height: int, side: int, smallest: int) -> list[tuple[int, int, int, int]]:
     """Windows (left, top, right, bottom) of `side` pixels, without overlap, from the top left corner.
 
-    What remains at the right and at the bottom, or an image below `side`, makes smaller ones, if at least `smallest`
-    pixels wide and high.
+    What remains at the right and at the bottom, or an image below `side`, makes smaller ones, if at least
+    `smallest` pixels wide and high.
     """
     cut = [
         (left, top, min(left + side, width), min(top + side, height))

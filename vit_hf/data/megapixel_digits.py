@@ -78,15 +78,16 @@ def megapixel_digits(
     More than half of the digits of a canvas (three of five) are of one class, drawn with replacement; the
     others are of any other classes, which may coincide. Digits do not overlap. Train and test draw from
     different digits and different noise patterns. The same seed gives the same canvases for every task of
-    several digits (but for those on which the topmost digit would be a matter of opinion, which "top" redraws).
+    several digits (but for those on which the topmost digit would be a matter of opinion, which "top"
+    redraws).
 
-    Columns: `image`, a `PIL.Image.Image` of mode "L" rendered when the row is read (see `DigitCanvas`); `label`,
-    a `ClassLabel`, or for "multi" a list of them (see `multi_hot`); `digits`, the class of each digit; `boxes`,
-    where it is, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. Reading the last three as columns renders
-    nothing (`filter`, which reads whole rows, then wants `input_columns`).
+    Columns: `image`, a `PIL.Image.Image` of mode "L" rendered when the row is read (see `DigitCanvas`);
+    `label`, a `ClassLabel`, or for "multi" a list of them (see `multi_hot`); `digits`, the class of each
+    digit; `boxes`, where it is, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive. Reading the last three as
+    columns renders nothing (`filter`, which reads whole rows, then wants `input_columns`).
 
-    A row costs bytes, so for fresh canvases in every epoch ask for as many rows as training will see. Row i does
-    not depend on how many there are.
+    A row costs bytes, so for fresh canvases in every epoch ask for as many rows as training will see. Row i
+    does not depend on how many there are.
 
     Args:
         size: of the canvas in pixels, one side or (height, width).
@@ -271,7 +272,8 @@ def _no_room(
 ) -> ValueError:
     wish = "without overlap and with one alone nearest the top" if distinct_top else "without overlap"
     return ValueError(
-        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} x {width} {wish}: "
+        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} "
+        f"x {width} {wish}: "
         "enlarge size, or lower num_digits or digit_size"
     )
 

@@ -1,4 +1,5 @@
-"""Clips in which one digit moves, among strokes that do not, or among other digits: then no single frame tells which.
+"""Clips in which one digit moves, among strokes that do not, or among other digits: then no single frame
+tells which.
 
 T frames; G = 28 pixels, the side of a digit.
 """
@@ -59,8 +60,9 @@ def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: i
 class MovingDigits(Dataset):
     """Clips of real MNIST digits, drawn when they are read; the label is the class of the one that moves.
 
-    Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with `num_channels=1`
-    takes them. The same arguments give the same clips; no test clip has a digit of a training clip.
+    Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with
+    `num_channels=1` takes them. The same arguments give the same clips; no test clip has a digit of a
+    training clip.
 
     Args:
         split: "train" or "test".

@@ -166,7 +166,8 @@ def _load_folder(
 def _load_tables(
     folder: ImageFolder, options: dict[str, Any]
 ) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A folder of tables of one format. Splits are folders, or words in names of files ("train-0.parquet")."""
+    """A folder of tables of one format. Splits are folders, or words in names of files
+    ("train-0.parquet")."""
     if options.keys() & {"data_files", "data_dir", "name"}:
         return datasets.load_dataset(str(folder.path), **options)
     endings = {file.suffix.lower() for file in folder.tables}
@@ -294,7 +295,8 @@ def find_label_column(rows: datasets.Dataset, wanted: str | None, image_column: 
         return wanted
     if not others:
         raise ValueError(
-            "the images have no labels: put each class in a folder of its own (two at least), or add a metadata file"
+            "the images have no labels: put each class in a folder of its own (two at least), or "
+            "add a metadata file"
         )
     usual = [name for name in LABEL_COLUMNS if name in others]
     if not usual and len(others) > 1:

@@ -2,9 +2,9 @@
 
 Shapes: T tokens of the sequence (CLS, registers, K patches), d channels of a head. One image at a time.
 
-Neither map needs a T x T matrix. Rollout is a product of one matrix per block of which a single row is wanted, so
-that row is carried from the last block to the first, and each block's attention is recomputed from its queries and
-keys a few rows at a time: memory grows with T, not with its square.
+Neither map needs a T x T matrix. Rollout is a product of one matrix per block of which a single row is
+wanted, so that row is carried from the last block to the first, and each block's attention is recomputed from
+its queries and keys a few rows at a time: memory grows with T, not with its square.
 """
 
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ class AttentionMaps:
     """What the classifier's input drew on, for the K kept patches of one image.
 
     Attributes:
-        last_block: `(K,)` mean over heads of the attention that the classifier's token (the mean over patches for
-            `pooling="mean"`) pays to each patch in the last block.
+        last_block: `(K,)` mean over heads of the attention that the classifier's token (the mean over patches
+            for `pooling="mean"`) pays to each patch in the last block.
         rollout: `(K,)` the same traced back through all blocks; None if it was not asked for.
-        block: the block, counted from 1, that is called the last: where tokens are dropped inside the encoder,
-            the last one that still sees all K patches.
+        block: the block, counted from 1, that is called the last: where tokens are dropped inside the
+            encoder, the last one that still sees all K patches.
     """
 
     last_block: torch.Tensor
@@ -41,7 +41,8 @@ class AttentionMaps:
 
 @dataclass
 class BlockAttention:
-    """Queries and keys `(heads, T, d)` of one block, and what is added to its logits `(heads or 1, T or 1, T)`."""
+    """Queries and keys `(heads, T, d)` of one block, and what is added to its logits `(heads or 1, T or 1,
+    T)`."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -67,7 +68,8 @@ class BlockAttention:
 def run_with_attention_maps(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor], max_rollout_tokens: int
 ) -> tuple[AdaptiveViTImageClassifierOutput, AttentionMaps | None]:
-    """The model's outputs on one image, and its attention maps; None if no block sees all patches that were kept.
+    """The model's outputs on one image, and its attention maps; None if no block sees all patches that were
+    kept.
 
     Works with every attention implementation, as it needs queries and keys only.
 
@@ -131,8 +133,8 @@ def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.devic
 
 
 def roll_out(blocks: list[BlockAttention], row: torch.Tensor) -> torch.Tensor:
-    """Attention rollout of "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)` times
-    A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
+    """Attention rollout of "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)`
+    times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
     for block in reversed(blocks):
         row = (block.pull_back(row) + row) / 2
     return row

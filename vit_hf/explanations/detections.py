@@ -91,7 +91,8 @@ def draw_detections(
     number: int = 4,
     threshold: float = 0.3,
 ) -> Any:
-    """Pictures of some images side by side: true boxes, those found, and patches that were not computed in pale grey.
+    """Pictures of some images side by side: true boxes, those found, and patches that were not computed in
+    pale grey.
 
     Args:
         model: a detector over an adaptive ViT.

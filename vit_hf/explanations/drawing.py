@@ -124,7 +124,8 @@ def _stage_note(explanation: "Explanation") -> str:
 
 def draw_windows(explanation: "Explanation") -> Figure:
     notes = [
-        f"Selector: {explanation.settings['selector']}. Pale: what no block of a stage computed on, and passed on as it "
+        f"Selector: {explanation.settings['selector']}. Pale: what no block of a stage computed "
+        "on, and passed on as it "
         "came. Outlined: windows of blocks without shift."
     ]
     if any(stage.shifted is not None for stage in explanation.windows):
@@ -175,8 +176,10 @@ def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
     """
     if picture not in explanation.pictures:
         raise ValueError(
-            f"There is no picture {picture!r} of {explanation.name}: choose one of {explanation.pictures}. Scores need a "
-            "patch selector in the model, windows a Swin with one, and stages a token reducer; attention and rollout need blocks that see all "
+            f"There is no picture {picture!r} of {explanation.name}: choose one of "
+            f"{explanation.pictures}. Scores need a "
+            "patch selector in the model, windows a Swin with one, and stages a token reducer; "
+            "attention and rollout need blocks that see all "
             "kept patches, and rollout at most max_rollout_tokens."
         )
     with house_style():

@@ -68,23 +68,23 @@ def explain(
         image_processor: the model's own.
         images: a path, URL, Pillow image, array or tensor; or a list of these.
         output: folder for the pictures, `<name>_<picture>.png`; None draws nothing, see `Explanation.figure`.
-        pictures: which of `PICTURES` to draw. Those that do not apply, such as scores without a selector, are left
-            out. "positions" is one file for the model, `positions.png`.
+        pictures: which of `PICTURES` to draw. Those that do not apply, such as scores without a selector, are
+            left out. "positions" is one file for the model, `positions.png`.
         labels: true class of each image, by name or number; of several labels, a list of them.
         names: one for each image, by default the names of the files.
-        max_rollout_tokens: no rollout for longer sequences, and none at all for 0, as its time grows with the square
-            of the length (at 4096 patches, a ViT-B takes as long for it as for the answer). Memory grows with the
-            length alone.
-        boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the image as it was given; None
-            where they are not known. They are drawn, and counted in `Explanation.statistics`.
+        max_rollout_tokens: no rollout for longer sequences, and none at all for 0, as its time grows with the
+            square of the length (at 4096 patches, a ViT-B takes as long for it as for the answer). Memory
+            grows with the length alone.
+        boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the image as it was
+            given; None where they are not known. They are drawn, and counted in `Explanation.statistics`.
 
     Returns:
         One `Explanation` for each image.
 
     Raises:
         TypeError: if `model` is of another class.
-        ValueError: if an image cannot be read; if labels, names, pictures or boxes do not fit; or if boxes cannot
-            be followed through the image processor.
+        ValueError: if an image cannot be read; if labels, names, pictures or boxes do not fit; or if boxes
+            cannot be followed through the image processor.
         ImportError: if pictures are asked for and matplotlib is not installed.
     """
     is_swin = isinstance(model, AdaptiveSwinForImageClassification)
@@ -95,7 +95,8 @@ def explain(
         )
     if getattr(model.config, "num_frames", None) is not None:
         raise ValueError(
-            f"explain draws images, and this model is for videos or volumes (num_frames={model.config.num_frames}): draw "
+            "explain draws images, and this model is for videos or volumes "
+            f"(num_frames={model.config.num_frames}): draw "
             "its kept patches with vit_hf.explain_video."
         )
     model = active_subnetwork(model)
@@ -151,7 +152,8 @@ def _explain_one(
             outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
     if maps is not None and maps.rollout is None and max_rollout_tokens > 0:
         logger.warning(
-            f"No attention rollout for {name}: its sequence of more than max_rollout_tokens={max_rollout_tokens} "
+            f"No attention rollout for {name}: its sequence of more than "
+            f"max_rollout_tokens={max_rollout_tokens} "
             "tokens would take long. Raise max_rollout_tokens, or keep fewer patches."
         )
 
@@ -283,7 +285,8 @@ def _check_labels(
     labels = [labels] if isinstance(labels, str | int | float) else list(labels)
     if len(labels) != num_images:
         raise ValueError(
-            f"There are {len(labels)} labels for {num_images} images: give one for each, in a list of its own where "
+            f"There are {len(labels)} labels for {num_images} images: give one for each, in a "
+            "list of its own where "
             "an image has several."
         )
     return [
@@ -296,7 +299,8 @@ def _label_name(label: int | float | str, config: AdaptiveViTConfig) -> str:
     if isinstance(label, str):
         if label not in config.id2label.values() and not _is_regression(config):
             raise ValueError(
-                f"Label {label!r} is no class of the model. Its classes: {', '.join(config.id2label.values())}."
+                f"Label {label!r} is no class of the model. Its classes: "
+                f"{', '.join(config.id2label.values())}."
             )
         return label
     if _is_regression(config):

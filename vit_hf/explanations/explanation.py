@@ -28,7 +28,8 @@ class Prediction:
     Attributes:
         logits: `(num_labels,)` float32.
         probabilities: `(num_labels,)` float32; None for regression.
-        answers: name of the most probable class; of several labels, those of at least 50 %; none for regression.
+        answers: name of the most probable class; of several labels, those of at least 50 %; none for
+            regression.
         truths: the true class, or classes, or number as text, if they were given.
         top: up to five (name, probability, or number for regression), highest first.
     """
@@ -41,7 +42,8 @@ class Prediction:
 
     @property
     def correct(self) -> bool | None:
-        """Whether all answers, and no others, are true; None if the truth is not known, and for regression."""
+        """Whether all answers, and no others, are true; None if the truth is not known, and for
+        regression."""
         if self.truths is None or self.probabilities is None:
             return None
         return sorted(self.answers) == sorted(self.truths)
@@ -51,33 +53,33 @@ class Prediction:
 class Explanation:
     """Numbers behind an answer, and the pictures drawn of them.
 
-    Grids are NaN where a number does not exist, which is not the same as zero: a patch that was dropped before the
-    encoder was not found unimportant by its attention, it was never seen by it.
+    Grids are NaN where a number does not exist, which is not the same as zero: a patch that was dropped
+    before the encoder was not found unimportant by its attention, it was never seen by it.
 
     Attributes:
         name: of the image, and first part of the names of its files.
-        picture: `(h, w, 3)` uint8, at most 1024 pixels a side. It shows the image as it was given; or, if the image
-            processor crops or pads, what it made of the image, since the grid lies on that.
+        picture: `(h, w, 3)` uint8, at most 1024 pixels a side. It shows the image as it was given; or, if the
+            image processor crops or pads, what it made of the image, since the grid lies on that.
         picture_size: (H, W) of the picture before it was shrunk for drawing.
         input_size: (H, W) of what the model got.
-        patch_span: how many patches the picture is high and wide, with fractions: what is beyond whole patches is
-            not seen by the model.
+        patch_span: how many patches the picture is high and wide, with fractions: what is beyond whole
+            patches is not seen by the model.
         grid: (R, S).
         kept_patches: `(K,)` int64 raster indices, ascending.
         stages: what each reduction inside the encoder left, first to last; empty without a token reducer.
         prediction: see `Prediction`.
         patch_scores: `(R, S)` float32 of the selector; None without one, or if the data loader selected.
-        selection_probabilities: `(R, S)` float32, with which probability a policy draws each patch first while it
-            trains; None for other selectors.
+        selection_probabilities: `(R, S)` float32, with which probability a policy draws each patch first
+            while it trains; None for other selectors.
         attention: `(R, S)` float32, how much attention the classifier's token (the mean over patches for
-            `pooling="mean"`) pays to each patch in the last block that sees all kept patches, mean over heads;
-            None if tokens are dropped before any block.
-        rollout: `(R, S)` float32, the same traced back through all blocks (Abnar & Zuidema, 2020); None if the
-            sequence was longer than `max_rollout_tokens`.
+            `pooling="mean"`) pays to each patch in the last block that sees all kept patches, mean over
+            heads; None if tokens are dropped before any block.
+        rollout: `(R, S)` float32, the same traced back through all blocks (Abnar & Zuidema, 2020); None if
+            the sequence was longer than `max_rollout_tokens`.
         attention_block: number, from 1, of the block of `attention`.
         settings: of the model, as the pictures mention them.
-        boxes: `(J, 4)` float [x0, y0, x1, y1] of the objects in pixels of a picture of `picture_size`; they reach
-            beyond it where the image processor cropped. None if they are not known.
+        boxes: `(J, 4)` float [x0, y0, x1, y1] of the objects in pixels of a picture of `picture_size`; they
+            reach beyond it where the image processor cropped. None if they are not known.
         windows: of a Swin, what each stage computed on, first to last; empty without a selector.
         files: name of a picture to where it was written.
     """
@@ -117,7 +119,8 @@ class Explanation:
 
     @property
     def statistics(self) -> dict[str, int | float | None]:
-        """How many patches and tokens there were, and how well they cover the objects; see `image_statistics`."""
+        """How many patches and tokens there were, and how well they cover the objects; see
+        `image_statistics`."""
         return image_statistics(self)
 
     def figure(self, picture: str = "overview") -> "Figure":

@@ -12,7 +12,8 @@ from ..model.image_loading import read_image, to_pixels, upright
 
 
 def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | torch.Tensor:
-    """Reads a path or URL; turns Pillow images as their EXIF orientation says, which not every processor does.
+    """Reads a path or URL; turns Pillow images as their EXIF orientation says, which not every processor
+    does.
 
     Args:
         image: path, URL, Pillow image, array or tensor.
@@ -56,9 +57,9 @@ def to_picture(
 ) -> PIL.Image.Image:
     """An RGB picture that the model's grid of patches lies on.
 
-    That is the image as it was given, which shows most, if the processor does no more than resize it: then the
-    grid covers it in proportion. After a crop or padding, or for channels that are not colours, it is the processed
-    image `(C, H, W)` with the normalisation undone.
+    That is the image as it was given, which shows most, if the processor does no more than resize it: then
+    the grid covers it in proportion. After a crop or padding, or for channels that are not colours, it is the
+    processed image `(C, H, W)` with the normalisation undone.
     """
     if not _moves_pixels(image_processor):
         with suppress(ValueError):
@@ -73,7 +74,8 @@ def to_picture_boxes(
     image_processor: BaseImageProcessor,
     picture_size: tuple[int, int],
 ) -> np.ndarray:
-    """Moves `boxes` `(J, 4)` [x0, y0, x1, y1] from pixels of the image as it was given to those of `to_picture`.
+    """Moves `boxes` `(J, 4)` [x0, y0, x1, y1] from pixels of the image as it was given to those of
+    `to_picture`.
 
     Boxes may end up beyond the picture, where the image processor cropped.
 
@@ -83,8 +85,8 @@ def to_picture_boxes(
         picture_size: (H, W).
 
     Raises:
-        ValueError: if a box lies beyond the image, or the image processor does more than resize, crop at the centre
-            and pad on the right and at the bottom.
+        ValueError: if a box lies beyond the image, or the image processor does more than resize, crop at the
+            centre and pad on the right and at the bottom.
     """
     input_data_format = getattr(image_processor, "input_data_format", None)
     height, width = to_pixels(image, False, input_data_format).shape[-2:]
@@ -92,7 +94,8 @@ def to_picture_boxes(
     for box, visible in zip(boxes, clipped, strict=True):
         if not (visible[:2] < visible[2:]).all():
             raise ValueError(
-                f"The box {box.tolist()} lies beyond the image of {width}x{height} pixels: boxes are [x0, y0, x1, y1] "
+                f"The box {box.tolist()} lies beyond the image of {width}x{height} pixels: boxes "
+                "are [x0, y0, x1, y1] "
                 "in pixels of the image as it was given, upright."
             )
     size, offset = picture_size, (0, 0)
@@ -129,8 +132,10 @@ def _before_crop(
     ]
     if getattr(image_processor, "crop_pct", None) or not all(fits):
         raise ValueError(
-            f"Boxes cannot be followed through {type(image_processor).__name__}: it makes {tuple(processed.shape[-2:])} "
-            "(height, width) of the image by more than resizing, cropping at the centre and padding. Leave the boxes "
+            f"Boxes cannot be followed through {type(image_processor).__name__}: it makes "
+            f"{tuple(processed.shape[-2:])} "
+            "(height, width) of the image by more than resizing, cropping at the centre and "
+            "padding. Leave the boxes "
             "out, or give images that were cropped before."
         )
     return resized, offset
@@ -158,7 +163,8 @@ def _undo_normalisation(pixels: torch.Tensor, image_processor: BaseImageProcesso
 
 
 def _to_rgb(pixels: torch.Tensor) -> PIL.Image.Image:
-    """Of pixels `(3, H, W)`: uint8, or floats that are taken to reach to 1 if none is far above, else to 255."""
+    """Of pixels `(3, H, W)`: uint8, or floats that are taken to reach to 1 if none is far above, else to
+    255."""
     if pixels.is_floating_point():
         # Interpolation and rounding overshoot a little.
         pixels = pixels * 255 if pixels.max() < 2 else pixels

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 
-# A patch is on an object if they overlap by this share of the most that two boxes of their sizes can: so of the
-# patch's area where the object is larger, and of the object's where that is smaller, which one patch always reaches.
+# A patch is on an object if they overlap by this share of the most that two boxes of their sizes can: so of
+# the patch's area where the object is larger, and of the object's where that is smaller, which one patch
+# always reaches.
 LEAST_OVERLAP = 0.25
 
 Boxes = Sequence[Sequence[float]]
@@ -34,7 +35,8 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         And if boxes were given, even none; the last three are None where there are none:
         num_objects: how many.
         kept_on_object: share of the kept patches that lie on an object (see `LEAST_OVERLAP`).
-        object_covered: share of the area of the boxes that kept patches cover; what boxes share counts for each.
+        object_covered: share of the area of the boxes that kept patches cover; what boxes share counts for
+            each.
         centres_hit: share of the boxes whose centre lies in a kept patch.
     """
     rows, columns = explanation.grid
@@ -63,7 +65,8 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
 
 
 def write_statistics(explanations: Iterable["Explanation"], path: str | os.PathLike) -> Path:
-    """Writes `Explanation.statistics` and the answer, one row for each image, as CSV or JSON by the path's suffix.
+    """Writes `Explanation.statistics` and the answer, one row for each image, as CSV or JSON by the path's
+    suffix.
 
     Args:
         explanations: may be a generator, of which one explanation at a time is held.
@@ -108,7 +111,8 @@ def check_boxes(boxes: Sequence[Boxes | None] | None, num_images: int) -> list[n
         return [None] * num_images
     if len(boxes) != num_images:
         raise ValueError(
-            f"There are boxes for {len(boxes)} images, but {num_images} images: give one list of boxes for each, and "
+            f"There are boxes for {len(boxes)} images, but {num_images} images: give one list of "
+            "boxes for each, and "
             "None where they are not known."
         )
     return [None if found is None else _to_array(found, index) for index, found in enumerate(boxes)]

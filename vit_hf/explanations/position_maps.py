@@ -59,7 +59,10 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     sheet_width = max(cell.x + cell.width + COLOUR_BAR_SPACE + 0.25 + MARGIN, SIDE)
     sheet = Sheet(sheet_width, cell.y + height + 0.5 + MARGIN)
     sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
-    text = f"Each tile compares one patch with all others; the native grid is {by(rows, columns)} (rows by columns)."
+    text = (
+        f"Each tile compares one patch with all others; the native grid is {by(rows, columns)} (rows "
+        "by columns)."
+    )
     sheet.write(
         shorten(text, sheet_width - 2 * MARGIN, size=9), MARGIN, MARGIN + 0.3, size=9, colour=FAINT_INK
     )
@@ -86,8 +89,8 @@ class PositionSimilarity:
     Attributes:
         encoding: name of `config.position_encoding`.
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
-        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no positions
-            apart.
+        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no
+            positions apart.
         measure: what that is, in words.
     """
 
@@ -107,12 +110,13 @@ class PositionSimilarity:
 def position_similarity(
     model: AdaptiveViTPreTrainedModel, max_tiles: int = 14, sampled_tiles: int = 7
 ) -> PositionSimilarity:
-    """Compares the encodings of patches with those of all patches on the native grid, `image_size / patch_size`.
+    """Compares the encodings of patches with those of all patches on the native grid, `image_size /
+    patch_size`.
 
-    Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector rotated
-    to both places in the first block, i.e. the mean cosine of the differences of their angles. Those that do both: the
-    mean of the two. A bias, mean over heads: the factor that attention in the first block gets from it, 1 for the
-    place that it favours most.
+    Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector
+    rotated to both places in the first block, i.e. the mean cosine of the differences of their angles. Those
+    that do both: the mean of the two. A bias, mean over heads: the factor that attention in the first block
+    gets from it, 1 for the place that it favours most.
 
     Args:
         model: any adaptive ViT for images.
@@ -125,7 +129,8 @@ def position_similarity(
     config = model.config
     if has_frames(config):
         raise ValueError(
-            f"Positions are compared on a grid of rows and columns, and num_frames={config.num_frames} gives it a third axis: "
+            "Positions are compared on a grid of rows and columns, and "
+            f"num_frames={config.num_frames} gives it a third axis: "
             "give a model for images."
         )
     image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)

@@ -41,7 +41,8 @@ def draw_report(
         rows: ways that are compared, the adaptive one third, each with `name`, `accuracy` (None: not drawn),
             `tokens` and `images_per_second`.
         accuracy_by_patches: accuracy of the adaptive model with other numbers of patches.
-        boxes: for each image the objects to be found, `[x0, y0, x1, y1]` in pixels; the first is looked at closer.
+        boxes: for each image the objects to be found, `[x0, y0, x1, y1]` in pixels; the first is looked at
+            closer.
     """
     with house_style():
         count = len(explanations)
@@ -56,7 +57,8 @@ def draw_report(
         headline = f"Computing on {len(first.kept_patches)} of {total} patches of a {size} image"
         sheet.write(headline, MARGIN, MARGIN, 15, weight="bold")
         note = (
-            "Outlined in blue: the patches that were computed on; everything in grey was never seen. In orange: the "
+            "Outlined in blue: the patches that were computed on; everything in grey was never "
+            "seen. In orange: the "
             "object to be named, and below a closer look at it."
         )
         sheet.write(note, MARGIN, MARGIN + 0.3, 9, FAINT_INK)

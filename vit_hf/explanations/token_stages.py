@@ -20,10 +20,10 @@ class Stage:
 
     Attributes:
         block: number, from 1, of the block after which this holds.
-        groups: `(R, S)` int64, for each patch the place, from 0, of the token that stands for it; -1 for a patch that
-            none stands for, here or from the beginning. Patches with the same number were merged.
-        num_tokens: how many go on. Those beyond the groups stand for no single patch: "attentive" fuses what it
-            drops into one.
+        groups: `(R, S)` int64, for each patch the place, from 0, of the token that stands for it; -1 for a
+            patch that none stands for, here or from the beginning. Patches with the same number were merged.
+        num_tokens: how many go on. Those beyond the groups stand for no single patch: "attentive" fuses what
+            it drops into one.
     """
 
     block: int
@@ -89,10 +89,12 @@ def to_stages(records: dict[int, Reduction], kept_patches: np.ndarray, grid: tup
 
 
 def follow(assignments: Sequence[np.ndarray], num_patches: int) -> list[np.ndarray]:
-    """After each reduction, which token stands for each of the K patches that entered, `(K,)` int64; -1 for none.
+    """After each reduction, which token stands for each of the K patches that entered, `(K,)` int64; -1 for
+    none.
 
     Args:
-        assignments: of each reduction, `(M,)` int64: which token stands for each of those before; -1 for none.
+        assignments: of each reduction, `(M,)` int64: which token stands for each of those before; -1 for
+            none.
         num_patches: K. Tokens before the first reduction are these.
     """
     places, followed = np.arange(num_patches), []

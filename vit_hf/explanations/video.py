@@ -1,4 +1,5 @@
-"""Which patches of a video or volume a model kept, frame by frame. Shapes: T' tubelets of t frames, R, S rows and columns."""
+"""Which patches of a video or volume a model kept, frame by frame. Shapes: T' tubelets of t frames, R, S
+rows and columns."""
 
 import numpy as np
 import PIL.Image
@@ -23,7 +24,8 @@ def explain_video(
 
     Args:
         model: of videos or volumes; its backbone or encoder will do as well.
-        pixel_values: `(T, C, H, W)` one video as the model takes it. Its least value is drawn black, its greatest white.
+        pixel_values: `(T, C, H, W)` one video as the model takes it. Its least value is drawn black, its
+            greatest white.
         columns: frames in a row of the strip.
 
     Raises:
@@ -33,7 +35,8 @@ def explain_video(
         raise ValueError("The model is for images (num_frames=None): use vit_hf.explain.")
     if pixel_values.ndim != 4 or columns < 1:
         raise ValueError(
-            f"One video (T, C, H, W) is drawn, in at least 1 column; got shape {tuple(pixel_values.shape)} and "
+            "One video (T, C, H, W) is drawn, in at least 1 column; got shape "
+            f"{tuple(pixel_values.shape)} and "
             f"columns={columns}."
         )
     was_training = model.training

@@ -108,7 +108,8 @@ def shorten(text: str, width: float, size: float) -> str:
 
 
 def characters(width: float, size: float) -> int:
-    """How many characters fit: those of DejaVu Sans are about 0.52 of their size wide in words, 0.62 in numbers."""
+    """How many characters fit: those of DejaVu Sans are about 0.52 of their size wide in words, 0.62 in
+    numbers."""
     return max(8, int(width * 72 / (0.57 * size)))
 
 

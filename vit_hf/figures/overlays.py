@@ -28,14 +28,16 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
 
 
 def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
-    """Grey, with little contrast, neither black nor white: both are common in images, and neither will hide it."""
+    """Grey, with little contrast, neither black nor white: both are common in images, and neither will
+    hide it."""
     grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     faint = contrast * grey + (1 - contrast) * level
     return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)
 
 
 def upper_limit(values: np.ndarray) -> float:
-    """Of the colours for `values`: a few outliers, which attention is known for, would leave the rest dark."""
+    """Of the colours for `values`: a few outliers, which attention is known for, would leave the rest
+    dark."""
     numbers = values[np.isfinite(values)]
     high = float(np.quantile(numbers, 0.99))
     return high if high > numbers.min() else float(numbers.max())
@@ -62,7 +64,8 @@ def dim_dropped(picture: np.ndarray, kept: np.ndarray, patch_span: tuple[float, 
 
 
 def merged(groups: np.ndarray) -> np.ndarray:
-    """`(R, S)` bool, True where `groups` `(R, S)` holds a number of 0 or more that it holds elsewhere, too."""
+    """`(R, S)` bool, True where `groups` `(R, S)` holds a number of 0 or more that it holds elsewhere,
+    too."""
     members = np.bincount(groups[groups >= 0], minlength=1)
     return np.append(members > 1, False)[groups]  # -1 finds the appended one
 

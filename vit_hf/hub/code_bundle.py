@@ -1,8 +1,8 @@
 """Joins the modules that some classes need into one Python file, in reading order.
 
 What the classes need is found by following names: only definitions that can be reached from them are kept,
-whatever the files they are in. Nothing is renamed, so names must be unique among joined modules; a clash is an
-error that says where.
+whatever the files they are in. Nothing is renamed, so names must be unique among joined modules; a clash is
+an error that says where.
 """
 
 import ast
@@ -192,7 +192,8 @@ read_module = functools.cache(Module)
 
 
 def resolve(name: str, module: str) -> Statement | None:
-    """Finds the definition of a name that a module defines or imports from the package; None for other names."""
+    """Finds the definition of a name that a module defines or imports from the package; None for other
+    names."""
     source = read_module(module)
     if name in source.definitions:
         return source.definitions[name]

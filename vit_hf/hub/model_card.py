@@ -105,8 +105,8 @@ def make_model_card(
         license: identifier of the Hub, such as "apache-2.0"; None states none.
         base_model: the checkpoint that training began with, by its name on the Hub.
         dataset: what it was trained on, as "owner/name" on the Hub, or any name.
-        metrics: as `Trainer.evaluate` returns them: `eval_` measured on the validation split, `test_` on the test
-            split, others on one that is not named. Runtimes and what is no number are left out.
+        metrics: as `Trainer.evaluate` returns them: `eval_` measured on the validation split, `test_` on the
+            test split, others on one that is not named. Runtimes and what is no number are left out.
         eval_results: more for the `model-index`, which the Hub shows and compares.
         training_arguments: of these the `HYPERPARAMETERS` are shown.
         pictures: files beside the card, by what they show.
@@ -217,14 +217,16 @@ def _summary(
 def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor | None) -> str:
     videos = has_frames(config)
     text = (
-        f"Not examined beyond the results above: measure it on {'videos' if videos else 'images'} of your own before relying "
+        f"Not examined beyond the results above: measure it on {'videos' if videos else 'images'} "
+        "of your own before relying "
         "on it."
     )
     if config.patch_selector or getattr(image_processor, "patch_selector", None):
         # Windows of a Swin that are not computed on pass their patches on as they are.
         share = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
         text += (
-            f" What lies in patches that were not selected has {share} part in the answer; look at what was kept with "
+            f" What lies in patches that were not selected has {share} part in the answer; look "
+            "at what was kept with "
             f"`vit_hf.{'explain_video' if videos else 'explain'}`."
         )
     return text
@@ -290,14 +292,16 @@ def _architecture(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
         patches += f" in {config.tubelet_size} frames"
     if not isinstance(config, AdaptiveSwinConfig):
         return (
-            f"{config.num_hidden_layers} blocks of width {config.hidden_size}, {config.num_attention_heads} heads, "
+            f"{config.num_hidden_layers} blocks of width {config.hidden_size}, "
+            f"{config.num_attention_heads} heads, "
             f"{patches}"
         )
     stages = range(config.num_layers)
     windows = ["x".join(map(str, config.window_of(stage))) for stage in stages]
     return (
         f"{config.num_layers} stages of {_several(config.depths)} blocks of width "
-        f"{_several([config.embed_dim * 2**stage for stage in stages])}, {_several(config.num_heads)} heads, windows of "
+        f"{_several([config.embed_dim * 2**stage for stage in stages])}, "
+        f"{_several(config.num_heads)} heads, windows of "
         f"{_several(dict.fromkeys(windows))}, {patches}"
     )
 

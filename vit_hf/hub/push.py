@@ -43,18 +43,19 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publishes a model: weights (safetensors), configuration, image processor, their code and a model card.
 
-    It loads elsewhere by `from_pretrained(repo_id, trust_remote_code=True)`, or after `import vit_hf`. A repository that
-    exists already gets a new commit, with a new card.
+    It loads elsewhere by `from_pretrained(repo_id, trust_remote_code=True)`, or after `import vit_hf`. A
+    repository that exists already gets a new commit, with a new card.
 
     Args:
         model: of any class of this package.
         image_processor: its own.
         repo_id: "owner/name", or a name of your own.
-        examples: images, as `explain` takes them, whose pictures (what was kept, and the answer) the card shows. They
-            are published with it.
+        examples: images, as `explain` takes them, whose pictures (what was kept, and the answer) the card
+            shows. They are published with it.
         private: whether it is for you alone, a new repository; None as your organization has it.
         token: with permission to write; by default what `hf auth login` stored, or HF_TOKEN.
-        revision: branch to commit to, which is created if it is missing, or pull request ("refs/pr/1"); default "main".
+        revision: branch to commit to, which is created if it is missing, or pull request ("refs/pr/1");
+            default "main".
         create_pr: whether to open a pull request instead.
         commit_message: of the commit.
         max_shard_size: weights beyond are cut into several files.
@@ -65,11 +66,13 @@ def push_to_hub(
         What was committed, with its `oid` and `commit_url`.
 
     Raises:
-        RemoteCodeError: if the file of a class of your own could not be loaded elsewhere; nothing was uploaded.
-        ValueError: if the Hub refuses the metadata of the card; for `private` if the repository is there and public.
+        RemoteCodeError: if the file of a class of your own could not be loaded elsewhere; nothing was
+            uploaded.
+        ValueError: if the Hub refuses the metadata of the card; for `private` if the repository is there and
+            public.
         huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
-        ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the files are
-            and how to push them again.
+        ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the
+            files are and how to push them again.
     """
     for saved in (model, image_processor):
         files_to_save(saved)
@@ -129,7 +132,8 @@ def write_card(
 def repo_info(
     name: str | None, repo_type: str, token: str | bool | None = None
 ) -> ModelInfo | DatasetInfo | None:
-    """What the Hub knows of a model or data set, its name alone if the Hub does not answer; None if it is not there."""
+    """What the Hub knows of a model or data set, its name alone if the Hub does not answer; None if it is
+    not there."""
     if name is None or Path(name).exists():
         return None
     try:
@@ -148,7 +152,8 @@ def check_private(api: HfApi, repo_id: str, private: bool | None, repo_type: str
     """
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
-            f"private=True, but {repo_id} is there and public; nothing was uploaded. Make it private in its settings on "
+            f"private=True, but {repo_id} is there and public; nothing was uploaded. Make it "
+            "private in its settings on "
             "the Hub, name another, or leave private out."
         )
 
@@ -166,7 +171,8 @@ def keeping(
             raised = ConnectionError(f"The connection to the Hub broke: {error}")
         elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
             raised.add_note(
-                f"There is no token, or it may not write to {repo_id}. Make one that may, https://huggingface.co/settings/tokens, and "
+                f"There is no token, or it may not write to {repo_id}. Make one that may, "
+                "https://huggingface.co/settings/tokens, and "
                 "log in with it: hf auth login"
             )
         if (folder / "config.json").is_file():

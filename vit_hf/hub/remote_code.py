@@ -1,7 +1,7 @@
 """Saves the code that loads a checkpoint where this package is not installed.
 
-One generated file holds what runs the model, another the image processors. Files of a user's own classes are saved
-with them, and import from the generated file what they import from this package.
+One generated file holds what runs the model, another the image processors. Files of a user's own classes are
+saved with them, and import from the generated file what they import from this package.
 """
 
 import ast
@@ -152,7 +152,8 @@ def file_of(cls: type) -> Path:
         or "<locals>" in cls.__qualname__
     ):
         raise NoSourceFileError(
-            f"{cls.__name__} is defined in a notebook, a function or the script that runs. Put it into a file of "
+            f"{cls.__name__} is defined in a notebook, a function or the script that runs. Put it "
+            "into a file of "
             "its own and import it."
         )
     return Path(file)

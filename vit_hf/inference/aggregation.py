@@ -1,6 +1,7 @@
 """From the logits of tiles to those of the image.
 
-An aggregation is a function in `TILE_AGGREGATIONS`; a new one is a function and a line. None has parameters to train.
+An aggregation is a function in `TILE_AGGREGATIONS`; a new one is a function and a line. None has parameters
+to train.
 
 Shapes: T tiles, L labels.
 """
@@ -35,7 +36,8 @@ class AggregationOptions:
         temperature = self.attention_temperature
         if not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(
-                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile decides, and the larger "
+                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile "
+                "decides, and the larger "
                 "it is, the more alike all tiles count."
             )
 
@@ -62,7 +64,8 @@ def probabilities_of(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor
 
 
 def votes_of(tile_logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
-    """`(L,)` int64: how many tiles answer each label; of several labels an image, those with a probability over 0.5."""
+    """`(L,)` int64: how many tiles answer each label; of several labels an image, those with a probability
+    over 0.5."""
     if is_multi_label:
         return (tile_logits > 0).sum(dim=0)
     return tile_logits.argmax(dim=1).bincount(minlength=tile_logits.shape[1])
@@ -77,7 +80,8 @@ def _max(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor
 
 
 def _top_k_mean(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favour it most."""
+    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favour it
+    most."""
     num_tiles = min(options.num_top_tiles, len(tile_logits))
     return tile_logits.topk(num_tiles, dim=0).values.mean(dim=0)
 
@@ -85,8 +89,8 @@ def _top_k_mean(tile_logits: torch.Tensor, options: AggregationOptions) -> torch
 def _attention(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
     """A mean in which surer tiles count more: by exp(-entropy), as EATA weights samples (Niu et al., 2022).
 
-    So one that wavers evenly between n classes counts 1/n of one that is certain, at a temperature of 1. Of several
-    labels an image each has its own weights, by the entropy of whether it applies.
+    So one that wavers evenly between n classes counts 1/n of one that is certain, at a temperature of 1. Of
+    several labels an image each has its own weights, by the entropy of whether it applies.
     """
     if options.is_multi_label:
         signed = torch.stack((tile_logits, -tile_logits), dim=-1)
@@ -121,7 +125,8 @@ TILE_AGGREGATIONS = {
 
 
 def problem_type_of(config: PreTrainedConfig) -> str:
-    """That of a model; where its configuration does not say, one label is a regression, as in transformers' losses."""
+    """That of a model; where its configuration does not say, one label is a regression, as in
+    transformers' losses."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
@@ -137,7 +142,8 @@ def check_aggregation(aggregate: Any, problem_type: str) -> None:
     if problem_type == "regression" and TILE_AGGREGATIONS[aggregate].needs_classes:
         fitting = [name for name, entry in TILE_AGGREGATIONS.items() if not entry.needs_classes]
         raise ValueError(
-            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has none. Choose from "
+            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has "
+            "none. Choose from "
             f"{', '.join(map(repr, fitting))}."
         )
 

@@ -63,8 +63,8 @@ def evaluate_model(
 ) -> tuple[dict[str, float], Path]:
     """Compute the metrics of a model on a split, and write them to a file.
 
-    Labels are matched with the model's by name. With `split="validation"`, data without such a split have it held
-    out as for fine-tuning; otherwise nothing is held out.
+    Labels are matched with the model's by name. With `split="validation"`, data without such a split have it
+    held out as for fine-tuning; otherwise nothing is held out.
 
     Args:
         arguments: what to evaluate, and how.
@@ -102,7 +102,8 @@ def evaluate_model(
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(
-                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the model is made for a "
+                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the "
+                "model is made for a "
                 f"{problem_type} with {model.config.num_labels}"
             )
         split = arguments.split or next(name for name in SPLITS if name in data.splits)

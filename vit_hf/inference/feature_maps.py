@@ -1,8 +1,8 @@
 """Maps of an image put together from those of its tiles, without seams.
 
-Where tiles overlap, each counts by a raised cosine that falls to nothing at its border, where it knows least of what is
-around; the weights of all tiles sum to one everywhere. Weights are products of one of the row and one of the column, so
-each axis is worked out by itself.
+Where tiles overlap, each counts by a raised cosine that falls to nothing at its border, where it knows least
+of what is around; the weights of all tiles sum to one everywhere. Weights are products of one of the row and
+one of the column, so each axis is worked out by itself.
 
 Shapes: R, S rows and columns of cells in the map; r, s values down and across in a tile; T tiles; D channels.
 """
@@ -22,15 +22,17 @@ from ..model.sizes import to_pair
 from .tile_grid import TileGrid
 
 
-# A tile's weight at its border, and beyond the centre of its outermost values, where there is nothing to interpolate:
-# it counts only where no other tile does better.
+# A tile's weight at its border, and beyond the centre of its outermost values, where there is nothing to
+# interpolate: it counts only where no other tile does better.
 AT_BORDER, BEYOND_VALUES = 1e-6, 1e-12
 
 
 class BlendedAxis:
-    """How much each value of each tile along an axis counts in each cell of a map; for a cell, all sum to one.
+    """How much each value of each tile along an axis counts in each cell of a map; for a cell, all sum to
+    one.
 
-    Values are interpolated linearly between their centres, so a map whose values change linearly stays as it is.
+    Values are interpolated linearly between their centres, so a map whose values change linearly stays as it
+    is.
 
     Args:
         starts: of the tiles, in pixels.
@@ -72,7 +74,8 @@ class BlendedAxis:
         return matrix
 
     def _cells(self, start: int) -> slice:
-        """Those whose centres, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that none is lost."""
+        """Those whose centres, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that
+        none is lost."""
         first, last = (2 * self.num_cells * place - self.length for place in (start, start + self.tile))
         return slice(
             max(0, -(-first // (2 * self.length))), min(self.num_cells, last // (2 * self.length) + 1)
@@ -117,7 +120,8 @@ class BlendedFeatures:
     Args:
         grid: of the tiles.
         tile_shape: D, r and s of the map of a tile.
-        file: a `.npy` file to hold the map, `(R, S, D)` float32, where it is larger than memory; None for memory.
+        file: a `.npy` file to hold the map, `(R, S, D)` float32, where it is larger than memory; None for
+            memory.
     """
 
     def __init__(
@@ -161,8 +165,9 @@ def run_with_patch_states(
 ) -> tuple[ModelOutput, torch.Tensor]:
     """The outputs of a model, and `(B, D, r, s)` of its patches.
 
-    That is the last feature map of a backbone; `restored_hidden_state` of an AdaptiveViT, with or without a head, which
-    has all patches whatever is selected or reduced; and `last_hidden_state` of others, less CLS and register tokens.
+    That is the last feature map of a backbone; `restored_hidden_state` of an AdaptiveViT, with or without a
+    head, which has all patches whatever is selected or reduced; and `last_hidden_state` of others, less CLS
+    and register tokens.
 
     Raises:
         TypeError: if the model has no such state, or none that is one for each place of the image.
@@ -203,7 +208,9 @@ def _to_map(states: torch.Tensor, config: object, input_size: tuple[int, int]) -
 def _check(model: PreTrainedModel, states: torch.Tensor | None) -> torch.Tensor:
     if not isinstance(states, torch.Tensor) or states.ndim != 4:
         raise TypeError(
-            f"{type(model).__name__} has no states of patches in a grid, of which feature maps are made. Give a model "
-            "whose base has last_hidden_state, as ViT, Swin and ResNet have, or an AutoBackbone; or feature_maps=False."
+            f"{type(model).__name__} has no states of patches in a grid, of which feature maps "
+            "are made. Give a model "
+            "whose base has last_hidden_state, as ViT, Swin and ResNet have, or an AutoBackbone; "
+            "or feature_maps=False."
         )
     return states

@@ -94,6 +94,7 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
     tile_height, tile_width = prediction.grid.tile_size
     number = len(prediction.grid)
     return (
-        f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of {by(tile_width, tile_height)}. "
+        f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
+        f"{by(tile_width, tile_height)}. "
         "What tiles say is blended where they overlap; the map shows nothing finer than a tile."
     )

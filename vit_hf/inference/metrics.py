@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, top_k_
 from transformers import EvalPrediction
 
 
-# Python puts a script's folder first on its path, and ours holds scripts/evaluate.py: that is not the library.
+# Python puts a script's folder first on its path, and ours holds scripts/evaluate.py: that is not the
+# library.
 _path = sys.path[:]
 sys.path[:] = [folder for folder in _path if not Path(folder, "evaluate.py").is_file()]
 evaluate = importlib.import_module("evaluate")
@@ -112,8 +113,8 @@ def compute_metrics_for(
 
     Args:
         problem_type: as in a model's config: "single_label_classification" gives accuracy, macro F1 and, with
-            more than `top_k` classes, top-k accuracy; "multi_label_classification" exact match and micro F1 of
-            the labels whose logit is positive; "regression" the mean squared error.
+            more than `top_k` classes, top-k accuracy; "multi_label_classification" exact match and micro F1
+            of the labels whose logit is positive; "regression" the mean squared error.
         num_labels: outputs of the model.
         top_k: how many answers top-k accuracy allows.
 

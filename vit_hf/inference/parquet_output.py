@@ -1,4 +1,5 @@
-"""Answers of a large collection: a folder of Parquet files, one for each part, each written at once or not at all."""
+"""Answers of a large collection: a folder of Parquet files, one for each part, each written at once or not
+at all."""
 
 import json
 import uuid
@@ -22,8 +23,8 @@ ORIGIN = b"vit_hf"
 def answer_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
     """Columns of the answers: which image, what `predict_files` says of it, and why there is no answer.
 
-    `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that Parquet
-    file and the row in it, from 0. With `error`, what would be the answer is null.
+    `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that
+    Parquet file and the row in it, from 0. With `error`, what would be the answer is null.
 
     Args:
         config: of the model.
@@ -133,12 +134,14 @@ class AnswerFolder:
             ]
             if differing:
                 raise ValueError(
-                    f"the answers in {self.name} were made with something else: {'; '.join(differing)}. Give the same "
+                    f"the answers in {self.name} were made with something else: "
+                    f"{'; '.join(differing)}. Give the same "
                     "as before, or another output."
                 )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
-        """How many images the folder has answers or errors for, how many errors, and the first `num_errors` of these."""
+        """How many images the folder has answers or errors for, how many errors, and the first
+        `num_errors` of these."""
         answers = self._dataset(self.parts())
         has_error = field("error").is_valid()
         first = answers.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)

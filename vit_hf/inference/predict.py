@@ -51,8 +51,9 @@ class PredictionArguments(SelectionArguments):
 class Prediction:
     """What came of one file: an answer, or the reason why there is none.
 
-    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a regression
-    `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid, row by row).
+    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
+    regression `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid,
+    row by row).
     """
 
     file: str
@@ -219,7 +220,8 @@ class TilingArguments:
     tile: int | None = field(
         default=None,
         metadata={
-            "help": "side in pixels of the tiles that images are cut into at full resolution; default: images are seen "
+            "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
+            "images are seen "
             "whole"
         },
     )
@@ -250,7 +252,8 @@ def predict_files_tiled(
     with_patches: bool = False,
     batch_size: int = 16,
 ) -> Iterator[Prediction]:
-    """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files` tells.
+    """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files`
+    tells.
 
     Args:
         model: any image classifier of transformers, on the device to use.

@@ -177,8 +177,8 @@ class CollectionRun:
     def execute(self) -> Iterator[int]:
         """Answer what is pending; tells how many images each part has that was written.
 
-        A part whose worker dies is begun again by another. If that goes on, its images are tried one by one, and those
-        whose worker dies then have that as their error.
+        A part whose worker dies is begun again by another. If that goes on, its images are tried one by one,
+        and those whose worker dies then have that as their error.
 
         Raises:
             RuntimeError: if something fails that is not the fault of an image. What was written stays.
@@ -250,8 +250,8 @@ def prepare_collection(
     Raises:
         OSError: if there is no such checkpoint, or there are no images.
         TypeError: for `with_patches` with a model that does not say which patches it selected.
-        ValueError: without `output`, with one that has answers of something else, and as `load_classifier` and
-            `find_collection` do.
+        ValueError: without `output`, with one that has answers of something else, and as `load_classifier`
+            and `find_collection` do.
     """
     if arguments.output is None:
         raise ValueError("engine ray writes Parquet files: name a folder as output")

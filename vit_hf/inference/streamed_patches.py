@@ -30,8 +30,8 @@ class StreamedImage:
         source: the image.
         patch_size: height and width of a patch.
         image_processor: how pixels are rescaled and normalised; nothing is resized.
-        thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get; "source"
-            asks the source, which may have smaller versions.
+        thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get;
+            "source" asks the source, which may have smaller versions.
         progress: whether to show how far a pass through the image has come.
 
     Raises:
@@ -70,7 +70,8 @@ class StreamedImage:
         ]
 
     def bands(self, purpose: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond whole patches."""
+        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond
+        whole patches."""
         height, width = self.patch_size
         rows, columns = self.grid
         step = max(1, BAND_PIXELS // (height * width * columns))
@@ -118,7 +119,8 @@ class StreamedImage:
         return self.prepare(self.source.thumbnail(*size))
 
     def _exact(self, size: tuple[int, int]) -> torch.Tensor:
-        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be added up."""
+        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be
+        added up."""
         columns = self.grid[1] * self.patch_size[1]
         weights = RowWeights(self.grid[0] * self.patch_size[0], size[0])
         result = None
@@ -151,7 +153,8 @@ class RowWeights:
         return (1 - (rows - centres.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
 
     def of_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
-        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last - first, rows)`."""
+        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last -
+        first, rows)`."""
         touched = (self.centres > top - self.reach) & (self.centres < bottom + self.reach)
         first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
         weights = self._triangle(self.centres[first:last], top, bottom) / self.total[first:last, None]
@@ -161,12 +164,12 @@ class RowWeights:
 class StreamedPatches(ImagePatches):
     """All patches of images that are never whole in memory: `pixel_values` of a model, in training as well.
 
-    Pixels are read when they are taken: those of patches that were selected, once more with every forward. Selectors
-    that look at one patch at a time are given a band of rows after the other, without gradient, and of each image
-    the patches with the K highest scores so far are remembered; the others see thumbnails.
+    Pixels are read when they are taken: those of patches that were selected, once more with every forward.
+    Selectors that look at one patch at a time are given a band of rows after the other, without gradient, and
+    of each image the patches with the K highest scores so far are remembered; the others see thumbnails.
 
-    What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which training
-    `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
+    What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which
+    training `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
     `"perturbed"` mixes while training are up to `num_samples` times K patches, and K weights for each of N;
     `"policy"` draws from all N, which takes some hundred bytes for each.
 
@@ -184,7 +187,8 @@ class StreamedPatches(ImagePatches):
     ):
         grids = [image.grid for image in images]
         numbers = torch.tensor([rows * columns for rows, columns in grids])
-        # An image of fewer than K patches keeps all it has, and a mask says so, whatever else is in the batch.
+        # An image of fewer than K patches keeps all it has, and a mask says so, whatever else is in the
+        # batch.
         is_short = (
             num_selected is not None and Budget(num_selected).capped(int(numbers.min())).value != num_selected
         )
@@ -228,7 +232,8 @@ class StreamedPatches(ImagePatches):
 
     @torch.no_grad()
     def score_chunked(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
-        # One piece of memory: small ones that stay would keep the system from using again what lies between them.
+        # One piece of memory: small ones that stay would keep the system from using again what lies between
+        # them.
         scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
         for image, row in zip(self.images, scores, strict=True):
             first, best = 0, None

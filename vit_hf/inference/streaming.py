@@ -71,26 +71,27 @@ def stream_images(
     thumbnails: Literal["exact", "source"] = "exact",
     progress: bool = False,
 ) -> StreamedPatches:
-    """A batch of images that need not fit into memory, as `pixel_values` of a model that selects, in training as well.
+    """A batch of images that need not fit into memory, as `pixel_values` of a model that selects, in training
+    as well.
 
-    `model(stream_images(model, ["slide.tif"]), labels=labels)` has the outputs, the loss and the gradients that the
-    whole images would have, and reads them a band at a time; see `StreamedPatches` for what each selector needs.
-    Files that are opened here are closed when the batch is no longer referred to.
+    `model(stream_images(model, ["slide.tif"]), labels=labels)` has the outputs, the loss and the gradients
+    that the whole images would have, and reads them a band at a time; see `StreamedPatches` for what each
+    selector needs. Files that are opened here are closed when the batch is no longer referred to.
 
     Args:
         model: with a `patch_selector`.
-        sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer than
-            `num_selected_patches` patches keeps all it has.
-        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of the
-            checkpoint, or our own defaults if there is none.
-        thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller versions
-            that the file has, without reading all of it.
+        sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer
+            than `num_selected_patches` patches keeps all it has.
+        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of
+            the checkpoint, or our own defaults if there is none.
+        thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller
+            versions that the file has, without reading all of it.
         progress: shows how far each pass has come.
 
     Raises:
         TypeError: for a Swin, which computes on whole images.
-        ValueError: if the model has no selector, or one that cannot choose without the whole image; or if an image
-            cannot be read or is smaller than a patch.
+        ValueError: if the model has no selector, or one that cannot choose without the whole image; or if an
+            image cannot be read or is smaller than a patch.
     """
     _check_streams(model)
     processor = with_options(image_processor or default_processor(model))
@@ -109,11 +110,13 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
     config = model.config
     if not isinstance(config, AdaptiveViTConfig):
         raise TypeError(
-            f"Patches are streamed into an AdaptiveViT, and this is {type(model).__name__}: use predict_tiled."
+            f"Patches are streamed into an AdaptiveViT, and this is {type(model).__name__}: use "
+            "predict_tiled."
         )
     if config.num_frames is not None:
         raise ValueError(
-            f"The model was built for videos or volumes (num_frames={config.num_frames}), which are not read by bands: give "
+            f"The model was built for videos or volumes (num_frames={config.num_frames}), which "
+            "are not read by bands: give "
             "it whole ones, (B, T, C, H, W)."
         )
     if config.patch_selector is None:
@@ -127,7 +130,8 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
         )
     if config.num_channels != 3:
         raise ValueError(
-            f"Sources give images in RGB, and the model was built for num_channels={config.num_channels}: load it "
+            "Sources give images in RGB, and the model was built for "
+            f"num_channels={config.num_channels}: load it "
             "with num_channels=3."
         )
 
@@ -142,9 +146,10 @@ def select_streaming(
 ) -> StreamedSelection:
     """Chooses the patches of an image that is read a band at a time, as the model would of the whole image.
 
-    Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors that look
-    at a thumbnail score the places of the full grid by it; then the K patches alone are read. Memory does not grow
-    with the image, but for a score and a place for each patch. Chance plays no part, though the model be in training.
+    Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors
+    that look at a thumbnail score the places of the full grid by it; then the K patches alone are read.
+    Memory does not grow with the image, but for a score and a place for each patch. Chance plays no part,
+    though the model be in training.
 
     Args:
         model, source, image_processor, thumbnails, progress: see `stream_images`.
@@ -185,11 +190,12 @@ def predict_streaming(
     progress: bool = False,
     **kwargs: Any,
 ) -> ModelOutput:
-    """The model's answer for an image that need not fit into memory; see `select_streaming` for the arguments.
+    """The model's answer for an image that need not fit into memory; see `select_streaming` for the
+    arguments.
 
     Returns:
-        What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the patches
-        that were kept.
+        What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the
+        patches that were kept.
     """
     model = active_subnetwork(model)
     with as_source(source) as opened, evaluating(model):
@@ -211,10 +217,10 @@ def default_processor(model: AdaptiveViTPreTrainedModel) -> BaseImageProcessor:
 class StreamingCollator:
     """Turns rows `{"image": file, "label": class}` into a batch that the model reads a band at a time.
 
-    `Trainer(model, args, data_collator=StreamingCollator(model, processor), train_dataset=rows)` fine-tunes on files
-    of any sizes that need not fit into memory, and evaluates and predicts on them. `args` need
-    `remove_unused_columns=False`. Files are only opened here; the model reads them, so workers of the data loader
-    would do nothing.
+    `Trainer(model, args, data_collator=StreamingCollator(model, processor), train_dataset=rows)` fine-tunes
+    on files of any sizes that need not fit into memory, and evaluates and predicts on them. `args` need
+    `remove_unused_columns=False`. Files are only opened here; the model reads them, so workers of the data
+    loader would do nothing.
 
     Args:
         model: with a `patch_selector`.
@@ -232,15 +238,16 @@ class StreamingCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
         Args:
-            rows: `image` is whatever `open_image` takes, or a file as an image column of `datasets` holds it with
-                `decode=False`; `label` or `labels` what the model takes for one image, if anything.
+            rows: `image` is whatever `open_image` takes, or a file as an image column of `datasets` holds it
+                with `decode=False`; `label` or `labels` what the model takes for one image, if anything.
 
         Raises:
             ValueError: if there is no `image`, and as `stream_images` does.
         """
         if "image" not in rows[0]:
             raise ValueError(
-                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward does not name, unless "
+                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward "
+                "does not name, unless "
                 "TrainingArguments(remove_unused_columns=False)."
             )
         images = [_source(row["image"]) for row in rows]

@@ -27,8 +27,8 @@ class TileGrid:
     ) -> "TileGrid":
         """As few tiles as cover an image, each overlapping the one before by a share of its side.
 
-        The last row and column are shifted to end with the image, so they may overlap more. An image that is less
-        high or wide than a tile has tiles of its own height or width.
+        The last row and column are shifted to end with the image, so they may overlap more. An image that is
+        less high or wide than a tile has tiles of its own height or width.
 
         Args:
             image_size: height and width in pixels.
@@ -49,7 +49,8 @@ class TileGrid:
 
     @property
     def coordinates(self) -> torch.Tensor:
-        """`(T, 4)` int64 top, left, height and width in pixels of each tile, row by row: what `ImageSource.read` takes."""
+        """`(T, 4)` int64 top, left, height and width in pixels of each tile, row by row: what
+        `ImageSource.read` takes."""
         tops, lefts = torch.tensor(self.tops), torch.tensor(self.lefts)
         corners = torch.cartesian_prod(tops, lefts)
         return torch.cat((corners, torch.tensor([self.tile_size]).expand(len(self), 2)), dim=1)
@@ -76,7 +77,8 @@ def check_overlap(overlap: Any) -> None:
     """
     if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise ValueError(
-            f"overlap={overlap!r} must be the share of a tile that the next one covers again, in [0, 1), such as 0.25."
+            f"overlap={overlap!r} must be the share of a tile that the next one covers again, in "
+            "[0, 1), such as 0.25."
         )
 
 

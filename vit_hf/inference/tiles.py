@@ -57,10 +57,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class TilePreparation:
     """Prepares batches of tiles of one size.
 
-    Each is resized to what the model takes, aspect and all: to `crop_size` where the processor would crop to that, and
-    to a square of the shortest edge where it would keep the aspect. Nothing is cropped, as what is cut from a tile
-    would be missing from the image; so an object appears somewhat larger or smaller than in a picture that is cropped.
-    A processor that does not resize, caps the longest edge or fits to `max_num_patches` does so here as well.
+    Each is resized to what the model takes, aspect and all: to `crop_size` where the processor would crop to
+    that, and to a square of the shortest edge where it would keep the aspect. Nothing is cropped, as what is
+    cut from a tile would be missing from the image; so an object appears somewhat larger or smaller than in a
+    picture that is cropped. A processor that does not resize, caps the longest edge or fits to
+    `max_num_patches` does so here as well.
 
     Args:
         image_processor: of the model.
@@ -74,7 +75,8 @@ class TilePreparation:
         image_processor = with_options(image_processor)
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
-                f"image_processor is a {type(image_processor).__name__}, which cannot be told not to crop, so borders of "
+                f"image_processor is a {type(image_processor).__name__}, which cannot be told not "
+                "to crop, so borders of "
                 "tiles would be lost. Give one of transformers or vit_hf with the same size, mean and std."
             )
         self.image_processor = image_processor
@@ -127,7 +129,8 @@ class TilePreparation:
 
 
 def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
-    """The processor; for timm's transformations, one with their size, mean, std and resampling that does not crop."""
+    """The processor; for timm's transformations, one with their size, mean, std and resampling that does
+    not crop."""
     if not is_timm_processor(image_processor):
         return image_processor
     config = image_processor.data_config
@@ -158,7 +161,8 @@ def find_image_processor(
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"There is no image processor beside the model, whose checkpoint is {path!r}: give image_processor."
+            f"There is no image processor beside the model, whose checkpoint is {path!r}: give "
+            "image_processor."
         ) from error
 
 
@@ -170,8 +174,8 @@ class TiledPrediction:
         logits: `(L,)` float32 of the image, by the aggregation; of a regression, its numbers.
         tile_logits: `(T, L)` float32, row by row of tiles.
         tile_coordinates: `(T, 4)` int64 top, left, height and width of each tile in pixels.
-        label: name of the best class; of several labels an image, a list of those with a probability of at least 0.5;
-            of a regression None.
+        label: name of the best class; of several labels an image, a list of those with a probability of at
+            least 0.5; of a regression None.
         grid: where the tiles are; `len(grid)` of them.
         id2label: names of the classes.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
@@ -207,7 +211,8 @@ class TiledPrediction:
     def heat_map(
         self, label: int | str | None = None, resolution: int | tuple[int, int] = 512
     ) -> torch.Tensor:
-        """Where in the image tiles speak for a label, `(R, S)` float32, blended without seams where tiles overlap.
+        """Where in the image tiles speak for a label, `(R, S)` float32, blended without seams where tiles
+        overlap.
 
         Args:
             label: number or name; by default the best one.
@@ -226,7 +231,8 @@ class TiledPrediction:
         return blend_values(values[:, index], self.grid, self._map_size(resolution))
 
     def figure(self, image: AnyImage, label: int | str | None = None, name: str = "image") -> "Figure":
-        """A picture of the heat map beside the image: `.savefig("map.png")`, or the last line of a notebook cell.
+        """A picture of the heat map beside the image: `.savefig("map.png")`, or the last line of a notebook
+        cell.
 
         Args:
             image: the one that this is of.
@@ -242,7 +248,8 @@ class TiledPrediction:
         with as_source(image) as source:
             if (source.height, source.width) != self.grid.image_size:
                 raise ValueError(
-                    f"{source.name} has {source.height}x{source.width} pixels, and the image that was predicted has "
+                    f"{source.name} has {source.height}x{source.width} pixels, and the image that "
+                    "was predicted has "
                     f"{self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
                 )
             shrunk = min(PICTURE_SIZE, max(self.grid.image_size))
@@ -262,8 +269,9 @@ class TiledPrediction:
         index = numbers.get(label, label)
         if type(index) is not int or not 0 <= index < len(self.logits):
             raise ValueError(
-                f"label={label!r} is no class of the model. Choose a number in 0..{len(self.logits) - 1}, or one of "
-                f"{', '.join(map(repr, list(self.id2label.values())[:10]))}{', ...' if len(numbers) > 10 else ''}."
+                f"label={label!r} is no class of the model. Choose a number in "
+                f"0..{len(self.logits) - 1}, or one of "
+                f"{', '.join(map(repr, list(self.id2label.values())[:10]))}{', ...' if len(numbers) > 10 else ''}."  # noqa: E501
             )
         return index
 
@@ -271,7 +279,8 @@ class TiledPrediction:
         sides = resolution if isinstance(resolution, list | tuple) else (resolution,)
         if len(sides) > 2 or not all(type(side) is int and side >= 1 for side in sides):
             raise ValueError(
-                f"resolution={resolution!r} must be a whole number of at least 1, or a pair (rows, columns) of them."
+                f"resolution={resolution!r} must be a whole number of at least 1, or a pair "
+                "(rows, columns) of them."
             )
         if len(sides) == 2:
             return tuple(sides)
@@ -295,24 +304,26 @@ def predict_tiled(
 ) -> TiledPrediction:
     """Classifies an image of any size by its tiles, at full resolution, with a model made for small ones.
 
-    Tiles are read row by row, `batch_size` at a time, so memory does not grow with the image; each is resized whole to
-    what the model takes (see `TilePreparation`), which magnifies if `tile` is less. An image smaller than a tile is one
-    tile, and treated as the image processor treats images, but for a crop.
+    Tiles are read row by row, `batch_size` at a time, so memory does not grow with the image; each is resized
+    whole to what the model takes (see `TilePreparation`), which magnifies if `tile` is less. An image smaller
+    than a tile is one tile, and treated as the image processor treats images, but for a crop.
 
     Args:
-        model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels or one, for
-            which tiles become grey.
-        image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which is left
-            open.
+        model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels
+            or one, for which tiles become grey.
+        image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
+            is left open.
         tile: side of a tile in pixels of the image, or height and width.
         overlap: share in [0, 1) of a tile that the next one covers again.
-        aggregate: how tiles make the answer, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean" are taken of
-            the logits of each label: all tiles, the best one, or the best `num_top_tiles` (MI-Zero, Lu et al., 2023; all
-            if there are fewer). "attention" is the mean of logits with weights exp(-entropy / attention_temperature)
-            over their sum, so that sure tiles count more (the weights of EATA, Niu et al., 2022). "vote" counts what tiles
-            answer; its logits are such that probabilities are shares of votes, and ties go to the mean probability. For
-            several labels an image each is voted on, and attended to, by itself. A regression has no "attention" and no
-            "vote", as these go by probabilities.
+        aggregate: how tiles make the answer, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean" are
+            taken of the logits of each label: all tiles, the best one, or the best `num_top_tiles` (MI-Zero,
+                Lu et al., 2023; all
+            if there are fewer). "attention" is the mean of logits with weights exp(-entropy /
+            attention_temperature) over their sum, so that sure tiles count more (the weights of EATA, Niu et
+            al., 2022). "vote" counts what tiles answer; its logits are such that probabilities are shares of
+            votes, and ties go to the mean probability. For several labels an image each is voted on, and
+            attended to, by itself. A regression has no "attention" and no "vote", as these go by
+            probabilities.
         batch_size: tiles at a time.
         image_processor: the model's; None loads that of its checkpoint.
         num_top_tiles: of "topk-mean".
@@ -322,8 +333,8 @@ def predict_tiled(
         progress: whether to show a bar.
 
     Raises:
-        TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an image
-            processor that cannot be told not to crop.
+        TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an
+            image processor that cannot be told not to crop.
         ValueError: for an image that cannot be read, or an argument outside what is said above.
     """
     problem_type = problem_type_of(model.config)
@@ -363,14 +374,17 @@ def feature_map_tiled(
     file: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
-    """The states of patches of an image of any size, `(D, R, S)` float32, blended without seams where tiles overlap.
+    """The states of patches of an image of any size, `(D, R, S)` float32, blended without seams where tiles
+    overlap.
 
-    The map has as many cells to a pixel as the model has for a tile, rounded to whole rows and columns; it covers all of
-    the image. Where the patches of tiles do not fall on its cells, they are interpolated linearly.
+    The map has as many cells to a pixel as the model has for a tile, rounded to whole rows and columns; it
+    covers all of the image. Where the patches of tiles do not fall on its cells, they are interpolated
+    linearly.
 
     Args:
-        model: a backbone of `AutoBackbone`, whose last feature map is taken; an AdaptiveViT, which has states for all
-            patches whatever it selects; or another model with `last_hidden_state`, with or without a head.
+        model: a backbone of `AutoBackbone`, whose last feature map is taken; an AdaptiveViT, which has states
+            for all patches whatever it selects; or another model with `last_hidden_state`, with or without a
+            head.
         file: a `.npy` file to hold the map, `(R, S, D)`, where memory does not; it is overwritten.
         image, tile, overlap, batch_size, image_processor, progress: see `predict_tiled`.
 
@@ -405,13 +419,15 @@ class _TiledRun:
             raise ValueError(f"batch_size={batch_size!r} must be a whole number of at least 1 tile.")
         if getattr(model.config, "num_frames", None) is not None:
             raise ValueError(
-                f"Tiles are images, and the model is for videos or volumes (num_frames={model.config.num_frames}): give it "
+                "Tiles are images, and the model is for videos or volumes "
+                f"(num_frames={model.config.num_frames}): give it "
                 "whole ones, (B, T, C, H, W)."
             )
         num_channels = getattr(model.config, "num_channels", 3)
         if num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of {num_channels} channels, and tiles are RGB or grey: give one with num_channels "
+                f"The model takes images of {num_channels} channels, and tiles are RGB or grey: "
+                "give one with num_channels "
                 "of 3 or 1."
             )
         self.model, self.overlap, self.batch_size, self.progress = model, overlap, batch_size, progress
@@ -447,7 +463,8 @@ def _logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise TypeError(
-            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, num_labels): load it with "
+            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, "
+            "num_labels): load it with "
             "AutoModelForImageClassification. For feature maps alone there is feature_map_tiled."
         )
     return logits

@@ -26,7 +26,8 @@ class Budget:
         is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_number and not (isinstance(value, float) and 0 < value <= 1):
             raise ValueError(
-                f"{self.name}={value!r} must be a number of {self.noun} of at least 1 (int), or a fraction of them in "
+                f"{self.name}={value!r} must be a number of {self.noun} of at least 1 (int), or a "
+                "fraction of them in "
                 "(0, 1] (float)."
             )
 
@@ -62,7 +63,8 @@ class Budget:
             return max(1, round(self.value * total))
         if self.value > total:
             raise ValueError(
-                f"{self.name}={self.value} does not fit an image of {total} {self.noun}: it must be a whole number from "
+                f"{self.name}={self.value} does not fit an image of {total} {self.noun}: it must "
+                "be a whole number from "
                 f"1 to {total}, or a fraction in (0, 1]. Lower it, or give larger images."
             )
         return self.value

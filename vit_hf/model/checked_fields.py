@@ -14,7 +14,8 @@ DEFAULT_NUM_LABELS = 2  # as in transformers
 
 
 class CheckedFields:
-    """Stands before `PreTrainedConfig`: numbers in labels, names that match them, and misspelt fields refused."""
+    """Stands before `PreTrainedConfig`: numbers in labels, names that match them, and misspelt fields
+    refused."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "num_labels" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -34,7 +35,8 @@ class CheckedFields:
             self.id2label = {number: label for label, number in self.label2id.items()}
         if self.id2label is not None and number is not None and number != len(self.id2label):
             raise ValueError(
-                f"num_labels={number}, but the labels are {len(self.id2label)}: {show(self.id2label)}. Give one of them, "
+                f"num_labels={number}, but the labels are {len(self.id2label)}: "
+                f"{show(self.id2label)}. Give one of them, "
                 "or both for the same classes."
             )
         kwargs.pop("num_labels" if self.id2label is not None else None, None)
@@ -46,7 +48,8 @@ class CheckedFields:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers, but that given label fields replace all of the stored ones, and fields of own classes count."""
+        """As in transformers, but that given label fields replace all of the stored ones, and fields of
+        own classes count."""
         given = {name: kwargs.pop(name) for name in LABEL_FIELDS if kwargs.get(name) is not None}
         stored = config_dict.get("id2label")
         number = config_dict.get("num_labels", DEFAULT_NUM_LABELS) if stored is None else len(stored)
@@ -94,7 +97,8 @@ def is_placeholder(names: Any) -> bool:
 
 
 def check_label_fields(config) -> None:
-    """Checks that labels are numbered from 0, that both directions say the same, and that a loss can learn from them.
+    """Checks that labels are numbered from 0, that both directions say the same, and that a loss can learn
+    from them.
 
     Where one direction has only placeholders (LABEL_0, ...), the other holds.
 
@@ -118,7 +122,8 @@ def check_label_fields(config) -> None:
         numbers = config.label2id = inverted(names)
     if numbers.keys() != set(names.values()) or any(names.get(numbers[name]) != name for name in numbers):
         raise ValueError(
-            f"id2label={show(names)} and label2id={show(numbers)} disagree. Set id2label, and label2id follows."
+            f"id2label={show(names)} and label2id={show(numbers)} disagree. Set id2label, and "
+            "label2id follows."
         )
     check_problem_type(config)
 
@@ -131,6 +136,8 @@ def check_problem_type(config) -> None:
     """
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise ValueError(
-            "problem_type='single_label_classification' with num_labels=1 has a loss of 0 for any weights: use num_labels=2 "
-            "for a yes or no, or problem_type='multi_label_classification' or 'regression' for a single output."
+            "problem_type='single_label_classification' with num_labels=1 has a loss of 0 for "
+            "any weights: use num_labels=2 "
+            "for a yes or no, or problem_type='multi_label_classification' or 'regression' for a "
+            "single output."
         )

@@ -1,7 +1,7 @@
 """Version of the code that a checkpoint carries, and how models, configurations and image processors save it.
 
-In the package `vit_hf/hub/remote_code.py` joins the files of this folder into one. transformers copies a file that came
-with a checkpoint when that is saved again.
+In the package `vit_hf/hub/remote_code.py` joins the files of this folder into one. transformers copies a file
+that came with a checkpoint when that is saved again.
 """
 
 import functools
@@ -117,5 +117,6 @@ def report_code(source: str, values: Mapping[str, Any], code_file: str) -> None:
     else:
         logger.warning_once(
             f"{source} came with the code of vit_hf {theirs}; the installed vit_hf {ours} is used. "
-            "To run the code that came with it, load it with trust_remote_code=True, without importing vit_hf."
+            "To run the code that came with it, load it with trust_remote_code=True, without "
+            "importing vit_hf."
         )

@@ -29,8 +29,9 @@ class CheckpointedBlock(GradientCheckpointingLayer):
 def checkpoint_nested(checkpoint: Callable, function: Callable, *args: Any) -> Any:
     """Checkpoints `function(*args)`; the reentrant variant, too, passes on the gradient of every tensor.
 
-    That variant knows only of tensors that are arguments or results by themselves. Those inside of dataclasses (the
-    bias of a position encoding, sizes of tokens) would keep their graph, which a second block cannot go through.
+    That variant knows only of tensors that are arguments or results by themselves. Those inside of
+    dataclasses (the bias of a position encoding, sizes of tokens) would keep their graph, which a second
+    block cannot go through.
 
     Args:
         checkpoint: `torch.utils.checkpoint.checkpoint` with its options.

@@ -1,7 +1,8 @@
 """Tensors that a user's own class computes when it is built, restored after loading.
 
-transformers builds models without storage and fills in what a checkpoint has. Non-persistent buffers, and tensors that are
-plain attributes, are in no checkpoint: they are computed again here, by building the class once more.
+transformers builds models without storage and fills in what a checkpoint has. Non-persistent buffers, and
+tensors that are plain attributes, are in no checkpoint: they are computed again here, by building the class
+once more.
 """
 
 from collections.abc import Callable
@@ -65,13 +66,16 @@ def restore(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
         empty -= inside
     if random:
         logger.warning(
-            f"The non-persistent buffers {sorted(random)} are random and were not saved: the loaded model has other numbers "
-            "than the saved one. Register them with persistent=True, or draw them from a generator with a fixed seed."
+            f"The non-persistent buffers {sorted(random)} are random and were not saved: the "
+            "loaded model has other numbers "
+            "than the saved one. Register them with persistent=True, or draw them from a "
+            "generator with a fixed seed."
         )
     unknown = {name for name in empty if _is_foreign(model, name)}
     if unknown:
         logger.warning(
-            f"The non-persistent buffers {sorted(unknown)} are in no checkpoint and hold garbage now. Register them with "
+            f"The non-persistent buffers {sorted(unknown)} are in no checkpoint and hold garbage "
+            "now. Register them with "
             "persistent=True, compute them in forward, or fill them in _init_weights of your class."
         )
 

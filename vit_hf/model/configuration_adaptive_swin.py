@@ -24,7 +24,8 @@ FOREIGN = {
     "token_reducer": "windows need a full grid, and reducers leave a set of tokens. Select windows with "
     "patch_selector and num_selected_windows",
     "num_selected_patches": "Swin computes on whole windows: use num_selected_windows",
-    "thumbnail_context": "a window's attention sees nothing beyond it. Windows that are not selected pass on as they are",
+    "thumbnail_context": "a window's attention sees nothing beyond it. Windows that are not selected pass on as they "  # noqa: E501
+    "are",
     "num_register_tokens": "attention is that of windows, of which none has tokens beside its cells",
     "backbone_config": "a CNN before the encoder is for AdaptiveViT",
 }
@@ -44,13 +45,15 @@ def check_architecture(config) -> None:
         raise ValueError(f"depths={config.depths} must be a number of blocks of at least 1 for each stage.")
     if len(config.num_heads) != len(config.depths):
         raise ValueError(
-            f"num_heads={config.num_heads} must be as many numbers as depths={config.depths}, one for each stage."
+            f"num_heads={config.num_heads} must be as many numbers as depths={config.depths}, one "
+            "for each stage."
         )
     for stage, heads in enumerate(config.num_heads):
         channels = config.embed_dim * 2**stage
         if heads < 1 or channels % heads:
             raise ValueError(
-                f"num_heads={config.num_heads}: stage {stage + 1} has embed_dim * {2**stage} = {channels} channels, which "
+                f"num_heads={config.num_heads}: stage {stage + 1} has embed_dim * {2**stage} = "
+                f"{channels} channels, which "
                 f"must be a multiple of its heads, {heads}."
             )
     for name in ("embed_dim", "num_channels", "encoder_stride"):
@@ -65,7 +68,8 @@ def check_architecture(config) -> None:
         value = getattr(config, name)
         if (not isinstance(value, int) and len(value) != 2) or min(to_pair(value)) < 1:
             raise ValueError(
-                f"{name}={value} must be a number of pixels of at least 1 a side, or a pair (height, width) of them."
+                f"{name}={value} must be a number of pixels of at least 1 a side, or a pair "
+                "(height, width) of them."
             )
     if config.use_absolute_embeddings and any(
         side < patch
@@ -90,13 +94,16 @@ def check_windows(config) -> None:
         window, shift = config.window_of(stage), config.shift_of(stage)
         if any(step >= side for step, side in zip(shift, window, strict=True)):
             raise ValueError(
-                f"shift_size={config.shift_size} shifts windows of stage {stage + 1} by {shift} cells, which must be less "
+                f"shift_size={config.shift_size} shifts windows of stage {stage + 1} by {shift} "
+                "cells, which must be less "
                 f"than their rows and columns, {window}."
             )
     if config.position_encoding not in WINDOW_ENCODINGS:
         raise ValueError(
-            f"position_encoding={config.position_encoding!r} is not for Swin, whose attention sees differences of places "
-            f"inside a window: choose one of {list(WINDOW_ENCODINGS)}. use_absolute_embeddings=True adds learned "
+            f"position_encoding={config.position_encoding!r} is not for Swin, whose attention "
+            "sees differences of places "
+            f"inside a window: choose one of {list(WINDOW_ENCODINGS)}. "
+            "use_absolute_embeddings=True adds learned "
             "positions in the image besides."
         )
 
@@ -108,7 +115,8 @@ def _check_per_stage(config, name: str, least: int) -> None:
     )
     if not legal or any(min(to_pair(value)) < least for value in values):
         raise ValueError(
-            f"{name}={values} must be a number, or a pair (rows, columns), of at least {least} for each of the "
+            f"{name}={values} must be a number, or a pair (rows, columns), of at least {least} "
+            "for each of the "
             f"{config.num_layers} stages."
         )
 
@@ -127,12 +135,14 @@ def check_window_selection(config) -> None:
     number, name = config.num_selected_windows, type_of(config.patch_selector)
     if name in UNFIT:
         raise ValueError(
-            f"patch_selector={name!r} {UNFIT[name]}. Choose a pixel heuristic such as 'saliency' or 'variance', or a class "
+            f"patch_selector={name!r} {UNFIT[name]}. Choose a pixel heuristic such as 'saliency' "
+            "or 'variance', or a class "
             "of your own that scores patches."
         )
     if name is not None and number is None:
         raise ValueError(
-            f"patch_selector={name!r} needs num_selected_windows: a number of the first stage's windows >= 1, or a fraction "
+            f"patch_selector={name!r} needs num_selected_windows: a number of the first stage's "
+            "windows >= 1, or a fraction "
             "of each stage's in (0, 1]."
         )
     if number is not None:
@@ -143,46 +153,51 @@ def check_window_selection(config) -> None:
 class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedConfig):
     """Everything an adaptive Swin Transformer is built from; all of it plain JSON.
 
-    Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By default a Swin
-    (Liu et al., 2021); a SwinV2 (Liu et al., 2022) has `position_encoding="relative_bias_continuous"`,
-    `cosine_attention=True`, `post_norm=True` and `key_bias=False`. The others:
+    Fields that transformers' `SwinConfig` and `Swinv2Config` have keep their name, default and meaning. By
+    default a Swin (Liu et al., 2021); a SwinV2 (Liu et al., 2022) has
+    `position_encoding="relative_bias_continuous"`, `cosine_attention=True`, `post_norm=True` and
+    `key_bias=False`. The others:
 
     Args:
-        window_size (`int`, or list of `int` or pairs for each stage, defaults to 7): cells of a window's side, or rows and
-            columns of it.
-        shift_size (list of `int` or pairs for each stage, *optional*): by how many cells the windows of every other block
-            are shifted; default half a window.
-        window_fit (`"input"` or `"fixed"`, defaults to `"input"`): what a stage does whose grid is not larger than a
-            window. As transformers' Swin has it, one side of the grid that is not larger makes windows as large as the
-            smaller side, without shift; or windows are what they are on any grid, and padded, as transformers' backbone
-            of Swin has it, SwinV2, and timm.
-        pad_before_shift (`bool`, defaults to True): whether grids are padded to whole windows before they are shifted, as
-            in transformers, or after, as in timm. Without padding both are the same.
+        window_size (`int`, or list of `int` or pairs for each stage, defaults to 7): cells of a window's
+            side, or rows and columns of it.
+        shift_size (list of `int` or pairs for each stage, *optional*): by how many cells the windows of every
+            other block are shifted; default half a window.
+        window_fit (`"input"` or `"fixed"`, defaults to `"input"`): what a stage does whose grid is not larger
+            than a window. As transformers' Swin has it, one side of the grid that is not larger makes windows
+            as large as the smaller side, without shift; or windows are what they are on any grid, and padded,
+            as transformers' backbone of Swin has it, SwinV2, and timm.
+        pad_before_shift (`bool`, defaults to True): whether grids are padded to whole windows before they are
+            shifted, as in transformers, or after, as in timm. Without padding both are the same.
         pretrained_window_sizes (list of `int`, *optional*): window's sides in pretraining, over which
             `"relative_bias_continuous"` spreads differences; 0 or None for those of `window_size`.
-        position_encoding (`"relative_bias"` or `"relative_bias_continuous"`, defaults to `"relative_bias"`): what is added
-            to attention for the difference of places in a window: a table, or the network of SwinV2.
-        cosine_attention (`bool`, defaults to False): whether attention compares directions of queries and keys, at a
-            learned temperature of each head.
-        post_norm (`bool`, defaults to False): whether a block normalizes what its branches give, instead of what they get.
+        position_encoding (`"relative_bias"` or `"relative_bias_continuous"`, defaults to `"relative_bias"`):
+            what is added to attention for the difference of places in a window: a table, or the network of
+            SwinV2.
+        cosine_attention (`bool`, defaults to False): whether attention compares directions of queries and
+            keys, at a learned temperature of each head.
+        post_norm (`bool`, defaults to False): whether a block normalizes what its branches give, instead of
+            what they get.
         key_bias (`bool`, defaults to True): whether keys have a bias, if `qkv_bias`.
-        apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalizes its feature maps, each by a
-            norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
+        apply_layernorm (`bool`, defaults to True): whether `AdaptiveSwinBackbone` normalizes its feature
+            maps, each by a norm of its own, as transformers' backbone of Swin does, and not that of SwinV2.
         patch_selector (`str`, or `dict` of the name as `type` and options, *optional*): a pixel heuristic of
             `PATCH_SELECTORS`, or a class of your own; windows of the highest scores are computed on. None
             computes on every window.
         num_selected_windows (`int` or `float`, *optional*): how many, as a fraction in (0, 1] of each stage's
             windows, or as a number K >= 1 of the first stage's. A window of the next stage covers four of
-            them, so there ceil(K / 4) are computed on, and so on: as many as of an image that has K windows in
+            them, so there ceil(K / 4) are computed on, and so on: as many as of an image that has K windows
+                in
             its first stage.
-        window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its patches.
+        window_score (`"max"` or `"mean"`, defaults to `"max"`): what a window's score is of those of its
+            patches.
         token_reducer (*optional*): None, as windows need a full grid.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveSwinBackbone` returns, of "stem", "stage1", ...; default the last.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
-            message names the legal ones.
+        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together;
+            the message names the legal ones.
     """
 
     model_type = "adaptive_swin"
@@ -263,7 +278,8 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
 
     @property
     def stage_names(self) -> list[str]:
-        """Names of what a backbone can return: what enters the encoder, and what leaves the blocks of each stage."""
+        """Names of what a backbone can return: what enters the encoder, and what leaves the blocks of each
+        stage."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_layers + 1))]
 
     def window_of(self, stage: int) -> tuple[int, int]:
@@ -284,7 +300,8 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         return pretrained if pretrained[0] > 0 else self.window_of(stage)
 
     def validate_architecture(self):
-        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on
+        changed fields."""
         check_field_names(self, vars(self))
         check_label_fields(self)
         check_architecture(self)
@@ -298,12 +315,14 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
             check_swin_parts(self)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Values that are saved: those of a stock Swin, and of the other fields those that differ from their defaults."""
+        """Values that are saved: those of a stock Swin, and of the other fields those that differ from
+        their defaults."""
         return drop_defaults(self, SwinConfig)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers; a selector that is named alone keeps the options that it has in `config_dict`."""
+        """As in transformers; a selector that is named alone keeps the options that it has in
+        `config_dict`."""
         return super().from_dict(config_dict, **keep_options(config_dict, kwargs, ("patch_selector",)))
 
     @classmethod
@@ -315,8 +334,10 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type not in (cls.model_type, "swin", "swinv2"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveSwin loads {cls.model_type!r}, "
-                "'swin' and 'swinv2' checkpoints. Models of timm become one by vit_hf.convert or scripts/convert.py, and "
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveSwin "
+                f"loads {cls.model_type!r}, "
+                "'swin' and 'swinv2' checkpoints. Models of timm become one by vit_hf.convert or "
+                "scripts/convert.py, and "
                 "Vision Transformers an AdaptiveViT."
             )
         if model_type != cls.model_type:
@@ -333,12 +354,13 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
     There the native size decides on windows and shifts, once and for all sizes.
 
     Raises:
-        ValueError: if rows decide there on columns that would have other windows, and for learned positions, whose table
-            has a row too many there.
+        ValueError: if rows decide there on columns that would have other windows, and for learned positions,
+            whose table has a row too many there.
     """
     if values.get("use_absolute_embeddings"):
         raise ValueError(
-            "use_absolute_embeddings=True of a SwinV2 of transformers does not fit its patches there, and is not supported."
+            "use_absolute_embeddings=True of a SwinV2 of transformers does not fit its patches "
+            "there, and is not supported."
         )
     defaults = {name: getattr(AdaptiveSwinConfig, name) for name in ("image_size", "patch_size", "depths")}
     image_size, patch_size, depths = (values.get(name, default) for name, default in defaults.items())
@@ -350,8 +372,10 @@ def read_swinv2(values: dict[str, Any]) -> dict[str, Any]:
         fits = [(min(side, window), 0 if side <= window else window // 2) for side in sides]
         if fits[0] != fits[1]:
             raise ValueError(
-                f"image_size={image_size} gives stage {stage + 1} of this SwinV2 a grid of {sides[0]}x{sides[1]} cells, "
-                f"smaller than a window of {window} on one side alone, and there windows are square: not supported."
+                f"image_size={image_size} gives stage {stage + 1} of this SwinV2 a grid of "
+                f"{sides[0]}x{sides[1]} cells, "
+                f"smaller than a window of {window} on one side alone, and there windows are "
+                "square: not supported."
             )
         windows.append(fits[0][0])
         shifts.append(fits[0][1])

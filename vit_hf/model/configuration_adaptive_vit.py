@@ -48,7 +48,8 @@ def read_backbone_config(value: dict[str, Any] | PreTrainedConfig) -> PreTrained
     known = sorted(config_class.model_type for config_class in MODEL_FOR_BACKBONE_MAPPING)
     if model_type not in known:
         raise ValueError(
-            f"backbone_config has the model_type {model_type!r}, which is no backbone of transformers. Choose one of "
+            f"backbone_config has the model_type {model_type!r}, which is no backbone of "
+            "transformers. Choose one of "
             f"{known}."
         )
     return CONFIG_MAPPING[model_type].from_dict(value) if is_dict else value
@@ -63,7 +64,8 @@ def check_backbone_config(config: PreTrainedConfig) -> None:
     channels = getattr(config.backbone_config, "num_channels", config.num_channels)
     if channels != config.num_channels:
         raise ValueError(
-            f"backbone_config reads num_channels={channels}, and the model num_channels={config.num_channels}: they must "
+            f"backbone_config reads num_channels={channels}, and the model "
+            f"num_channels={config.num_channels}: they must "
             "be equal."
         )
 
@@ -84,7 +86,8 @@ def read_stock_hybrid(config_dict: dict[str, Any]) -> dict[str, Any]:
     """
     if config_dict.get("backbone") is not None:
         raise ValueError(
-            f"This hybrid takes its CNN from {config_dict['backbone']!r}; its config.json must describe it, as "
+            f"This hybrid takes its CNN from {config_dict['backbone']!r}; its config.json must "
+            "describe it, as "
             "backbone_config."
         )
     unused = (
@@ -98,7 +101,8 @@ def read_stock_hybrid(config_dict: dict[str, Any]) -> dict[str, Any]:
     cells = config_dict.get("patch_size", 1)
     if cells not in (1, [1, 1]):
         raise ValueError(
-            f"This hybrid makes patches of patch_size={cells} cells of the CNN's map; AdaptiveViT embeds each cell "
+            f"This hybrid makes patches of patch_size={cells} cells of the CNN's map; AdaptiveViT "
+            "embeds each cell "
             "(patch_size=1)."
         )
     backbone = config_dict.get("backbone_config") or STOCK_BACKBONE
@@ -142,13 +146,14 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
     that has this selector; `{"type": "attention"}` has the defaults.
 
     Args:
-        num_frames (`int`, *optional*): frames of a video, or slices of a volume, that the model is made for, as in
-            transformers' VideoMAE and ViViT; None for images. Inputs are then `(B, T, C, H, W)` of any T of at least
-            `tubelet_size`, and patches have three coordinates. Not with `backbone_config`, a convolutional
-            `patch_embedding`, nor for pretraining and segmentation.
+        num_frames (`int`, *optional*): frames of a video, or slices of a volume, that the model is made for,
+            as in transformers' VideoMAE and ViViT; None for images. Inputs are then `(B, T, C, H, W)` of any
+            T of at least `tubelet_size`, and patches have three coordinates. Not with `backbone_config`, a
+            convolutional `patch_embedding`, nor for pretraining and segmentation.
         tubelet_size (`int`, defaults to 2): frames (or slices) that a patch of a video (or volume) spans.
-        head_dim (`int`, *optional*): channels of a head, default hidden_size / num_attention_heads; all heads together may
-            be wider or narrower than `hidden_size` (AutoFormer, Chen et al., 2021, has 64 throughout).
+        head_dim (`int`, *optional*): channels of a head, default hidden_size / num_attention_heads; all heads
+            together may be wider or narrower than `hidden_size` (AutoFormer, Chen et al., 2021, has 64
+            throughout).
         layer_sizes (`dict`, *optional*): heads and width of the feed-forward network of each block, where
             they differ; see `LayerSizes`.
         patch_embedding (`str` or `dict`, defaults to `"linear"`): what makes a token of a patch: a matrix
@@ -169,15 +174,19 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         keep_rate (`float`, defaults to 1.0): fraction in (0, 1] of the tokens that go on at each of
             `reduction_layers`.
         reduction_layers (list of `int`, defaults to [3, 6, 9]): blocks, from 0, at which the reducer works.
-        pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the classifier
-            reads: the CLS token, the mean over patches, both next to each other (DINOv2), CLS and the first
+        pooling (`"cls"`, `"mean"`, `"cls+mean"`, `"cls+register"` or `"map"`, defaults to `"cls"`): what the
+            classifier reads: the CLS token, the mean over patches, both next to each other (DINOv2), CLS and
+                the first
             register (DeiT's distillation token), or what a learned query finds in the patches (SigLIP).
-        pooler (`"dense"`, `"cls"`, `"mean"` or `"map"`, *optional*): `pooler_output` of `AdaptiveViTModel`: a dense layer on
-            the CLS token (ViT), the CLS token itself (DINOv2, CLIP), the mean over patches (BEiT), or the answer of a learned
-            query (SigLIP). Default `"map"` with `pooling="map"`, otherwise `"dense"` if there is a CLS token.
-        classifier_hidden_size (`int`, *optional*): width of a dense layer with tanh before the classifier, the
-            `pre_logits` of the first ViT's pretraining (Dosovitskiy et al., 2020, section 3.1); None for none.
-        use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what CLS attends to.
+        pooler (`"dense"`, `"cls"`, `"mean"` or `"map"`, *optional*): `pooler_output` of `AdaptiveViTModel`: a
+            dense layer on the CLS token (ViT), the CLS token itself (DINOv2, CLIP), the mean over patches
+            (BEiT), or the answer of a learned query (SigLIP). Default `"map"` with `pooling="map"`, otherwise
+            `"dense"` if there is a CLS token.
+        classifier_hidden_size (`int`, *optional*): width of a dense layer with tanh before the classifier,
+            the `pre_logits` of the first ViT's pretraining (Dosovitskiy et al., 2020, section 3.1); None for
+            none.
+        use_cls_token (`bool`, defaults to True): SigLIP and I-JEPA have none, and so nothing that asks what
+            CLS attends to.
         num_register_tokens (`int`, defaults to 0): extra learned tokens without a place in the image
             ("Vision Transformers Need Registers", Darcet et al., 2023).
         norm_type (`"layernorm"`, `"rmsnorm"` or `"batchnorm"`, defaults to `"layernorm"`): normalization of
@@ -189,7 +198,8 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
             none.
         feed_forward (`str` or `dict`, defaults to `"mlp"`): `"mlp"`, two dense layers, or `"gated"`, three of
             which one is a gate, SwiGLU with `hidden_act="silu"`; see `FeedForwardOptions`.
-        attention (`dict`, *optional*): norm and bias of the last dense layer of attention; see `AttentionLayerOptions`.
+        attention (`dict`, *optional*): norm and bias of the last dense layer of attention; see
+            `AttentionLayerOptions`.
         key_bias (`bool`, defaults to True): whether the keys have biases, if `qkv_bias`.
         initializer (`"normal"`, `"truncated_normal"` or `"xavier_uniform"`, defaults to `"normal"`): of dense
             layers and patch embedding; the first two with a deviation of `initializer_range`, as
@@ -199,8 +209,8 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         drop_path_rate (`float`, defaults to 0.0): stochastic depth of the last block, rising linearly from 0.
         out_features, out_indices (lists of `str` and `int`, *optional*): stages whose feature maps
             `AdaptiveViTBackbone` returns, of "stem", "stage1", ...; default the last.
-        apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the last norm,
-            and have the shape of an image, as in DINOv2.
+        apply_layernorm, reshape_hidden_states (`bool`, default to True): whether these maps go through the
+            last norm, and have the shape of an image, as in DINOv2.
         backbone_config (configuration of a backbone of transformers, or its dictionary, *optional*): a CNN
             that reads the images; cells of its last feature map are embedded instead of pixels. `patch_size`
             must be its stride. With `BitConfig` and `"same"` padding the hybrid of Dosovitskiy et al. (2020).
@@ -216,8 +226,8 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
             choose from; see `ElasticOptions`.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together; the
-            message names the legal ones.
+        huggingface_hub.errors.StrictDataclassError: for values of a wrong type, or that do not fit together;
+            the message names the legal ones.
     """
 
     model_type = "adaptive_vit"
@@ -318,7 +328,8 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
 
     def validate_architecture(self):
-        """Checks fields against each other: at construction, when a model is built, and before it runs on changed fields."""
+        """Checks fields against each other: at construction, when a model is built, and before it runs on
+        changed fields."""
         check_field_names(self, vars(self))
         check_label_fields(self)
         self.verify_out_features_out_indices()
@@ -340,7 +351,8 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
         check_elastic(self)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Values that are saved: those of a stock ViT, and of the other fields those that differ from their defaults."""
+        """Values that are saved: those of a stock ViT, and of the other fields those that differ from
+        their defaults."""
         return drop_defaults(self, ViTConfig)
 
     @classmethod
@@ -352,15 +364,18 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
     def get_config_dict(
         cls, pretrained_model_name_or_path, **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads also the configuration of a stock ViT, whose fields are all ours, or ViT-hybrid of transformers 4."""
+        """Reads also the configuration of a stock ViT, whose fields are all ours, or ViT-hybrid of
+        transformers 4."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if kwargs.get("backbone_config") is not None:  # transformers sets it as it is
             kwargs["backbone_config"] = read_backbone_config(kwargs["backbone_config"])
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type not in (cls.model_type, "vit", "vit-hybrid"):
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads {cls.model_type!r}, "
-                "'vit' and 'vit-hybrid' checkpoints, AdaptiveSwin those of Swin. Others become one by vit_hf.convert or "
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveViT loads "
+                f"{cls.model_type!r}, "
+                "'vit' and 'vit-hybrid' checkpoints, AdaptiveSwin those of Swin. Others become "
+                "one by vit_hf.convert or "
                 "scripts/convert.py."
             )
         if model_type == "vit-hybrid":

@@ -53,22 +53,26 @@ def check_blocks(config) -> None:
         raise ValueError("pooling='cls+register' needs num_register_tokens of at least 1.")
     if config.pooling == "map" and config.pooler not in (None, "map"):
         raise ValueError(
-            f"pooler={config.pooler!r} and pooling='map' differ, but one learned query serves both: pass pooler=None."
+            f"pooler={config.pooler!r} and pooling='map' differ, but one learned query serves "
+            "both: pass pooler=None."
         )
     if not config.use_cls_token:
         for field, values in (("pooling", ("cls", "cls+mean", "cls+register")), ("pooler", ("dense", "cls"))):
             if getattr(config, field) in values:
                 raise ValueError(
-                    f"{field}={getattr(config, field)!r} needs the CLS token, which use_cls_token=False leaves out: "
+                    f"{field}={getattr(config, field)!r} needs the CLS token, which "
+                    "use_cls_token=False leaves out: "
                     "choose another."
                 )
     if config.classifier_hidden_size is not None and config.classifier_hidden_size < 1:
         raise ValueError(
-            f"classifier_hidden_size={config.classifier_hidden_size} must be at least 1, or None for no layer."
+            f"classifier_hidden_size={config.classifier_hidden_size} must be at least 1, or None "
+            "for no layer."
         )
     if type_of(config.final_norm) == "pooled" and config.pooling in ("cls+mean", "cls+register"):
         raise ValueError(
-            f"final_norm='pooled' norms one vector, and pooling={config.pooling!r} gives two: use final_norm='tokens'."
+            f"final_norm='pooled' norms one vector, and pooling={config.pooling!r} gives two: use "
+            "final_norm='tokens'."
         )
     if config.num_register_tokens < 0:
         raise ValueError(f"num_register_tokens={config.num_register_tokens} must be 0 or more.")
@@ -97,11 +101,13 @@ def check_volumes(config) -> None:
         raise ValueError(f"tubelet_size={config.tubelet_size} must be at least 1 frame (or slice) a patch.")
     if config.num_frames < config.tubelet_size:
         raise ValueError(
-            f"num_frames={config.num_frames} is less than one patch of tubelet_size={config.tubelet_size} frames (or slices)."
+            f"num_frames={config.num_frames} is less than one patch of "
+            f"tubelet_size={config.tubelet_size} frames (or slices)."
         )
     if config.backbone_config is not None:
         raise ValueError(
-            f"The CNN of backbone_config reads images, and num_frames={config.num_frames} makes them videos or volumes: "
+            f"The CNN of backbone_config reads images, and num_frames={config.num_frames} makes "
+            "them videos or volumes: "
             "leave out one of them."
         )
 
@@ -111,7 +117,8 @@ def check_selection(config) -> None:
     number = config.num_selected_patches
     if config.patch_selector is not None and number is None:
         raise ValueError(
-            f"patch_selector={type_of(config.patch_selector)!r} needs num_selected_patches: a number of patches >= 1, or a "
+            f"patch_selector={type_of(config.patch_selector)!r} needs num_selected_patches: a "
+            "number of patches >= 1, or a "
             "fraction of them in (0, 1]."
         )
     if number is not None:
@@ -138,7 +145,8 @@ def check_reduction(config) -> None:
 
 
 def check_forms(config, parts: tuple[str, ...], groups: tuple[str, ...]) -> None:
-    """Checks that fields of parts are names, or dictionaries with one, and that other groups of options have none."""
+    """Checks that fields of parts are names, or dictionaries with one, and that other groups of options
+    have none."""
     for field in parts:
         check_part(field, getattr(config, field))
     for field in groups:

@@ -1,4 +1,5 @@
-"""Elastic classifiers: one set of weights, many sub-networks to run, train and extract. See `elastic_space.py`."""
+"""Elastic classifiers: one set of weights, many sub-networks to run, train and extract. See
+`elastic_space.py`."""
 
 import random
 from collections import OrderedDict
@@ -30,13 +31,15 @@ RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states"
 class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification):
     """A classifier that is many: every training step runs sub-networks of it, which share their weights.
 
-    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable Networks" (Yu & Huang,
-    2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ between sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest
-    as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
+    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable
+    Networks" (Yu & Huang, 2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ
+    between sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is
+    that of the largest as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of
+    any other.
 
-    A sub-network runs as an ordinary model of its own configuration, without storage (on the meta device), which is
-    given the first parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to
-    the bit.
+    A sub-network runs as an ordinary model of its own configuration, without storage (on the meta device),
+    which is given the first parts of the supernet's parameters. `extract` copies the same parts, so that
+    outputs are the same to the bit.
 
     With DistributedDataParallel all processes run the same sub-networks; without distillation some parameters
     get no gradient in a step, so that it needs `ddp_find_unused_parameters=True`. FSDP, which shards
@@ -54,7 +57,8 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
                 f"Nothing of this configuration is elastic: set elastic_space with one of {list(CHOICES)}."
             )
         super().__init__(config)
-        # Saved with the model, so that a run that is resumed goes on with the sub-networks that would have come.
+        # Saved with the model, so that a run that is resumed goes on with the sub-networks that would have
+        # come.
         self.register_buffer("elastic_steps", torch.zeros((), dtype=torch.int64))
         self.space = SearchSpace.of(config)
         self.elastic_options = read_elastic_options(config)
@@ -91,7 +95,8 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
             return self._run(self.space.sample(generator), inputs)
         if labels is None:
             raise ValueError(
-                "distillation of elastic_space learns from labels that the model is given. Trainer's label_smoothing_factor keeps "
+                "distillation of elastic_space learns from labels that the model is given. "
+                "Trainer's label_smoothing_factor keeps "
                 "them from it: set that to 0."
             )
         return self._sandwich(generator, inputs)
@@ -108,7 +113,8 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
 
     @torch.no_grad()
     def extract(self, subnetwork: SubNetwork | None = None):
-        """A sub-network, by default the one that is set, as an `AdaptiveViTForImageClassification` with weights of its own.
+        """A sub-network, by default the one that is set, as an `AdaptiveViTForImageClassification` with
+        weights of its own.
 
         Raises:
             ValueError: if it is none of the space.
@@ -192,7 +198,8 @@ class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification
         for name, target in (*network.named_parameters(), *network.named_buffers()):
             if name not in own:
                 raise ValueError(
-                    f"There is no {name} to take a part of: its layer was replaced or wrapped, as LoRA and DataParallel do. "
+                    f"There is no {name} to take a part of: its layer was replaced or wrapped, as "
+                    "LoRA and DataParallel do. "
                     "Train with DistributedDataParallel, and adapt an ordinary model that extract() gives."
                 )
             part = own[name]

@@ -1,7 +1,7 @@
 """Sub-networks of an elastic ViT. AutoFormer (Chen et al., 2021), section 3: weight entanglement.
 
-A sub-network's parameter is the first part, along each axis, of the supernet's parameter of the same name. So what cannot
-be cut like that is refused here. Imports no PyTorch.
+A sub-network's parameter is the first part, along each axis, of the supernet's parameter of the same name. So
+what cannot be cut like that is refused here. Imports no PyTorch.
 """
 
 import copy
@@ -36,7 +36,8 @@ NOT_SLICEABLE = {
 @strict
 @dataclass(kw_only=True)
 class ElasticOptions(Options):
-    """Options of `elastic_space`: what sub-networks choose from, as AutoFormer (Chen et al., 2021), and their training.
+    """Options of `elastic_space`: what sub-networks choose from, as AutoFormer (Chen et al., 2021), and their
+    training.
 
     The largest of each list is what the configuration says. None for no choice.
 
@@ -87,8 +88,8 @@ class SubNetwork:
         hidden_size: channels D.
         num_attention_heads: of each block, as many as there are blocks.
         mlp_ratios: width of each block's feed-forward network, as a multiple of `hidden_size`.
-        keep_rate: share of the patches that are selected, or of the tokens that go on at each reduction; None where
-            the configuration has neither.
+        keep_rate: share of the patches that are selected, or of the tokens that go on at each reduction; None
+            where the configuration has neither.
     """
 
     hidden_size: int
@@ -227,29 +228,34 @@ def check_elastic(config) -> None:
     _check_choices(config, options)
     if config.norm_type == "batchnorm":
         raise ValueError(
-            "norm_type='batchnorm' has statistics that differ from one sub-network to the next: use 'layernorm' or "
+            "norm_type='batchnorm' has statistics that differ from one sub-network to the next: "
+            "use 'layernorm' or "
             "'rmsnorm'."
         )
     if config.backbone_config is not None:
         raise ValueError(
-            "backbone_config is not for elastic networks: its CNN computes on whole images, whatever is chosen, and is the "
+            "backbone_config is not for elastic networks: its CNN computes on whole images, "
+            "whatever is chosen, and is the "
             "larger part. Search without it."
         )
     if config.layer_sizes is not None:
         raise ValueError(
-            f"layer_sizes={config.layer_sizes} is not for elastic networks, whose largest has equal blocks: leave it out."
+            f"layer_sizes={config.layer_sizes} is not for elastic networks, whose largest has "
+            "equal blocks: leave it out."
         )
     space = SearchSpace.of(config)
     for (field, value), reason in NOT_SLICEABLE.items():
         if len(space.hidden_sizes) > 1 and type_of(getattr(config, field)) == value:
             raise ValueError(
-                f"{field}={value!r} {reason}, so that the first channels are not a narrower network: choose another, or "
+                f"{field}={value!r} {reason}, so that the first channels are not a narrower "
+                "network: choose another, or "
                 "leave hidden_sizes of elastic_space out."
             )
     reduced = max(config.reduction_layers, default=0) if config.token_reducer else -1
     if reduced >= space.depths[0]:
         raise ValueError(
-            f"reduction_layers={config.reduction_layers} must be blocks that every sub-network has, below the least of "
+            f"reduction_layers={config.reduction_layers} must be blocks that every sub-network "
+            "has, below the least of "
             f"depths={list(space.depths)} of elastic_space."
         )
     largest = space.uniform(-1)
@@ -272,7 +278,8 @@ def _check_choices(config, options: ElasticOptions) -> None:
             continue
         if name == "keep_rates" and own is None:
             raise ValueError(
-                f"elastic_space: {name}={values} needs a patch_selector with num_selected_patches as a fraction (a float), or "
+                f"elastic_space: {name}={values} needs a patch_selector with num_selected_patches "
+                "as a fraction (a float), or "
                 "a token_reducer with keep_rate."
             )
         raise ValueError(f"elastic_space: the largest of {name}={values} must be {own}, which is {largest}.")

@@ -48,13 +48,14 @@ def check_names(names: Iterable[str], legal: Iterable[str], owner: str) -> None:
 
 
 def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) -> None:
-    """Refuses names that are probably misspelt fields, or options of parts; fields that a user's own class reads are allowed.
+    """Refuses names that are probably misspelt fields, or options of parts; fields that a user's own class
+    reads are allowed.
 
     Args:
         config: whose fields they are.
         names: some of them.
-        all_are_ours: whether every name must be a field that something reads. What users note in a configuration, and
-            what is stored in a file, may have other names.
+        all_are_ours: whether every name must be a field that something reads. What users note in a
+            configuration, and what is stored in a file, may have other names.
 
     Raises:
         ValueError: naming the field that was probably meant, or the part that has the option.
@@ -78,13 +79,15 @@ def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) 
     for name in unknown:
         if parts := _parts_with(config, name):
             raise ValueError(
-                f"{cls.__name__} has no {name!r}, which looks like an option of a part: an option stands in the "
+                f"{cls.__name__} has no {name!r}, which looks like an option of a part: an option "
+                "stands in the "
                 f"dictionary of its part, such as {' or '.join(parts)}."
             )
     check_names(unknown, fields, cls.__name__)
     if all_are_ours and unknown:
         raise ValueError(
-            f"{cls.__name__} has no {unknown[0]!r}, and nothing reads it. Options of parts stand in dictionaries, such as "
+            f"{cls.__name__} has no {unknown[0]!r}, and nothing reads it. Options of parts stand "
+            "in dictionaries, such as "
             'position_encoding={"type": "rotary", "base": 10.0}.'
         )
 
@@ -114,7 +117,8 @@ def _parts_with(config, name: str) -> list[str]:
 
 
 def own_fields(config) -> set[str] | None:
-    """Names that the code of the user's own classes holds, as far as a configuration names such; None if not loaded."""
+    """Names that the code of the user's own classes holds, as far as a configuration names such; None if
+    not loaded."""
     if not is_torch_available():  # the classes need it
         return None
     from .registry import BUILT_IN, TABLES

@@ -1,7 +1,7 @@
 """Tables sized by a grid, loaded into a model of another grid: resampled, never left random.
 
-An encoding with such a table has `resample_table`. Encodings without a table that measure places in patches of the native
-grid mean something else in another one, and refuse it.
+An encoding with such a table has `resample_table`. Encodings without a table that measure places in patches
+of the native grid mean something else in another one, and refuse it.
 """
 
 from collections.abc import Mapping
@@ -48,9 +48,12 @@ def tables_to_resample(model: nn.Module, mismatched: set[tuple[str, Any, Any]]) 
             continue  # another width or depth: a different model, and no other grid
         if not hasattr(module, "resample_table"):
             raise ValueError(
-                f"{name} has the shape {tuple(found)} in the checkpoint, and the model needs {tuple(needed)}, which "
-                f"{type(owner).__name__} cannot resample. Load the checkpoint without changing image_size (and num_frames, "
-                f"patch_size, window_size), or give {type(owner).__name__} a method resample_table(name, table, grid)."
+                f"{name} has the shape {tuple(found)} in the checkpoint, and the model needs "
+                f"{tuple(needed)}, which "
+                f"{type(owner).__name__} cannot resample. Load the checkpoint without changing "
+                "image_size (and num_frames, "
+                f"patch_size, window_size), or give {type(owner).__name__} a method "
+                "resample_table(name, table, grid)."
             )
         tables[name] = (module, parameter, tuple(found))
     return tables
@@ -108,7 +111,9 @@ def check_measures(config, stored) -> None:
         if name != type_of(part_of(stored)) or name not in ("fourier", "relative_bias_continuous"):
             continue
         raise ValueError(
-            f"{field}={name!r} measures places in patches of the grid that image_size={stored.image_size} and "
+            f"{field}={name!r} measures places in patches of the grid that "
+            f"image_size={stored.image_size} and "
             f"patch_size={stored.patch_size} (and num_frames) of the checkpoint give, and another image_size "
-            f"({config.image_size}) would move all of them. Leave image_size out: the model takes images of any size."
+            f"({config.image_size}) would move all of them. Leave image_size out: the model takes "
+            "images of any size."
         )

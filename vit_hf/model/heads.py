@@ -24,7 +24,8 @@ class Pooling(nn.Module):
         Args:
             hidden_states: `(B, T, D)`.
             num_tokens: M, how many of the last tokens stand for patches.
-            weights: `(B, M)` for how many each stands, 0 for one that does not count; None if all stand for one.
+            weights: `(B, M)` for how many each stands, 0 for one that does not count; None if all stand for
+                one.
         """
         return hidden_states[:, 0]
 
@@ -68,7 +69,8 @@ class ClsAndRegisterPooling(Pooling):
 class AttentionPooling(Initialized, Pooling):
     """A learned query attends to the tokens that stand for patches, then a feed-forward network, `(B, D)`.
 
-    "Scaling Vision Transformers" (Zhai et al., 2022), section 3.2, MAP head; named as in transformers' SigLIP.
+    "Scaling Vision Transformers" (Zhai et al., 2022), section 3.2, MAP head; named as in transformers'
+    SigLIP.
     """
 
     def __init__(self, config):
@@ -156,8 +158,10 @@ def check_outputs(config, num_outputs: int) -> None:
     """
     if config.num_labels != num_outputs:
         raise ValueError(
-            f"The configuration has num_labels={config.num_labels}, and the model {num_outputs} outputs, as it was built "
-            "with: load it with from_pretrained(..., num_labels=..., ignore_mismatched_sizes=True) for a new head."
+            f"The configuration has num_labels={config.num_labels}, and the model {num_outputs} "
+            "outputs, as it was built "
+            "with: load it with from_pretrained(..., num_labels=..., "
+            "ignore_mismatched_sizes=True) for a new head."
         )
     check_problem_type(config)
 
@@ -192,7 +196,8 @@ def check_labels(labels: torch.Tensor, num_labels: int, problem_type: str | None
 
 
 def classification_loss(model: nn.Module, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """The loss of a classifier by its `config.problem_type`, as transformers computes it; also of class probabilities.
+    """The loss of a classifier by its `config.problem_type`, as transformers computes it; also of class
+    probabilities.
 
     Raises:
         ValueError: if a label is outside the classes, or if labels do not fit the outputs.
@@ -206,7 +211,8 @@ def classification_loss(model: nn.Module, labels: torch.Tensor, logits: torch.Te
         check_labels(labels, model.num_labels, problem)
     if problem == "regression" and labels.numel() != logits.numel():
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit a regression of num_labels={model.num_labels} outputs: give "
+            f"labels of shape {tuple(labels.shape)} do not fit a regression of "
+            f"num_labels={model.num_labels} outputs: give "
             f"{tuple(logits.shape)}."
         )
     if problem == "single_label_classification" and labels.is_floating_point():
@@ -242,7 +248,8 @@ def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, problem_type:
 def token_distillation_loss(
     hidden_states: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean squared difference of hidden states `(B, T, D)` over the last tokens, by their weights `(B, M)`."""
+    """Mean squared difference of hidden states `(B, T, D)` over the last tokens, by their weights `(B,
+    M)`."""
     difference = (hidden_states.float() - teacher.float()).square().mean(dim=-1)  # (B, T)
     if weights is None:
         return difference.mean()
@@ -271,7 +278,8 @@ def masked_reconstruction_loss(
     """Mean absolute error over the pixels of masked patches.
 
     Args:
-        pixel_values, reconstruction: `(B, C, H, W)`; compared where both are, as images may end in the middle of a patch.
+        pixel_values, reconstruction: `(B, C, H, W)`; compared where both are, as images may end in the middle
+            of a patch.
         masked: `(B, R, S)` bool, one for each patch; the last row and column may reach beyond the image.
         patch_size: height and width in pixels.
     """

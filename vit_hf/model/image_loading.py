@@ -1,8 +1,8 @@
 """Pictures as people have them (files, Pillow images, arrays of any kind) to the pixels they show.
 
-transformers reads 16-bit images by clipping them to white, leaves Pillow images lying on the side their camera lay
-on, and fails on a damaged file without saying which. Here every picture becomes one `(C, H, W)` tensor or an error
-that names it. Both backends start from this tensor, so they see the same pixels.
+transformers reads 16-bit images by clipping them to white, leaves Pillow images lying on the side their
+camera lay on, and fails on a damaged file without saying which. Here every picture becomes one `(C, H, W)`
+tensor or an error that names it. Both backends start from this tensor, so they see the same pixels.
 """
 
 import base64
@@ -47,8 +47,9 @@ PNG_PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"hIST", b"acTL", b"fcTL", b"fdAT")
 JFIF = b"\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 
 
-# Readers of files that Pillow cannot read or would misread: functions of a path that return an RGB image, or None
-# for a file that is not theirs. Empty unless the package is there (`vit_hf.readers` adds TIFF of any kind).
+# Readers of files that Pillow cannot read or would misread: functions of a path that return an RGB image, or
+# None for a file that is not theirs. Empty unless the package is there (`vit_hf.readers` adds TIFF of any
+# kind).
 OTHER_READERS: list[Callable[[str], PIL.Image.Image | None]] = []
 
 # Pillow shows integers of these formats in mode I, scaled to 16 bits.
@@ -69,15 +70,15 @@ SIGNED = 2
 def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> PIL.Image.Image:
     """Reads an image from a path, a URL, a data URL, base64 text or the bytes of a file, completely.
 
-    URLs go through transformers' loader, which returns RGB and drops transparency. Damaged metadata (EXIF, ICC
-    profiles, XMP, text) is left out.
+    URLs go through transformers' loader, which returns RGB and drops transparency. Damaged metadata (EXIF,
+    ICC profiles, XMP, text) is left out.
 
     Args:
         name: replaces `source` in errors.
 
     Raises:
-        ValueError: if there is no such file, it is a directory, empty, damaged or no image, or has more pixels than
-            Pillow's limit; names `source`.
+        ValueError: if there is no such file, it is a directory, empty, damaged or no image, or has more
+            pixels than Pillow's limit; names `source`.
     """
     if name is None:
         name = "embedded image" if isinstance(source, bytes) else repr(str(source))
@@ -91,7 +92,8 @@ def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> PI
     # Decoders meet damaged files with whatever error they trip over, SyntaxError and struct.error included.
     except Exception as error:
         raise ValueError(
-            f"Cannot read the image {name}: {str(error) or type(error).__name__}. It must be an undamaged image "
+            f"Cannot read the image {name}: {str(error) or type(error).__name__}. It must be an "
+            "undamaged image "
             "file that Pillow knows, or a URL of one: replace it, or leave it out."
         ) from error
 
@@ -158,10 +160,14 @@ def _open(source: str | os.PathLike | bytes) -> PIL.Image.Image:
 
 def _too_large(name: str, error: Exception) -> str:
     return (
-        f"Cannot read the image {name} as a whole: {str(error).split(', could be')[0]}. Nothing says that it is "
-        "damaged: it is larger than what Pillow decodes unasked. Read it in parts (vit_hf.predict_tiled, scripts/"
-        "predict.py --tile 224, vit_hf.predict_streaming, vit_hf.open_image); or, if the file is to be trusted, "
-        "raise the limit before images are read (PIL.Image.MAX_IMAGE_PIXELS = None for no limit), or save it smaller."
+        f"Cannot read the image {name} as a whole: {str(error).split(', could be')[0]}. Nothing "
+        "says that it is "
+        "damaged: it is larger than what Pillow decodes unasked. Read it in parts "
+        "(vit_hf.predict_tiled, scripts/"
+        "predict.py --tile 224, vit_hf.predict_streaming, vit_hf.open_image); or, if the file is "
+        "to be trusted, "
+        "raise the limit before images are read (PIL.Image.MAX_IMAGE_PIXELS = None for no "
+        "limit), or save it smaller."
     )
 
 
@@ -190,9 +196,12 @@ class UnsupportedImageError(ValueError):
 def unknown_bands(bands: int, kind: str, photometric: int | None) -> UnsupportedImageError:
     """The error of a TIFF whose samples have no colors, or none that can be read."""
     return UnsupportedImageError(
-        f"it has {bands} bands of {kind} with photometric interpretation {photometric}, and nothing says which of them "
-        "are colors. Save three as RGB (gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB) or one as gray; or give "
-        f"all as an array to an image processor with do_convert_rgb=False and {bands} values of image_mean and "
+        f"it has {bands} bands of {kind} with photometric interpretation {photometric}, and "
+        "nothing says which of them "
+        "are colors. Save three as RGB (gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB) or "
+        "one as gray; or give "
+        f"all as an array to an image processor with do_convert_rgb=False and {bands} values of "
+        "image_mean and "
         f"image_std, for a model with num_channels={bands}"
     )
 
@@ -201,8 +210,8 @@ def pixel_spans(file: BinaryIO) -> list[tuple[int, int] | bytes] | None:
     """The parts of a JPEG, PNG or WebP file that make its pixels, without metadata, for `SpanFile`.
 
     Returns:
-        (start, stop) of bytes, or bytes that replace what is there; None for other formats, and for a structure that
-        cannot be followed.
+        (start, stop) of bytes, or bytes that replace what is there; None for other formats, and for a
+        structure that cannot be followed.
     """
     file.seek(0)
     start = file.read(12)
@@ -342,15 +351,17 @@ def to_pixels(
     do_convert_rgb: bool,
     input_data_format: str | ChannelDimension | None = None,
 ) -> torch.Tensor:
-    """The pixels of one image as `(C, H, W)`: uint8 in 0..255, or float32 unchanged if it was an array of floats.
+    """The pixels of one image as `(C, H, W)`: uint8 in 0..255, or float32 unchanged if it was an array of
+    floats.
 
-    16-bit values (Pillow's I;16, uint16 arrays) are divided by 257, so that white stays white; wider and signed
-    integers (Pillow's I) must lie in 0..255, as a scale cannot be guessed; floats in files (Pillow's F of a TIFF)
-    in 0..1. Pillow images are turned upright as their EXIF orientation says and their palettes are looked up.
+    16-bit values (Pillow's I;16, uint16 arrays) are divided by 257, so that white stays white; wider and
+    signed integers (Pillow's I) must lie in 0..255, as a scale cannot be guessed; floats in files (Pillow's F
+    of a TIFF) in 0..1. Pillow images are turned upright as their EXIF orientation says and their palettes are
+    looked up.
 
     Args:
-        image: a Pillow image of any mode; or an array or tensor, `(H, W)`, `(C, H, W)` or `(H, W, C)`, of bools,
-            integers in 0..255, uint16, or floats.
+        image: a Pillow image of any mode; or an array or tensor, `(H, W)`, `(C, H, W)` or `(H, W, C)`, of
+            bools, integers in 0..255, uint16, or floats.
         do_convert_rgb: makes gray, palette, CMYK and other images RGB and puts transparent ones on white. If
             False, the image keeps its channels.
         input_data_format: where the channels of an array are; None finds out from its shape.
@@ -394,8 +405,10 @@ def as_picture(image: PIL.Image.Image, do_convert_rgb: bool = False) -> PIL.Imag
 
 
 def orientation_of(image: PIL.Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where the metadata is missing, damaged or says anything else."""
-    # Pillow parses EXIF and XMP only here, and raises SyntaxError, struct.error, TypeError, ... on damaged ones.
+    """The EXIF orientation, 1 to 8; 1 (upright) where the metadata is missing, damaged or says anything
+    else."""
+    # Pillow parses EXIF and XMP only here, and raises SyntaxError, struct.error, TypeError, ... on damaged
+    # ones.
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:
@@ -408,7 +421,8 @@ def orientation_in(file: BinaryIO) -> int:
     file.seek(0)
     try:
         if file.read(8) == b"\x89PNG\r\n\x1a\n":
-            # Pillow decodes a PNG for that, as EXIF may stand behind the pixels: give it the metadata around one pixel.
+            # Pillow decodes a PNG for that, as EXIF may stand behind the pixels: give it the metadata around
+            # one pixel.
             file = SpanFile(file, _one_pixel_png(file))
         file.seek(0)
         with PIL.Image.open(file) as image:
@@ -520,12 +534,14 @@ def _with_values(values: np.ndarray, image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _check_whole(tags: Any, image: PIL.Image.Image, name: str) -> None:
-    """Refuses a TIFF that Pillow shows a part of, or what lies beside its pixels; warns of bands that are no colors."""
+    """Refuses a TIFF that Pillow shows a part of, or what lies beside its pixels; warns of bands that are
+    no colors."""
     bands = tags.get(SAMPLES_PER_PIXEL, 1)
     offsets = tags.get(TILE_OFFSETS) or tags.get(OFFSETS) or ()
     if 0 in _tuple(offsets):
         raise UnsupportedImageError(
-            "it is sparse: some of its tiles were never written, which Pillow does not know of; vit_hf.open_image "
+            "it is sparse: some of its tiles were never written, which Pillow does not know of; "
+            "vit_hf.open_image "
             "reads it (pip install vit_hf[large])"
         )
     planes = _num_planes(str(tags.get(DESCRIPTION, "")), image.width * image.height * bands)
@@ -543,7 +559,8 @@ def _check_whole(tags: Any, image: PIL.Image.Image, name: str) -> None:
         tags.prefix == b"MM" and compressed and image.mode in ("I", "F")
     ):
         raise UnsupportedImageError(
-            "its samples are stored in a way that Pillow misreads (separate planes of more than 8 bits, or compressed "
+            "its samples are stored in a way that Pillow misreads (separate planes of more than "
+            "8 bits, or compressed "
             "big-endian ones); vit_hf.open_image reads it (pip install vit_hf[large])"
         )
     if unspecified:
@@ -557,8 +574,10 @@ def _tuple(value: Any) -> tuple:
 def warn_of_extra_bands(name: str, bands: int, unspecified: int) -> None:
     """Says once for a file that bands without a meaning are not shown."""
     logger.warning_once(
-        f"{name} has {bands} bands, of which {unspecified} {'is' if unspecified == 1 else 'are'} not part of its "
-        "colors (ExtraSamples 0, such as infrared) and will not be looked at. To use all of them, give arrays."
+        f"{name} has {bands} bands, of which {unspecified} {'is' if unspecified == 1 else 'are'} "
+        "not part of its "
+        "colors (ExtraSamples 0, such as infrared) and will not be looked at. To use all of "
+        "them, give arrays."
     )
 
 
@@ -611,8 +630,8 @@ def _unpack(image: PIL.Image.Image, do_convert_rgb: bool) -> PIL.Image.Image:
 def to_bytes(values: np.ndarray) -> np.ndarray:
     """Values of any shape as uint8, by rules that look at no more than one value.
 
-    What a value means must not depend on the region it is read in, so nothing is scaled by the largest value around:
-    bool is 0 or 255, uint16 is divided by 257, other integers are in 0..255, floats in 0..1.
+    What a value means must not depend on the region it is read in, so nothing is scaled by the largest value
+    around: bool is 0 or 255, uint16 is divided by 257, other integers are in 0..255, floats in 0..1.
 
     Raises:
         ValueError: for values beyond these, NaN and infinite ones, and other dtypes.
@@ -626,13 +645,15 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if kind not in "iuf":
         raise ValueError(
-            f"its dtype is {values.dtype}: it must be bool, uint8, uint16, floats in 0..1 or integers in 0..255"
+            f"its dtype is {values.dtype}: it must be bool, uint8, uint16, floats in 0..1 or "
+            "integers in 0..255"
         )
     low, high, top = values.min(), values.max(), 1 if kind == "f" else 255
     # Written so that NaN fails, too.
     if not (low >= 0 and high <= top):
         raise ValueError(
-            f"its {values.dtype} values reach from {low} to {high}: scale them to 0..{top}, or give or save them as "
+            f"its {values.dtype} values reach from {low} to {high}: scale them to 0..{top}, or "
+            "give or save them as "
             "uint8 or uint16 (Pillow's mode I;16)"
         )
     if kind == "f":
@@ -680,7 +701,8 @@ def _channels_first(array: torch.Tensor, input_data_format: str | ChannelDimensi
             input_data_format = infer_channel_dimension_format(array, num_channels=counts)
         except ValueError:
             raise ValueError(
-                f"its shape {tuple(array.shape)} has neither 1 (gray), 2 (with alpha), 3 (RGB) nor 4 (RGBA) channels first or last; "
+                f"its shape {tuple(array.shape)} has neither 1 (gray), 2 (with alpha), 3 (RGB) "
+                "nor 4 (RGBA) channels first or last; "
                 "for other channels say input_data_format='channels_first' or 'channels_last'"
             ) from None
     return array.permute(2, 0, 1) if input_data_format == ChannelDimension.LAST else array
@@ -708,7 +730,8 @@ def _array_to_rgb(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.expand(3, -1, -1)
     if channels not in (2, 4):
         raise ValueError(
-            f"its {channels} channels cannot be made RGB: give 1 (gray), 2 (with alpha), 3 (RGB) or 4 (RGBA), or "
+            f"its {channels} channels cannot be made RGB: give 1 (gray), 2 (with alpha), 3 (RGB) "
+            "or 4 (RGBA), or "
             f"do_convert_rgb=False with {channels} values of image_mean and image_std"
         )
     if not pixels.is_floating_point():

@@ -1,7 +1,7 @@
 """Shared part of both image processors: options, resizing, cutting, saving, segmentation maps.
 
-`return_patches=True` moves the first two stages of the model, cutting and selecting, into the data loader, where
-the K patches that matter are all that leaves it.
+`return_patches=True` moves the first two stages of the model, cutting and selecting, into the data loader,
+where the K patches that matter are all that leaves it.
 """
 
 import math
@@ -60,9 +60,11 @@ def target_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
 def size_for_patches(
     height: int, width: int, patch_size: tuple[int, int], max_num_patches: int
 ) -> tuple[int, int]:
-    """(height, width) in whole patches, at most so many, of about the aspect of an image, as large as that allows.
+    """(height, width) in whole patches, at most so many, of about the aspect of an image, as large as that
+    allows.
 
-    Found by halving, as transformers' `Siglip2ImageProcessor` does, to the same precision, so that sizes agree.
+    Found by halving, as transformers' `Siglip2ImageProcessor` does, to the same precision, so that sizes
+    agree.
     """
 
     def patches(scale: float) -> tuple[int, int]:
@@ -95,12 +97,12 @@ class SegmentationMaps:
         """As in transformers: class maps `(height, width)` int64, one for each image.
 
         Args:
-            outputs: of `AdaptiveViTForSemanticSegmentation`, with logits `(B, L, h, w)`. A single class is a yes (1) or a
-                no (0).
-            target_sizes: (height, width) of each image as it was before preparation; None for maps of the logits' size.
-                Pixels that no whole patch covered have the class beside them.
-            return_segmentation_scores: whether to return objects with `segmentation` and `segmentation_scores` (logits
-                `(L, height, width)`) instead.
+            outputs: of `AdaptiveViTForSemanticSegmentation`, with logits `(B, L, h, w)`. A single class is a
+                yes (1) or a no (0).
+            target_sizes: (height, width) of each image as it was before preparation; None for maps of the
+                logits' size. Pixels that no whole patch covered have the class beside them.
+            return_segmentation_scores: whether to return objects with `segmentation` and
+                `segmentation_scores` (logits `(L, height, width)`) instead.
 
         Raises:
             ValueError: for another number of sizes than of images.
@@ -108,7 +110,8 @@ class SegmentationMaps:
         logits = outputs.logits
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(
-                f"target_sizes has {len(target_sizes)} sizes for {len(logits)} images: give one (height, width) each."
+                f"target_sizes has {len(target_sizes)} sizes for {len(logits)} images: give one "
+                "(height, width) each."
             )
         results = []
         for index, image in enumerate(logits):
@@ -168,21 +171,23 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
 class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
-    Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for how
-    they become pixels. The options are those of transformers' `ViTImageProcessor`, with the same defaults, and
-    those of `AdaptiveViTImageProcessorKwargs`. `size={"longest_edge": 1024}` shrinks images whose longer side
-    exceeds that, and leaves others as they are; `do_resize=False` leaves all.
+    Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for
+    how they become pixels. The options are those of transformers' `ViTImageProcessor`, with the same
+    defaults, and those of `AdaptiveViTImageProcessorKwargs`. `size={"longest_edge": 1024}` shrinks images
+    whose longer side exceeds that, and leaves others as they are; `do_resize=False` leaves all.
 
-    Returns a `BatchFeature` with `pixel_values` `(B, C, H, W)`; without `return_tensors`, a list of `(C, H, W)`.
-    With `return_patches=True`:
+    Returns a `BatchFeature` with `pixel_values` `(B, C, H, W)`; without `return_tensors`, a list of `(C, H,
+    W)`. With `return_patches=True`:
         pixel_values: `(B, N, P*P*C)` float32, the pixels of each patch by row, column and channel.
         patch_coordinates: `(B, N, 2)` int64, (row, column) of each patch in the grid of its image.
         spatial_shapes: `(B, 2)` int64, rows and columns of that grid.
-        pixel_attention_mask: `(B, N)` int64, 1 for patches and 0 for the padding behind the patches of an image
+        pixel_attention_mask: `(B, N)` int64, 1 for patches and 0 for the padding behind the patches of an
+        image
             that has fewer than others, or than `num_selected_patches`.
 
     Raises:
-        ValueError: if an option or an image makes no sense; names the option, or the file or index in the batch.
+        ValueError: if an option or an image makes no sense; names the option, or the file or index in the
+            batch.
     """
 
     valid_kwargs = AdaptiveViTImageProcessorKwargs
@@ -235,7 +240,8 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
         if isinstance(images, str | os.PathLike):
             return read_image(images)
         raise TypeError(
-            f"An image cannot be of type {type(images).__name__}: give Pillow images, arrays, tensors, paths, URLs, or "
+            f"An image cannot be of type {type(images).__name__}: give Pillow images, arrays, "
+            "tensors, paths, URLs, or "
             "lists of these."
         )
 
@@ -270,7 +276,8 @@ class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
         _check_selection(patch_selector, num_selected_patches, return_patches)
         if max_num_patches is not None and (not isinstance(max_num_patches, int) or max_num_patches < 1):
             raise ValueError(
-                f"max_num_patches={max_num_patches!r} must be a whole number of at least 1 patch, or None for size."
+                f"max_num_patches={max_num_patches!r} must be a whole number of at least 1 patch, "
+                "or None for size."
             )
         return super()._standardize_kwargs(**kwargs) | {
             "patch_size": tuple(patch_size) if isinstance(patch_size, list) else patch_size,
@@ -393,15 +400,18 @@ def select_patches(
     Raises:
         ValueError: if the image is smaller than one patch.
     """
-    # NumPy leaves channels last in memory; scores are faster, and the same to the last bit as the model's, without.
+    # NumPy leaves channels last in memory; scores are faster, and the same to the last bit as the model's,
+    # without.
     patches = ImagePatches.from_images(pixels[None].float().contiguous(), patch_size)
     if patch_selector is None:
         return patches.gather()
     budget = Budget(1.0 if num_selected_patches is None else num_selected_patches)
     if budget.capped(patches.num_patches) != budget:
         logger.warning_once(
-            f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} patches: it keeps all "
-            "of them, and the rest is padding, which is masked and costs as much. Lower it if no image has more."
+            f"num_selected_patches={num_selected_patches}, but an image has {patches.num_patches} "
+            "patches: it keeps all "
+            "of them, and the rest is padding, which is masked and costs as much. Lower it if no "
+            "image has more."
         )
     num_selected = budget.capped(patches.num_patches).resolve(patches.num_patches)
     if num_selected == patches.num_patches:
@@ -422,7 +432,8 @@ def select_patches(
 def pad_patches(
     tokens: list[PatchTokens], patch_size: int | tuple[int, int], fixed_width: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Stacks the patches of images, padded with zeros to the most patches of any and at least `fixed_width`."""
+    """Stacks the patches of images, padded with zeros to the most patches of any and at least
+    `fixed_width`."""
     width = max(fixed_width, *(image.features.shape[1] for image in tokens))
     pixel_values, coordinates, masks = [], [], []
     for image in tokens:
@@ -453,14 +464,17 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patc
         check_part("patch_selector", patch_selector)
         if type_of(patch_selector) not in PIXEL_SCORERS:
             raise ValueError(
-                f"patch_selector={type_of(patch_selector)!r} cannot run in an image processor, which sees only "
-                f"pixels. Use one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let the model select."
+                f"patch_selector={type_of(patch_selector)!r} cannot run in an image processor, "
+                "which sees only "
+                f"pixels. Use one of {sorted(PIXEL_SCORERS)}, or None to keep all patches and let "
+                "the model select."
             )
         read_scorer_options(patch_selector)
     if num_selected_patches is None:
         if patch_selector is not None:
             raise ValueError(
-                f"patch_selector={patch_selector!r} of an image processor needs num_selected_patches: a number of patches "
+                f"patch_selector={patch_selector!r} of an image processor needs "
+                "num_selected_patches: a number of patches "
                 "(int), or a share in (0, 1] (float)."
             )
         return
@@ -472,8 +486,10 @@ def _check_selection(patch_selector: Any, num_selected_patches: Any, return_patc
         )
     if not return_patches:
         raise ValueError(
-            f"patch_selector={patch_selector!r} of an image processor needs return_patches=True: whole images have all of "
-            "their patches. Set it, or patch_selector=None, num_selected_patches=None to let the model select."
+            f"patch_selector={patch_selector!r} of an image processor needs return_patches=True: "
+            "whole images have all of "
+            "their patches. Set it, or patch_selector=None, num_selected_patches=None to let the "
+            "model select."
         )
 
 
@@ -483,7 +499,8 @@ def _check_channels(images: list[Any], image_mean: Any, image_std: Any) -> None:
             # torchvision would broadcast one channel to the three of the mean in silence.
             if isinstance(values, list | tuple) and len(values) != image.shape[0]:
                 raise ValueError(
-                    f"Image {index} of the batch has {image.shape[0]} channels, but {name} has {len(values)} values: "
+                    f"Image {index} of the batch has {image.shape[0]} channels, but {name} has "
+                    f"{len(values)} values: "
                     f"give {name} one value a channel, or do_convert_rgb=True."
                 )
 
@@ -492,8 +509,10 @@ def _check_stackable(images: list[Any]) -> None:
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(
-            f"Images of different shapes {shapes} do not stack into one tensor. Give return_patches=True, which takes "
-            "mixed sizes (a Swin takes them one at a time, in batches of 1); or a fixed size, as in size={'height': 224, 'width': 224} with do_resize=True; or "
+            f"Images of different shapes {shapes} do not stack into one tensor. Give "
+            "return_patches=True, which takes "
+            "mixed sizes (a Swin takes them one at a time, in batches of 1); or a fixed size, as "
+            "in size={'height': 224, 'width': 224} with do_resize=True; or "
             "return_tensors=None for a list."
         )
 
@@ -501,6 +520,7 @@ def _check_stackable(images: list[Any]) -> None:
 def _warn_if_rescaled_twice(pixels: torch.Tensor, options: dict[str, Any]) -> None:
     if options.get("do_rescale") and pixels.is_floating_point() and 0 < pixels.max() <= 1:
         logger.warning_once(
-            "An array of floats in 0..1 is being rescaled by rescale_factor as if it reached to 255, and will be "
+            "An array of floats in 0..1 is being rescaled by rescale_factor as if it reached to "
+            "255, and will be "
             "almost black. Give do_rescale=False for such images."
         )

@@ -14,8 +14,9 @@ from .image_preparation import AdaptiveViTImageProcessorKwargs, ImagePreparation
 class AdaptiveViTImageProcessorPil(ImagePreparation, PilBackend):
     """Prepares images with Pillow and NumPy.
 
-    Options, inputs and outputs: `ImagePreparation`. Pillow resizes 8 bits a channel: arrays of floats must lie in
-    0..1, or hold whole numbers in 0..255. With `rescale_before_resize` it resizes floats, one channel at a time.
+    Options, inputs and outputs: `ImagePreparation`. Pillow resizes 8 bits a channel: arrays of floats must
+    lie in 0..1, or hold whole numbers in 0..255. With `rescale_before_resize` it resizes floats, one channel
+    at a time.
     """
 
     def __init__(self, **kwargs: Unpack[AdaptiveViTImageProcessorKwargs]):

@@ -1,7 +1,7 @@
 """Layers of the encoder: norms, feed-forward networks, attention, and the block made of them.
 
-Shape legend: `patches.py`; T is the tokens of a sequence, d the channels of a head. Modules and parameters carry the names
-of transformers' ViT.
+Shape legend: `patches.py`; T is the tokens of a sequence, d the channels of a head. Modules and parameters
+carry the names of transformers' ViT.
 """
 
 from collections.abc import Callable
@@ -56,8 +56,8 @@ def initialize_dense(module: nn.Module, initializer: str, std: float) -> None:
 class TokenBatchNorm(nn.BatchNorm1d):
     """Batch normalization over all tokens of all images, `(B, T, D)`; tokens that are padding do not count.
 
-    There to be compared with: transformers normalize layers, as statistics of a batch vary with what is in it (Shen et
-    al., 2020, "PowerNorm"). Ioffe & Szegedy (2015).
+    There to be compared with: transformers normalize layers, as statistics of a batch vary with what is in it
+    (Shen et al., 2020, "PowerNorm"). Ioffe & Szegedy (2015).
     """
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -247,7 +247,8 @@ class AttentionContext:
     """Masks and positions for attention.
 
     Attributes:
-        mask: in the form that the implementation wants, with `key_bias` in it where that is possible; None for none.
+        mask: in the form that the implementation wants, with `key_bias` in it where that is possible; None
+            for none.
         key_mask: `(B, T)` bool, False for padding; None without any.
         key_bias: `(B, T)` float added to the logits of each key; None for none.
         rotation: cosines and sines, see `PositionEncoding.rotation`.
@@ -275,10 +276,11 @@ class AttentionContext:
         sizes: torch.Tensor | None,
         output_attentions: bool,
     ) -> "AttentionContext":
-        """Without positions, for a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B, M)`, or not.
+        """Without positions, for a sequence `(B, T, D)` whose last tokens have a mask `(B, M)` and sizes `(B,
+        M)`, or not.
 
-        Tokens that stand for several patches weigh as much as these (proportional attention of ToMe, Bolya et al.,
-        2023).
+        Tokens that stand for several patches weigh as much as these (proportional attention of ToMe, Bolya et
+        al., 2023).
         """
         implementation = "eager" if output_attentions else config._attn_implementation
         key_mask = key_bias = attention_mask = None
@@ -327,14 +329,16 @@ class AttentionContext:
         implementation = "eager" if self.output_attentions else config._attn_implementation
         if bias is not None and "flash" in implementation:
             raise ValueError(
-                f"position_encoding={type_of(config.position_encoding)!r} adds a bias to attention, which {implementation!r} "
+                f"position_encoding={type_of(config.position_encoding)!r} adds a bias to "
+                f"attention, which {implementation!r} "
                 "does not take: use attn_implementation='sdpa' or 'flex_attention'."
             )
         return replace(self, rotation=rotation, bias=bias)
 
 
 class LazyContexts:
-    """The attention context of each block, made when it is asked for: a bias of every block would fill the memory."""
+    """The attention context of each block, made when it is asked for: a bias of every block would fill the
+    memory."""
 
     def __init__(self, make: Callable[[int], AttentionContext]):
         self.make = make
@@ -409,7 +413,8 @@ class AttentionProjections:
         return bias
 
     def propagate(self, row: torch.Tensor) -> torch.Tensor:
-        """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is quadratic."""
+        """`row` `(B, T)` times the attention averaged over heads, `(B, T)`; for short sequences, as it is
+        quadratic."""
         logits = (self.query @ self.key.transpose(2, 3)).float() * self.scaling
         bias = self.logit_bias()
         if bias is not None:
@@ -441,8 +446,8 @@ class AdaptiveViTAttention(nn.Module):
 
     Args:
         config: of the model.
-        num_heads, head_dim: where they are not those of the configuration; all heads together may have another width than
-            the hidden states.
+        num_heads, head_dim: where they are not those of the configuration; all heads together may have
+            another width than the hidden states.
     """
 
     def __init__(self, config, num_heads: int | None = None, head_dim: int | None = None):
@@ -513,7 +518,8 @@ class AdaptiveViTAttention(nn.Module):
         return query, key
 
     def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
-        """Attention `(B, heads, T)` of the CLS token, from normalized hidden states; without the other queries."""
+        """Attention `(B, heads, T)` of the CLS token, from normalized hidden states; without the other
+        queries."""
         context = context.slice_heads(self.num_attention_heads)
         query = self._split_heads(self.q_proj(hidden_states[:, :1]))
         key = unrotated_key = self._split_heads(self.k_proj(hidden_states))
@@ -524,7 +530,8 @@ class AdaptiveViTAttention(nn.Module):
     def propagate_rollout(
         self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
-        """A `row` `(B, T)` of attention rollout times this block's attention, averaged over heads, and the identity."""
+        """A `row` `(B, T)` of attention rollout times this block's attention, averaged over heads, and the
+        identity."""
         row = row.to(hidden_states.device)  # the next block may lie on another device
         return (self.project(hidden_states, context).propagate(row) + row) / 2
 
@@ -533,7 +540,8 @@ class AdaptiveViTAttention(nn.Module):
 
 
 def rotate_half_pairs(states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotates the last tokens of `states` `(B, heads, T, d)` by cosines and sines `(B, 1 or heads, N, d)`, N <= T.
+    """Rotates the last tokens of `states` `(B, heads, T, d)` by cosines and sines `(B, 1 or heads, N, d)`, N
+    <= T.
 
     Tokens before them (CLS, registers) have no place in the image and stay as they are.
     """
@@ -563,8 +571,8 @@ def append_bias_channel(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Puts a bias of keys `(B, T)` into queries and keys, for implementations that take no additive mask.
 
-    [q, 1 / scaling] . [k, bias] * scaling = q . k * scaling + bias. Heads are padded to a multiple of 8, which
-    flash attention wants; the output's first channels are the attention.
+    [q, 1 / scaling] . [k, bias] * scaling = q . k * scaling + bias. Heads are padded to a multiple of 8,
+    which flash attention wants; the output's first channels are the attention.
     """
     padding = -(query.shape[-1] + 1) % 8
     one = query.new_full((*query.shape[:-1], 1), 1 / scaling)
@@ -605,8 +613,9 @@ class AdaptiveViTLayer(CheckpointedBlock):
         Args:
             hidden_states: `(B, T, D)`.
             context: masks and positions for attention.
-            run: what another method of this class runs in the place of the block, with `args`. These go through the
-                module's call as well, so that whatever wraps the block (sharding, offloading) takes part.
+            run: what another method of this class runs in the place of the block, with `args`. These go
+                through the module's call as well, so that whatever wraps the block (sharding, offloading)
+                takes part.
         """
         if run is not None:
             return run(self, hidden_states, context, *args)

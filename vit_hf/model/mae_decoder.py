@@ -1,6 +1,7 @@
 """Masked autoencoding: masking, a light decoder, the loss.
 
-"Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). Parameters carry the names of transformers' ViTMAE.
+"Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). Parameters carry the names of
+transformers' ViTMAE.
 """
 
 import copy
@@ -94,10 +95,11 @@ class Masking:
     """Kept and dropped patches.
 
     Attributes:
-        selected: `(B, K)` int64 raster indices of the kept patches, in the order of the noise; -1 where an image keeps
-            fewer than the batch.
+        selected: `(B, K)` int64 raster indices of the kept patches, in the order of the noise; -1 where an
+            image keeps fewer than the batch.
         mask: `(B, N)` float, 1 for dropped patches, 0 for kept ones and for padding.
-        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped ones.
+        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped
+            ones.
     """
 
     selected: torch.Tensor
@@ -182,7 +184,8 @@ def reconstruction_loss(
     """Mean squared error of pixels `(B, N, P*P*C)` over the patches that `mask` `(B, N)` has 1 for.
 
     Args:
-        norm_pix_loss: whether each patch is first brought to mean 0 and variance 1, as in table 1d of the paper.
+        norm_pix_loss: whether each patch is first brought to mean 0 and variance 1, as in table 1d of the
+            paper.
     """
     target = flatten_channels_last(patches.gather().features, patches.pixels.shape[-2:]).float()
     if norm_pix_loss:

@@ -40,11 +40,11 @@ class WindowOutput(SelectionOutput):
     """Selected windows.
 
     Attributes:
-        selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block computed
-            on, -1 for padding; all patches in raster order where it computed on all.
+        selected_patches: `(B, K * L)` int64 raster indices of the patches in the windows that the first block
+            computed on, -1 for padding; all patches in raster order where it computed on all.
         reshaped_hidden_states: `hidden_states` as `(B, D, R, S)`.
-        selected_windows: for each stage, `(B, K)` int64 raster indices of the windows that blocks without shift computed
-            on; None without a selector.
+        selected_windows: for each stage, `(B, K)` int64 raster indices of the windows that blocks without
+            shift computed on; None without a selector.
         selected_shifted_windows: the same for blocks with shift, of windows of the rolled grid.
     """
 
@@ -60,8 +60,10 @@ class AdaptiveSwinModelOutput(WindowOutput, BaseModelOutputWithPooling):
     Attributes:
         last_hidden_state: `(B, N, D)` of the last stage's grid, in raster order.
         pooler_output: `(B, D)` their mean.
-        hidden_states: what enters the first stage and what each stage gives to the next, `(B, N, D)` of their grids.
-        attentions: of each stage the last block's, `(B * K, heads, L, L)`, windows of one image after another.
+        hidden_states: what enters the first stage and what each stage gives to the next, `(B, N, D)` of their
+            grids.
+        attentions: of each stage the last block's, `(B * K, heads, L, L)`, windows of one image after
+            another.
     """
 
 
@@ -95,7 +97,8 @@ class AdaptiveSwinEmbeddings(Initialized, nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, patches: ImagePatches, bool_masked_pos: torch.BoolTensor | None = None) -> torch.Tensor:
-        """Embeddings `(B, N, D)`, of which the mask token replaces those with a True in `bool_masked_pos` `(B, N)`."""
+        """Embeddings `(B, N, D)`, of which the mask token replaces those with a True in `bool_masked_pos`
+        `(B, N)`."""
         tokens = self.patch_embeddings(patches)
         embeddings = self.norm(tokens.features)
         if bool_masked_pos is not None:
@@ -184,7 +187,8 @@ class AdaptiveSwinPreTrainedModel(AdaptivePreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, key_mapping=None, **kwargs):
-        """As `AdaptivePreTrainedModel.from_pretrained`, also of a stock SwinV2, which has a prefix of its own."""
+        """As `AdaptivePreTrainedModel.from_pretrained`, also of a stock SwinV2, which has a prefix of its
+        own."""
         key_mapping = {r"^swinv2\.": "swin.", **(key_mapping or {})}
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, key_mapping=key_mapping, **kwargs
@@ -241,12 +245,12 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
         Args:
             pixel_values: `(B, C, H, W)` images of any size, which are padded with zeros to whole patches.
             bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
-            interpolate_pos_encoding: False refuses images of another size than `config.image_size`, where there are
-                learned positions in the image; otherwise these are evaluated for the size at hand.
+            interpolate_pos_encoding: False refuses images of another size than `config.image_size`, where
+                there are learned positions in the image; otherwise these are evaluated for the size at hand.
             always_partition: as `window_fit="fixed"` of the configuration.
             sample_selection: whether chance may play a part in selecting; by default it does while training.
-            dense_fraction: how far selection is loosened, from 0 (as configured) to 1 (all windows); by default
-                `dense_fraction` while training, and 0 otherwise.
+            dense_fraction: how far selection is loosened, from 0 (as configured) to 1 (all windows); by
+                default `dense_fraction` while training, and 0 otherwise.
 
         Raises:
             TypeError: if images were not prepared by an image processor.
@@ -339,7 +343,8 @@ class AdaptiveSwinModel(AdaptiveSwinPreTrainedModel):
                 else "patches of some images"
             )
             raise ValueError(
-                f"Swin computes on whole images (B, C, H, W), got {shape}. One image needs a batch dimension; an image "
+                f"Swin computes on whole images (B, C, H, W), got {shape}. One image needs a "
+                "batch dimension; an image "
                 "processor that cuts patches needs return_patches=False."
             )
         interpolate = interpolate_pos_encoding if self.config.use_absolute_embeddings else None
@@ -365,8 +370,8 @@ def _chosen(stage: StageResult, which: int, batch_size: int) -> torch.Tensor:
     return torch.arange(layout.num_windows, device=layout.cells.device).expand(batch_size, -1)
 
 
-# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours, and ours are saved with
-# the former.
+# Stock checkpoints of Swin and SwinV2, with the key names of transformers 4 or 5, load into ours, and ours
+# are saved with the former.
 RENAMED = (
     (r"embeddings\.position_embeddings", "embeddings.position_encoding.position_embeddings"),
     (r"attention\.self\.query", "attention.self.q_proj"),
@@ -439,7 +444,8 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
     def __init__(self, config: AdaptiveSwinConfig):
         if config.patch_selector is not None:
             raise ValueError(
-                f"Masked image modeling reconstructs every patch, but patch_selector={config.patch_selector!r} passes "
+                "Masked image modeling reconstructs every patch, but "
+                f"patch_selector={config.patch_selector!r} passes "
                 "over some. Pass patch_selector=None, num_selected_windows=None."
             )
         super().__init__(config)
@@ -461,15 +467,18 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
             bool_masked_pos: `(B, N)` bool, True for patches to mask; the loss is computed on them.
 
         Raises:
-            ValueError: if masks are given and `encoder_stride` is not what a cell of the last stage has of the image.
+            ValueError: if masks are given and `encoder_stride` is not what a cell of the last stage has of
+                the image.
         """
         patch_size = self.swin.embeddings.patch_embeddings.patch_size
         strides = tuple(side * 2 ** (self.config.num_layers - 1) for side in patch_size)
         stride = self.config.encoder_stride
         if bool_masked_pos is not None and strides != (stride, stride):
             raise ValueError(
-                f"The reconstruction must have the size of the image, so encoder_stride={stride} must be {strides[0]}, what "
-                f"a cell of the last stage has of it (patch_size={self.config.patch_size}, {self.config.num_layers} stages)."
+                f"The reconstruction must have the size of the image, so encoder_stride={stride} "
+                f"must be {strides[0]}, what "
+                f"a cell of the last stage has of it (patch_size={self.config.patch_size}, "
+                f"{self.config.num_layers} stages)."
             )
         check_pixel_values(pixel_values)
         outputs = self.swin(
@@ -496,12 +505,12 @@ class AdaptiveSwinForMaskedImageModeling(AdaptiveSwinPreTrainedModel):
 class AdaptiveSwinBackbone(StagesMixin, AdaptiveSwinModel):
     """Feature maps for transformers' detection and segmentation models, by `AutoBackbone`.
 
-    Windows are what they are on any grid (`always_partition`), as in transformers' backbone of Swin. Cells of windows that
-    are not computed on have the state that they came with.
+    Windows are what they are on any grid (`always_partition`), as in transformers' backbone of Swin. Cells of
+    windows that are not computed on have the state that they came with.
 
     Args:
-        config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the first stage, "stage<n>" (n)
-            what leaves the blocks of stage n, before cells are merged; by default the last.
+        config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the first stage,
+            "stage<n>" (n) what leaves the blocks of stage n, before cells are merged; by default the last.
     """
 
     _auto_class = "AutoBackbone"

@@ -77,7 +77,8 @@ class SelectionOutput(ModelOutput):
     """Selected patches: the fields that all outputs share.
 
     Attributes:
-        selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had fewer.
+        selected_patches: `(B, K)` int64 raster indices of the patches computed on; -1 where an image had
+            fewer.
         patch_scores: `(B, N)` the selector's scores of all patches, None without a selector.
         spatial_shapes: `(B, A)` int64 rows and columns of each image's full grid.
         selection_loss: what training a selector or reducer adds to the loss, if anything.
@@ -100,13 +101,15 @@ class TokenOutput(SelectionOutput):
     """Selected patches, and where the tokens are.
 
     Attributes:
-        patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time, row,
-            column).
+        patch_coordinates: `(B, K, A)` float row and column of the kept patches, in patches; of videos (time,
+            row, column).
         token_coordinates: `(B, M, A)` float, where the last tokens are; of a merged one, the mean.
-        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for one. With
-            `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1 on average.
-        token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which token
-            stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was reduced.
+        token_sizes: `(B, M)` float, how many patches each stands for, 0 for padding; None if all stand for
+            one. With `"cross_attention"` a kept patch stands for more the more its query attends to it, for 1
+            on average.
+        token_assignments: `(B, S, K)` int64, after each of the S reductions that had something to do: which
+            token stands for each of the K that entered the encoder, -1 for dropped ones. None if nothing was
+            reduced.
     """
 
     patch_coordinates: torch.FloatTensor | None = None
@@ -140,17 +143,21 @@ class AdaptiveViTModelOutput(TokenOutput, BaseModelOutputWithPooling):
     """Hidden states, and what was selected and why: see `TokenOutput` and `SelectionOutput`.
 
     Attributes:
-        last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the thumbnail with
-            `thumbnail_context`, and the tokens that stand for patches: the K kept ones in raster order, or what a
-            token reducer made of them. All of them after the last norm, unless `final_norm` says otherwise: also of a
-            converted CLIP, whose original normalizes only what it pools (`model.post_layernorm` of it gives ours).
-        pooler_output: `(B, D)`, or `(B, pooler_output_size)` of a dense layer; see `pooler` of the configuration.
-        patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all count.
+        last_hidden_state: `(B, 1 + registers + thumbnail + M, D)`: CLS, registers, the tokens of the
+            thumbnail with `thumbnail_context`, and the tokens that stand for patches: the K kept ones in
+            raster order, or what a token reducer made of them. All of them after the last norm, unless
+            `final_norm` says otherwise: also of a converted CLIP, whose original normalizes only what it
+                pools (`model.post_layernorm` of it gives ours).
+        pooler_output: `(B, D)`, or `(B, pooler_output_size)` of a dense layer; see `pooler` of the
+            configuration.
+        patch_mask: `(B, K)` bool, False where an image had fewer patches than the batch is wide; None if all
+            count.
         restored_hidden_state: `(B, R*S, D)` for the full grid in raster order; see `restore` of the model.
         selection_log_prob: `(B,)` mean log-probability of the patches that a policy drew; None if none did.
-        greedy_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for none.
-        dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and gradient;
-            only while training a reducer that learns from it.
+        greedy_patches: `(B, K)` int64 raster indices of those it would have kept without drawing, -1 for
+            none.
+        dense_hidden_state: `(B, 1 + registers + thumbnail + K, D)` last hidden state without reduction and
+            gradient; only while training a reducer that learns from it.
     """
 
     patch_mask: torch.BoolTensor | None = None
@@ -178,9 +185,11 @@ class AdaptiveViTForPreTrainingOutput(SelectionOutput):
         loss: mean squared error over the pixels of dropped patches.
         logits: `(B, N, P*P*C)` pixels of all patches, channel last in each.
         mask: `(B, N)` float, 1 for patches that were dropped, 0 for those that were kept (and for padding).
-        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped ones.
+        ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped
+            ones.
         hidden_states, attentions: of the encoder, whose last K tokens are the kept patches in that order.
-        selected_patches: `(B, K)` int64 raster indices of the kept patches, in that order; -1 where an image had fewer.
+        selected_patches: `(B, K)` int64 raster indices of the kept patches, in that order; -1 where an image
+            had fewer.
         spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
     """
 
@@ -227,7 +236,8 @@ class AdaptiveViTEmbeddings(Initialized, nn.Module):
             else None
         )
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
-        # Tells a thumbnail's tokens from those of patches. It starts at zero: nothing changes until it is trained.
+        # Tells a thumbnail's tokens from those of patches. It starts at zero: nothing changes until it is
+        # trained.
         self.scale_embedding = (
             nn.Parameter(torch.empty(1, 1, config.hidden_size)) if config.thumbnail_context else None
         )
@@ -282,7 +292,8 @@ class AdaptiveViTEmbeddings(Initialized, nn.Module):
     def _mask(self, tokens: PatchTokens, masked: torch.Tensor) -> PatchTokens:
         if masked.shape != tokens.features.shape[:2]:
             raise ValueError(
-                f"bool_masked_pos has the shape {tuple(masked.shape)}, but there are {tuple(tokens.features.shape[:2])} "
+                f"bool_masked_pos has the shape {tuple(masked.shape)}, but there are "
+                f"{tuple(tokens.features.shape[:2])} "
                 "patches (images, patches of each)."
             )
         if self.mask_token is None:
@@ -346,30 +357,31 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
     ) -> AdaptiveViTModelOutput:
         """
         Args:
-            pixel_values: `(B, C, H, W)` images of any size of at least one patch; or `(B, N, P*P*C)` patches that
-                were cut already, channel last in each patch, together with the three arguments below. With
-                `config.num_frames`, videos or volumes `(B, T, C, H, W)`, or patches `(B, N, t*P*P*C)`; what is said of
-                rows and columns below then holds for time (or depth), rows and columns.
+            pixel_values: `(B, C, H, W)` images of any size of at least one patch; or `(B, N, P*P*C)` patches
+                that were cut already, channel last in each patch, together with the three arguments below.
+                With `config.num_frames`, videos or volumes `(B, T, C, H, W)`, or patches `(B, N, t*P*P*C)`;
+                what is said of rows and columns below then holds for time (or depth), rows and columns.
             bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
             interpolate_pos_encoding: False refuses images of another size than `config.image_size`, as
                 transformers' ViT does; otherwise positions are evaluated for the size at hand.
-            patch_coordinates: `(B, N, A)` row and column of each cut patch, A = 2; with time before them A = 3.
+            patch_coordinates: `(B, N, A)` row and column of each cut patch, A = 2; with time before them A =
+                3.
             spatial_shapes: `(B, A)` rows and columns of each image's full grid.
             pixel_attention_mask: `(B, N)` zero for cut patches that are padding.
-            selected_patches: `(B, K)` int64 raster indices of the patches to compute on, -1 for none, instead of the
-                selector's choice.
-            sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K mixes,
-                exploration); by default it does while training.
-            dense_fraction: how far selection and reduction are loosened, from 0 (as configured) to 1 (everything is kept);
-                by default `dense_fraction` while training, and 0 otherwise.
-            restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have the
-                state of their group and dropped ones the last state they had; those never selected have that of the
-                thumbnail at their place, if it goes along, or else their embedding.
+            selected_patches: `(B, K)` int64 raster indices of the patches to compute on, -1 for none, instead
+                of the selector's choice.
+            sample_selection: whether chance may play a part in selecting (a policy draws, perturbed top-K
+                mixes, exploration); by default it does while training.
+            dense_fraction: how far selection and reduction are loosened, from 0 (as configured) to 1
+                (everything is kept); by default `dense_fraction` while training, and 0 otherwise.
+            restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have
+                the state of their group and dropped ones the last state they had; those never selected have
+                that of the thumbnail at their place, if it goes along, or else their embedding.
 
         Raises:
             TypeError: if images were not prepared by an image processor, or another argument is no tensor.
-            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and with
-                `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
+            ValueError: if the input has the wrong shape, is smaller than one patch, or is not finite; and
+                with `backbone_config`, if patches of an image are missing or `patch_size` is not the stride.
         """
         check_tensors(bool_masked_pos=bool_masked_pos, selected_patches=selected_patches)
         patches = ImagePatches.from_inputs(
@@ -634,8 +646,9 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
             pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well.
             labels: `(B,)` class indices (-100 to ignore); or, with `config.problem_type` set to
                 "single_label_classification", `(B, num_labels)` class probabilities, to
-                "multi_label_classification", `(B, num_labels)` numbers from 0 to 1, to "regression", `(B,)` or
-                `(B, num_labels)` numbers. Where it is not set, the first labels decide, as in transformers.
+                "multi_label_classification", `(B, num_labels)` numbers from 0 to 1, to "regression", `(B,)`
+                or `(B, num_labels)` numbers. Where it is not set, the first labels decide, as in
+                transformers.
 
         Raises:
             ValueError: if a label is outside the classes.
@@ -712,7 +725,8 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
 
 
 class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
-    """A classifier of videos `(B, T, C, H, W)`, and of volumes, whose slices are frames; needs `config.num_frames`."""
+    """A classifier of videos `(B, T, C, H, W)`, and of volumes, whose slices are frames; needs
+    `config.num_frames`."""
 
     _auto_class = "AutoModelForVideoClassification"
     _videos = True
@@ -722,8 +736,8 @@ class AdaptiveViTForVideoClassification(AdaptiveViTForImageClassification):
 class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
     """The encoder with a linear or a small convolutional decoder: `config.segmentation_decoder`.
 
-    Whatever is selected or reduced, logits cover the whole image: the patches that were kept are computed on finely, the
-    others have what `restore` of `AdaptiveViTModel.forward` fills in.
+    Whatever is selected or reduced, logits cover the whole image: the patches that were kept are computed on
+    finely, the others have what `restore` of `AdaptiveViTModel.forward` fills in.
     """
 
     _auto_class = "AutoModelForSemanticSegmentation"
@@ -746,18 +760,19 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
     ) -> AdaptiveViTSemanticSegmenterOutput:
         """
         Args:
-            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images of a batch
-                have one grid.
+            pixel_values: see `AdaptiveViTModel.forward`, which takes the other arguments as well. The images
+                of a batch have one grid.
             labels: `(B, H, W)` int64 class of each pixel, `ignore_index` of `config.segmentation_decoder` to
                 ignore.
 
         Returns:
-            `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many rows and
-            columns of the convolutional one. The image processors make class maps of them:
+            `logits` `(B, num_labels, R, S)`, one for each patch, of the linear decoder, four times as many
+            rows and columns of the convolutional one. The image processors make class maps of them:
             `post_process_semantic_segmentation`.
 
         Raises:
-            ValueError: if the images have different grids, or labels do not fit them or are outside the classes.
+            ValueError: if the images have different grids, or labels do not fit them or are outside the
+                classes.
         """
         inputs = {
             "pixel_values": pixel_values,
@@ -804,7 +819,8 @@ class AdaptiveViTForSemanticSegmentation(AdaptiveViTPreTrainedModel):
         grids = outputs.spatial_shapes
         if (grids != grids[:1]).any():
             raise ValueError(
-                f"Logits of one batch have one size, but the images have grids of {grids.tolist()} rows and columns. "
+                "Logits of one batch have one size, but the images have grids of "
+                f"{grids.tolist()} rows and columns. "
                 "Give images of one size, or one at a time."
             )
         return tuple(grids[0].tolist())
@@ -818,12 +834,14 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
     def __init__(self, config: AdaptiveViTConfig):
         if config.patch_selector is not None:
             raise ValueError(
-                f"Masked image modeling reconstructs every patch, but patch_selector={config.patch_selector!r} drops "
+                "Masked image modeling reconstructs every patch, but "
+                f"patch_selector={config.patch_selector!r} drops "
                 "some. Pass patch_selector=None, num_selected_patches=None."
             )
         if config.token_reducer is not None:
             raise ValueError(
-                f"Masked image modeling reconstructs every patch, but token_reducer={config.token_reducer!r} drops or "
+                "Masked image modeling reconstructs every patch, but "
+                f"token_reducer={config.token_reducer!r} drops or "
                 "merges some. Pass token_reducer=None."
             )
         if config.thumbnail_context:
@@ -884,10 +902,10 @@ class AdaptiveViTForMaskedImageModeling(AdaptiveViTPreTrainedModel):
 class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
     """The encoder on a random few of the patches, and a light decoder that reconstructs the others.
 
-    "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on the kept
-    patches alone, all but the `mask_ratio` of `config.masked_autoencoder`, at their own coordinates, with any
-    position encoding. It loads into the other classes, such as `AdaptiveViTForImageClassification`, by
-    `from_pretrained`.
+    "Masked Autoencoders Are Scalable Vision Learners" (He et al., 2022). The encoder embeds and computes on
+    the kept patches alone, all but the `mask_ratio` of `config.masked_autoencoder`, at their own coordinates,
+    with any position encoding. It loads into the other classes, such as `AdaptiveViTForImageClassification`,
+    by `from_pretrained`.
 
     Raises:
         ValueError: if the configuration selects or reduces patches, or shows what is masked.
@@ -908,7 +926,8 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
             if value != nothing:
                 value = type(value).__name__ if name == "backbone_config" else repr(value)
                 raise ValueError(
-                    f"Pretraining keeps random patches by mask_ratio and must not see the others, which {name}={value} "
+                    "Pretraining keeps random patches by mask_ratio and must not see the others, "
+                    f"which {name}={value} "
                     f"does not go with: pass {name}={nothing}, and set it when the encoder is fine-tuned."
                 )
         config.validate_architecture()  # before the decoder's encoding is looked up
@@ -938,11 +957,12 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
     ) -> AdaptiveViTForPreTrainingOutput:
         """
         Args:
-            pixel_values: `(B, C, H, W)` images of any size, or `(B, N, P*P*C)` cut patches of images of mixed sizes,
-                with the three arguments below: see `AdaptiveViTModel.forward`. Of cut patches those that an image
+            pixel_values: `(B, C, H, W)` images of any size, or `(B, N, P*P*C)` cut patches of images of mixed
+                sizes, with the three arguments below: see `AdaptiveViTModel.forward`. Of cut patches those
+                    that an image
                 processor selected are enough; the others are not reconstructed then.
-            noise: `(B, N)` numbers, of which the least are kept. By default drawn afresh while training; in evaluation
-                the same for all images of a size, so that losses can be compared.
+            noise: `(B, N)` numbers, of which the least are kept. By default drawn afresh while training; in
+                evaluation the same for all images of a size, so that losses can be compared.
             interpolate_pos_encoding: False refuses images of another size than `config.image_size`.
 
         Raises:
@@ -961,7 +981,8 @@ class AdaptiveViTForPreTraining(AdaptiveViTPreTrainedModel):
             noise = draw_noise(patches, None if self.training else 0)
         elif noise.shape != patches.coordinates.shape[:2]:
             raise ValueError(
-                f"noise has the shape {tuple(noise.shape)}, but there are {tuple(patches.coordinates.shape[:2])} patches "
+                f"noise has the shape {tuple(noise.shape)}, but there are "
+                f"{tuple(patches.coordinates.shape[:2])} patches "
                 "(images, patches of each)."
             )
         masking = draw_mask(patches, self.options.mask_ratio, noise)
@@ -982,10 +1003,12 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     The maps have the full grid whatever is selected or reduced; see `restore` of `AdaptiveViTModel.forward`.
 
     Args:
-        config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the encoder, "stage<n>" (n)
-            what leaves block n; by default the last. `apply_layernorm` and `reshape_hidden_states` as in DINOv2.
+        config: `out_features` or `out_indices` name the stages: "stem" (0) is what enters the encoder,
+            "stage<n>" (n) what leaves block n; by default the last. `apply_layernorm` and
+            `reshape_hidden_states` as in DINOv2.
 
-    What learns to select or reduce learns under a classifier; a decoder of transformers does not add `selection_loss`.
+    What learns to select or reduce learns under a classifier; a decoder of transformers does not add
+    `selection_loss`.
     """
 
     _auto_class = "AutoBackbone"
@@ -999,8 +1022,10 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
         }
         if learning:
             logger.warning_once(
-                f"{learning.pop()!r} learns from a loss that transformers' decoders do not add. Train it under "
-                "AdaptiveViTForImageClassification first, or add selection_loss of this model's outputs yourself."
+                f"{learning.pop()!r} learns from a loss that transformers' decoders do not add. "
+                "Train it under "
+                "AdaptiveViTForImageClassification first, or add selection_loss of this model's "
+                "outputs yourself."
             )
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
@@ -1018,11 +1043,12 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches, sample_selection,
-                dense_fraction: see `AdaptiveViTModel.forward`.
+            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches,
+                sample_selection, dense_fraction: see `AdaptiveViTModel.forward`.
 
         Returns:
-            `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or, with `reshape_hidden_states=False`,
+            `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or,
+                with `reshape_hidden_states=False`,
             `(B, 1 + registers + R*S, D)`. Patches that never arrived have zeros.
 
         Raises:
@@ -1041,7 +1067,8 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
         grid = outputs.spatial_shapes
         if not torch.compiler.is_compiling() and (grid != grid[:1]).any():
             raise ValueError(
-                f"Feature maps of one batch have one size, but the images have grids of {grid.tolist()} rows and "
+                "Feature maps of one batch have one size, but the images have grids of "
+                f"{grid.tolist()} rows and "
                 "columns. Give images of one size, or one at a time."
             )
         if self.config.reshape_hidden_states:

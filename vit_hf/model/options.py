@@ -45,7 +45,8 @@ def with_options(name: str, **options: Any) -> Part:
 def keep_options(
     values: Mapping[str, Any], changes: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, Any]:
-    """Changes in which a plain name keeps the options that the same part has already; a dictionary replaces them.
+    """Changes in which a plain name keeps the options that the same part has already; a dictionary replaces
+    them.
 
     Args:
         values: fields of a configuration.

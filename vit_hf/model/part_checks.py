@@ -56,7 +56,8 @@ def check_parts(config) -> None:
 
 
 def options_classes() -> Iterator[tuple[str, str | None, type[Options]]]:
-    """Field, name (None where a field holds options alone) and options of every part that comes with the package."""
+    """Field, name (None where a field holds options alone) and options of every part that comes with the
+    package."""
     for field, table in {**TABLES, "patch_embedding": PATCH_EMBEDDINGS}.items():
         for name, part in table.items():
             yield field, name, part.Options
@@ -98,11 +99,13 @@ def check_class_name(config, field: str) -> None:
     name, legal = type_of(getattr(config, field)), sorted(table_of(config, field))
     if not has_frames(config) and name in VOLUME_TABLES[field]:
         raise ValueError(
-            f"{field}={name!r} is for videos and volumes, and these are images: set num_frames, or choose one of {legal}."
+            f"{field}={name!r} is for videos and volumes, and these are images: set num_frames, "
+            f"or choose one of {legal}."
         )
     if has_frames(config) and name in IMAGE_ONLY.get(field, {}):
         raise ValueError(
-            f"{field}={name!r} is for images, and num_frames={config.num_frames} gives patches a third coordinate: use "
+            f"{field}={name!r} is for images, and num_frames={config.num_frames} gives patches a "
+            "third coordinate: use "
             f"{IMAGE_ONLY[field][name]!r}, or another of {legal}."
         )
     if not is_known(config, field):

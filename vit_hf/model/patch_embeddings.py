@@ -23,8 +23,9 @@ from .sizes import has_frames, patch_sides, to_pair
 class PatchProjection(nn.Conv2d):
     """Linear embedding of patches, from whole images or from patches that were taken out.
 
-    The weight is that of transformers' ViT, a convolution with stride P, so stock checkpoints fit. Patches taken
-    out go through the same weight as a matrix product: a convolution over many tiny images is several times slower.
+    The weight is that of transformers' ViT, a convolution with stride P, so stock checkpoints fit. Patches
+    taken out go through the same weight as a matrix product: a convolution over many tiny images is several
+    times slower.
     """
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -35,7 +36,8 @@ class PatchProjection(nn.Conv2d):
 
 
 class VolumeProjection(nn.Conv3d):
-    """Linear embedding of patches of videos; the weight `(D, C, t, P, P)` is that of transformers' ViViT and VideoMAE."""
+    """Linear embedding of patches of videos; the weight `(D, C, t, P, P)` is that of transformers' ViViT
+    and VideoMAE."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """`(B, N, D)` of videos `(B, C, T, H, W)` or of patches `(B, N, C*t*P*P)`."""
@@ -77,7 +79,8 @@ class PatchEmbeddings(nn.Module):
 
     @classmethod
     def check(cls, config, options: Options) -> None:
-        """Raises: ValueError if the embedding does not fit the rest of the configuration; this one always does."""
+        """Raises: ValueError if the embedding does not fit the rest of the configuration; this one always
+        does."""
 
     def forward(
         self,
@@ -85,7 +88,8 @@ class PatchEmbeddings(nn.Module):
         indices: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> PatchTokens:
-        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all of them."""
+        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all
+        of them."""
         dtype = self.projection.weight.dtype
         if indices is None and weights is None and patches.image is not None:
             features = self.projection(patches.image.to(dtype))
@@ -94,14 +98,16 @@ class PatchEmbeddings(nn.Module):
         return tokens.with_features(self.projection(tokens.features.to(dtype)))
 
 
-# Patches that go through the CNN at a time where there is no gradient: all patches of large images would not fit.
+# Patches that go through the CNN at a time where there is no gradient: all patches of large images would not
+# fit.
 CHUNK = 512
 
 
 @strict
 @dataclass(kw_only=True)
 class ConvolutionalOptions(PatchEmbeddingOptions):
-    """Options of `"convolutional"`, named as in transformers' ResNet; by default the first half of ResNet-18 (IPS).
+    """Options of `"convolutional"`, named as in transformers' ResNet; by default the first half of ResNet-18
+    (IPS).
 
     Args:
         hidden_sizes, depths: channels and residual blocks of the stages. The stem leaves a quarter of a
@@ -117,7 +123,8 @@ class ConvolutionalOptions(PatchEmbeddingOptions):
         sizes, depths = list(self.hidden_sizes), list(self.depths)
         if not sizes or len(sizes) != len(depths) or min(*sizes, *depths) < 1:
             raise ValueError(
-                f"hidden_sizes={sizes} and depths={depths} must give each stage of the CNN its channels and residual blocks, "
+                f"hidden_sizes={sizes} and depths={depths} must give each stage of the CNN its "
+                "channels and residual blocks, "
                 "at least 1 each: lists of one length."
             )
         check_positive(self, "num_groups")
@@ -128,9 +135,10 @@ class ConvolutionalOptions(PatchEmbeddingOptions):
 class PatchConvolution(Initialized, nn.Conv2d):
     """A convolution with standardized filters, and without bias, as a norm follows.
 
-    A filter of mean zero does not answer to a plain background, which would make up most of what a group norm divides
-    by: on digits in black patches the CNN learns without this far slower, and with it as fast as with batch norms
-    ("Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", Qiao et al., 2019).
+    A filter of mean zero does not answer to a plain background, which would make up most of what a group norm
+    divides by: on digits in black patches the CNN learns without this far slower, and with it as fast as with
+    batch norms ("Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", Qiao et
+    al., 2019).
 
     A stride s leaves the s-th part of the cells, rounded up.
     """
@@ -153,7 +161,8 @@ class PatchConvolution(Initialized, nn.Conv2d):
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Two convolutions beside a shortcut ("Deep Residual Learning for Image Recognition", He et al., 2015)."""
+    """Two convolutions beside a shortcut ("Deep Residual Learning for Image Recognition", He et al.,
+    2015)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, num_groups: int):
         super().__init__()
@@ -175,9 +184,10 @@ class ResidualBlock(GradientCheckpointingLayer):
 class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
     """A residual CNN reads each patch that is embedded, and the mean of its last feature map is projected.
 
-    By default the stem and first two stages of ResNet-18, as in IPS, but with standardized filters and group norms ("Group
-    Normalization", Wu and He, 2018) where that has batch norms: what becomes of a patch must not depend on which others
-    were selected, on padding, or on whether a probe looked first. The cost follows the number of patches embedded.
+    By default the stem and first two stages of ResNet-18, as in IPS, but with standardized filters and group
+    norms ("Group Normalization", Wu and He, 2018) where that has batch norms: what becomes of a patch must
+    not depend on which others were selected, on padding, or on whether a probe looked first. The cost follows
+    the number of patches embedded.
     """
 
     Options: ClassVar[type] = ConvolutionalOptions
@@ -212,12 +222,14 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
         """
         if has_frames(config):
             raise ValueError(
-                f"patch_embedding='convolutional' reads patches of images, and num_frames={config.num_frames} makes them "
+                "patch_embedding='convolutional' reads patches of images, and "
+                f"num_frames={config.num_frames} makes them "
                 "videos or volumes: use 'linear'."
             )
         if config.backbone_config is not None:
             raise ValueError(
-                "patch_embedding='convolutional' reads patches one by one, and the CNN of backbone_config whole images: give "
+                "patch_embedding='convolutional' reads patches one by one, and the CNN of "
+                "backbone_config whole images: give "
                 "one of them."
             )
         for stage, size in enumerate(options.hidden_sizes):
@@ -225,8 +237,10 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
             rows, columns = (-(-side // 2 ** (stage + 2)) for side in to_pair(config.patch_size))
             if rows * columns * size // options.num_groups == 1:
                 raise ValueError(
-                    f"Stage {stage + 1} of the CNN would have one cell for each patch of patch_size={config.patch_size}, and "
-                    f"num_groups={options.num_groups} a norm for each channel of it, which sets it to zero: take fewer groups "
+                    f"Stage {stage + 1} of the CNN would have one cell for each patch of "
+                    f"patch_size={config.patch_size}, and "
+                    f"num_groups={options.num_groups} a norm for each channel of it, which sets "
+                    "it to zero: take fewer groups "
                     "or stages."
                 )
 
@@ -236,7 +250,8 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
         indices: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> PatchTokens:
-        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all of them."""
+        """Embeds the patches at `indices` `(B, K)`, or means of patches by `weights` `(B, K, N)`, or all
+        of them."""
         tokens = patches.gather(indices) if weights is None else patches.weighted_mean(weights)
         pixels = tokens.features.to(self.projection.weight.dtype)
         pixels = pixels.unflatten(2, (self.num_channels, *self.patch_size))  # (B, K, C, P, P)
@@ -260,8 +275,9 @@ class ConvolutionalPatchEmbeddings(Initialized, nn.Module):
 class HybridPatchEmbeddings(nn.Module):
     """Projects cells of a CNN's feature map to the hidden size, one for each patch of pixels.
 
-    Which cells, selectors say by the patches; the CNN itself sees whole images, whatever is selected, and thumbnails
-    as the images that they are. Where it has batch norms, training counts these in their statistics as well.
+    Which cells, selectors say by the patches; the CNN itself sees whole images, whatever is selected, and
+    thumbnails as the images that they are. Where it has batch norms, training counts these in their
+    statistics as well.
     """
 
     def __init__(self, config):
@@ -285,7 +301,8 @@ class HybridPatchEmbeddings(nn.Module):
         """Embeds the cells at `indices` `(B, K)`, or means of cells by `weights` `(B, K, N)`, or all of them.
 
         Raises:
-            ValueError: if patches of an image are missing, or the feature map has not one cell for each patch.
+            ValueError: if patches of an image are missing, or the feature map has not one cell for each
+                patch.
         """
         if patches.features is None:
             patches.features = self._read(patches)
@@ -296,7 +313,8 @@ class HybridPatchEmbeddings(nn.Module):
         return tokens
 
     def reset_missing(self) -> None:
-        """Gives torch's initial values to what a file lacked of a backbone of timm; transformers leaves it as it is.
+        """Gives torch's initial values to what a file lacked of a backbone of timm; transformers leaves it as
+        it is.
 
         Raises:
             ValueError: if a part has none.
@@ -309,8 +327,10 @@ class HybridPatchEmbeddings(nn.Module):
                 continue
             if not hasattr(part, "reset_parameters"):
                 raise ValueError(
-                    f"The file has no weights for {name} of the backbone {self.backbone.config.backbone!r} of timm, and "
-                    "there is no way to initialize it. Build the model from its configuration and load the file by "
+                    f"The file has no weights for {name} of the backbone "
+                    f"{self.backbone.config.backbone!r} of timm, and "
+                    "there is no way to initialize it. Build the model from its configuration "
+                    "and load the file by "
                     "load_state_dict(strict=False)."
                 )
             part.reset_parameters()
@@ -323,7 +343,8 @@ class HybridPatchEmbeddings(nn.Module):
             images = patches.to_images()
         except ValueError as error:
             raise ValueError(
-                f"{error} The CNN of a hybrid (backbone_config) reads whole images, so the image processor must not "
+                f"{error} The CNN of a hybrid (backbone_config) reads whole images, so the image "
+                "processor must not "
                 "select patches: leave out its patch_selector, and let the model select."
             ) from error
         raster = raster_indices(patches.coordinates, patches.grid)  # (B, N)
@@ -349,10 +370,15 @@ class HybridPatchEmbeddings(nn.Module):
         stride = strides[0] if strides[0] == strides[1] else strides
         remedy = f"set patch_size={stride}"
         if tuple(strides) == self.patch_size:
-            remedy = "give it padding that keeps the border (for BiT global_padding='same' and embedding_dynamic_padding=True)"
+            remedy = (
+                "give it padding that keeps the border (for BiT global_padding='same' and "
+                "embedding_dynamic_padding=True)"
+            )
         raise ValueError(
-            f"The feature map of the backbone has {got[0]}x{got[1]} cells for an image of {size[0]}x{size[1]} pixels, a "
-            f"stride of {stride}, and patch_size={self.patch_size} needs {expected[0]}x{expected[1]}: {remedy}, or choose "
+            f"The feature map of the backbone has {got[0]}x{got[1]} cells for an image of "
+            f"{size[0]}x{size[1]} pixels, a "
+            f"stride of {stride}, and patch_size={self.patch_size} needs "
+            f"{expected[0]}x{expected[1]}: {remedy}, or choose "
             "another stage as the last of out_features in backbone_config."
         )
 

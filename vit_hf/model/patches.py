@@ -5,10 +5,12 @@ Shapes, here and in the sibling files:
     N  patches of an image             P     patch height = width (a pair is legal)
     K  patches kept, K <= N            C     color channels
     R, S  rows and columns of a grid   D     hidden size
-    A  axes: 2 of images; 3 of videos and volumes, whose frames or slices come first. What is said of (R, S) holds for
+    A  axes: 2 of images; 3 of videos and volumes, whose frames or slices come first. What is said of (R, S)
+    holds for
        (T', R, S) there, and what is said of (H, W) for (T, H, W); `(B, 2)` of images is `(B, 3)`.
 
-Patches of an image stay a strided view of it until they are gathered: scoring 4096 patches and keeping 196 copies 196.
+Patches of an image stay a strided view of it until they are gathered: scoring 4096 patches and keeping 196
+copies 196.
 """
 
 import math
@@ -23,7 +25,8 @@ from .sizes import native_sides, patch_sides
 
 
 PREPARE = (
-    "Prepare images with the image processor: inputs = AdaptiveViTImageProcessor.from_pretrained(...)(images, "
+    "Prepare images with the image processor: inputs = "
+    "AdaptiveViTImageProcessor.from_pretrained(...)(images, "
     'return_tensors="pt"); model(**inputs)'
 )
 
@@ -36,13 +39,15 @@ def check_pixel_values(pixel_values: Any) -> None:
     """
     if isinstance(pixel_values, Mapping):
         raise TypeError(
-            f"pixel_values is the {type(pixel_values).__name__} of an image processor: unpack it, model(**inputs)."
+            f"pixel_values is the {type(pixel_values).__name__} of an image processor: unpack it, "
+            "model(**inputs)."
         )
     if not isinstance(pixel_values, torch.Tensor):
         raise TypeError(f"pixel_values must be a tensor, got {_describe(pixel_values)}. {PREPARE}.")
     if not pixel_values.is_floating_point():
         raise TypeError(
-            f"pixel_values of dtype {pixel_values.dtype} are not normalized; floating-point numbers are needed. {PREPARE}."
+            f"pixel_values of dtype {pixel_values.dtype} are not normalized; floating-point "
+            f"numbers are needed. {PREPARE}."
         )
 
 
@@ -71,15 +76,15 @@ class PatchTokens:
 
     Attributes:
         features: `(B, N, D)`, pixels before the embedding and hidden states after it.
-        coordinates: `(B, N, A)` float, (row, column) or (time, row, column) in units of patches of the full-resolution grid, at
-            patch centres minus one half: patch (r, c) has coordinate exactly (r, c), and a patch of a
-            thumbnail a fractional one.
+        coordinates: `(B, N, A)` float, (row, column) or (time, row, column) in units of patches of the
+            full-resolution grid, at patch centres minus one half: patch (r, c) has coordinate exactly (r, c),
+            and a patch of a thumbnail a fractional one.
         grid: `(B, A)` int64, rows and columns of each image's full grid.
         mask: `(B, N)` bool, False where an image has fewer patches than the batch is wide; None if all count.
-        sizes: `(B, N)` float, how many patches a token stands for, where that is not one for all: more than one
-            after merging, 0 for one that is to be ignored. None if all stand for one.
-        full_grid: (R, S) if every image has this grid and the tokens are all of it in raster order; None if that
-            is not known without looking. Encodings may then skip what they would compute.
+        sizes: `(B, N)` float, how many patches a token stands for, where that is not one for all: more than
+            one after merging, 0 for one that is to be ignored. None if all stand for one.
+        full_grid: (R, S) if every image has this grid and the tokens are all of it in raster order; None if
+            that is not known without looking. Encodings may then skip what they would compute.
     """
 
     features: torch.Tensor
@@ -107,7 +112,8 @@ class PatchTokens:
         return move_fields(self, device, non_blocking)
 
     def raster_indices(self) -> torch.Tensor:
-        """`(B, N)` int64 row * columns + column of each token in its image's full grid; see `raster_indices`."""
+        """`(B, N)` int64 row * columns + column of each token in its image's full grid; see
+        `raster_indices`."""
         return raster_indices(self.coordinates, self.grid)
 
 
@@ -143,7 +149,8 @@ def check_finite(values: torch.Tensor, source: str) -> None:
     """Refuses NaN and infinity where they enter, rather than in the loss; traced graphs go without."""
     if not torch.compiler.is_compiling() and not torch.isfinite(values).all():
         raise ValueError(
-            f"{source} hold NaN or infinite values, or values too large for {values.dtype}. Check the image files "
+            f"{source} hold NaN or infinite values, or values too large for {values.dtype}. Check "
+            "the image files "
             "and the normalization."
         )
 
@@ -167,13 +174,15 @@ def gather_tokens(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 
 def split_tokens(hidden_states: torch.Tensor, patches: PatchTokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Splits `(B, T, D)` into the tokens before those of `patches` and these, `(B, T - M, D)` and `(B, M, D)`."""
+    """Splits `(B, T, D)` into the tokens before those of `patches` and these, `(B, T - M, D)` and `(B, M,
+    D)`."""
     num_tokens = patches.coordinates.shape[1]
     return hidden_states[:, :-num_tokens], hidden_states[:, -num_tokens:]
 
 
 def scatter_tokens(values: torch.Tensor, indices: torch.Tensor, length: int) -> torch.Tensor:
-    """`(B, length, D)`: `values` `(B, K, D)` at `indices` `(B, K)`, added up where they meet, zero elsewhere."""
+    """`(B, length, D)`: `values` `(B, K, D)` at `indices` `(B, K)`, added up where they meet, zero
+    elsewhere."""
     batch_size, _, dim = values.shape
     return values.new_zeros(batch_size, length, dim).scatter_add_(
         1, indices.unsqueeze(-1).expand(values.shape), values
@@ -183,7 +192,8 @@ def scatter_tokens(values: torch.Tensor, indices: torch.Tensor, length: int) -> 
 def scatter_into(
     base: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`base` `(B, N, D)` with `values` `(B, K, D)` at `indices` `(B, K)`, but for those with a False `mask` `(B, K)`."""
+    """`base` `(B, N, D)` with `values` `(B, K, D)` at `indices` `(B, K)`, but for those with a False
+    `mask` `(B, K)`."""
     length = base.shape[1]
     if mask is not None:
         base = torch.cat((base, base[:, :1]), dim=1)  # a row that is cut off again
@@ -197,7 +207,8 @@ def raster_indices(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tenso
 
 
 def flatten_coordinates(coordinates: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    """row * columns + column, or (time * rows + row) * columns + column, `(B, N)`, of any coordinates `(B, N, A)`."""
+    """row * columns + column, or (time * rows + row) * columns + column, `(B, N)`, of any coordinates `(B,
+    N, A)`."""
     place, *others = coordinates.unbind(-1)
     for axis, other in enumerate(others, start=1):
         place = place * grid[:, axis : axis + 1] + other
@@ -215,14 +226,16 @@ class ImagePatches:
     """All patches of the images of a batch, or of its videos or volumes, not yet copied.
 
     Attributes:
-        pixels: `(B, R, S, C, P, P)` view of whole images, or `(B, N, C, P, P)` for patches that arrived cut; of videos
-            `(B, T', R, S, C, t, P, P)` and `(B, N, C, t, P, P)`.
+        pixels: `(B, R, S, C, P, P)` view of whole images, or `(B, N, C, P, P)` for patches that arrived cut;
+            of videos `(B, T', R, S, C, t, P, P)` and `(B, N, C, t, P, P)`.
         coordinates: `(B, N, A)` float, see `PatchTokens`.
         grid: `(B, A)` int64 rows and columns of each image.
         mask: `(B, N)` bool, False for padding; None if all count.
-        image: `(B, C, R*P, S*P)`, of videos `(B, C, T'*t, R*P, S*P)`, the images without what is beyond whole patches, None for patches that arrived cut.
+        image: `(B, C, R*P, S*P)`, of videos `(B, C, T'*t, R*P, S*P)`, the images without what is beyond whole
+            patches, None for patches that arrived cut.
         is_whole: whether these are all patches of images of one size, in raster order.
-        features: `(B, N, F)` what a CNN made of the patches, which is then taken instead of pixels; None if none did.
+        features: `(B, N, F)` what a CNN made of the patches, which is then taken instead of pixels; None if
+            none did.
     """
 
     pixels: torch.Tensor
@@ -288,7 +301,8 @@ class ImagePatches:
             if patch_coordinates is None or spatial_shapes is None:
                 raise ValueError(
                     f"pixel_values of shape {tuple(pixel_values.shape)} are cut patches and need "
-                    f"patch_coordinates (B, N, {len(sides)}) and spatial_shapes (B, {len(sides)}). One whole image "
+                    f"patch_coordinates (B, N, {len(sides)}) and spatial_shapes (B, "
+                    f"{len(sides)}). One whole image "
                     "needs a batch dimension: (1, C, H, W)."
                 )
             return cls.from_flat(
@@ -329,7 +343,8 @@ class ImagePatches:
 
     @classmethod
     def from_images(cls, pixel_values: torch.Tensor, patch_size: int | tuple[int, ...]) -> "ImagePatches":
-        """Cuts `pixel_values` `(B, C, H, W)`; what remains beyond whole patches is dropped, as by a convolution.
+        """Cuts `pixel_values` `(B, C, H, W)`; what remains beyond whole patches is dropped, as by a
+        convolution.
 
         With three sides in `patch_size`, videos `(B, C, T, H, W)`.
 
@@ -383,7 +398,8 @@ class ImagePatches:
         if pixel_values.shape[-1] != expected:
             raise ValueError(
                 f"Cut patches must have {expected} values each (patch_size {format_size(patch_size)} times "
-                f"num_channels {num_channels}), got pixel_values of shape {tuple(pixel_values.shape)}. Give the image "
+                f"num_channels {num_channels}), got pixel_values of shape "
+                f"{tuple(pixel_values.shape)}. Give the image "
                 f"processor patch_size={patch_size}."
             )
         batch_size, num_patches = pixel_values.shape[:2]
@@ -395,7 +411,8 @@ class ImagePatches:
         for name, (value, shape) in shapes.items():
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(
-                    f"{name} has the shape {tuple(value.shape)} and must have {shape}, for pixel_values of shape "
+                    f"{name} has the shape {tuple(value.shape)} and must have {shape}, for "
+                    "pixel_values of shape "
                     f"{tuple(pixel_values.shape)}."
                 )
         return cls(
@@ -406,8 +423,8 @@ class ImagePatches:
         )
 
     def gather(self, indices: torch.Tensor | None = None) -> PatchTokens:
-        """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K, C*P*P)`; or
-        their features `(B, K, F)`.
+        """Copies the pixels of the patches at `indices` `(B, K)` into the batch (None: all), as `(B, K,
+        C*P*P)`; or their features `(B, K, F)`.
         """
         source = self.pixels if self.features is None else self.features
         is_view = source.ndim == 2 + 2 * self.num_axes
@@ -431,7 +448,8 @@ class ImagePatches:
     def score_chunked(
         self, score: Callable[["ImagePatches"], torch.Tensor], num_selected: int
     ) -> torch.Tensor:
-        """Scores `(B, N)` by a function that looks at one patch at a time, so that it may be given some of them.
+        """Scores `(B, N)` by a function that looks at one patch at a time, so that it may be given some of
+        them.
 
         Args:
             score: of patches, `(B, n)`.
@@ -481,13 +499,15 @@ class ImagePatches:
     def raster_indices(
         self, indices: torch.Tensor | None = None, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Raster indices `(B, K)` int64 of the patches at `indices` `(B, K)`, None for all; -1 where `mask` is False."""
+        """Raster indices `(B, K)` int64 of the patches at `indices` `(B, K)`, None for all; -1 where
+        `mask` is False."""
         coordinates = self.coordinates if indices is None else gather_tokens(self.coordinates, indices)
         raster = raster_indices(coordinates, self.grid)
         return raster if mask is None else raster.masked_fill(~mask, -1)
 
     def weighted_mean(self, weights: torch.Tensor) -> PatchTokens:
-        """Weighted means of patches, `(B, K, C*P*P)`, or of their features, at the means of their coordinates.
+        """Weighted means of patches, `(B, K, C*P*P)`, or of their features, at the means of their
+        coordinates.
 
         Args:
             weights: `(B, K, N)` float, rows that add up to 1 (to 0 where there is no patch).
@@ -498,7 +518,8 @@ class ImagePatches:
         return PatchTokens(weights.to(pixels.dtype) @ pixels, coordinates, self.grid)
 
     def thumbnails(self, size: tuple[int, ...]) -> torch.Tensor:
-        """The images resized to `size` (height, width), float32 `(B, C, height, width)`; videos to (T, height, width).
+        """The images resized to `size` (height, width), float32 `(B, C, height, width)`; videos to (T,
+        height, width).
 
         Raises:
             ValueError: if some patches of an image are missing.
@@ -521,7 +542,8 @@ class ImagePatches:
         return ImagePatches(patches.pixels, coordinates, self.grid, image=patches.image)
 
     def to_images(self) -> list[torch.Tensor]:
-        """One `(C, R*P, S*P)` tensor an image, a video `(C, T'*t, R*P, S*P)`, without what was beyond whole patches.
+        """One `(C, R*P, S*P)` tensor an image, a video `(C, T'*t, R*P, S*P)`, without what was beyond whole
+        patches.
 
         Raises:
             ValueError: if some patches of an image are missing: what is absent cannot be looked at.
@@ -534,7 +556,8 @@ class ImagePatches:
             pixels, coordinates = self.pixels[index][present], self.coordinates[index][present]
             if len(pixels) != math.prod(cells):
                 raise ValueError(
-                    f"This needs every patch of an image, but image {index} of the batch came with {len(pixels)} of "
+                    f"This needs every patch of an image, but image {index} of the batch came "
+                    f"with {len(pixels)} of "
                     f"its {format_size(cells)} patches. Give whole images, or all of their patches."
                 )
             order = raster_indices(coordinates[None], self.grid[index][None])[0].argsort()

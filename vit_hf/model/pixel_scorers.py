@@ -36,7 +36,8 @@ def variance_scores(
     if patches.num_axes == 3:
         mean, power = mean.mean(-1), power.mean(-1)
     variance = power - mean.square()
-    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one gray level in 255.
+    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one gray level in
+    # 255.
     variance = torch.where(variance > 1e-6 * power, variance, 0)
     # NaN fails every comparison, and must still be seen.
     return (variance + 0 * mean).mean(-1).flatten(1)
@@ -45,10 +46,11 @@ def variance_scores(
 def gradient_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by frame.
+    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by
+    frame.
 
-    Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in its
-    image.
+    Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in
+    its image.
 
     Raises:
         ValueError: if patches have less than 3 pixels a side.
@@ -90,11 +92,11 @@ def _sobel_magnitude(gray: torch.Tensor) -> torch.Tensor:
 def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Shannon entropy of the gray levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
 
-    Grey is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores the same
-    in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is beyond counts
-    for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean and std 0.5, about 2
-    with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most noise. Pixels in 0..255 fall
-    into the last bin, all of them.
+    Grey is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores
+    the same in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is
+    beyond counts for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean
+    and std 0.5, about 2 with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most
+    noise. Pixels in 0..255 fall into the last bin, all of them.
     """
     gray = _gray(patches.pixels, 2) if patches.image is None else _gray(patches.image, 1)
     # Clamped as whole numbers, for a NaN that was cast is one: no index may leave the table.
@@ -127,10 +129,11 @@ def saliency_scores(
 ) -> torch.Tensor:
     """Mean spectral residual saliency of each patch: how much it stands out from the rest of the image.
 
-    "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to 64x64
-    whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper has 8), by
-    what lies inside the image only; its minimum is taken off. The local mean of the log spectrum wraps around, as
-    the spectrum does. Of a video each frame is an image, and a patch has the mean of its frames.
+    "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to
+    64x64 whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper
+    has 8), by what lies inside the image only; its minimum is taken off. The local mean of the log spectrum
+    wraps around, as the spectrum does. Of a video each frame is an image, and a patch has the mean of its
+    frames.
 
     Raises:
         ValueError: if some patches of an image are missing.
@@ -169,7 +172,8 @@ def _saliency(gray: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
             ).squeeze(1)
         spectrum = torch.fft.fft2(gray, norm="ortho")
         amplitude = spectrum.abs()
-        # What rounding leaves of a flat image is below this: as much as one pixel one gray level in 255 off makes.
+        # What rounding leaves of a flat image is below this: as much as one pixel one gray level in 255 off
+        # makes.
         least = 1e-6 * SALIENCY_SIZE * gray.abs().mean((1, 2), keepdim=True) + 1e-20
         spectrum = spectrum * (amplitude > least)
         log_amplitude = nn.functional.pad(amplitude.maximum(least).log(), (1, 1, 1, 1), mode="circular")
@@ -183,7 +187,8 @@ def _saliency(gray: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
-    """Weights `(parts, 64)` that smooth an axis of the saliency map and average it over each of `parts` pieces."""
+    """Weights `(parts, 64)` that smooth an axis of the saliency map and average it over each of `parts`
+    pieces."""
     edges = torch.arange(parts + 1, device=device) * (SALIENCY_SIZE / parts)
     centres = torch.arange(SALIENCY_SIZE, device=device) + 0.5
     # The mean of a Gaussian from edge to edge is a difference of error functions.
@@ -241,9 +246,11 @@ def _lattice(budget: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.
 
 
 def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Mean absolute difference of successive frames inside each patch, averaged over channels, of videos and volumes.
+    """Mean absolute difference of successive frames inside each patch, averaged over channels, of videos and
+    volumes.
 
-    Only differences between frames of the same patch count, so that a patch scores the same alone as in its video.
+    Only differences between frames of the same patch count, so that a patch scores the same alone as in its
+    video.
     """
     return patches.pixels.float().diff(dim=-3).abs().flatten(-4).mean(-1).flatten(1)
 
@@ -308,7 +315,8 @@ def check_scorer(name: str, config) -> None:
         )
     if name == "motion" and config.tubelet_size < 2:
         raise ValueError(
-            "patch_selector='motion' compares frames of one patch, and tubelet_size=1 gives it one: use tubelet_size=2."
+            "patch_selector='motion' compares frames of one patch, and tubelet_size=1 gives it "
+            "one: use tubelet_size=2."
         )
 
 

@@ -20,7 +20,8 @@ from .sizes import has_frames, head_dim_of, native_grid
 
 
 class Positions(NamedTuple):
-    """Positions as the embeddings use them (`features`, `cls_token`), or the attention of a block (the others).
+    """Positions as the embeddings use them (`features`, `cls_token`), or the attention of a block (the
+    others).
 
     Attributes:
         features: `(B, N, D)` patch embeddings with positions added.
@@ -55,14 +56,18 @@ def source_grid(
         if size_of((side, side)) == size:
             return side, side
     raise ValueError(
-        f"The checkpoint's table of positions has {size} entries, which are those of no square grid, nor of the "
-        f"{format_size(grid) if grid else 'unknown'} patches that its configuration says. Set image_size and patch_size in its "
-        "config.json to those it was trained with, and load it without image_size: any size of image works then."
+        f"The checkpoint's table of positions has {size} entries, which are those of no square "
+        "grid, nor of the "
+        f"{format_size(grid) if grid else 'unknown'} patches that its configuration says. Set "
+        "image_size and patch_size in its "
+        "config.json to those it was trained with, and load it without image_size: any size of "
+        "image works then."
     )
 
 
 def linear_combinations(places: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Angles `(..., F)` at `places` `(..., A)`: the product with `frequencies` `(..., F, A)`, always in float32.
+    """Angles `(..., F)` at `places` `(..., A)`: the product with `frequencies` `(..., F, A)`, always in
+    float32.
 
     As a matrix product it would run in half precision under autocast, where the places of neighbors coincide.
     """
@@ -73,12 +78,13 @@ def linear_combinations(places: torch.Tensor, frequencies: torch.Tensor) -> torc
 class PositionEncoding(Initialized, nn.Module):
     """Adds positions to embeddings, rotates queries and keys, or adds a bias to attention.
 
-    A class overrides `add`, `add_to_cls`, `rotation` or `bias`; what it leaves out changes nothing. All are evaluated
-    at coordinates, which may be fractional, so any resolution and any subset of patches works. An encoding without
-    parameters is computed and never stored: a buffer could go stale when a checkpoint is loaded.
+    A class overrides `add`, `add_to_cls`, `rotation` or `bias`; what it leaves out changes nothing. All are
+    evaluated at coordinates, which may be fractional, so any resolution and any subset of patches works. An
+    encoding without parameters is computed and never stored: a buffer could go stale when a checkpoint is
+    loaded.
 
-    An encoding with a parameter that is sized by the native grid has a method `resample_table(name, table, grid)`,
-    which returns the float32 `table` of another `grid` (None if unknown) as that of its own: for
+    An encoding with a parameter that is sized by the native grid has a method `resample_table(name, table,
+    grid)`, which returns the float32 `table` of another `grid` (None if unknown) as that of its own: for
     `from_pretrained(image_size=...)`.
     """
 
@@ -106,7 +112,8 @@ class PositionEncoding(Initialized, nn.Module):
         num_prefix: int = 0,
         cls_token: torch.Tensor | None = None,
     ) -> Positions:
-        """Positions of `tokens`. The model calls the module, so that whatever wraps it (offloading) takes part.
+        """Positions of `tokens`. The model calls the module, so that whatever wraps it (offloading) takes
+        part.
 
         Args:
             tokens: patch embeddings; or, with a `layer`, the tokens of the sequence that have coordinates.
@@ -143,7 +150,8 @@ class PositionEncoding(Initialized, nn.Module):
         return cls_token
 
     def rotation(self, tokens: PatchTokens, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Cosines and sines `(B, 1 or heads, N, head_dim)` by which a block's queries and keys are rotated."""
+        """Cosines and sines `(B, 1 or heads, N, head_dim)` by which a block's queries and keys are
+        rotated."""
         return None
 
     def bias(self, tokens: PatchTokens, layer: int, num_prefix: int) -> torch.Tensor | None:
@@ -157,17 +165,19 @@ def interpolation_weights(
     source: tuple[int, ...],
     kernel: str,
 ) -> torch.Tensor:
-    """Weights of the cells of a `source` grid at `coordinates` of an image's `grid`, `(B, N, rows * columns)`.
+    """Weights of the cells of a `source` grid at `coordinates` of an image's `grid`, `(B, N, rows *
+    columns)`.
 
-    A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of the
-    source (of three axes, trilinear, or cubic along each) to the full grid, read at the coordinates; but no full grid is ever made, and each image of a batch may
-    have its own.
+    A matrix product with these weights equals `torch.nn.functional.interpolate(..., align_corners=False)` of
+    the source (of three axes, trilinear, or cubic along each) to the full grid, read at the coordinates; but
+    no full grid is ever made, and each image of a batch may have its own.
 
     Args:
         coordinates: `(B, N, A)`, see `PatchTokens`.
         grid: `(B, A)` rows and columns.
         source: rows and columns of what is interpolated, A sides.
-        kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's `antialias=True`.
+        kernel: "cubic" (A = -0.75, torch's bicubic) or "linear"; either with "_antialias", as torch's
+            `antialias=True`.
     """
     scale = torch.tensor(source, device=coordinates.device) / grid  # (B, A)
     position = (coordinates.float() + 0.5) * scale[:, None] - 0.5  # (B, N, A) in cells of the source
@@ -181,7 +191,8 @@ def interpolation_weights(
 
 
 def _axis_weights(position: torch.Tensor, length: int, kernel: str, scale: torch.Tensor) -> torch.Tensor:
-    """Weights `(B, N, length)` of the cells along one axis; taps beyond the border count for the border cell."""
+    """Weights `(B, N, length)` of the cells along one axis; taps beyond the border count for the border
+    cell."""
     cells = torch.arange(length, device=position.device)
     if kernel.endswith("_antialias"):
         # The kernel is as wide as a cell of the target, and cut off at the border.
@@ -249,10 +260,11 @@ class RotaryOptions(Options):
 
 
 class Rotary(PositionEncoding):
-    """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the row.
+    """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the
+    row.
 
-    Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six stays as it
-    is, as in V-JEPA 2 (Assran et al., 2025).
+    Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six
+    stays as it is, as in V-JEPA 2 (Assran et al., 2025).
 
     Queries and keys are rotated by their coordinates, so attention sees differences of places. In
     `coordinates` "patches", distances mean the same at every resolution; in "native" and "normalized" ones,
@@ -279,12 +291,14 @@ class Rotary(PositionEncoding):
             num_axes = 3
             if head_dim < 6 or head_dim % 2:
                 raise ValueError(
-                    f"position_encoding={name!r} turns pairs of channels along three axes, and needs hidden_size / "
+                    f"position_encoding={name!r} turns pairs of channels along three axes, and "
+                    "needs hidden_size / "
                     f"num_attention_heads to be even and at least 6, got {head_dim}."
                 )
         elif head_dim % 4:
             raise ValueError(
-                f"position_encoding={name!r} needs the channels of a head (hidden_size / num_attention_heads, or "
+                f"position_encoding={name!r} needs the channels of a head (hidden_size / "
+                "num_attention_heads, or "
                 f"head_dim) to be a multiple of 4, got {head_dim}."
             )
         reference = options.reference_grid
@@ -335,8 +349,8 @@ class RotaryMixed(Rotary):
     """Rotary embedding whose frequencies are learned, for each block and head, and mix rows and columns.
 
     RoPE-Mixed of "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), section 3: angles are
-    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random direction for
-    each head.
+    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random
+    direction for each head.
     """
 
     per_layer = True
@@ -364,7 +378,8 @@ class RotaryMixed(Rotary):
         init.copy_(self.frequencies, torch.stack((rows, columns), dim=2))
 
     def _rotated_axes(self) -> torch.Tensor:
-        """Three axes at right angles, turned at random in each head, with the axial frequencies along each."""
+        """Three axes at right angles, turned at random in each head, with the axial frequencies along
+        each."""
         layers, heads, _, channels = self.frequencies.shape
         device = self.frequencies.device
         magnitude = geometric_frequencies(self.head_dim // 6, self.base, device)
@@ -403,8 +418,8 @@ class AttentionBias(PositionEncoding):
 class Alibi(AttentionBias):
     """Attention falls with the distance in patches, in each head at another rate.
 
-    ALiBi (Press et al., 2022, "Train Short, Test Long") with Euclidean distances, as in CROMA (Fuller et al., 2023):
-    -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
+    ALiBi (Press et al., 2022, "Train Short, Test Long") with Euclidean distances, as in CROMA (Fuller et al.,
+    2023): -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
     """
 
     def __init__(self, config, options: Options | None = None):
@@ -430,10 +445,11 @@ class RelativeBiasOptions(Options):
 
 
 class RelativeBias(AttentionBias):
-    """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022), Swin.
+    """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022),
+    Swin.
 
-    At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more stand for
-    pairs with a token that has no place: such a query, such a key, both.
+    At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more
+    stand for pairs with a token that has no place: such a query, such a key, both.
     """
 
     Options = RelativeBiasOptions
@@ -477,10 +493,10 @@ class RelativeBias(AttentionBias):
 class RelativeBiasContinuous(AttentionBias):
     """A small network tells the bias of a difference of places, on a logarithmic scale.
 
-    SwinV2 (Liu et al., 2022, "Swin Transformer V2"), section 3.3: sign(d) log2(1 + 8 |d| / (side - 1)) / 3 of both
-    axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that places beyond it are extrapolated
-    little. The network is asked at whole differences, and between them interpolated linearly (but for compiled models,
-    which ask it for every pair).
+    SwinV2 (Liu et al., 2022, "Swin Transformer V2"), section 3.3: sign(d) log2(1 + 8 |d| / (side - 1)) / 3 of
+    both axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that places beyond it are
+    extrapolated little. The network is asked at whole differences, and between them interpolated linearly
+    (but for compiled models, which ask it for every pair).
     """
 
     Options = RelativeBiasOptions
@@ -539,10 +555,12 @@ def continuous_bias(
 def sample_bias_table(table: torch.Tensor, differences: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """A table of differences in its native grid, read at those of other grids, `(B, heads, N, N)`.
 
-    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")`, or "trilinear", read there.
+    Equal to `interpolate(table, (2 * rows - 1, 2 * columns - 1), mode="bilinear")`, or "trilinear", read
+    there.
 
     Args:
-        table: `(heads, 2R - 1, 2S - 1)`, or `(heads, 2T' - 1, 2R - 1, 2S - 1)`, the difference 0 in the middle.
+        table: `(heads, 2R - 1, 2S - 1)`, or `(heads, 2T' - 1, 2R - 1, 2S - 1)`, the difference 0 in the
+            middle.
         differences: `(B, N, N, A)`.
         grid: `(B, A)` rows and columns of the grids.
     """
@@ -583,7 +601,8 @@ def sinusoid_2d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def sinusoid_3d(coordinates: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sinusoid `(..., dim)` at `coordinates` `(..., 3)`: a third each for time, row and column, as `sinusoid_2d`.
+    """Sinusoid `(..., dim)` at `coordinates` `(..., 3)`: a third each for time, row and column, as
+    `sinusoid_2d`.
 
     Channels beyond a multiple of six stay zero.
     """
@@ -608,7 +627,8 @@ def check_width(config, needed: int) -> None:
 
 
 def check_least_width(config) -> None:
-    """Checks that each of three axes gets a sine and a cosine; channels beyond a multiple of six have no position.
+    """Checks that each of three axes gets a sine and a cosine; channels beyond a multiple of six have no
+    position.
 
     Raises:
         ValueError: if `hidden_size` is below 6.
@@ -627,7 +647,8 @@ class NoPosition(PositionEncoding):
 class Sinusoidal(PositionEncoding):
     """The sinusoid of "Attention Is All You Need" over the raster index; CLS is position 0, patches follow.
 
-    A place between rows (a thumbnail's) has the index of some place in a row: `sinusoidal_2d` tells them apart.
+    A place between rows (a thumbnail's) has the index of some place in a row: `sinusoidal_2d` tells them
+    apart.
     """
 
     @classmethod
@@ -687,7 +708,8 @@ class LearnedOptions(Options):
 
 
 class Learned(PositionEncoding):
-    """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by default.
+    """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by
+    default.
 
     At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: that of ViT
     and DINOv2 by default, that of DINOv2 with registers with `antialias`, and that of SigLIP 2 with
@@ -803,9 +825,9 @@ class FourierOptions(Options):
 class Fourier(PositionEncoding):
     """A small network of learned Fourier features of the coordinates, in patches of the native grid.
 
-    "Learnable Fourier Features for Multi-Dimensional Spatial Positional Encoding" (Li et al., 2021), section 3:
-    W2 gelu(W1 [cos(W p), sin(W p)] / sqrt(F) + b1) + b2, with W drawn at first from a Gaussian of deviation 1 /
-    `scale`. Nothing for CLS.
+    "Learnable Fourier Features for Multi-Dimensional Spatial Positional Encoding" (Li et al., 2021), section
+    3: W2 gelu(W1 [cos(W p), sin(W p)] / sqrt(F) + b1) + b2, with W drawn at first from a Gaussian of
+    deviation 1 / `scale`. Nothing for CLS.
     """
 
     Options = FourierOptions

@@ -75,7 +75,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     accepts_loss_kwargs = False
 
     def check_config(self) -> None:
-        """Checks the configuration before the model runs, if a field was set since; else compares references."""
+        """Checks the configuration before the model runs, if a field was set since; else compares
+        references."""
         if torch.compiler.is_compiling() or vars(self.config) == self._checked_fields:
             return
         self.config.validate_architecture()
@@ -92,7 +93,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def set_dense_fraction(self, dense_fraction: float) -> None:
         """Loosens selection while training: 0 keeps what the configuration says, 1 keeps everything.
 
-        In between the number of patches is K + dense_fraction * (N - K). Evaluation always measures the target.
+        In between the number of patches is K + dense_fraction * (N - K). Evaluation always measures the
+        target.
 
         Raises:
             ValueError: if `dense_fraction` is outside [0, 1].
@@ -107,8 +109,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """As in transformers; `trust_remote_code=True` also lets classes load that came with the checkpoint.
 
-        Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with `use_safetensors=False`, and then
-        tensors alone.
+        Weights are read from safetensors; from a pickle (`pytorch_model.bin`) only with
+        `use_safetensors=False`, and then tensors alone.
 
         Raises:
             ValueError: if the checkpoint has such classes and is not trusted, or for `weights_only=False`.
@@ -116,7 +118,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         """
         if kwargs.get("weights_only") not in (None, True):
             raise ValueError(
-                "weights_only=False would run code that is in the weights: leave it out, tensors alone are loaded."
+                "weights_only=False would run code that is in the weights: leave it out, tensors "
+                "alone are loaded."
             )
         trust = bool(kwargs.pop("trust_remote_code", False))
         source = pretrained_model_name_or_path
@@ -150,8 +153,10 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
         except OSError as error:
             if kwargs["use_safetensors"] and "model.safetensors" in str(error):
                 raise OSError(
-                    f"{source} has no weights in model.safetensors. If it has a pickle (pytorch_model.bin), which could "
-                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, and writes safetensors. "
+                    f"{source} has no weights in model.safetensors. If it has a pickle "
+                    "(pytorch_model.bin), which could "
+                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, "
+                    "and writes safetensors. "
                     "use_safetensors=False here reads them in the same way."
                 ) from error
             raise
@@ -165,7 +170,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def _stored_config(
         cls, source: str | PathLike | None, config: Any, kwargs: dict[str, Any]
     ) -> PreTrainedConfig | None:
-        """The checkpoint's own configuration where fields that size tables may differ from it; None if there is none."""
+        """The checkpoint's own configuration where fields that size tables may differ from it; None if
+        there is none."""
         if source is None or not (isinstance(config, PreTrainedConfig) or GRID_FIELDS & kwargs.keys()):
             return None
         try:
@@ -203,7 +209,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
 
     @classmethod
     def is_remote_code(cls) -> bool:
-        """Returns True, so that transformers asks no service to convert pickles, and False where it would copy files.
+        """Returns True, so that transformers asks no service to convert pickles, and False where it would
+        copy files.
 
         The package saves a generated file instead.
         """
@@ -212,8 +219,8 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, *args, **kwargs):
         """Saves as in transformers; the configuration names every Auto class, whichever class was saved.
 
-        Weights have the names of the stock architecture, as transformers saves its own: a dense model with learned
-        positions opens in transformers' `ViTForImageClassification`.
+        Weights have the names of the stock architecture, as transformers saves its own: a dense model with
+        learned positions opens in transformers' `ViTForImageClassification`.
 
         The files of a user's own encoding, selector or reducer are saved, too.
 
@@ -247,8 +254,8 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     config: AdaptiveViTConfig
     config_class = AdaptiveViTConfig
     base_model_prefix = "vit"
-    # Not the embeddings: they hold what blocks ask of the position encoding, and Accelerate's FSDP2 shards the patch
-    # embeddings by themselves.
+    # Not the embeddings: they hold what blocks ask of the position encoding, and Accelerate's FSDP2 shards
+    # the patch embeddings by themselves.
     _no_split_modules = ["AdaptiveViTLayer"]
     _supports_flash_attn = True
     # Counts training steps in checkpoints of a subclass; no other class has a use for it.
@@ -264,11 +271,13 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         config.validate_architecture()
         if self._videos is not None and self._videos != has_frames(config):
             raise ValueError(
-                f"{type(self).__name__} is for {VIDEOS if self._videos else 'images'}, and num_frames={config.num_frames}. "
+                f"{type(self).__name__} is for {VIDEOS if self._videos else 'images'}, and "
+                f"num_frames={config.num_frames}. "
                 + (
                     "Set num_frames, and give (B, T, C, H, W)."
                     if self._videos
-                    else f"For {VIDEOS} there are AdaptiveViTForVideoClassification, AdaptiveViTModel and AdaptiveViTBackbone."
+                    else f"For {VIDEOS} there are AdaptiveViTForVideoClassification, AdaptiveViTModel "
+                    "and AdaptiveViTBackbone."
                 )
             )
         if find_class(config, "position_encoding").has_bias:
@@ -311,9 +320,9 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
         return super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
 
-# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours, and ours are saved with the former,
-# as stock ViT's are. Registered here and not in the package, because this code is saved with checkpoints and the package
-# is not.
+# Stock ViT checkpoints, with the key names of transformers 4 or 5, load into ours, and ours are saved with
+# the former, as stock ViT's are. Registered here and not in the package, because this code is saved with
+# checkpoints and the package is not.
 for _model in ("AdaptiveViTModel", "AdaptiveViTBackbone"):
     register_checkpoint_conversion_mapping(
         _model,

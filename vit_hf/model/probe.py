@@ -19,8 +19,8 @@ HEAD_REDUCTIONS = {
 class ModelProbe:
     """Runs the first blocks of an `AdaptiveViTModel`, without gradient; see `Probe`."""
 
-    # `capture_outputs` reads it, and finds nothing to record: outputs that the caller of the model records do not
-    # include those of this pass.
+    # `capture_outputs` reads it, and finds nothing to record: outputs that the caller of the model records do
+    # not include those of this pass.
     config = None
 
     def __init__(self, model):
@@ -29,7 +29,8 @@ class ModelProbe:
     @torch.no_grad()
     @capture_outputs
     def attention(self, patches: ImagePatches, num_layers: int, reduction: str) -> torch.Tensor:
-        """CLS attention `(B, N)` in block `num_layers`, its heads reduced to one; or "rollout" through all."""
+        """CLS attention `(B, N)` in block `num_layers`, its heads reduced to one; or "rollout" through
+        all."""
         layers, contexts, states = self._start(patches, num_layers)
         for index, layer in enumerate(layers[:-1]):
             states.append(layer(states[-1], contexts[index]))

@@ -34,7 +34,8 @@ class Reduction:
 
     Attributes:
         tokens: the M' tokens that go on.
-        assignment: `(B, M)` int64, which of them stands for each of the old ones; -1 for those that were dropped.
+        assignment: `(B, M)` int64, which of them stands for each of the old ones; -1 for those that were
+            dropped.
         loss: what training adds to the loss; None for nothing.
     """
 
@@ -46,8 +47,8 @@ class Reduction:
 class TokenReducer(nn.Module, ABC):
     """Thins the tokens that stand for patches; CLS, registers and a thumbnail's tokens are never touched.
 
-    A reducer with `inside_block` works between the attention and the feed-forward network of a block and sees what
-    the attention was computed from. Any other works before the block and gets no `projections`.
+    A reducer with `inside_block` works between the attention and the feed-forward network of a block and sees
+    what the attention was computed from. Any other works before the block and gets no `projections`.
     """
 
     inside_block = True
@@ -78,7 +79,8 @@ class TokenReducer(nn.Module, ABC):
         """
         Args:
             tokens: M tokens with their hidden states.
-            projections: queries, keys and values of the block's attention; the last M tokens of them are `tokens`.
+            projections: queries, keys and values of the block's attention; the last M tokens of them are
+                `tokens`.
             dense_fraction: 0 keeps what the configuration says, 1 keeps everything; see `keep_rate`.
         """
 
@@ -121,7 +123,8 @@ def check_cls_for_reducer(config) -> None:
     """
     if not config.use_cls_token:
         raise ValueError(
-            f"token_reducer={type_of(config.token_reducer)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            f"token_reducer={type_of(config.token_reducer)!r} needs the CLS token, which "
+            "use_cls_token=False leaves out: "
             "choose another."
         )
 
@@ -146,7 +149,8 @@ def ceil_fraction(numbers: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def new_indices(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-    """Index of each of M tokens after gathering `indices` `(B, K)`, `(B, M)`; -1 for one that was not gathered."""
+    """Index of each of M tokens after gathering `indices` `(B, K)`, `(B, M)`; -1 for one that was not
+    gathered."""
     batch_size, num_selected = indices.shape
     place = torch.arange(num_selected, device=indices.device).expand(batch_size, -1)
     if mask is not None:
@@ -156,10 +160,12 @@ def new_indices(indices: torch.Tensor, mask: torch.Tensor | None, num_tokens: in
 
 
 def trace_tokens(assignments: list[torch.Tensor]) -> torch.Tensor | None:
-    """Traces the token that stands for each of those that entered, after each reduction; see `token_assignments`.
+    """Traces the token that stands for each of those that entered, after each reduction; see
+    `token_assignments`.
 
     Args:
-        assignments: of each reduction, first to last, `(B, M)`; the tokens of the first are those that entered.
+        assignments: of each reduction, first to last, `(B, M)`; the tokens of the first are those that
+            entered.
     """
     if not assignments:
         return None
@@ -186,7 +192,8 @@ def restore_tokens(states: torch.Tensor, reductions: list[tuple[torch.Tensor, to
 
 
 class AttentiveReducer(TokenReducer):
-    """Keeps the tokens that CLS attends to most and fuses the others into one, the sum of them by their attention.
+    """Keeps the tokens that CLS attends to most and fuses the others into one, the sum of them by their
+    attention.
 
     EViT (Liang et al., 2022, "Not All Patches are What You Need"), section 3.
     """
@@ -231,10 +238,12 @@ class AttentiveReducer(TokenReducer):
 
 
 class SamplingReducer(TokenReducer):
-    """Samples tokens by the inverse of the cumulated significance: attention of CLS times the norm of the value.
+    """Samples tokens by the inverse of the cumulated significance: attention of CLS times the norm of the
+    value.
 
-    ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What is drawn twice counts
-    once, so an image may keep fewer tokens than the keep rate says; the places left over are padding.
+    ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What is drawn
+    twice counts once, so an image may keep fewer tokens than the keep rate says; the places left over are
+    padding.
     """
 
     @classmethod
@@ -298,12 +307,13 @@ class GumbelOptions(Options):
 
 
 class GumbelReducer(TokenReducer):
-    """A predictor at each stage gives every token a chance to stay, from the token and the mean of those present.
+    """A predictor at each stage gives every token a chance to stay, from the token and the mean of those
+    present.
 
-    DynamicViT (Rao et al., 2021), sections 3.2 and 3.3. Training draws with hard Gumbel-softmax and hides what was
-    dropped from the others (a size of 0 hides a token from attention and pooling), so that the choice has a
-    gradient; otherwise the likeliest are gathered. The loss here is that of the keep rate; those of distillation
-    are added by the model.
+    DynamicViT (Rao et al., 2021), sections 3.2 and 3.3. Training draws with hard Gumbel-softmax and hides
+    what was dropped from the others (a size of 0 hides a token from attention and pooling), so that the
+    choice has a gradient; otherwise the likeliest are gathered. The loss here is that of the keep rate; those
+    of distillation are added by the model.
     """
 
     inside_block = False
@@ -383,7 +393,8 @@ MERGE_CHUNK_SIZE = 2**22
 
 
 def best_partners(metric: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every other token (A: the first, third, ...) the most alike of the rest (B), and how alike, `(B, |A|)`.
+    """For every other token (A: the first, third, ...) the most alike of the rest (B), and how alike, `(B,
+    |A|)`.
 
     Args:
         metric: `(B, M, d)`, compared by cosine.
@@ -429,9 +440,9 @@ class MergeOptions(Options):
 class MergeReducer(TokenReducer):
     """Merges the most alike pairs of tokens into their mean, weighted by how many patches each stands for.
 
-    ToMe (Bolya et al., 2023, "Token Merging: Your ViT But Faster"), section 3: bipartite soft matching on the keys
-    averaged over heads (before rotation, if there is one), with sizes for proportional attention. Tokens keep the
-    raster order of those that others were merged into.
+    ToMe (Bolya et al., 2023, "Token Merging: Your ViT But Faster"), section 3: bipartite soft matching on the
+    keys averaged over heads (before rotation, if there is one), with sizes for proportional attention. Tokens
+    keep the raster order of those that others were merged into.
     """
 
     Options = MergeOptions
@@ -440,11 +451,13 @@ class MergeReducer(TokenReducer):
     def check(cls, config, options: Options) -> None:
         if options.r is not None and config.keep_rate != 1:
             raise ValueError(
-                f"r={options.r} and keep_rate={config.keep_rate} exclude each other: pass no r, or keep_rate=1.0."
+                f"r={options.r} and keep_rate={config.keep_rate} exclude each other: pass no r, "
+                "or keep_rate=1.0."
             )
         if config.keep_rate < 0.5:
             raise ValueError(
-                f"keep_rate={config.keep_rate} is too low for token_reducer='merge', which merges pairs: at least 0.5. "
+                f"keep_rate={config.keep_rate} is too low for token_reducer='merge', which merges "
+                "pairs: at least 0.5. "
                 "Merge at more reduction_layers instead."
             )
 

@@ -1,8 +1,8 @@
 """Position encodings, patch selectors and token reducers of a user's own.
 
-A field of the configuration may name a class of its table, one that a decorator registered, or one of a module,
-`"my_positions.MyEncoding"`. Its file is saved with the model; a checkpoint with such a file loads with
-`trust_remote_code=True`, or where the class was imported already.
+A field of the configuration may name a class of its table, one that a decorator registered, or one of a
+module, `"my_positions.MyEncoding"`. Its file is saved with the model; a checkpoint with such a file loads
+with `trust_remote_code=True`, or where the class was imported already.
 """
 
 import importlib
@@ -37,7 +37,8 @@ BASES = {
     "token_reducer": "TokenReducer",
 }
 BUILT_IN = {field: frozenset(table) | VOLUME_TABLES[field].keys() for field, table in TABLES.items()}
-# Classes that came with checkpoints, by field, name and checkpoint: two may give the same name to different ones.
+# Classes that came with checkpoints, by field, name and checkpoint: two may give the same name to different
+# ones.
 FETCHED: dict[tuple[str, str, str], type] = {}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "code_revision")
 
@@ -79,7 +80,8 @@ def _register(field: str, name: str) -> Callable[[AnyClass], AnyClass]:
 
 
 def derives_from(cls: type, base: str) -> bool:
-    """Tells whether a class has a base of that name; a base may be loaded twice, from package and checkpoint."""
+    """Tells whether a class has a base of that name; a base may be loaded twice, from package and
+    checkpoint."""
     return any(parent.__name__ == base for parent in cls.__mro__)
 
 
@@ -152,7 +154,8 @@ def _is_loaded(name: str) -> bool:
 
 def _require_trust(source: str, field: str, name: str) -> None:
     raise ValueError(
-        f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that defines it, or, having read "
+        f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that "
+        "defines it, or, having read "
         "the code that came with the checkpoint, pass trust_remote_code=True to from_pretrained."
     )
 
@@ -176,7 +179,8 @@ def import_class(field: str, name: str) -> Any:
         if error.name not in (module, module.partition(".")[0]):
             raise
         raise ValueError(
-            f"{field}={name!r}: there is no module {module!r} on Python's path. Start where {module}.py is, or add its "
+            f"{field}={name!r}: there is no module {module!r} on Python's path. Start where "
+            f"{module}.py is, or add its "
             f"folder to PYTHONPATH. A class without a dot in its name is one of {sorted(TABLES[field])}."
         ) from error
     except AttributeError as error:
@@ -193,7 +197,8 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
         options: where and how to download, as of `from_pretrained`.
 
     Raises:
-        ValueError: if a class would have to be taken from the checkpoint, or imported because of it, without trust.
+        ValueError: if a class would have to be taken from the checkpoint, or imported because of it, without
+            trust.
     """
     for field, table in TABLES.items():
         name = type_of(values.get(field))

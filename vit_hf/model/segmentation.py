@@ -29,7 +29,8 @@ def read_segmentation_options(config) -> SegmentationOptions:
 
 
 class LinearDecoder(nn.Module):
-    """A linear classifier on each patch, `(B, L, R, S)`: the linear decoder of Segmenter (Strudel et al., 2021)."""
+    """A linear classifier on each patch, `(B, L, R, S)`: the linear decoder of Segmenter (Strudel et al.,
+    2021)."""
 
     def __init__(self, config):
         super().__init__()
@@ -55,10 +56,11 @@ class Upsampling(Initialized, nn.ConvTranspose2d):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """Two transposed convolutions, one that looks across the borders of patches, and a classifier, `(B, L, 4R, 4S)`.
+    """Two transposed convolutions, one that looks across the borders of patches, and a classifier, `(B, L,
+    4R, 4S)`.
 
-    In the manner of the progressive upsampling of SETR (Zheng et al., 2021), with the transposed convolutions by which
-    ViTDet (Li et al., 2022) makes finer maps of a plain ViT's.
+    In the manner of the progressive upsampling of SETR (Zheng et al., 2021), with the transposed convolutions
+    by which ViTDet (Li et al., 2022) makes finer maps of a plain ViT's.
     """
 
     def __init__(self, config):
@@ -97,15 +99,18 @@ def crop_labels(
     excess = [size - needed for size, needed in zip(labels.shape[-2:], covered, strict=True)]
     if labels.ndim != 3 or not all(0 <= more < side for more, side in zip(excess, patch_size, strict=True)):
         raise ValueError(
-            f"labels have the shape {tuple(labels.shape)} and must be (B, H, W) of the images, whose patches cover "
-            f"{covered[0]}x{covered[1]} pixels. Resize masks, by nearest neighbors, as the images are resized."
+            f"labels have the shape {tuple(labels.shape)} and must be (B, H, W) of the images, "
+            "whose patches cover "
+            f"{covered[0]}x{covered[1]} pixels. Resize masks, by nearest neighbors, as the images "
+            "are resized."
         )
     labels = labels[:, : covered[0], : covered[1]].long()
     if not torch.compiler.is_compiling():
         wrong = (labels != ignored) & ((labels < 0) | (labels >= max(2, num_labels)))
         if wrong.any():
             raise ValueError(
-                f"Label {labels[wrong][0].item()} is outside 0..{max(2, num_labels) - 1} ({ignored} marks pixels to "
+                f"Label {labels[wrong][0].item()} is outside 0..{max(2, num_labels) - 1} "
+                f"({ignored} marks pixels to "
                 f"ignore). The model has num_labels={num_labels}: set it when loading, or mend the masks."
             )
     return labels
@@ -116,8 +121,8 @@ def segmentation_loss_per_image(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the losses `(B,)` of the pixels that count, and their number `(B,)`.
 
-    Logits `(B, L, h, w)` are resized to the labels `(B, H, W)` bilinearly, as in transformers' SegFormer. A single class
-    is a yes or a no.
+    Logits `(B, L, h, w)` are resized to the labels `(B, H, W)` bilinearly, as in transformers' SegFormer. A
+    single class is a yes or a no.
     """
     logits = nn.functional.interpolate(
         logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False

@@ -51,8 +51,9 @@ def keep_top(
     Args:
         scores: patches that are padding must score minus infinity.
         num_selected: K.
-        counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at the
-            end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is no mask.
+        counts: `(B,)` how many an image really keeps, where that may be fewer than K; the rest is padding at
+            the end, index 0, and False in the returned mask `(B, K)`. None: every image keeps K, and there is
+            no mask.
     """
     # By the lowest score that is kept: ONNX has no stable sort, and this is faster.
     best = scores.topk(num_selected, dim=-1).values  # (B, K)
@@ -74,7 +75,8 @@ def keep_top(
 
 
 def explore(scores: torch.Tensor, share: float, counts: torch.Tensor) -> torch.Tensor:
-    """Ranks `(B, N)` of which the first `counts` are the best patches but for a `share`, which is drawn at random.
+    """Ranks `(B, N)` of which the first `counts` are the best patches but for a `share`, which is drawn at
+    random.
 
     Args:
         scores: `(B, N)`, minus infinity for patches that are padding.
@@ -95,8 +97,10 @@ class Selection:
         indices: `(B, K)` int64, ascending places among the N patches that were offered; None for all of them.
         mask: `(B, K)` bool, False where an image keeps fewer than the batch; None if all count.
         scores: `(B, N)`; None if nobody scored.
-        weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is one.
-        log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not drawn.
+        weights: `(B, K, N)` float, where a patch that the encoder gets is a mean of several; None if it is
+            one.
+        log_prob: `(B,)` log-probability of a selection that was drawn, with gradient; None if it was not
+            drawn.
         greedy: what would have been kept without drawing; None if nothing was drawn.
         loss: what the selector adds to the loss without knowing the answer; None for nothing.
     """
@@ -124,7 +128,8 @@ class Probe(Protocol):
         """Hidden states `(B, N, D)` of `patches` after `num_layers` blocks."""
 
     def embed(self, patches: ImagePatches) -> torch.Tensor:
-        """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without dropout."""
+        """Embeddings `(B, N, D)` of `patches` with their positions, each of one patch alone, without
+        dropout."""
 
 
 @strict
@@ -145,8 +150,8 @@ class SelectorOptions(Options):
 class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
 
-    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be scored apart,
-    # then without gradient; what learns from the task does so by `token_weights`.
+    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be
+    # scored apart, then without gradient; what learns from the task does so by `token_weights`.
     is_pointwise = False
 
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
@@ -210,7 +215,8 @@ class PatchSelector(nn.Module, ABC):
         """
         if scores.shape != patches.coordinates.shape[:2]:
             raise ValueError(
-                f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}, and must give a score for "
+                f"{type(self).__name__}.score returned the shape {tuple(scores.shape)}, and must "
+                "give a score for "
                 f"each patch, {tuple(patches.coordinates.shape[:2])}."
             )
         check_finite(scores, "pixel_values, or the weights of the patch selector,")
@@ -240,7 +246,8 @@ class PatchSelector(nn.Module, ABC):
         return Selection(indices, mask, scores)
 
     def token_weights(self, tokens: PatchTokens) -> torch.Tensor | None:
-        """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for 1 each.
+        """Weights `(B, K)` of the kept patches in the encoder's attention and in pooling, 0 or more; None for
+        1 each.
 
         Args:
             tokens: embeddings `(B, K, D)` of what was kept, with positions and a gradient.
@@ -260,6 +267,7 @@ def check_cls_for_selector(config) -> None:
     """
     if not config.use_cls_token:
         raise ValueError(
-            f"patch_selector={type_of(config.patch_selector)!r} needs the CLS token, which use_cls_token=False leaves out: "
+            f"patch_selector={type_of(config.patch_selector)!r} needs the CLS token, which "
+            "use_cls_token=False leaves out: "
             "choose another."
         )

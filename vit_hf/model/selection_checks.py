@@ -28,7 +28,8 @@ def warn_if_all_kept(config, patches: ImagePatches, num_selected: int) -> None:
         grid = tuple(patches.grid[all_kept][0].tolist()) if all_kept.any() else None
     if grid is not None:
         warn_of_all_kept(
-            f"patch_selector={type_of(config.patch_selector)!r} with num_selected_patches={config.num_selected_patches}",
+            f"patch_selector={type_of(config.patch_selector)!r} with "
+            f"num_selected_patches={config.num_selected_patches}",
             grid,
         )
 
@@ -42,8 +43,10 @@ def warn_of_all_kept(selection: str, grid: tuple[int, ...], things: str = "patch
         things: what these are.
     """
     logger.warning_once(
-        f"{selection} keeps all of the {format_size(grid)} {things} of an image, and saves nothing. Give larger images (the image "
-        f"processor resizes them to its size, by default 224x224: set do_resize=False, or a larger size), or keep fewer."
+        f"{selection} keeps all of the {format_size(grid)} {things} of an image, and saves "
+        "nothing. Give larger images (the image "
+        "processor resizes them to its size, by default 224x224: set do_resize=False, or a "
+        "larger size), or keep fewer."
     )
 
 
@@ -63,9 +66,12 @@ def check_selected_once(config, patches: ImagePatches) -> None:
     if selected.any():
         index = int(selected.int().argmax())
         raise ValueError(
-            f"Image {index} of the batch came with {int(present[index])} of its {format_size(patches.grid[index].tolist())} patches: "
-            f"the image processor selected them (its patch_selector), and the model selects others: patch_selector="
-            f"{type_of(config.patch_selector)!r}, num_selected_patches={config.num_selected_patches}. Set patch_selector=None, "
+            f"Image {index} of the batch came with {int(present[index])} of its "
+            f"{format_size(patches.grid[index].tolist())} patches: "
+            "the image processor selected them (its patch_selector), and the model selects "
+            "others: patch_selector="
+            f"{type_of(config.patch_selector)!r}, "
+            f"num_selected_patches={config.num_selected_patches}. Set patch_selector=None, "
             "num_selected_patches=None in one of the two, or the same num_selected_patches in both."
         )
 
@@ -74,13 +80,15 @@ def warn_if_nothing_reduced(config, reducers: Iterable[TokenReducer]) -> None:
     """Warns, once, of reducers that keep all tokens."""
     if is_elastic(config):  # whose largest network may be dense
         return
-    # Those of the user's own may go by something else than keep_rate; "gumbel" runs its predictor whatever it keeps.
+    # Those of the user's own may go by something else than keep_rate; "gumbel" runs its predictor whatever it
+    # keeps.
     is_ours = type_of(config.token_reducer) in BUILT_IN["token_reducer"]
     merges_number = options_of(config.token_reducer).get("r") is not None
     by_rate = is_ours and config.keep_rate >= 1 and not merges_number
     if by_rate or any(reducer.keeps_all(0.0) for reducer in reducers):
         logger.warning_once(
-            f"token_reducer={type_of(config.token_reducer)!r} with keep_rate={config.keep_rate} keeps all tokens, and saves nothing: "
+            f"token_reducer={type_of(config.token_reducer)!r} with keep_rate={config.keep_rate} "
+            "keeps all tokens, and saves nothing: "
             "set keep_rate below 1, such as 0.7."
         )
 

@@ -1,7 +1,7 @@
 """Patch selectors: score N patches before the encoder, keep K of them.
 
-A pixel heuristic is one function and one line in `PIXEL_SCORERS` (`pixel_scorers.py`). Any other selector is one
-class and one line in `PATCH_SELECTORS` at the end. The highest scores are kept.
+A pixel heuristic is one function and one line in `PIXEL_SCORERS` (`pixel_scorers.py`). Any other selector is
+one class and one line in `PATCH_SELECTORS` at the end. The highest scores are kept.
 """
 
 import math
@@ -35,7 +35,8 @@ from .sizes import (
 
 
 def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
-    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their grids.
+    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their
+    grids.
 
     One `(B, f, r, c)` over videos is read trilinearly.
     """
@@ -145,8 +146,8 @@ class DistilledSelector(PatchSelector):
 
     Scores are those of a small network on the hidden states of the probe pass, `2 x 2` for each patch of the
     thumbnail; the loss is the divergence of their softmax from the CLS attention of a dense pass over the
-    image, which costs training what a dense forward costs. After LookWhere (2025), whose probe is a copy of the
-    first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
+    image, which costs training what a dense forward costs. After LookWhere (2025), whose probe is a copy of
+    the first blocks that learns with it; here the blocks are the model's own and do not learn from this loss.
     """
 
     Options = DistilledOptions
@@ -216,12 +217,13 @@ class CrossAttentionOptions(SelectorOptions):
 class CrossAttentionSelector(Initialized, PatchSelector):
     """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
 
-    Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the image is
-    streamed; those that are kept are scored again with gradient, and weighed by the query's attention, so that the
-    loss of the task reaches it. There it pools what an encoder made of each patch alone. Here an encoder follows
-    whose blocks relate the patches: each of its blocks attends to a patch so many times as much as the query's softmax
-    over the kept ones says, in training and afterwards, and so does pooling by mean or by attention. At first
-    these weights are nearly 1. Keys come from a small network on the embeddings, positions included.
+    Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the
+    image is streamed; those that are kept are scored again with gradient, and weighed by the query's
+    attention, so that the loss of the task reaches it. There it pools what an encoder made of each patch
+    alone. Here an encoder follows whose blocks relate the patches: each of its blocks attends to a patch so
+    many times as much as the query's softmax over the kept ones says, in training and afterwards, and so does
+    pooling by mean or by attention. At first these weights are nearly 1. Keys come from a small network on
+    the embeddings, positions included.
     """
 
     Options = CrossAttentionOptions
@@ -290,8 +292,8 @@ def check_scorer_size(config, options: ScorerOptions) -> None:
 
 
 class ThumbnailScorer(nn.Module):
-    """Patches of 4 pixels, a strided convolution, two residual ones and a global mean, on the image resized to
-    `thumbnail_size`.
+    """Patches of 4 pixels, a strided convolution, two residual ones and a global mean, on the image resized
+    to `thumbnail_size`.
 
     Its map has an eighth of the thumbnail's side. Less than 1 % of the work of a ViT-B at 224 pixels.
 
@@ -333,8 +335,8 @@ class ThumbnailScorer(nn.Module):
         return sample_map(self.output(self.activation(states)).squeeze(1).float(), patches)
 
 
-# Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be 8 MiB,
-# and their indicators K x N, which are never made, 1.5 GiB.
+# Noise held at once, in numbers: 64 MiB of float32. At 196 of 4096 patches, all samples of an image would be
+# 8 MiB, and their indicators K x N, which are never made, 1.5 GiB.
 NOISE_CHUNK_SIZE = 2**24
 
 
@@ -347,14 +349,14 @@ def perturbed_top_k(
 ) -> torch.Tensor:
     """Expected indicators `(B, K, N)` of the K highest of `scores` plus Gaussian noise.
 
-    Row k is the distribution of what is kept in the place of the k-th favorite, by raster order: this favorite
-    itself wherever it stays among the K highest, or one that then is instead of it (the first newcomer, by raster
-    order, for the first that leaves). As `sigma` goes to 0 it becomes that of the top K. In the paper row k is the k-th
-    kept patch, so that one newcomer shifts all rows behind it and the encoder sees few whole patches; the encoder
-    is blind to the order of rows.
+    Row k is the distribution of what is kept in the place of the k-th favorite, by raster order: this
+    favorite itself wherever it stays among the K highest, or one that then is instead of it (the first
+    newcomer, by raster order, for the first that leaves). As `sigma` goes to 0 it becomes that of the top K.
+    In the paper row k is the k-th kept patch, so that one newcomer shifts all rows behind it and the encoder
+    sees few whole patches; the encoder is blind to the order of rows.
 
-    Differentiable in the scores: "Differentiable Patch Selection for Image Recognition" (Cordonnier et al., 2021),
-    after Berthet et al. (2020).
+    Differentiable in the scores: "Differentiable Patch Selection for Image Recognition" (Cordonnier et al.,
+    2021), after Berthet et al. (2020).
 
     Args:
         scores: `(B, N)`, minus infinity for padding.
@@ -400,7 +402,8 @@ class _PerturbedTopK(torch.autograd.Function):
         for sample in range(kept.shape[1]):
             picked = grad.gather(2, kept[:, sample].long().unsqueeze(-1)).squeeze(-1)  # (B, K)
             value[:, sample] = (picked if present is None else picked * present).sum(dim=-1)
-        # Noise has mean 0, so a constant may be subtracted; the mean of the others is one that leaves no bias.
+        # Noise has mean 0, so a constant may be subtracted; the mean of the others is one that leaves no
+        # bias.
         num_samples = ctx.num_samples
         if num_samples > 1:
             value = (value - value.mean(dim=1, keepdim=True)) * (num_samples / (num_samples - 1))
@@ -468,8 +471,8 @@ class PerturbedOptions(ScorerOptions):
 class PerturbedSelector(PatchSelector):
     """A small network on the thumbnail, trained through perturbed top-K by the loss of the task itself.
 
-    While training the encoder gets means of patches, by how often each was among the K highest; otherwise the K
-    highest themselves.
+    While training the encoder gets means of patches, by how often each was among the K highest; otherwise the
+    K highest themselves.
     """
 
     Options = PerturbedOptions
@@ -501,13 +504,15 @@ class PerturbedSelector(PatchSelector):
         return selection
 
 
-# Standard deviation of an image's scores. Fixed, so that a policy can neither become certain by accident, which
-# would end its learning, nor stay undecided; what is rare in an image still stands out by many times this.
+# Standard deviation of an image's scores. Fixed, so that a policy can neither become certain by accident,
+# which would end its learning, nor stay undecided; what is rare in an image still stands out by many times
+# this.
 SPREAD = 1.0
 
 
 def standardize(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Scores `(B, N)` with mean 0 and deviation `SPREAD` over the patches of each image that `mask` `(B, N)` has."""
+    """Scores `(B, N)` with mean 0 and deviation `SPREAD` over the patches of each image that `mask` `(B,
+    N)` has."""
     present = torch.ones_like(scores) if mask is None else mask.to(scores.dtype)
     count = present.sum(dim=-1, keepdim=True)
     centered = scores - (scores * present).sum(dim=-1, keepdim=True) / count
@@ -516,9 +521,11 @@ def standardize(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
 
 
 def draw_plackett_luce(scores: torch.Tensor) -> torch.Tensor:
-    """An order `(B, N)` of patches drawn one after the other without replacement, in proportion to exp(score).
+    """An order `(B, N)` of patches drawn one after the other without replacement, in proportion to
+    exp(score).
 
-    Plackett-Luce by the Gumbel-top-K trick (Kool et al., 2019). Patches with a score of minus infinity come last.
+    Plackett-Luce by the Gumbel-top-K trick (Kool et al., 2019). Patches with a score of minus infinity come
+    last.
     """
     uniform = torch.rand_like(scores).clamp(min=torch.finfo(scores.dtype).tiny)
     return (scores.detach() - (-uniform.log()).log()).argsort(dim=-1, descending=True)
@@ -569,8 +576,8 @@ class PolicySelector(PatchSelector):
     """A small network on the thumbnail draws patches while training, and keeps its greedy otherwise.
 
     The head rewards what was drawn by how much better the answer is than with the greedy (REINFORCE with a
-    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that of the
-    first draw, as a share of the greatest possible.
+    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that
+    of the first draw, as a share of the greatest possible.
     """
 
     Options = PolicyOptions
@@ -611,10 +618,11 @@ class PolicySelector(PatchSelector):
 
 
 def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the baseline.
+    """-(R - b) log pi, averaged over images; `(B,)` each. Its gradient is that of -E[R], whatever the
+    baseline.
 
-    The mean of R - b over the other images of the batch is subtracted as well, which biases nothing either: at
-    first greedy are worse than chance, and a difference that all images share would be nothing but noise.
+    The mean of R - b over the other images of the batch is subtracted as well, which biases nothing either:
+    at first greedy are worse than chance, and a difference that all images share would be nothing but noise.
     """
     advantage = reward - baseline
     if len(advantage) > 1:

@@ -77,7 +77,8 @@ def check_thumbnail(config, name: str, size: Any, least: tuple[int, ...]) -> Non
         raise ValueError(f"{name}={size} must be at least one pixel a side.")
     if any(side < needed for side, needed in zip(sides, least, strict=True)):
         raise ValueError(
-            f"{name}={'image_size' if size is None else size} gives a thumbnail of {list(sides)}, and it must have at "
+            f"{name}={'image_size' if size is None else size} gives a thumbnail of {list(sides)}, "
+            "and it must have at "
             f"least {list(least)}: {legal}."
         )
 
@@ -85,7 +86,8 @@ def check_thumbnail(config, name: str, size: Any, least: tuple[int, ...]) -> Non
 @strict
 @dataclass(kw_only=True)
 class LayerSizes(Options):
-    """Sizes of each block, where blocks differ: lists of as many numbers as there are blocks; None where they are equal.
+    """Sizes of each block, where blocks differ: lists of as many numbers as there are blocks; None where they
+    are equal.
 
     Args:
         num_attention_heads: heads, of which a block with fewer than the configuration's has the first of
@@ -127,7 +129,8 @@ def check_layer_sizes(config) -> None:
         raise ValueError(f"head_dim={config.head_dim} must be at least 1, or None.")
     if config.head_dim is None and config.hidden_size % config.num_attention_heads:
         raise ValueError(
-            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={config.num_attention_heads}, "
+            f"hidden_size={config.hidden_size} must be a multiple of "
+            f"num_attention_heads={config.num_attention_heads}, "
             "unless head_dim says how many channels a head has."
         )
     if config.pooling == "map" and config.hidden_size % config.num_attention_heads:
@@ -145,6 +148,7 @@ def check_layer_sizes(config) -> None:
     heads = read_layer_sizes(config).num_attention_heads
     if heads is not None and max(heads) > config.num_attention_heads:
         raise ValueError(
-            f"layer_sizes: num_attention_heads={list(heads)} must not be above num_attention_heads={config.num_attention_heads}, "
+            f"layer_sizes: num_attention_heads={list(heads)} must not be above "
+            f"num_attention_heads={config.num_attention_heads}, "
             "which is how many heads a position encoding counts."
         )

@@ -4,7 +4,8 @@ from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 
 
 class StagesConfigMixin(BackboneConfigMixin):
-    """As in transformers, with the last stage by default, however many stages the configuration has by then."""
+    """As in transformers, with the last stage by default, however many stages the configuration has by
+    then."""
 
     @property
     def out_features(self) -> list[str]:

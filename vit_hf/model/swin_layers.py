@@ -42,7 +42,8 @@ class WindowLayout:
     Attributes:
         cells: `(n, L)` int64 raster index in the grid of each window's cells, -1 for padding.
         places: `(N,)` int64 where each cell of the grid is in `cells`, flat.
-        regions: `(n, L)` int64, different for cells of a window that do not attend to each other; None if all do.
+        regions: `(n, L)` int64, different for cells of a window that do not attend to each other; None if all
+            do.
         window: rows and columns of a window.
         rows, columns: of windows.
         has_padding: whether some cells are padding.
@@ -146,7 +147,8 @@ def arrange(
     pad_before_shift: bool,
     padding: float,
 ) -> torch.Tensor:
-    """`values` `(..., R, S)` padded at the end to whole windows, and rolled by `shift`, in the one order or the other."""
+    """`values` `(..., R, S)` padded at the end to whole windows, and rolled by `shift`, in the one order
+    or the other."""
     rows, columns = values.shape[-2:]
     missing = (0, -columns % window[1], 0, -rows % window[0])
     backwards = (-shift[0], -shift[1])
@@ -200,7 +202,8 @@ def pool_windows(
 
 
 class WindowBias(AttentionBias):
-    """A learned number for each difference of places and head (Liu et al., 2021, "Swin Transformer", section 3.2)."""
+    """A learned number for each difference of places and head (Liu et al., 2021, "Swin Transformer",
+    section 3.2)."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -242,7 +245,8 @@ class WindowBiasContinuous(AttentionBias):
 
 
 def read_table(table: torch.Tensor, differences: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
-    """`(1, heads, L, L)`: a table `((2h - 1) * (2w - 1), heads)` at whole differences `(1, L, L, 2)` of places."""
+    """`(1, heads, L, L)`: a table `((2h - 1) * (2w - 1), heads)` at whole differences `(1, L, L, 2)` of
+    places."""
     row, column = differences.long().unbind(-1)
     index = (row + window[0] - 1) * (2 * window[1] - 1) + column + window[1] - 1
     return table[index].permute(0, 3, 1, 2)
@@ -259,7 +263,8 @@ class UnavailableProbe:
 
     def __getattr__(self, name: str):
         raise ValueError(
-            f"The patch selector asks for the model's own {name}, and Swin's blocks see windows, without a CLS token: score "
+            f"The patch selector asks for the model's own {name}, and Swin's blocks see windows, "
+            "without a CLS token: score "
             "patches by their pixels, or by a network of the selector's own."
         )
 
@@ -304,7 +309,10 @@ class WindowChooser:
         if number == layout.num_windows:
             # Later stages have few windows, and may need all of them.
             if stage == 0 and self.dense_fraction == 0 and not torch.compiler.is_compiling():
-                selection = f"patch_selector={type_of(self.config.patch_selector)!r} with num_selected_windows={budget}"
+                selection = (
+                    f"patch_selector={type_of(self.config.patch_selector)!r} with "
+                    f"num_selected_windows={budget}"
+                )
                 warn_of_all_kept(selection, (number,), "windows")
             return None
         for _ in range(stage):
@@ -313,7 +321,8 @@ class WindowChooser:
         selection = self.selector.select(windows, number, None, self.sample)
         if selection.weights is not None or selection.log_prob is not None or selection.indices is None:
             raise ValueError(
-                f"{type(self.selector).__name__}.select mixes patches, draws them or leaves the choice open, and windows "
+                f"{type(self.selector).__name__}.select mixes patches, draws them or leaves the "
+                "choice open, and windows "
                 "can only be kept or not: use it in an AdaptiveViT."
             )
         return selection.indices
@@ -497,8 +506,8 @@ class StageResult:
         states, grid: `(B, N, D)` after the blocks, and its rows and columns.
         merged, merged_grid: the same for the next stage; of the last, no other.
         weights: attention `(B * K, heads, L, L)` of the last block; None if it was not asked for.
-        layouts, chosen: windows of unshifted blocks and, if there are such, of shifted ones, and those of them that
-            were computed on, `(B, K)` or None for all.
+        layouts, chosen: windows of unshifted blocks and, if there are such, of shifted ones, and those of
+            them that were computed on, `(B, K)` or None for all.
     """
 
     states: torch.Tensor

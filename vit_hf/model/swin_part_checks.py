@@ -1,4 +1,5 @@
-"""Checks of the parts of a Swin's configuration: their names, their options, and what each needs of the rest."""
+"""Checks of the parts of a Swin's configuration: their names, their options, and what each needs of the
+rest."""
 
 from .configuration_adaptive_swin import UNFIT
 from .layers import ACTIVATIONS

@@ -83,11 +83,12 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 
 class ZarrSource(TiledSource):
-    """A folder with a zarr array, or with an OME-Zarr image (`multiscales`, its smaller copies make thumbnails).
+    """A folder with a zarr array, or with an OME-Zarr image (`multiscales`, its smaller copies make
+    thumbnails).
 
-    An array is `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels; OME-Zarr names its axes, of which all but
-    y, x and c must have one entry. Values are as in `NpySource`. Chunks that are not there have the fill value, as
-    zarr defines it.
+    An array is `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels; OME-Zarr names its axes, of which
+    all but y, x and c must have one entry. Values are as in `NpySource`. Chunks that are not there have the
+    fill value, as zarr defines it.
     """
 
     def _open(self) -> list[tuple[int, int]]:

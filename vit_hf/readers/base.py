@@ -37,7 +37,8 @@ class ImageSource(AbstractContextManager, ABC):
         """
         if not (0 <= top < top + height <= self.height and 0 <= left < left + width <= self.width):
             raise ValueError(
-                f"The region of {height}x{width} pixels at row {top}, column {left} reaches beyond {self.name}, which has "
+                f"The region of {height}x{width} pixels at row {top}, column {left} reaches "
+                f"beyond {self.name}, which has "
                 f"{self.height}x{self.width}."
             )
         return self._read(top, left, height, width)
@@ -96,8 +97,8 @@ def import_extra(module: str, package: str, purpose: str) -> ModuleType:
 class FileSource(ImageSource):
     """An image in a file, and perhaps smaller copies of it there.
 
-    It may be pickled and used in forked processes, each of which opens the file for itself, and by several threads,
-    which take turns.
+    It may be pickled and used in forked processes, each of which opens the file for itself, and by several
+    threads, which take turns.
 
     Below, "stored" means before the image is turned as its orientation says.
 
@@ -146,7 +147,8 @@ class FileSource(ImageSource):
     def thumbnail(self, height: int, width: int) -> np.ndarray:
         """The whole image at another size, `(height, width, 3)` uint8, as Pillow's bilinear resize makes it.
 
-        Starts from the smallest copy in the file that is at least twice as large, otherwise decodes the image once.
+        Starts from the smallest copy in the file that is at least twice as large, otherwise decodes the image
+        once.
         """
         check_thumbnail_size(self.name, height, width)
         if self.orientation >= 5:
@@ -155,7 +157,8 @@ class FileSource(ImageSource):
         return self._upright(self._resized(max(small, default=0), height, width))
 
     def _resized(self, level: int, height: int, width: int) -> np.ndarray:
-        """What `image.resize((width, height), BILINEAR, reducing_gap=3)` is, without the whole image in memory."""
+        """What `image.resize((width, height), BILINEAR, reducing_gap=3)` is, without the whole image in
+        memory."""
         full_height, full_width = self.levels[level]
         by_rows = int(full_height / height / REDUCING_GAP) or 1
         by_columns = int(full_width / width / REDUCING_GAP) or 1
@@ -202,7 +205,8 @@ class FileSource(ImageSource):
             except Exception as error:
                 of = f" of its copy of {self.levels[level][0]}x{self.levels[level][1]}" if level else ""
                 raise ValueError(
-                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row {top}, column {left}{of}: "
+                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row "
+                    f"{top}, column {left}{of}: "
                     f"{_one_line(error)}. Replace the file, or leave it out."
                 ) from error
 
@@ -221,7 +225,8 @@ class FileSource(ImageSource):
         except Exception as error:
             self.close()
             raise ValueError(
-                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged image file: replace "
+                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged "
+                "image file: replace "
                 "it, or leave it out."
             ) from error
         height, width = self.levels[0]
@@ -235,7 +240,8 @@ class FileSource(ImageSource):
         if self.max_pixels is not None and height * width > self.max_pixels:
             raise _TooLargeError(
                 f"{self.name} declares {height}x{width} pixels, {height * width} in all, more than "
-                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger max_pixels (None for no "
+                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger "
+                "max_pixels (None for no "
                 "limit)."
             )
 
@@ -291,7 +297,8 @@ class TileGrid:
         size = self.tile_height * self.tile_width * bytes_per_pixel
         if size > MAX_TILE_BYTES:
             raise ValueError(
-                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} bytes each, more than "
+                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} "
+                "bytes each, more than "
                 f"{MAX_TILE_BYTES}: save it with smaller tiles"
             )
 
@@ -306,8 +313,9 @@ class TileGrid:
 class TiledSource(FileSource):
     """An image whose file is divided into tiles or strips.
 
-    Decoded tiles are kept, up to 16 MiB of them. Tiles much larger than a region (strips that cross the whole image)
-    are kept until the next region, however many bytes they are, so that its neighbours need not decode them again.
+    Decoded tiles are kept, up to 16 MiB of them. Tiles much larger than a region (strips that cross the whole
+    image) are kept until the next region, however many bytes they are, so that its neighbours need not decode
+    them again.
     """
 
     # One for each of `levels`.

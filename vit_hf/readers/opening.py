@@ -10,9 +10,9 @@
 | JPEG, PNG | libvips (pyvips) | the rows since the last region; all above it after a step back up | one pass, of JPEG at up to 1/8 |
 | every other format; JPEG, PNG without pyvips | Pillow | the whole image, once | nothing more |
 
-All but the last take memory that does not depend on the image's height, and only that of rows and strips on its
-width. `pip install vit_hf[large]` brings every package named here.
-"""
+All but the last take memory that does not depend on the image's height, and only that of rows and strips on
+its width. `pip install vit_hf[large]` brings every package named here.
+"""  # noqa: E501
 
 import os
 
@@ -51,8 +51,8 @@ def open_image(
     Args:
         source: a file or folder (the format is found by content), a URL or base64 text, an image in memory as
             `to_pixels` takes it (floats in 0..1), or an `ImageSource`, which is returned.
-        max_pixels: the most pixels that a file may declare to have; None for no limit, neither on images that must
-            be decoded whole. For URLs and base64 text, Pillow's limit holds.
+        max_pixels: the most pixels that a file may declare to have; None for no limit, neither on images that
+            must be decoded whole. For URLs and base64 text, Pillow's limit holds.
 
     Raises:
         ValueError: if it is no image, a damaged one, or one larger than `max_pixels`; names the file.

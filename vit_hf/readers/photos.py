@@ -33,9 +33,9 @@ CACHE_BYTES = 2**22
 class RowStream:
     """Gives any rows of an image that comes in strips from top to bottom.
 
-    The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading regions from
-    top to bottom, in any order within a band, decodes the image once; each step back above what is kept decodes it
-    anew from the top.
+    The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading
+    regions from top to bottom, in any order within a band, decodes the image once; each step back above what
+    is kept decodes it anew from the top.
 
     Args:
         strips: starts decoding; gives strips `(rows, width, 3)` uint8, whose heights add up to the image's.
@@ -103,7 +103,8 @@ os.register_at_fork(after_in_child=lambda: globals().update(_limit_lock=threadin
 
 
 class PillowSource(FileSource):
-    """Any file that Pillow knows, decoded whole when it is first read: 3 bytes per pixel, and as much to decode it."""
+    """Any file that Pillow knows, decoded whole when it is first read: 3 bytes per pixel, and as much to
+    decode it."""
 
     # What would read this format in parts, for the error of an image too large to decode whole.
     remedy = "save it as a tiled TIFF"
@@ -143,7 +144,8 @@ class PillowPhotoSource(PillowSource):
 
 @contextmanager
 def no_bomb_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels, which is one variable for the whole process; ours has been asked before."""
+    """Lifts Pillow's limit of pixels, which is one variable for the whole process; ours has been asked
+    before."""
     with _limit_lock:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         PIL.Image.MAX_IMAGE_PIXELS = None
@@ -155,8 +157,9 @@ def no_bomb_limit() -> Iterator[None]:
 
 # Rows that are converted and kept together.
 STRIP_ROWS = 32
-# What is asked of libvips at once. For each request it aligns a buffer of that size, and glibc does not use the hole
-# again that this leaves (sourceware.org, bug 14581): large requests make it take four times the memory it works with.
+# What is asked of libvips at once. For each request it aligns a buffer of that size, and glibc does not use
+# the hole again that this leaves (sourceware.org, bug 14581): large requests make it take four times the
+# memory it works with.
 FETCH_BYTES = 2**16
 # libjpeg decodes to these fractions of the size for less than the whole costs.
 JPEG_SHRINKS = (2, 4, 8)
@@ -169,12 +172,13 @@ TURNED_BYTES = 2**26
 class PhotoSource(FileSource):
     """A JPEG or PNG file of any size.
 
-    Regions read from top to bottom decode it once; a step back above the last 4 MiB of rows decodes it again from
-    the top (`RowStream`). An image that its EXIF orientation turns or mirrors upside down is decoded once per process:
-    into memory up to 64 MiB, beyond that into an unnamed file in the temporary folder, 3 bytes per pixel. Progressive
-    JPEG and interlaced PNG files are decoded whole by their libraries.
+    Regions read from top to bottom decode it once; a step back above the last 4 MiB of rows decodes it again
+    from the top (`RowStream`). An image that its EXIF orientation turns or mirrors upside down is decoded
+    once per process: into memory up to 64 MiB, beyond that into an unnamed file in the temporary folder, 3
+    bytes per pixel. Progressive JPEG and interlaced PNG files are decoded whole by their libraries.
 
-    What libjpeg only warns of (data missing in the middle, as of a file that was cut and closed) is an error here.
+    What libjpeg only warns of (data missing in the middle, as of a file that was cut and closed) is an error
+    here.
     """
 
     def _open(self) -> list[tuple[int, int]]:
@@ -260,7 +264,8 @@ class PhotoSource(FileSource):
         free = shutil.disk_usage(folder).free
         if size > free:
             raise ValueError(
-                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of scratch space, and "
+                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of "
+                "scratch space, and "
                 f"{folder} has {free}; set TMPDIR to a larger folder, or save the image upright"
             )
         with tempfile.TemporaryFile() as file:

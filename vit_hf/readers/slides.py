@@ -22,7 +22,8 @@ class SlideSource(FileSource):
         return [(height, width) for width, height in self._slide.level_dimensions]
 
     def _check_tiles(self) -> None:
-        """OpenSlide ends the process where there is no memory for a tile, so it is not asked for absurd ones."""
+        """OpenSlide ends the process where there is no memory for a tile, so it is not asked for absurd
+        ones."""
         with open(self.path, "rb") as file:
             if file.read(4) not in TIFF_SIGNATURES:
                 return
@@ -32,7 +33,8 @@ class SlideSource(FileSource):
                 largest = max(page.databytecounts, default=0)
                 if largest > file.filehandle.size:
                     raise ValueError(
-                        f"a tile of it has {largest} bytes, more than the file, which has {file.filehandle.size}"
+                        f"a tile of it has {largest} bytes, more than the file, which has "
+                        f"{file.filehandle.size}"
                     )
                 if page.is_tiled:
                     TileGrid(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
@@ -57,7 +59,8 @@ class SlideSource(FileSource):
 
 
 def is_slide(path: str) -> bool:
-    """Whether OpenSlide is installed and has a reader for this file that knows more than a TIFF reader does."""
+    """Whether OpenSlide is installed and has a reader for this file that knows more than a TIFF reader
+    does."""
     try:
         openslide = import_extra("openslide", "openslide-python", "")
     except ImportError:

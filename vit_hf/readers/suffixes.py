@@ -1,4 +1,5 @@
-"""Which files are images, by their endings: the one list for folders, readers, predictions, training and the page."""
+"""Which files are images, by their endings: the one list for folders, readers, predictions, training and
+the page."""
 
 import os
 

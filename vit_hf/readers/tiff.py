@@ -33,7 +33,8 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
     photometric = int(page.photometric)
     if photometric not in CHANNELS:
         raise ValueError(
-            f"its colours are {getattr(page.photometric, 'name', photometric)}: save it as grey, RGB, palette, CMYK or YCbCr"
+            f"its colours are {getattr(page.photometric, 'name', photometric)}: save it as grey, "
+            "RGB, palette, CMYK or YCbCr"
         )
     channels, samples = CHANNELS[photometric], values.shape[2]
     extra = tuple(page.extrasamples or ())
@@ -116,9 +117,9 @@ UNRELATED_PAGES = ("generic", "uniform")
 class TiffSource(TiledSource):
     """The first image of a TIFF, BigTIFF, OME-TIFF or similar file.
 
-    Smaller copies make thumbnails: SubIFDs, pages marked as reduced, or what tifffile knows of a slide scanner's
-    format. Grey, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers in 0..255, or
-    floats in 0..1; tiles, strips, or separate planes.
+    Smaller copies make thumbnails: SubIFDs, pages marked as reduced, or what tifffile knows of a slide
+    scanner's format. Grey, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers
+    in 0..255, or floats in 0..1; tiles, strips, or separate planes.
     """
 
     def _open(self) -> list[tuple[int, int]]:
@@ -154,7 +155,8 @@ class TiffSource(TiledSource):
         }
         if many and series.kind not in UNRELATED_PAGES:
             raise UnsupportedImageError(
-                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): save the plane that you "
+                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): "
+                "save the plane that you "
                 "mean as an image of its own"
             )
         pages = [level.keyframe for level in series.levels]
@@ -289,7 +291,8 @@ def _is_copy(page: Any, first: Any) -> bool:
 
 
 def _check_content(page: Any, content: bytes) -> None:
-    """Decoders fill what is missing in a cut JPEG with grey, and take as much memory as an image says it needs."""
+    """Decoders fill what is missing in a cut JPEG with grey, and take as much memory as an image says it
+    needs."""
     # Some writers pad; 0xFFD9 ends an image.
     if page.compression == JPEG and not content.rstrip(b"\0\xff").endswith(b"\xd9"):
         raise ValueError("its JPEG data are truncated")

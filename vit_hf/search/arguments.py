@@ -28,7 +28,8 @@ class SearchArguments:
     elastic_mlp_ratios: list[float] | None = field(
         default=None,
         metadata={
-            "help": "widths of the feed-forward network, as multiples of the hidden size, to choose from for each block"
+            "help": "widths of the feed-forward network, as multiples of the hidden size, to choose from "
+            "for each block"
         },
     )
     elastic_keep_rates: list[float] | None = field(
@@ -40,7 +41,8 @@ class SearchArguments:
     elastic_distillation: bool | None = field(
         default=None,
         metadata={
-            "help": "train the largest by the labels, and the smallest and some others by its answers, in each step "
+            "help": "train the largest by the labels, and the smallest and some others by its answers, "
+            "in each step "
             "(about 2.5 times the time); otherwise one network by the labels, as AutoFormer"
         },
     )
@@ -50,13 +52,15 @@ class SearchArguments:
     supernet: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint of a supernet that was trained already; otherwise one is trained in output_dir"
+            "help": "checkpoint of a supernet that was trained already; otherwise one is trained in "
+            "output_dir"
         },
     )
     supernet_factor: float = field(
         default=1.0,
         metadata={
-            "help": "how many times as long the supernet is trained as networks from scratch; each of its networks learns "
+            "help": "how many times as long the supernet is trained as networks from scratch; each of "
+            "its networks learns "
             "in a few of its steps alone"
         },
     )
@@ -64,7 +68,8 @@ class SearchArguments:
     budgets: list[float] | None = field(
         default=None,
         metadata={
-            "help": "limits, each with a search of its own: millions of parameters, GFLOPs, or measured milliseconds of an "
+            "help": "limits, each with a search of its own: millions of parameters, GFLOPs, or measured "
+            "milliseconds of an "
             "image; default: what the hand-made networks cost"
         },
     )
@@ -100,7 +105,8 @@ class SearchArguments:
             raise ValueError(f"supernet_factor is {self.supernet_factor}; it must be above 0")
         if self.num_seeds < 1 or self.num_hand_made < 0:
             raise ValueError(
-                f"num_seeds is {self.num_seeds} and num_hand_made {self.num_hand_made}; they must be at least 1 and 0"
+                f"num_seeds is {self.num_seeds} and num_hand_made {self.num_hand_made}; they must "
+                "be at least 1 and 0"
             )
         if self.supernet is not None and self.num_seeds > 1:
             raise ValueError("supernet is one, trained with one seed: set num_seeds to 1")

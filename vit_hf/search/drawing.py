@@ -38,7 +38,8 @@ def draw_search(
     metric: str,
     more_is_better: bool,
 ) -> Figure:
-    """Two panels: all networks that were tried, with the front; and rows, with standard deviations over seeds.
+    """Two panels: all networks that were tried, with the front; and rows, with standard deviations over
+    seeds.
 
     Args:
         tried: cost and metric of each.
@@ -103,6 +104,6 @@ def _draw_rows(axes: Axes, rows: Sequence["Row"], kind: str) -> None:
         ]
         axes.errorbar(
             [x for x, _ in points], [y for _, y in points], yerr=deviations if any(deviations) else None,
-            linestyle="none", marker=marker, markersize=SIZES.get(marker, 7), color=colour, capsize=3, elinewidth=1,
+            linestyle="none", marker=marker, markersize=SIZES.get(marker, 7), color=colour, capsize=3, elinewidth=1,  # noqa: E501
             markeredgecolor="white", markeredgewidth=0.5, label=way,
         )  # fmt: skip

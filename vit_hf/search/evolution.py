@@ -1,4 +1,5 @@
-"""Evolutionary search for the best sub-network that a budget allows. AutoFormer (Chen et al., 2021), section 3.3."""
+"""Evolutionary search for the best sub-network that a budget allows. AutoFormer (Chen et al., 2021),
+section 3.3."""
 
 import random
 from collections.abc import Callable
@@ -18,9 +19,10 @@ class Evolution:
     Attributes:
         population: networks of a generation.
         generations: how many, the random first one included.
-        num_parents: the best so far, of which the next generation is made, half by crossover and half by mutation.
-        mutation_depth: chance that a mutation draws the number of blocks anew; here also that of each other choice that
-            a network makes but once (hidden size, keep rate).
+        num_parents: the best so far, of which the next generation is made, half by crossover and half by
+            mutation.
+        mutation_depth: chance that a mutation draws the number of blocks anew; here also that of each other
+            choice that a network makes but once (hidden size, keep rate).
         mutation_block: chance, for each block, that a mutation draws it anew.
         seed: of chance.
 
@@ -84,17 +86,19 @@ def evolve(
     evolution: Evolution,
     report: Callable[[int, SubNetwork, float], None] | None = None,
 ) -> list[tuple[SubNetwork, float]]:
-    """All networks that were tried and what they are worth, the best first; of equals the one that was found first.
+    """All networks that were tried and what they are worth, the best first; of equals the one that was found
+    first.
 
-    What is drawn depends on the seed and on what `fitness` and `is_allowed` answer: where they remember what they
-    answered before, a search that was interrupted goes on where it was.
+    What is drawn depends on the seed and on what `fitness` and `is_allowed` answer: where they remember what
+    they answered before, a search that was interrupted goes on where it was.
 
     Args:
         space: to search in.
         fitness: what a network is worth, more is better.
         is_allowed: whether a network is within the budget.
         evolution: how to search.
-        report: is told the number of a generation that was completed, and its best network so far with its fitness.
+        report: is told the number of a generation that was completed, and its best network so far with its
+            fitness.
 
     Raises:
         ValueError: if the budget does not allow the smallest network.
@@ -140,10 +144,11 @@ def evolve(
 
 
 def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
-    """From small to large, networks of equal blocks, of which every size grows together (compound scaling, Tan & Le, 2019).
+    """From small to large, networks of equal blocks, of which every size grows together (compound scaling,
+    Tan & Le, 2019).
 
-    The i-th of `number` takes of each list of choices the one that is nearest to i / (number + 1) of the way through it. So
-    with four choices each two of them are between the smallest and the largest of the space.
+    The i-th of `number` takes of each list of choices the one that is nearest to i / (number + 1) of the way
+    through it. So with four choices each two of them are between the smallest and the largest of the space.
 
     Raises:
         ValueError: if the space has not so many of them.
@@ -165,7 +170,8 @@ def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
         )
     if len(set(networks)) < number:
         raise ValueError(
-            f"the search space has not {number} hand-made networks of different sizes: give more choices, or set num_hand_made "
+            f"the search space has not {number} hand-made networks of different sizes: give more "
+            "choices, or set num_hand_made "
             f"to {len(set(networks))}"
         )
     return networks

@@ -19,7 +19,8 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 class History:
     """Measurements of sub-networks by name, such as "accuracy" and "gflops"; each is written down at once.
 
-    The first line says what was searched. A last line that was being written when the search was killed is dropped.
+    The first line says what was searched. A last line that was being written when the search was killed is
+    dropped.
 
     Args:
         path: of the file, which may be there already.
@@ -43,7 +44,8 @@ class History:
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{path} holds a search with {name} {found.get(name)!r}, and this one has {subject.get(name)!r}: name "
+                f"{path} holds a search with {name} {found.get(name)!r}, and this one has "
+                f"{subject.get(name)!r}: name "
                 "another output_dir, or remove the file"
             )
         if len(complete) < len(lines):

@@ -96,7 +96,10 @@ def table(rows: Sequence[Row], metric: str) -> str:
     is_share = metric in ("accuracy", "f1")
     scale, form, unit = (100, ".1f", " (%)") if is_share else (1, ".4g", "")
     split = "validation" if rows[0].test is None else "test"
-    header = f"| | network | {split} {metric}{unit} | {' | '.join(COSTS.values())} | blocks | hidden size | keep rate |"
+    header = (
+        f"| | network | {split} {metric}{unit} | {' | '.join(COSTS.values())} | blocks | hidden size "
+        "| keep rate |"
+    )
     lines = [header, "|---" * header.count(" | ") + "|---|"]
     for (number, way), group in grouped(rows).items():
         costs = [spread([row.costs[kind] for row in group], 1, ".2g") for kind in COSTS]

@@ -146,7 +146,8 @@ class SearchRun:
         """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
 
         Returns:
-            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there after each seed.
+            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there
+            after each seed.
         """
         rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
@@ -174,7 +175,8 @@ class SearchRun:
                 *(f"          {note}" for note in self.data.describe_left_out()),
                 f"Space:    {choices}",
                 f"Supernet: {supernet}",
-                f"Search:   {evolution.generations} generations of {evolution.population} networks for each budget of "
+                f"Search:   {evolution.generations} generations of {evolution.population} "
+                "networks for each budget of "
                 f"{self.search.budget}; {self.search.num_seeds} seed(s)",
             ]
         )
@@ -298,7 +300,8 @@ class Bench:
         return known
 
     def fitness(self, network: SubNetwork) -> float:
-        """The metric on the validation split, with the supernet's weights; negative where less of it is better."""
+        """The metric on the validation split, with the supernet's weights; negative where less of it is
+        better."""
         value = self.history.get(network, self.metric)
         if value is None:
             value = self._score("validation", self.supernet.extract(network))
@@ -350,7 +353,8 @@ def prepare_search(
     check_model_arguments(model_arguments, search)
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet by torchrun and scripts/finetune.py, with the choices as "
+            "a search runs in one process: train the supernet by torchrun and "
+            "scripts/finetune.py, with the choices as "
             "config_overrides, and name it as supernet"
         )
     if training.push_to_hub:
@@ -375,7 +379,8 @@ def prepare_search(
     model = make_model(named, data)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
-            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, elastic_num_attention_heads, "
+            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, "
+            "elastic_num_attention_heads, "
             "elastic_mlp_ratios or elastic_keep_rates"
         )
     if search.budget not in COSTS:

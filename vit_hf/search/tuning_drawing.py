@@ -71,12 +71,13 @@ def _panel(
             continue
         xs = [trial.number if name == "trial" else trial.params[name] for trial in shown]
         axes.scatter(
-            xs, [trial.value for trial in shown], s=size, color=colour, edgecolor="white", linewidth=0.5, label=label,
+            xs, [trial.value for trial in shown], s=size, color=colour, edgecolor="white", linewidth=0.5, label=label,  # noqa: E501
             zorder=3,
         )  # fmt: skip
     if name in LOGARITHMIC:
         axes.set_xscale("log")
-        # Labels that can be read wherever the values lie: matplotlib's own run into each other within a decade.
+        # Labels that can be read wherever the values lie: matplotlib's own run into each other within a
+        # decade.
         tried = [trial.params[name] for trial in trials if name in trial.params]
         low, high = min(tried), max(tried)
         ticks = sorted({low, math.sqrt(low * high), high})

@@ -20,13 +20,15 @@ class ArchitectureArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint, ours or any ViT or Swin of transformers, local or on the Hub; without it a model from scratch"
+            "help": "checkpoint, ours or any ViT or Swin of transformers, local or on the Hub; without "
+            "it a model from scratch"
         },
     )
     config_overrides: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'fields of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig) as JSON, such as \'{"hidden_size": 192, "drop_path_rate": 0.1}\''
+            "help": "fields of AdaptiveViTConfig (of a Swin, AdaptiveSwinConfig) as JSON, such as "
+            '\'{"hidden_size": 192, "drop_path_rate": 0.1}\''
         },
     )
     position_encoding: dict | str | None = field(
@@ -48,7 +50,8 @@ class ArchitectureArguments:
     return_patches: bool = field(
         default=False,
         metadata={
-            "help": "cut (and by a pixel heuristic select) patches in the data loader; needed for images of mixed sizes"
+            "help": "cut (and by a pixel heuristic select) patches in the data loader; needed for images "
+            "of mixed sizes"
         },
     )
 
@@ -74,26 +77,30 @@ class ModelArguments(ArchitectureArguments):
     model_type: str | None = field(
         default=None,
         metadata={
-            "help": "of a model from scratch: adaptive_vit, which is the default, or adaptive_swin; a checkpoint has its own"
+            "help": "of a model from scratch: adaptive_vit, which is the default, or adaptive_swin; a "
+            "checkpoint has its own"
         },
     )
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "how patches are selected before the encoder, such as variance, attention or policy, or with options as "
+            "help": "how patches are selected before the encoder, such as variance, attention or policy, "
+            "or with options as "
             'JSON, such as \'{"type": "policy", "thumbnail_size": 112}\''
         },
     )
     num_selected_patches: float | str | None = field(
         default=None,
         metadata={
-            "help": "patches to keep: a number such as 98, or a share such as 0.25; of a Swin as many windows as have them"
+            "help": "patches to keep: a number such as 98, or a share such as 0.25; of a Swin as many "
+            "windows as have them"
         },
     )
     token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample, or with options as JSON, "
+            "help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample, or "
+            "with options as JSON, "
             'such as \'{"type": "merge", "r": 16}\''
         },
     )
@@ -135,7 +142,8 @@ class TrainingMethodArguments:
     backbone_lr_factor: float = field(
         default=1.0,
         metadata={
-            "help": "factor of the learning rate for all but the head (decoder, detector), patch selector and "
+            "help": "factor of the learning rate for all but the head (decoder, detector), patch "
+            "selector and "
             "token reducer, beside that of layer_decay; DynamicViT uses 0.01, DETR 0.1"
         },
     )
@@ -244,7 +252,8 @@ class RunArguments(TrainingArguments):
             )
         if self.resume_from_checkpoint:
             raise ValueError(
-                "resume_from_checkpoint is not needed: the run in output_dir is resumed by itself. To begin with the "
+                "resume_from_checkpoint is not needed: the run in output_dir is resumed by "
+                "itself. To begin with the "
                 "weights of another run, give that as model_name_or_path"
             )
         if not torch.accelerator.is_available():

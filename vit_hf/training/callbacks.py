@@ -42,8 +42,8 @@ def dense_fraction_at(
         warmup_ratio: share of the steps that are dense.
         final_ratio: share of the steps that are at the target.
         num_buckets: how many values the decay takes.
-        initial: dense_fraction of the first steps, which all others are scaled to. Where every patch is more than
-            memory or patience allow, begin with as many as they do.
+        initial: dense_fraction of the first steps, which all others are scaled to. Where every patch is more
+            than memory or patience allow, begin with as many as they do.
 
     Raises:
         ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
@@ -67,7 +67,8 @@ def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, i
         raise ValueError(f"initial is {initial}; it must lie between 0 (the target) and 1 (every patch)")
     if warmup_ratio + final_ratio > 1:
         raise ValueError(
-            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the whole run (1): "
+            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the "
+            "whole run (1): "
             "lower one of them"
         )
     if num_buckets < 1:
@@ -127,19 +128,23 @@ class KeepRateSchedule(TrainerCallback):
             raise TypeError(
                 f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
                 f"set_dense_fraction(float); "
-                f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} has none. Take the callback "
+                f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} "
+                "has none. Take the callback "
                 "away, or train an AdaptiveViT model."
             )
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
             raise ValueError(
-                "KeepRateSchedule has nothing to lead to: the model has neither patch_selector nor token_reducer. Take "
-                "the callback away, or set one of them in the model (an image processor that selects leaves no choice)."
+                "KeepRateSchedule has nothing to lead to: the model has neither patch_selector "
+                "nor token_reducer. Take "
+                "the callback away, or set one of them in the model (an image processor that "
+                "selects leaves no choice)."
             )
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
                 f"KeepRateSchedule has no effect where the image processor selects already, by "
-                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Take it away there: the model selects."
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Take it "
+                "away there: the model selects."
             )
         self._apply(state, model)
 
@@ -230,8 +235,8 @@ class OutputWatch(TrainerCallback):
 class LogSelectionLoss(OutputWatch):
     """Logs `selection_loss`, the part of the loss that selectors and reducers add to that of the task.
 
-    Beside `loss` in Trainer's logs: the mean over the steps since the last log, in the main process. Models without
-    such a part log nothing.
+    Beside `loss` in Trainer's logs: the mean over the steps since the last log, in the main process. Models
+    without such a part log nothing.
     """
 
     def __init__(self):
@@ -262,20 +267,21 @@ class LogSelectionLoss(OutputWatch):
 class NonFiniteGuard(OutputWatch):
     """Stops training before a gradient or a loss that is not finite reaches the weights.
 
-    Without it Trainer goes on with weights that are NaN, logs losses that look well (`logging_nan_inf_filter`), and
-    overwrites good checkpoints with bad ones. The error names the parameters, in the order in which the backward pass
-    came to them; it is raised before the optimizer moves, in all processes at once, so checkpoints are as they were.
+    Without it Trainer goes on with weights that are NaN, logs losses that look well
+    (`logging_nan_inf_filter`), and overwrites good checkpoints with bad ones. The error names the parameters,
+    in the order in which the backward pass came to them; it is raised before the optimizer moves, in all
+    processes at once, so checkpoints are as they were.
 
-    With fp16 a scaled gradient that overflows is nothing unusual: the scaler halves the scale and leaves out the
-    step. Only when `max_skipped` steps in a row were left out it is not the scale's fault.
+    With fp16 a scaled gradient that overflows is nothing unusual: the scaler halves the scale and leaves out
+    the step. Only when `max_skipped` steps in a row were left out it is not the scale's fault.
 
-    It costs one norm of each gradient, and one look at them all in each step. For one process, or several that each
-    hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened together (FSDP1), it
-    sees the loss alone.
+    It costs one norm of each gradient, and one look at them all in each step. For one process, or several
+    that each hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened
+    together (FSDP1), it sees the loss alone.
 
     Args:
-        max_skipped: steps in a row that may be left out with fp16. A scale begins at 2**16, so 16 halvings make
-            it 1, which scales nothing.
+        max_skipped: steps in a row that may be left out with fp16. A scale begins at 2**16, so 16 halvings
+            make it 1, which scales nothing.
     """
 
     def __init__(self, max_skipped: int = 16):
@@ -327,7 +333,8 @@ class NonFiniteGuard(OutputWatch):
         raise FloatingPointError(self._explain(args, state, model, losses, peaks))
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
-        # In the backward pass, because clipping, which comes before any callback, spreads a NaN over all gradients.
+        # In the backward pass, because clipping, which comes before any callback, spreads a NaN over all
+        # gradients.
         def after_accumulation(parameter: nn.Parameter) -> None:
             gradient = parameter.grad.detach()
             if isinstance(gradient, DTensor):
@@ -362,7 +369,8 @@ class NonFiniteGuard(OutputWatch):
         if bad := [name for name, peak in peaks.items() if not peak.isfinite()]:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             found.append(
-                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the loss backwards "
+                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the "
+                "loss backwards "
                 f"{', '.join(bad[:5])}{more}"
             )
         if not found:
@@ -380,19 +388,24 @@ class NonFiniteGuard(OutputWatch):
         if getattr(config, "patch_selector", None) or getattr(config, "token_reducer", None):
             remedies.append("a higher num_selected_patches or keep_rate, or a slower schedule towards it")
         return (
-            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. The weights were not "
-            f"changed by it, and checkpoints in {args.output_dir} are as they were. Try {'; '.join(remedies)}. A run "
-            "that is resumed keeps the learning rates that were saved: to change these, begin a new run from the last "
+            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. The "
+            "weights were not "
+            f"changed by it, and checkpoints in {args.output_dir} are as they were. Try "
+            f"{'; '.join(remedies)}. A run "
+            "that is resumed keeps the learning rates that were saved: to change these, begin a "
+            "new run from the last "
             "checkpoint's weights."
         )
 
 
 class ReproducibleTraining(TrainerCallback):
-    """Makes what is drawn in a training step a function of seed, step and process, whatever was drawn before it.
+    """Makes what is drawn in a training step a function of seed, step and process, whatever was drawn before
+    it.
 
     So dropout does not depend on how often a loader was started or an evaluation was run. It also tells the
-    training data which epoch it is, in the middle of one that is resumed as well: `accelerate` does so for data
-    that have `set_epoch`, but not in every process, and forgets to tell the sampler once it has skipped batches.
+    training data which epoch it is, in the middle of one that is resumed as well: `accelerate` does so for
+    data that have `set_epoch`, but not in every process, and forgets to tell the sampler once it has skipped
+    batches.
     """
 
     def on_epoch_begin(
@@ -436,12 +449,13 @@ def ema_decay_at(step: int, decay: float) -> float:
 class EmaCallback(TrainerCallback):
     """Averages the weights over training steps; between steps the model *is* its average.
 
-    So whatever happens between two steps, evaluation, checkpoints, the choice and loading of the best model, sees
-    the average, and training alone sees the weights that it moves. A checkpoint's `model.safetensors` is the
-    average; the weights to resume from are in `unaveraged.safetensors`, and resuming is exact. At the end the
-    model is the average, or the best average if `load_best_model_at_end`.
+    So whatever happens between two steps, evaluation, checkpoints, the choice and loading of the best model,
+    sees the average, and training alone sees the weights that it moves. A checkpoint's `model.safetensors` is
+    the average; the weights to resume from are in `unaveraged.safetensors`, and resuming is exact. At the end
+    the model is the average, or the best average if `load_best_model_at_end`.
 
-    For one process, or several that each hold the whole model (DDP); resume from a checkpoint in `output_dir`.
+    For one process, or several that each hold the whole model (DDP); resume from a checkpoint in
+    `output_dir`.
 
     Args:
         decay: how much of the average a step leaves, in [0, 1); .999 suits runs of some thousand steps.
@@ -470,7 +484,8 @@ class EmaCallback(TrainerCallback):
         is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         if args.fsdp or args.deepspeed or is_sharded:
             raise ValueError(
-                "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or leave out FSDP and "
+                "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or "
+                "leave out FSDP and "
                 "DeepSpeed"
             )
         # On resuming, the model was loaded from a checkpoint, which holds the average.
@@ -542,7 +557,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _load_unaveraged(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         logger.warning(
-            f"There is no {path}: that checkpoint was made without EmaCallback, or lies elsewhere. Training goes on "
+            f"There is no {path}: that checkpoint was made without EmaCallback, or lies "
+            "elsewhere. Training goes on "
             "from its averaged weights."
         )
         return

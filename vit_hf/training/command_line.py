@@ -16,7 +16,8 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Leaves the description as it is; shows defaults, but not those that say nothing; and no second spelling of each flag."""
+    """Leaves the description as it is; shows defaults, but not those that say nothing; and no second
+    spelling of each flag."""
 
     def _get_help_string(self, action: Any) -> str | None:
         if action.default is None or action.required:
@@ -44,14 +45,16 @@ def make_parser(dataclass_types: Iterable[type], description: str, **options: An
 
 
 def parse_arguments(parser: HfArgumentParser, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Parse flags; if the first argument is a YAML or JSON file, its entries come first and flags override them.
+    """Parse flags; if the first argument is a YAML or JSON file, its entries come first and flags override
+    them.
 
     Args:
         parser: see `make_parser`.
         argv: arguments, by default those of the command line.
 
     Returns:
-        One object for each dataclass; what a dataclass refuses (ValueError) ends the program with its message.
+        One object for each dataclass; what a dataclass refuses (ValueError) ends the program with its
+        message.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -74,7 +77,8 @@ def given_flags(parser: HfArgumentParser, argv: list[str] | None = None) -> set[
 def read_config(parser: HfArgumentParser, path: str) -> list[str]:
     """The entries of a YAML or JSON file as flags of `parser`.
 
-    As flags, because argparse checks the type and the choices of these only, and because YAML takes 1e-4 for text.
+    As flags, because argparse checks the type and the choices of these only, and because YAML takes 1e-4 for
+    text.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -13,16 +13,18 @@ from ..data.boxes import to_coco
 from ..data.images import prepare_images
 
 
-# Of a box that is none: batches have as many for each image. The number with which Trainer pads between processes.
+# Of a box that is none: batches have as many for each image. The number with which Trainer pads between
+# processes.
 NONE = -100
 
 
 class AveragePrecision:
-    """COCO's average precision over the batches of an evaluation (`batch_eval_metrics`), by torchmetrics and pycocotools.
+    """COCO's average precision over the batches of an evaluation (`batch_eval_metrics`), by torchmetrics and
+    pycocotools.
 
-    Returns `map` (mean over classes and over the thresholds of intersection over union .5, .55, ... .95), `map_50`,
-    `map_75`, `mar_100` (mean recall over the same thresholds with at most 100 boxes for an image), and with several
-    classes the first of each, `map_<name>`; classes that are nowhere are left out.
+    Returns `map` (mean over classes and over the thresholds of intersection over union .5, .55, ... .95),
+    `map_50`, `map_75`, `mar_100` (mean recall over the same thresholds with at most 100 boxes for an image),
+    and with several classes the first of each, `map_<name>`; classes that are nowhere are left out.
 
     Args:
         image_processor: of the detector, which knows what its outputs mean.
@@ -38,7 +40,8 @@ class AveragePrecision:
             from torchmetrics.detection import MeanAveragePrecision
         except ImportError as error:
             raise ImportError(
-                f"Average precision needs torchmetrics and pycocotools ({error}): pip install vit_hf[detection]"
+                f"Average precision needs torchmetrics and pycocotools ({error}): pip install "
+                "vit_hf[detection]"
             ) from error
         self.image_processor = image_processor
         self.names = names
@@ -75,8 +78,8 @@ def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, t
     """Labels of a batch in tensors, which processes can exchange.
 
     Returns:
-        Classes `(B, M)` int64 and boxes `(B, M, 4)`, as many as the image with most has, `NONE` for the rest; and sizes
-        `(B, 2)` int64, height and width of what the image processor got.
+        Classes `(B, M)` int64 and boxes `(B, M, 4)`, as many as the image with most has, `NONE` for the rest;
+        and sizes `(B, 2)` int64, height and width of what the image processor got.
     """
     most = max(1, *(len(label["class_labels"]) for label in labels))
     device = labels[0]["boxes"].device
@@ -91,8 +94,8 @@ def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, t
 class BoxCollator:
     """Prepares and stacks images by a detector's image processor, which pads those of a batch to one size.
 
-    Returns `pixel_values`, `pixel_mask` where it pads, and `labels`: for each image `class_labels` and `boxes` (centre,
-    width and height, in 0..1 of what the model gets), as transformers' detectors take them.
+    Returns `pixel_values`, `pixel_mask` where it pads, and `labels`: for each image `class_labels` and
+    `boxes` (centre, width and height, in 0..1 of what the model gets), as transformers' detectors take them.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):

@@ -79,7 +79,8 @@ def saved_detector(path: str | None) -> PreTrainedConfig | None:
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config.backbone_config, AdaptiveViTConfig):
         raise ValueError(
-            f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which does not select: give a "
+            f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which "
+            "does not select: give a "
             "ViT, which becomes the backbone of a new detector, or a detector that this script saved"
         )
     return config
@@ -103,8 +104,8 @@ def make_detector(
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a field that does not exist or does not fit the others, a checkpoint whose weights do not fit,
-            and a selector or reducer that could not learn.
+        ValueError: for a field that does not exist or does not fit the others, a checkpoint whose weights do
+            not fit, and a selector or reducer that could not learn.
     """
     config = saved_detector(arguments.model_name_or_path)
     labels = {
@@ -119,8 +120,8 @@ def make_detector(
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
-    # transformers would undo the renaming of keys, and Trainer, which resumes with a plain load_state_dict, would find
-    # nothing.
+    # transformers would undo the renaming of keys, and Trainer, which resumes with a plain load_state_dict,
+    # would find nothing.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model
 
@@ -140,7 +141,8 @@ def _build(
         )
     if detector == "deformable_detr" and overrides.get("decoder_layers", 2) < 2:
         raise ValueError(
-            f"detector_overrides: decoder_layers={overrides['decoder_layers']} must be at least 2 for deformable_detr; "
+            f"detector_overrides: decoder_layers={overrides['decoder_layers']} must be at least 2 "
+            "for deformable_detr; "
             "conditional_detr and detr take 1"
         )
     backbone = _make_backbone(arguments, crop_size)
@@ -175,7 +177,8 @@ def _make_backbone(arguments: ModelArguments, crop_size: int | None) -> Adaptive
         unfit = [name for name, *_ in report["mismatched_keys"]]
         if unfit:
             raise ValueError(
-                f"{path} does not fit: {unfit[0]} has another shape than the model asked for needs ({len(unfit)} such). Take "
+                f"{path} does not fit: {unfit[0]} has another shape than the model asked for "
+                f"needs ({len(unfit)} such). Take "
                 "what changes it out of config_overrides"
             )
     check_learns(backbone.config, missing)
@@ -193,7 +196,8 @@ def _load(
     changes = arguments.config_fields()
     if other := sorted(changes.keys() - set(SELECTION_FIELDS)) or sorted(overrides):
         raise ValueError(
-            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a {config.model_type}, but what its backbone "
+            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a "
+            f"{config.model_type}, but what its backbone "
             "computes on can: to change it, begin with a ViT"
         )
     for name, value in keep_options(vars(config.backbone_config), changes, PARTS).items():
@@ -220,7 +224,8 @@ def check_fields(arguments: ModelArguments) -> None:
 
 
 def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
-    """Refuses a selector or a reducer that knows nothing and would not learn, and a reducer without an amount.
+    """Refuses a selector or a reducer that knows nothing and would not learn, and a reducer without an
+    amount.
 
     Args:
         config: of the backbone.
@@ -233,7 +238,8 @@ def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
         name = type_of(getattr(config, field))
         if name in LEARNED_APART and any(key.startswith(beginning) for key in missing):
             raise ValueError(
-                f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a ViT with it by "
+                f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a "
+                "ViT with it by "
                 "scripts/finetune.py and give that as model_name_or_path, or choose another, such as saliency"
             )
     check_reduces(config)
@@ -252,7 +258,8 @@ def make_image_processor(
     for name in ("longest_edge", "return_patches"):
         if getattr(arguments, name):
             raise ValueError(
-                f"{name} is not for detectors, whose image processors know nothing of it: give image_size, crop_size or "
+                f"{name} is not for detectors, whose image processors know nothing of it: give "
+                "image_size, crop_size or "
                 "native_resolution"
             )
     options: dict[str, Any] = {}
@@ -281,7 +288,8 @@ def parameter_groups(
     layer_decay: float,
     backbone_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """Groups of `layerwise_parameter_groups` for the backbone, and the full learning rate for the detector."""
+    """Groups of `layerwise_parameter_groups` for the backbone, and the full learning rate for the
+    detector."""
     backbone = backbone_of(model)
     inside = {id(parameter) for parameter in backbone.parameters()}
     detector: dict[Literal[True, False], list] = {True: [], False: []}

@@ -12,13 +12,14 @@ from ..hub.push import keeping, write_card
 
 
 class HubTrainer(Trainer):
-    """`Trainer` that with `push_to_hub=True` publishes the model card of this package, and the code with every push.
+    """`Trainer` that with `push_to_hub=True` publishes the model card of this package, and the code with
+    every push.
 
     The token that it was given is not in the `training_args.bin` that Trainer uploads.
 
     Args:
-        card: what the model card says beyond what the run tells, as of `vit_hf.push_to_hub`: `license`, `dataset`,
-            `examples` (images that are published) and others.
+        card: what the model card says beyond what the run tells, as of `vit_hf.push_to_hub`: `license`,
+            `dataset`, `examples` (images that are published) and others.
         args, kwargs: as of `Trainer`.
     """
 
@@ -72,7 +73,8 @@ class HubTrainer(Trainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in transformers, but that of equally good models the one with the lower loss is the best, or the later."""
+        """As in transformers, but that of equally good models the one with the lower loss is the best, or
+        the later."""
         best = self.state.best_metric
         if super()._determine_best_metric(metrics, trial):
             return True

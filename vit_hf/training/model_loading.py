@@ -45,8 +45,8 @@ HEADS = {
 def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel:
     """Load a checkpoint with a head for these labels, or build a model from scratch.
 
-    The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of patches is that
-    of as many windows as have these. With `elastic_space` it is a supernet.
+    The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of
+    patches is that of as many windows as have these. With `elastic_space` it is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -79,7 +79,8 @@ def _model_type(arguments: ArchitectureArguments) -> str:
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the ordinary one."""
+    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the
+    ordinary one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
@@ -92,7 +93,8 @@ def _class_for(
 def load_or_build(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from scratch.
+    """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from
+    scratch.
 
     Args:
         model_class: a key of `HEADS`.
@@ -154,8 +156,10 @@ def _load(
     if mismatched:
         name, found, needed = mismatched[0]
         raise ValueError(
-            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, and the model asked "
-            f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of config_overrides."
+            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, "
+            "and the model asked "
+            f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of "
+            "config_overrides."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:
@@ -174,8 +178,8 @@ def make_image_processor(
     Args:
         arguments: size and checkpoint.
         config: of the model.
-        select: whether an image processor that cuts patches selects them as well, where a pixel heuristic does
-            that. Otherwise the model does.
+        select: whether an image processor that cuts patches selects them as well, where a pixel heuristic
+            does that. Otherwise the model does.
 
     Raises:
         ValueError: if it is to cut patches for a Swin.
@@ -183,8 +187,10 @@ def make_image_processor(
     is_swin = isinstance(config, AdaptiveSwinConfig)
     if is_swin and arguments.return_patches:
         raise ValueError(
-            "return_patches is not for Swin, whose windows are cut from whole images: leave it out. Images of mixed sizes "
-            "go one at a time (per_device_train_batch_size=1, gradient_accumulation_steps), or resized (image_size)"
+            "return_patches is not for Swin, whose windows are cut from whole images: leave it "
+            "out. Images of mixed sizes "
+            "go one at a time (per_device_train_batch_size=1, gradient_accumulation_steps), or "
+            "resized (image_size)"
         )
     options: dict[str, Any] = {"patch_size": config.patch_size}
     if arguments.return_patches:

@@ -14,14 +14,14 @@ from ..checkpoints.loading import part_of
 class FreezeBackbone(TrainerCallback):
     """Trains what predicts (selector, reducers) and the head first, and the backbone only afterwards.
 
-    For the first `share` of the steps the backbone gets no gradient: it does not change, by weight decay neither, it
-    has no part in gradient clipping, and its backward pass is not computed where nothing needs it. `share` above 0
-    makes training two-stage, 0 joint. It is a function of the step alone, so a resumed run does what an
-    uninterrupted one does.
+    For the first `share` of the steps the backbone gets no gradient: it does not change, by weight decay
+    neither, it has no part in gradient clipping, and its backward pass is not computed where nothing needs
+    it. `share` above 0 makes training two-stage, 0 joint. It is a function of the step alone, so a resumed
+    run does what an uninterrupted one does.
 
-    PatchDrop (Uzkent & Ermon 2020) trains its policy for a fixed classifier before both together; DynamicViT (Rao et
-    al. 2021) fixes all but its predictors for 5 of 30 epochs. Both start from a head that knows the classes: there,
-    set `head`. A new head must learn.
+    PatchDrop (Uzkent & Ermon 2020) trains its policy for a fixed classifier before both together; DynamicViT
+    (Rao et al. 2021) fixes all but its predictors for 5 of 30 epochs. Both start from a head that knows the
+    classes: there, set `head`. A new head must learn.
 
         Trainer(..., callbacks=[FreezeBackbone(0.3)])
 
@@ -45,7 +45,8 @@ class FreezeBackbone(TrainerCallback):
         self.parameters: list[nn.Parameter] = []
 
     def parameters_of(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        """What is held still: of the parameters that learn at all, those of the backbone, and perhaps of the head.
+        """What is held still: of the parameters that learn at all, those of the backbone, and perhaps of the
+        head.
 
         Raises:
             ValueError: if nothing else is left to learn.
@@ -58,7 +59,8 @@ class FreezeBackbone(TrainerCallback):
         if len(still) == len(learning) and self.share > 0:
             raise ValueError(
                 f"freeze_backbone_ratio={self.share} with freeze_head={self.head} leaves nothing to learn: "
-                f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch selector or token reducer "
+                f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch "
+                "selector or token reducer "
                 "with parameters of its own"
             )
         return still
@@ -110,10 +112,11 @@ def layerwise_parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
 
-    Of L encoder layers (of a Swin its blocks, and what merges patches behind those of a stage), layer i learns at
-    `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L + 1)`, and everything else (final norm, head, trained patch selectors and token
-    reducers) at the full rate. What is in the base model and is no selector or reducer has all that times
-    `backbone_lr_factor`. Biases, norms, layer scales, tokens and position embeddings are not decayed.
+    Of L encoder layers (of a Swin its blocks, and what merges patches behind those of a stage), layer i
+    learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L
+    + 1)`, and everything else (final norm, head, trained patch selectors and token reducers) at the full
+    rate. What is in the base model and is no selector or reducer has all that times `backbone_lr_factor`.
+    Biases, norms, layer scales, tokens and position embeddings are not decayed.
 
         from transformers import Trainer
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -121,13 +124,13 @@ def layerwise_parameter_groups(
         Trainer(..., optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}))
 
     Args:
-        model: whose layers are named `layers.<i>`, as in transformers' ViT, or `encoder.layers.<stage>.blocks.<i>`, as in
-            its Swin; frozen parameters are left out.
+        model: whose layers are named `layers.<i>`, as in transformers' ViT, or
+            `encoder.layers.<stage>.blocks.<i>`, as in its Swin; frozen parameters are left out.
         learning_rate: of the head.
         weight_decay: of the parameters that are decayed.
         layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
-        backbone_lr_factor: of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021) takes 0.01
-            beside predictors that begin at random.
+        backbone_lr_factor: of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021) takes
+            0.01 beside predictors that begin at random.
 
     Returns:
         Groups with `params`, `lr` and `weight_decay`, the full rate first, in an order that depends on the
@@ -140,7 +143,8 @@ def layerwise_parameter_groups(
         raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1 (1: no decay)")
     if not 0 < backbone_lr_factor <= 1:
         raise ValueError(
-            f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To hold the backbone still, "
+            f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To "
+            "hold the backbone still, "
             "set freeze_backbone_ratio"
         )
     layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
@@ -173,7 +177,8 @@ def layerwise_parameter_groups(
 
 
 def _layer(name: str, prefix: str) -> tuple[float, ...] | None:
-    """What sorts as layers follow each other: () for the embeddings, None for what stands beside or above the layers."""
+    """What sorts as layers follow each other: () for the embeddings, None for what stands beside or above
+    the layers."""
     name = name.removeprefix(f"{prefix}.")
     if name.startswith("embeddings."):
         return ()

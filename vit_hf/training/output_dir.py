@@ -15,8 +15,8 @@ from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
 
 
-# Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names that begin
-# like this: paths of this machine are nobody's business.
+# Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names
+# that begin like this: paths of this machine are nobody's business.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.
@@ -30,11 +30,12 @@ INCIDENTAL_FIELDS = {
     "vit_hf_version",
 }
 
-# What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked for.
+# What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked
+# for.
 SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_factor")
 
-# What Trainer needs to resume. Its state is written after the others, so that a folder without it is a checkpoint
-# that was being written when the run was killed.
+# What Trainer needs to resume. Its state is written after the others, so that a folder without it is a
+# checkpoint that was being written when the run was killed.
 CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
 # One of them: of whole models, of FSDP, and of FSDP that saves in pieces.
 OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "optimizer_0")
@@ -127,12 +128,14 @@ def check_output_dir(output_dir: str | Path) -> None:
         return
     if not (folder / RUN_ARGUMENTS_NAME).is_file() and find_last_checkpoint(folder) is None:
         raise FileExistsError(
-            f"output_dir {folder} is not empty, and what is in it is no run of this script; name another folder"
+            f"output_dir {folder} is not empty, and what is in it is no run of this script; name "
+            "another folder"
         )
 
 
 def set_aside(output_dir: str | Path) -> Path | None:
-    """Rename an earlier run's folder to `<output_dir>-previous-<n>`, and return that; None if there is none."""
+    """Rename an earlier run's folder to `<output_dir>-previous-<n>`, and return that; None if there is
+    none."""
     folder = Path(output_dir)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -182,7 +185,8 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     ]
     if differing:
         raise ValueError(
-            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same arguments as "
+            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the "
+            "same arguments as "
             "before, or another output_dir, or set overwrite_output_dir."
         )
     weights = checkpoint / SAFE_WEIGHTS_NAME
@@ -217,6 +221,8 @@ def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same as before; or, to go on "
-            "with others, another output_dir and the last checkpoint as model_name_or_path; or set overwrite_output_dir."
+            f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same "
+            "as before; or, to go on "
+            "with others, another output_dir and the last checkpoint as model_name_or_path; or "
+            "set overwrite_output_dir."
         )

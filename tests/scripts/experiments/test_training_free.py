@@ -47,7 +47,8 @@ def test_all_patches_give_the_dense_state(photos, tmp_path, capsys):
 
 
 def test_reads_what_torch_exports(tmp_path):
-    """Reads what torch 2.7 wrote of transformers 4: linear layers nameless and transposed, the table in two."""
+    """Reads what torch 2.7 wrote of transformers 4: linear layers nameless and transposed, the table in
+    two."""
     onnx = pytest.importorskip("onnx")
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 28}
     theirs = Dinov2Model(Dinov2Config(**sizes, layerscale_value=0.5)).eval()
