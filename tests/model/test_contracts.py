@@ -1,6 +1,7 @@
 """Contracts that transformers and its companions (PEFT, Trainer, detectors) rely on."""
 
 import copy
+import dataclasses
 import sys
 
 import pytest
@@ -28,6 +29,7 @@ from vit_hf import (
     AdaptiveViTImageProcessorPil,
     AdaptiveViTModel,
 )
+from vit_hf.model import modeling_adaptive_swin, modeling_adaptive_vit
 from vit_hf.model.patches import ImagePatches, PatchTokens, grid_coordinates
 from vit_hf.model.swin_layers import WINDOW_BIASES
 
@@ -331,3 +333,17 @@ class TestStages:
 def test_keywords_of_a_processor_are_in_its_module(processor_class):
     module = sys.modules[processor_class.__module__]
     assert processor_class.valid_kwargs is module.AdaptiveViTImageProcessorKwargs
+
+
+OUTPUTS = {
+    name: value
+    for module in (modeling_adaptive_vit, modeling_adaptive_swin)
+    for name, value in vars(module).items()
+    if name.startswith("Adaptive") and name.endswith("Output")
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
+def test_outputs_begin_as_in_transformers(output):
+    """Tuples are read by position: what was selected comes after the fields of transformers."""
+    assert dataclasses.fields(output)[0].name in ("loss", "last_hidden_state", "feature_maps")

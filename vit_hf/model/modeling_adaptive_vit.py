@@ -178,8 +178,8 @@ class AdaptiveViTMaskedImageModelingOutput(SelectionOutput, MaskedImageModelingO
 
 
 @dataclass
-class AdaptiveViTForPreTrainingOutput(SelectionOutput):
-    """Reconstruction of the dropped patches; fields as in transformers' ViTMAE, and the kept patches.
+class MaskedAutoencoderOutput(ModelOutput):
+    """Fields of transformers' ViTMAE, in its order.
 
     Attributes:
         loss: mean squared error over the pixels of dropped patches.
@@ -188,9 +188,6 @@ class AdaptiveViTForPreTrainingOutput(SelectionOutput):
         ids_restore: `(B, N)` int64, where each patch is in a sequence of first the kept, then the dropped
             ones.
         hidden_states, attentions: of the encoder, whose last K tokens are the kept patches in that order.
-        selected_patches: `(B, K)` int64 raster indices of the kept patches, in that order; -1 where an image
-            had fewer.
-        spatial_shapes: `(B, 2)` int64 rows and columns of each image's full grid.
     """
 
     loss: torch.FloatTensor | None = None
@@ -199,8 +196,11 @@ class AdaptiveViTForPreTrainingOutput(SelectionOutput):
     ids_restore: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    selected_patches: torch.LongTensor | None = None
-    spatial_shapes: torch.LongTensor | None = None
+
+
+@dataclass
+class AdaptiveViTForPreTrainingOutput(SelectionOutput, MaskedAutoencoderOutput):
+    """Reconstruction of the dropped patches, and the kept patches in the order in which they were drawn."""
 
 
 @dataclass
