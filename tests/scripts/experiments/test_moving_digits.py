@@ -43,6 +43,6 @@ def test_the_smaller_clip_has_as_many_tokens_as_are_selected(script):
 
 
 @pytest.mark.slow
-def test_speed_is_printed(script, capsys):
+def test_speed_is_printed(script, tmp_path, capsys):
     script.main(["--seeds", "0", "--repeats", "1", "--output", str(tmp_path), "--selectors", "motion"])
     assert "| motion | 196 |" in capsys.readouterr().out
