@@ -30,9 +30,10 @@ RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states"
 class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification):
     """A classifier that is many: every training step runs sub-networks of it, which share their weights.
 
-    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable Networks" (Yu & Huang,
-    2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ between sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the largest
-    as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
+    AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable
+    Networks" (Yu & Huang, 2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ between
+    sub-networks. In evaluation it is the largest, or what `set_subnetwork` says. Its checkpoint is that of the
+    largest as an ordinary `AdaptiveViTForImageClassification` as well, and `extract` makes one of any other.
 
     A sub-network runs as an ordinary model of its own configuration, without storage (on the meta device), which is
     given the first parts of the supernet's parameters. `extract` copies the same parts, so that outputs are the same to
