@@ -207,14 +207,14 @@ def variants(name: str, args: argparse.Namespace) -> list[tuple[str, str | dict]
     """Titles of the rows of a selector, and the selector with its options."""
     if name != "attention":
         return [(name, name)]
-    size = {} if args.scout_image_size is None else {"thumbnail_size": args.scout_image_size}
+    size = {} if args.probe_image_size is None else {"thumbnail_size": args.probe_image_size}
     return [
         (
             f"attention of block {block}" + (f", {reduction}" if reduction != "mean" else ""),
             {"type": "attention", "num_layers": block, "reduction": reduction, **size},
         )
-        for block in args.scout_num_layers
-        for reduction in args.scout_reduction
+        for block in args.probe_num_layers
+        for reduction in args.probe_reduction
     ]
 
 
@@ -299,7 +299,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--probe-num-layers", type=int, nargs="+", default=[3], help="blocks whose attention is tried"
     )
     parser.add_argument(
-        "--probe-reduction", nargs="+", default=["mean"], help="of attention: mean, max, min or rollout"
+        "--probe-reduction", nargs="+", default=["mean"], help="of attention: mean, max or rollout"
     )
     parser.add_argument("--probe-image-size", type=int, help="pixels of thumbnails; None: as in --checkpoint")
     parser.add_argument("--models", nargs="+", default=[], help="saved models, for their own selectors")

@@ -252,11 +252,11 @@ def selector_variants(name: str, args: argparse.Namespace, layers: int) -> list[
     if name != "attention":
         return [(name, [{"patch_selector": name}])]
     rows = []
-    for block in args.scout_num_layers or dict.fromkeys((min(3, layers), layers)):
-        for reduction in args.scout_reduction:
+    for block in args.probe_num_layers or dict.fromkeys((min(3, layers), layers)):
+        for reduction in args.probe_reduction:
             selector = {"type": "attention", "num_layers": block, "reduction": reduction}
-            if args.scout_image_size is not None:
-                selector["thumbnail_size"] = args.scout_image_size
+            if args.probe_image_size is not None:
+                selector["thumbnail_size"] = args.probe_image_size
             title = f"attention of block {block}" + (f", {reduction}" if reduction != "mean" else "")
             rows.append((title, [{"patch_selector": selector}]))
     return rows
@@ -336,7 +336,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[0.7, 0.5], help="of token reducers")
     parser.add_argument("--probe-num-layers", type=int, nargs="+", help="blocks; None: third and last")
     parser.add_argument("--probe-image-size", type=int, default=224, help="pixels of the probe's thumbnails")
-    parser.add_argument("--probe-reduction", nargs="+", default=["mean"], help="mean, max, min or rollout")
+    parser.add_argument("--probe-reduction", nargs="+", default=["mean"], help="mean, max or rollout")
     parser.add_argument("--thumbnail", type=int, help="pixels of a thumbnail, to try beside fewer patches")
     parser.add_argument("--seeds", type=int, default=3, help="of random")
     parser.add_argument(

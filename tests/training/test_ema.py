@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
-from vit_hf.model.pretrained_base import module_names
+from vit_hf.model.pretrained import module_names
 from vit_hf.training import EmaCallback
 from vit_hf.training.ema import UNAVERAGED_WEIGHTS_NAME, ema_decay_at
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
-from vit_hf.model.pretrained_base import module_names
+from vit_hf.model.pretrained import module_names
 from vit_hf.training import NonFiniteGuard
 
 from .test_families import FAMILIES, make_trainer, weights
