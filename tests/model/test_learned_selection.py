@@ -63,7 +63,7 @@ class TestGumbel:
 
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
     def test_training_hides_what_was_dropped(self, implementation, monkeypatch):
-        model, images = make("gumbel", self.layers, **self.free).train(), torch.randn(3, 3, 48, 48)
+        model, images = make(self.free, self.layers).train(), torch.randn(3, 3, 48, 48)
         model.set_attn_implementation(implementation)
 
         def likely(logits, present=None, **_):  # no chance

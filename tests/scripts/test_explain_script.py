@@ -97,7 +97,10 @@ def test_flags_from_a_file(folder):
     [
         (["--labels", "1", "2"], "2 labels for 1 images"),
         (["--pictures", "maps"], "invalid choice: 'maps'"),
-        (["--num_selected_patches", "few"], "'few'; give a number such as 98"),
+        (
+            ["--num_selected_patches", "few"],
+            "num_selected_patches='few' must be a number of patches of at least 1",
+        ),
     ],
 )
 def test_wrong_flags(folder, capsys, flags, message):

@@ -23,7 +23,7 @@ from ..explanations.model_view import process
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.options import type_of, with_options
-from ..model.selectors import PATCH_SELECTORS, ScoutOptions
+from ..model.selectors import PATCH_SELECTORS, ProbeOptions
 from ..model.sizes import has_frames, to_pair
 from .pictures import shrink_to
 
@@ -273,7 +273,7 @@ def find_selectors(
             continue
         config = copy.deepcopy(model.config)
         options = {}
-        if issubclass(selector_class.Options, ScoutOptions):
+        if issubclass(selector_class.Options, ProbeOptions):
             options["num_layers"] = min(selector_class.Options().num_layers, config.num_hidden_layers)
         config.patch_selector, config.num_selected_patches = with_options(name, **options), 1
         try:

@@ -201,6 +201,7 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
     """
 
     model_type = "adaptive_swin"
+    _refused_fields = frozenset(FOREIGN)  # `check_foreign_fields` says why
     # Name of the file that a checkpoint carries, and what it holds.
     code_file = "modeling_adaptive_swin"
     auto_classes = {

@@ -69,13 +69,12 @@ def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) 
     own = own_fields(config)
     if own is None:  # a class that is not loaded yet: the fields are checked when a model is built
         return
-    unknown = [
-        name for name in unknown if name not in own and name not in OTHERS and not name.startswith("_")
-    ]
-    similar_first = {
-        name for name in unknown if "_" in name and difflib.get_close_matches(name, fields, 1, 0.9)
-    }
-    check_names(similar_first, fields, cls.__name__)
+    others = {*own, *OTHERS, *getattr(cls, "_refused_fields", ())}
+    unknown = [name for name in unknown if name not in others and not name.startswith("_")]
+    # Very similar names first: `keep_rates` is an option as well, and more probably the field.
+    check_names(
+        [name for name in unknown if difflib.get_close_matches(name, fields, 1, 0.9)], fields, cls.__name__
+    )
     for name in unknown:
         if parts := _parts_with(config, name):
             raise ValueError(

@@ -58,7 +58,7 @@ def as_thumbnails(patches: ImagePatches, size: tuple[int, ...]) -> ImagePatches:
 
 @strict
 @dataclass(kw_only=True)
-class ScoutOptions(SelectorOptions):
+class ProbeOptions(SelectorOptions):
     """Options of selectors that send a thumbnail through the model's own first blocks.
 
     Args:
@@ -73,7 +73,7 @@ class ScoutOptions(SelectorOptions):
 
 @strict
 @dataclass(kw_only=True)
-class AttentionOptions(ScoutOptions):
+class AttentionOptions(ProbeOptions):
     """Options of `"attention"`.
 
     Args:
@@ -86,7 +86,7 @@ class AttentionOptions(ScoutOptions):
 
 @strict
 @dataclass(kw_only=True)
-class DistilledOptions(ScoutOptions):
+class DistilledOptions(ProbeOptions):
     """Options of `"distilled"`.
 
     Args:
@@ -104,7 +104,7 @@ class DistilledOptions(ScoutOptions):
         check_range(self, "batch_fraction", "in (0, 1]", 0 < self.batch_fraction <= 1)
 
 
-def check_scout(config, options: ScoutOptions) -> None:
+def check_probe(config, options: ProbeOptions) -> None:
     """Raises: ValueError if the probe pass does not fit the model."""
     check_cls_for_selector(config)
     if not 1 <= options.num_layers <= config.num_hidden_layers:
@@ -133,7 +133,7 @@ class AttentionSelector(PatchSelector):
 
     @classmethod
     def check(cls, config, options: Options) -> None:
-        check_scout(config, options)
+        check_probe(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         thumbnails = as_thumbnails(patches, self.size)
@@ -167,7 +167,7 @@ class DistilledSelector(PatchSelector):
 
     @classmethod
     def check(cls, config, options: Options) -> None:
-        check_scout(config, options)
+        check_probe(config, options)
 
     def score(self, patches: ImagePatches, num_selected: int | torch.Tensor, probe: Probe) -> torch.Tensor:
         thumbnails = as_thumbnails(patches, self.size)
