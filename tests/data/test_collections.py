@@ -1,6 +1,7 @@
 """What of a large collection is read, by whom and under which name; and which answers are there. No
 cluster."""
 
+import importlib
 import sys
 
 import datasets
@@ -299,7 +300,7 @@ def test_without_ray_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "vit_hf.inference.ray_prediction", raising=False)
     with pytest.raises(ImportError, match=r"pip install vit_hf\[ray\]"):
-        pass
+        importlib.import_module("vit_hf.inference.ray_prediction")
 
 
 def test_secrets_of_a_uri_are_not_told_of_an_empty_folder(tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from vit_hf.figures.panels import outline, outline_width, panel_axes
+
 from ..explanations.explanation import Explanation, kept_picture
 from ..figures.layout import Cell, Sheet
-from ..figures.overlays import enlarge, outline, outline_width, pale, panel_axes, spread, upper_limit
+from ..figures.overlays import enlarge, pale, spread, upper_limit
 from ..model.image_loading import read_image, to_pixels
 
 

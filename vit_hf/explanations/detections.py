@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from vit_hf.figures.panels import OBJECT, draw_boxes, panel_axes
+
 from ..data.images import prepare_images
 from ..figures.layout import FAINT_INK, MARGIN, Cell, Sheet, by, house_style
-from ..figures.overlays import OBJECT, draw_boxes, panel_axes
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.sizes import to_pair
 from .explanation import kept_picture

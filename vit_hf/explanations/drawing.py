@@ -5,38 +5,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+
+# First: it says what to do where matplotlib is missing.
+from ..figures.layout import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, SIDE, Cell  # isort: skip
+from ..figures.layout import Sheet, by, house_style, shorten, wrap  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-# First: it says what to do where matplotlib is missing.
-from ..figures.layout import (
-    COLOUR_BAR_SPACE,
-    FAINT_INK,
-    INK,
-    MARGIN,
-    SIDE,
-    Cell,
-    Sheet,
-    by,
-    house_style,
-    shorten,
-    wrap,
-)  # isort: skip
-from ..figures.overlays import (
-    OBJECT,
-    colour_groups,
-    dim_dropped,
-    draw_boxes,
-    enlarge,
-    merged,
-    outline,
-    outline_width,
-    pale,
-    panel_axes,
-    upper_limit,
-)
+from vit_hf.figures.panels import OBJECT, draw_boxes, outline, outline_width, panel_axes
+
+from ..figures.overlays import colour_groups, dim_dropped, enlarge, merged, pale, upper_limit
 from .explanation import kept_picture
 
 

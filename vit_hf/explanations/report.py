@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from ..figures.overlays import draw_boxes, outline, panel_axes
+from vit_hf.figures.panels import draw_boxes, outline, panel_axes
+
 from .explanation import kept_picture
 
 
