@@ -76,7 +76,7 @@ def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) 
         [name for name in unknown if difflib.get_close_matches(name, fields, 1, 0.9)], fields, cls.__name__
     )
     for name in unknown:
-        if parts := _parts_with(config, name):
+        if parts := _parts_with(config, name, all_are_ours):
             raise ValueError(
                 f"{cls.__name__} has no {name!r}, which looks like an option of a part: an option "
                 "stands in the "
@@ -91,27 +91,30 @@ def check_field_names(config, names: Iterable[str], all_are_ours: bool = False) 
         )
 
 
-def _parts_with(config, name: str) -> list[str]:
-    """Parts with an option that a name ends in, as a configuration would give them; at most three."""
+def _parts_with(config, name: str, any_prefix: bool) -> list[str]:
+    """Parts with an option that a name ends in, as a configuration would give them; at most three.
+
+    Args:
+        config: that has the name.
+        name: unknown field.
+        any_prefix: whether anything may stand before the option, or only what names the part: others' fields, such as
+            `rms_norm_eps`, end alike.
+    """
     if not is_torch_available():  # the classes need it
         return []
     from .part_checks import options_classes
 
     found = []
     for field, kind, options_class in options_classes():
-        for option in options_class.__dataclass_fields__:
-            prefixes = (
-                {kind or field, field} if len(option) < 3 else {name.removesuffix(option).removesuffix("_")}
-            )
-            if hasattr(config, field) and name in (option, *(f"{prefix}_{option}" for prefix in prefixes)):
+        owners = {kind or field, field, field.partition("_")[0]}
+        for option in options_class.__dataclass_fields__ if hasattr(config, field) else ():
+            prefix = name.removesuffix(f"_{option}")
+            is_whole = name == option and (
+                any_prefix or "_" in option or len(option) > 7
+            )  # not `seed` or `base`
+            if is_whole or (prefix != name and (prefix in owners or (any_prefix and len(option) > 2))):
                 part = f'"type": "{kind}", ' if kind else ""
-                found.append(
-                    (
-                        kind != name.removesuffix(f"_{option}"),
-                        -len(option),
-                        f'{field}={{{part}"{option}": ...}}',
-                    )
-                )
+                found.append((prefix not in owners, -len(option), f'{field}={{{part}"{option}": ...}}'))
     return [text for *_, text in sorted(found)[:3]]
 
 
