@@ -97,8 +97,8 @@ def _parts_with(config, name: str, any_prefix: bool) -> list[str]:
     Args:
         config: that has the name.
         name: unknown field.
-        any_prefix: whether anything may stand before the option, or only what names the part: others' fields, such as
-            `rms_norm_eps`, end alike.
+        any_prefix: whether anything may stand before the option, or only what names the part: others' fields,
+            such as `rms_norm_eps`, end alike.
     """
     if not is_torch_available():  # the classes need it
         return []
