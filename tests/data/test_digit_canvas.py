@@ -177,7 +177,7 @@ def test_another_process_sees_the_same_images(small):
         "sys.modules['vit_hf'] = package = types.ModuleType('vit_hf')\n"
         f"package.__path__ = {list(vit_hf.__path__)}\n"
         "dataset = pickle.load(sys.stdin.buffer)\n"
-        "from vit_hf.data import megapixel_digits\n"
+        "from vit_hf.data.megapixel_digits import megapixel_digits\n"
         "for rows in (dataset, megapixel_digits(160, num_train=5, num_test=6)['test']):\n"
         "    print(hashlib.sha256(b''.join(np.asarray(i).tobytes() for i in rows['image'])).hexdigest())\n"
     )

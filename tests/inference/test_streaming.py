@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.models import tiny_config, tiny_swin_config
-from tests.helpers.streaming import PROCESSOR, classifier, picture
+from tests.helpers.streaming import PROCESSOR, classifier, narrow_bands, picture  # noqa: F401  (for every test)
 from vit_hf import (
     PATCH_SELECTORS,
     AdaptiveSwinForImageClassification,
@@ -28,12 +28,6 @@ from vit_hf.readers.opening import ArraySource
 
 
 every_selector = pytest.mark.parametrize("name", PATCH_SELECTORS)
-
-
-@pytest.fixture(autouse=True)
-def narrow_bands(monkeypatch):
-    """A row of patches at a time."""
-    monkeypatch.setattr(streamed_patches, "BAND_PIXELS", 1)
 
 
 @torch.no_grad()

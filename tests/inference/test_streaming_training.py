@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from tests.helpers.models import tiny_config, tiny_selector
-from tests.helpers.streaming import PROCESSOR, classifier, picture
+from tests.helpers.streaming import PROCESSOR, classifier, narrow_bands, picture  # noqa: F401  (for every test)
 from vit_hf import (
     PATCH_SELECTORS,
     AdaptiveViTForImageClassification,
