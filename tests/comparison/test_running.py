@@ -2,10 +2,7 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
-import compare as script
 import PIL.Image
 import pytest
 import torch
@@ -14,6 +11,7 @@ from transformers import ResNetConfig
 from tests.helpers.classifiers import PROCESSOR, SIZE, resnet, swin, vit
 from tests.helpers.models import tiny_config
 from tests.helpers.runs import CLASSES, write_images
+from tests.helpers.scripts import load_script
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.comparison import strategies as strategies_module
 from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
@@ -23,10 +21,7 @@ from vit_hf.comparison.strategies import STRATEGIES, Dense
 from vit_hf.inference.aggregation import TILE_AGGREGATIONS
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-
-sys.path.pop(0)
+script = load_script("compare")
 LABELS = dict(enumerate(CLASSES))
 NAMED = {"num_labels": 3, "id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
 UNTRAINED = ("variance", "gradient", "entropy", "saliency", "random", "uniform", "attention")
