@@ -29,7 +29,7 @@ test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs wh
 quality: install  ## Lint, check the format, and that imports lead down.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --config setup.cfg
+	$(BIN)/lint-imports setup.cfg
 
 style: install  ## Mend what `quality` complains of, where a tool can.
 	$(BIN)/ruff check --fix .
