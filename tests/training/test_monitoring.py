@@ -175,9 +175,9 @@ def test_logs_what_selection_adds_to_the_loss(tmp_path):
 IN_TWO_PROCESSES = """
 import os, sys
 import torch
-from tests.training.test_families import FAMILIES, make_trainer, weights
+from tests.helpers.trainers import FAMILIES, make_trainer, weights
 from tests.training.test_monitoring import break_gradient
-from vit_hf.training import FreezeBackbone
+from vit_hf.training.optimizer import FreezeBackbone
 
 folder, fails = sys.argv[1], sys.argv[2] == "fails"
 trainer = make_trainer(folder, FAMILIES["policy_and_gumbel"], [FreezeBackbone(0.5)], save_strategy="steps", save_steps=2)
