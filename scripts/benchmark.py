@@ -199,7 +199,7 @@ def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Call
     }
 
 
-# What is timed -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and
+# Timed call -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and
 # copies.
 FILE_WAYS = {
     "pipeline": ("transformers pipeline, resized to 224²", "decode", "pipeline, encoder"),
@@ -235,7 +235,7 @@ def file_table(args: argparse.Namespace) -> list[dict]:
 
 
 def recipe_sides() -> list[Side]:
-    """What the configurations for high resolution train, at the end of their schedules and at the
+    """Models that the configurations for high resolution train, at the end of their schedules and at the
     beginning."""
     sides = []
     for file in sorted(

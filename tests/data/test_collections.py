@@ -1,4 +1,4 @@
-"""What of a large collection is read, by whom and under which name; and which answers are there. No
+"""Files of a large collection that are read, by whom and under which name; and which answers are there. No
 cluster."""
 
 import importlib

@@ -92,7 +92,7 @@ class TestStages:
                 tiny_model(**fields), AdaptiveViTImageProcessor(**NATIVE), noise_image(32, 32)
             )
             numbers[name] = [(stage.num_tokens, stage.num_groups) for stage in explanation.stages]
-        # Of 16; the attentive reducer keeps half of 9 at the second stage, and may keep the first fused
+        # Out of 16; the attentive reducer keeps half of 9 at the second stage, and may keep the first fused
         # token.
         assert numbers["merge"] == numbers["gumbel"] == [(8, 8), (4, 4)]
         assert numbers["attentive"][0] == (9, 8)

@@ -6,7 +6,7 @@ from vit_hf.model.patches import PatchTokens
 
 
 def tell(encoding, tokens: PatchTokens, layer: int = 0, num_prefix: int = 2) -> dict[str, torch.Tensor]:
-    """Whatever an encoding has to say, with patches along the axes that `AXES` names."""
+    """Outputs of an encoding, with patches along the axes that `AXES` names."""
     told = {"added": encoding.add(tokens).features}
     rotation = encoding.rotation(tokens, layer)
     if rotation is not None:

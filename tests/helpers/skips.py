@@ -1,4 +1,4 @@
-"""What a run of the tests left out."""
+"""Lines that name what a run of the tests left out."""
 
 import re
 

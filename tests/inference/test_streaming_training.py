@@ -135,7 +135,8 @@ class Generated(ImageSource):
         raise AssertionError("not asked for")
 
 
-# What a forward pass in training reads beside a pass through the image; a policy also answers for its greedy.
+# Patches that a forward pass in training reads beside a pass through the image; a policy also answers for its
+# greedy.
 CHOSEN = {"variance": 0, "cross_attention": 0, "random": 6, "attention": 6, "policy": 12, "perturbed": 6 * 20}
 
 
@@ -164,8 +165,8 @@ def training_step(name: str, side: int):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["variance", "cross_attention", "policy"])
 def test_memory_of_a_training_step(name):
-    """Of an image that is 432 MiB as floats, beside one of a quarter of that, which is several bands as
-    well."""
+    """Memory of an image that is 432 MiB as floats, beside one of a quarter of that, which is several bands
+    as well."""
     small, large = (peak_memory(training_step, name, side) for side in (3072, 6144))
     print(f"{name}: {small:.0f} MiB, {large:.0f} MiB")
     # A policy draws from all patches: their order, probabilities and gradients.

@@ -11,7 +11,7 @@ from vit_hf import POSITION_ENCODINGS, AdaptiveViTForImageClassification
 
 
 def cases():
-    """What selects or reduces with most of the model in memory, and encodings with even the embeddings
+    """Selectors and reducers with most of the model in memory, and encodings with even the embeddings
     torn apart."""
     for name, fields in SELECTIONS.items():
         yield pytest.param(fields, 0.85, id=name)

@@ -1,4 +1,4 @@
-"""What blocks, pooling and initialization may be, beside plain torch and transformers' own modules."""
+"""Options of blocks, pooling and initialization beside plain torch and transformers' own modules."""
 
 import numpy as np
 import pytest

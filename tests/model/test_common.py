@@ -1,4 +1,4 @@
-"""What transformers' own common tests ask of every model, for ours: every selector, every encoding, and
+"""Requirements of transformers' own common tests, for our models: every selector, every encoding, and
 Swin."""
 
 import copy

@@ -68,7 +68,7 @@ READERS = {
     "bytes": lambda path: to_pixels(decode_image({"bytes": path.read_bytes(), "path": str(path)}), True),
     "pillow object": by_pillow_object,
 }
-# Those that raise the error themselves; `decode_image` leaves what values mean to whoever asks for pixels.
+# Readers that raise the error themselves; `decode_image` leaves what values mean to whoever asks for pixels.
 NAMING = ("open_image", "torchvision", "pil")
 # Without the name of a file, or once Pillow has refused, nobody else is asked.
 EVERY_FILE = ("open_image", "torchvision", "pil", "training")
