@@ -17,7 +17,7 @@ Needs `pip install vit_hf[train,detection]`.
 """
 
 from vit_hf.training.detection import Detection
-from vit_hf.training.run import main_of
+from vit_hf.training.task import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

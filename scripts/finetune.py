@@ -12,7 +12,7 @@ goes on where it was when it is started again with the same arguments.
 """
 
 from vit_hf.training.classification import Classification
-from vit_hf.training.run import main_of
+from vit_hf.training.task import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ there are any, are not read.
 """
 
 from vit_hf.training.pretraining import Pretraining
-from vit_hf.training.run import main_of
+from vit_hf.training.task import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,8 +12,8 @@ may be a YAML or JSON file of flags; flags after it override it. A run that was 
 was when it is started again with the same arguments.
 """
 
-from vit_hf.training.run import main_of
 from vit_hf.training.segmentation import Segmentation
+from vit_hf.training.task import main_of
 
 
 def main(argv: list[str] | None = None) -> None:

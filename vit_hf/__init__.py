@@ -26,8 +26,7 @@ from .model.configuration_adaptive_swin import AdaptiveSwinConfig
 from .model.configuration_adaptive_vit import AdaptiveViTConfig
 from .model.elastic import AdaptiveViTForElasticImageClassification
 from .model.elastic_space import SearchSpace, SubNetwork
-from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from .model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor, AdaptiveViTImageProcessorPil
 from .model.modeling_adaptive_swin import (
     AdaptiveSwinBackbone,
     AdaptiveSwinForImageClassification,
@@ -57,8 +56,7 @@ from .model.version import __version__
 if TYPE_CHECKING:
     from .checkpoints.convert import convert
     from .data.collation import PatchCollator
-    from .explanations.explain import explain
-    from .explanations.video import explain_video
+    from .explanations.explain import explain, explain_video
     from .hub.push import push_to_hub
     from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
     from .inference.tiles import predict_tiled
@@ -90,7 +88,7 @@ _MODULES = {
     "convert": "checkpoints.convert",
     "PatchCollator": "data.collation",
     "explain": "explanations.explain",
-    "explain_video": "explanations.video",
+    "explain_video": "explanations.explain",
     "push_to_hub": "hub.push",
     "StreamingCollator": "inference.streaming",
     "predict_streaming": "inference.streaming",

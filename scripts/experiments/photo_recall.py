@@ -250,9 +250,9 @@ def print_tables(rows: list[dict]) -> None:
 
 def draw(window: Window, kept: dict[str, np.ndarray], path: Path) -> None:
     """Draws the patches that each selector keeps of a window, side by side, with the boxes of trees."""
+    from vit_hf.explanations.drawing import draw_boxes, outline, panel_axes
     from vit_hf.explanations.explanation import kept_picture
-    from vit_hf.figures.layout import MARGIN, Cell, Sheet, house_style
-    from vit_hf.figures.panels import draw_boxes, outline, panel_axes
+    from vit_hf.figures import MARGIN, Cell, Sheet, house_style
 
     side, gap, title, per_line = 4.5, 0.2, 0.35, min(4, len(kept))
     height, lines = side * window.grid[0] / window.grid[1], -(-len(kept) // per_line)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import vit_hf
-from vit_hf.data import digit_canvas
-from vit_hf.data.digit_canvas import DigitCanvas, Recipe, render
-from vit_hf.data.digits import load_digits
+from vit_hf.data import digits
+from vit_hf.data.digits import DigitCanvas, Recipe, load_digits, render
 from vit_hf.data.megapixel_digits import megapixel_digits
 
 
@@ -42,7 +41,7 @@ def renders(monkeypatch):
         seen.append(recipe)
         return render(recipe)
 
-    monkeypatch.setattr(digit_canvas, "render", counted)
+    monkeypatch.setattr(digits, "render", counted)
     return seen
 
 

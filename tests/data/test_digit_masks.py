@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_hf.data.digit_canvas import add_masks
+from vit_hf.data.digits import add_masks
 from vit_hf.data.megapixel_digits import megapixel_digits
 
 

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_hf.data.digit_canvas import DigitCanvas, Recipe
-from vit_hf.data.digits import NOISE_PATTERNS, NUM_PATTERNS, digits_of_split, load_digits, noise_patterns
+from vit_hf.data.digits import (
+    NOISE_PATTERNS,
+    NUM_PATTERNS,
+    DigitCanvas,
+    Recipe,
+    digits_of_split,
+    load_digits,
+    noise_patterns,
+)
 from vit_hf.data.megapixel_digits import BLOCK, TASKS, megapixel_digits, multi_hot, place
 
 

@@ -11,7 +11,7 @@ from vit_hf import (
     explain,
     explain_video,
 )
-from vit_hf.explanations.video import FRAME_SIZE, GAP, OUTLINE
+from vit_hf.explanations.explain import FRAME_SIZE, GAP, OUTLINE
 
 
 def test_outlines_are_where_patches_were_kept():

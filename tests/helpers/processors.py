@@ -4,8 +4,7 @@ import numpy as np
 from transformers import ViTImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from vit_hf.model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor, AdaptiveViTImageProcessorPil
 
 
 BACKENDS = {

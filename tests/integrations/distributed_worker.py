@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from vit_hf.model.options import type_of
+
 
 def draws(fields: dict) -> bool:
     """Whether training draws at random, which it does differently in each process."""
     return bool(
         {"random", "policy", "perturbed", "gumbel"}
-        & {fields.get("patch_selector"), fields.get("token_reducer")}
+        & {type_of(fields.get(part)) for part in ("patch_selector", "token_reducer")}
     )
 
 

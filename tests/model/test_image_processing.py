@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.processors import BACKENDS, picture
-from vit_hf.model import image_preparation
+from vit_hf.model import image_processing_adaptive_vit
 from vit_hf.model.configuration_adaptive_vit import AdaptiveViTConfig
 from vit_hf.model.modeling_adaptive_vit import AdaptiveViTModel
 from vit_hf.model.pixel_scorers import PIXEL_SCORERS
@@ -311,7 +311,7 @@ def test_bad_images_are_named(ours, tmp_path):
 
 def test_floats_rescaled_twice_are_warned_of(ours, monkeypatch):
     warnings = []
-    monkeypatch.setattr(image_preparation.logger, "warning_once", warnings.append)
+    monkeypatch.setattr(image_processing_adaptive_vit.logger, "warning_once", warnings.append)
     ours()([picture() / 255.0], do_rescale=False)
     ours()([picture().astype(np.float32), np.zeros((8, 8, 3))])
     assert not warnings

@@ -12,8 +12,7 @@ import torch
 from transformers import AutoImageProcessor
 
 import vit_hf  # noqa: F401, registers the processors
-from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from vit_hf.model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from vit_hf.model.image_processing_adaptive_vit import AdaptiveViTImageProcessor, AdaptiveViTImageProcessorPil
 
 
 BACKENDS = {"torchvision": AdaptiveViTImageProcessor, "pil": AdaptiveViTImageProcessorPil}

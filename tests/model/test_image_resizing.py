@@ -12,7 +12,7 @@ from transformers.models.siglip2.image_processing_siglip2 import get_image_size_
 
 from tests.helpers.processors import BACKENDS, picture
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification
-from vit_hf.model.image_preparation import size_for_patches, target_size
+from vit_hf.model.image_processing_adaptive_vit import size_for_patches, target_size
 
 
 HALF = [0.5, 0.5, 0.5]

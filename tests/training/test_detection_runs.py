@@ -21,8 +21,13 @@ from vit_hf import (
 from vit_hf.data.arguments import DataArguments
 from vit_hf.explanations.detections import backbone_of
 from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.detection import Detection, DetectionArguments
-from vit_hf.training.detection_metrics import AveragePrecision, BoxCollator, stack_labels
+from vit_hf.training.detection import (
+    AveragePrecision,
+    BoxCollator,
+    Detection,
+    DetectionArguments,
+    stack_labels,
+)
 from vit_hf.training.detectors import DETECTORS
 from vit_hf.training.task import prepare
 

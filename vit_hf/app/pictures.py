@@ -11,12 +11,11 @@ import PIL.Image
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vit_hf.figures.panels import outline, outline_width, panel_axes
-
+from ..explanations.drawing import outline, outline_width, panel_axes
 from ..explanations.explanation import Explanation, kept_picture
-from ..figures.layout import Cell, Sheet
-from ..figures.overlays import enlarge, pale, spread, upper_limit
+from ..figures import Cell, Sheet
 from ..model.image_loading import read_image, to_pixels
+from ..overlays import enlarge, pale, spread, upper_limit
 
 
 # Of an image that is read at all: 150 MB of bytes, and four times as much when it is prepared for the model.

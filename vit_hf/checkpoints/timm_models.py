@@ -16,8 +16,16 @@ from ..model.options import type_of
 from . import timm_eva
 from .families import CannotConvert, Weights, load_state
 from .swin import convert_timm_swin
-from .timm_hybrid import hybrid_fields, is_hybrid
-from .timm_parts import check_blocks, feed_forward, foreign, refuse, shared_options, shared_weights
+from .timm_parts import (
+    check_blocks,
+    feed_forward,
+    foreign,
+    hybrid_fields,
+    is_hybrid,
+    refuse,
+    shared_options,
+    shared_weights,
+)
 
 
 logger = logging.get_logger(__name__)

@@ -13,8 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import prepare_images
 from ..explanations.model_view import load_upright, shrink, to_picture
-from ..explanations.token_stages import record_reductions, to_stages
-from ..figures.overlays import colour_groups, dim_dropped
+from ..explanations.stages import record_reductions, to_stages
 from ..inference.aggregation import AggregationOptions, aggregate_tiles, problem_type_of
 from ..inference.tile_grid import TileGrid
 from ..inference.tiles import predict_tiled, with_options
@@ -23,6 +22,7 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
+from ..overlays import colour_groups, dim_dropped
 
 
 # Pixels of the longer side of a picture.

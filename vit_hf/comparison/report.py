@@ -11,14 +11,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import PIL.Image
-
-
-# First: it says what to do where matplotlib is missing.
-from ..figures.layout import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style, wrap  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+# First: it says what to do where matplotlib is missing.
+from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style, wrap
 from .predictors import PICTURE_SIZE
 from .results import SIGNIFICANT, Row, best_of, digits, measured
 from .running import Comparison

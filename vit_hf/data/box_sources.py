@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .boxes import BoxedImages, find_object_column, read_objects
-from .digit_canvas import RECIPE_PREFIX, Recipe
+from .digits import RECIPE_PREFIX, Recipe
 from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
 from .images import upright_size
 from .loading import check_validation_fraction, hold_out

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import read_image, to_pixels
 from ..model.image_loading import upright_size as size_when_upright
-from ..model.image_preparation import ImagePreparation
+from ..model.image_processing_adaptive_vit import ImagePreparation
 from ..readers.suffixes import is_image, is_zarr
 from .image_folders import REGIONS_ONLY, TOOL_NAMES, UNKNOWN, LeftOut, list_files, show
 

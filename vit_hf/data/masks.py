@@ -176,7 +176,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
     found, names = loaded.splits, None
     if data.dataset == MEGAPIXEL_DIGITS:
-        from .digit_canvas import MASK_NAMES, add_masks
+        from .digits import MASK_NAMES, add_masks
 
         found, names = add_masks(datasets.DatasetDict(found)), MASK_NAMES
     columns = find_columns(next(iter(found.values())), data.image_column, data.label_column)

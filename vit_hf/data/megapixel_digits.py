@@ -13,8 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .digit_canvas import DigitCanvas, Recipe
-from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, digits_of_split
+from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, DigitCanvas, Recipe, digits_of_split
 
 
 SPLITS = ("train", "test")

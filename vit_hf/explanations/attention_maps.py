@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification, AdaptiveViTImageClassifierOutput
-from .token_stages import blocks_that_see_all
+from .stages import blocks_that_see_all
 
 
 # Attention weights held at once, in numbers: 64 MiB of float32.

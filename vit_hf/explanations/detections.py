@@ -10,12 +10,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from vit_hf.figures.panels import OBJECT, draw_boxes, panel_axes
-
 from ..data.images import prepare_images
-from ..figures.layout import FAINT_INK, MARGIN, Cell, Sheet, by, house_style
+from ..figures import FAINT_INK, MARGIN, Cell, Sheet, by, house_style
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.sizes import to_pair
+from .drawing import OBJECT, draw_boxes, panel_axes
 from .explanation import kept_picture
 from .model_view import shrink, to_picture
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..figures.overlays import dim_dropped, enlarge
+from ..overlays import dim_dropped, enlarge
 from .object_statistics import image_statistics
-from .token_stages import Stage
-from .windows import WindowStage
+from .stages import Stage, WindowStage
 
 
 if TYPE_CHECKING:

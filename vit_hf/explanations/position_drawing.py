@@ -4,10 +4,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-
 # First: it says what to do where matplotlib is missing.
-from ..figures.layout import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, SIDE, Cell  # isort: skip
-from ..figures.layout import Figure, Sheet, by, house_style, shorten, wrap  # isort: skip
+from ..figures import (
+    COLOUR_BAR_SPACE,
+    FAINT_INK,
+    INK,
+    MARGIN,
+    SIDE,
+    Cell,
+    Figure,
+    Sheet,
+    by,
+    house_style,
+    shorten,
+    wrap,
+)
 
 
 if TYPE_CHECKING:

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-
-# First: it says what to do where matplotlib is missing.
-from ..figures.layout import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from vit_hf.figures.panels import draw_boxes, outline, panel_axes
+from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
 
+# First: it says what to do where matplotlib is missing.
+from .drawing import draw_boxes, outline, panel_axes
 from .explanation import kept_picture
 
 

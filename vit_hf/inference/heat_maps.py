@@ -3,16 +3,13 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-
-# First: it says what to do where matplotlib is missing.
-from ..figures.layout import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet  # isort: skip
-from ..figures.layout import by, house_style, shorten, wrap  # isort: skip
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ..figures.overlays import pale
+# First: it says what to do where matplotlib is missing.
+from ..figures import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet, by, house_style, shorten, wrap
+from ..overlays import pale
 
 
 if TYPE_CHECKING:

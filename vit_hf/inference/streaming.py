@@ -15,7 +15,7 @@ from ..data.images import decode_image
 from ..model.budget import Budget
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
-from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..model.patches import flatten_channels_last, raster_indices
 from ..model.pretrained import AdaptiveViTPreTrainedModel
 from ..model.sizes import to_pair

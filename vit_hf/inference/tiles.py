@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..data.images import is_timm_processor
 from ..model.elastic import active_subnetwork
-from ..model.image_processing_pil_adaptive_vit import AdaptiveViTImageProcessorPil
+from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessorPil
 from ..readers.opening import ImageSource, open_image
 from .aggregation import (
     AggregationOptions,

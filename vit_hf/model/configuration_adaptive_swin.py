@@ -8,10 +8,8 @@ from transformers import PreTrainedConfig, SwinConfig
 from transformers.utils import is_torch_available
 
 from .budget import Budget
-from .checked_fields import CheckedFields, check_label_fields
 from .checkpoint_code import SavesCode
-from .configuration_checks import drop_defaults
-from .field_names import check_field_names
+from .configuration_checks import CheckedFields, check_field_names, check_label_fields, drop_defaults
 from .options import check_part, keep_options, type_of
 from .sizes import to_pair
 from .stages import StagesConfigMixin
@@ -311,7 +309,7 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
         check_foreign_fields(self)
         check_window_selection(self)
         if is_torch_available():
-            from .swin_part_checks import check_swin_parts
+            from .part_checks import check_swin_parts
 
             check_swin_parts(self)
 

@@ -7,11 +7,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ViTConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import is_torch_available
 
-from .checked_fields import CheckedFields, check_label_fields
 from .checkpoint_code import SavesCode
 from .configuration_checks import (
+    CheckedFields,
     check_blocks,
+    check_field_names,
     check_forms,
+    check_label_fields,
     check_reduction,
     check_selection,
     check_sizes,
@@ -19,7 +21,6 @@ from .configuration_checks import (
     drop_defaults,
 )
 from .elastic_space import check_elastic
-from .field_names import check_field_names
 from .options import keep_options
 from .stages import StagesConfigMixin
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .checked_fields import check_problem_type
+from .configuration_checks import check_problem_type
 from .layers import ACTIVATIONS, SMALLEST_SIZE, AdaptiveViTMLP, Initialized
 
 

@@ -56,7 +56,6 @@ from .patches import (
 )
 from .positions import POSITION_ENCODINGS
 from .pretrained import AdaptiveViTPreTrainedModel
-from .probe import ModelProbe
 from .reducers import Stage, fill_grid, restore_tokens, trace_tokens
 from .registry import find_class
 from .segmentation import (
@@ -65,7 +64,7 @@ from .segmentation import (
     read_segmentation_options,
     segmentation_loss_per_image,
 )
-from .selection import Selection, count_selected
+from .selection import ModelProbe, Selection, count_selected
 from .selection_checks import check_selected_once, warn_if_all_kept, warn_if_nothing_reduced
 from .selectors import reinforce_loss
 from .sizes import thumbnail_sides, to_pair

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from .configuration_adaptive_swin import UNFIT
 from .elastic_space import ElasticOptions, read_elastic_options
 from .layers import (
     ACTIVATIONS,
@@ -129,3 +130,16 @@ def check_decoder(config) -> None:
         )
     except ValueError as error:
         raise ValueError(f"The decoder of masked_autoencoder: {error}") from error
+
+
+def check_swin_parts(config) -> None:
+    """Checks every part of an `AdaptiveSwinConfig`.
+
+    Raises:
+        ValueError: naming the field, the legal names or options, and what to do.
+    """
+    check_choice("hidden_act", config.hidden_act, ACTIVATIONS)
+    check_needed(config, "patch_selector", "num_selected_windows", None, UNFIT)
+    if config.patch_selector is not None:
+        check_class_name(config, "patch_selector")
+        check_options(config, "patch_selector")

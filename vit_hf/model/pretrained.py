@@ -1,8 +1,17 @@
-"""Loading, saving and initialization, as all models share them, and stock checkpoints of ViT."""
+"""Loading, saving and initialization, as all models share them, and stock checkpoints of ViT.
+
+Tables sized by a grid are resampled for another grid, never left random: an encoding with such a table has
+`resample_table`; encodings that measure positions in patches of the native grid refuse another one.
+
+transformers builds models without storage and fills in what a checkpoint has. Non-persistent buffers, and
+tensors that are plain attributes, are in no checkpoint: they are computed again here, by building the class
+once more.
+"""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -20,14 +29,201 @@ from transformers.conversion_mapping import (
 from transformers.utils import logging
 
 from .checkpoint_code import IS_REMOTE, SavesCode, name_classes, report_code
-from .computed_tensors import restore, versions
 from .configuration_adaptive_vit import AdaptiveViTConfig
-from .grid_tables import check_measures, make_room, resample, tables_to_resample
 from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
 from .options import keep_options, options_of, type_of
 from .patch_embeddings import HybridPatchEmbeddings
-from .registry import TABLES, derives_from, fetch_classes, find_class, import_class
+from .registry import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 from .sizes import has_frames, native_grid
+
+
+logger = logging.get_logger(__name__)
+
+
+# Encodings of a model, as its configuration gives them.
+ENCODINGS = {
+    "position_encoding": lambda config: getattr(config, "position_encoding", None),
+    "decoder_position_encoding": lambda config: options_of(getattr(config, "masked_autoencoder", None)).get(
+        "decoder_position_encoding"
+    ),
+}
+
+# (module, name of its parameter, shape in the checkpoint)
+Table = tuple[nn.Module, str, tuple[int, ...]]
+
+
+def tables_to_resample(model: nn.Module, mismatched: set[tuple[str, Any, Any]]) -> dict[str, Table]:
+    """Parameters of position encodings, by name, whose size alone differs from the checkpoint's.
+
+    Raises:
+        ValueError: if one of them cannot be resampled, saying what to do.
+    """
+    tables = {}
+    for name, found, needed in mismatched:
+        path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        owner = encoding_of(model, path)
+        if owner is None or len(found) != len(needed):
+            continue
+        if sum(one != other for one, other in zip(found, needed, strict=True)) != 1:
+            continue  # another width or depth: a different model, and no other grid
+        if not hasattr(module, "resample_table"):
+            raise ValueError(
+                f"{name} has the shape {tuple(found)} in the checkpoint, and the model needs "
+                f"{tuple(needed)}, which "
+                f"{type(owner).__name__} cannot resample. Load the checkpoint without changing "
+                "image_size (and num_frames, "
+                f"patch_size, window_size), or give {type(owner).__name__} a method "
+                "resample_table(name, table, grid)."
+            )
+        tables[name] = (module, parameter, tuple(found))
+    return tables
+
+
+def encoding_of(model: nn.Module, path: str) -> nn.Module | None:
+    """The position encoding at a path or above it."""
+    while path:
+        module = model.get_submodule(path)
+        if derives_from(type(module), "PositionEncoding"):
+            return module
+        path = path.rpartition(".")[0]
+    return None
+
+
+def make_room(tables: Mapping[str, Table]) -> None:
+    """Gives modules the parameters of the checkpoint's shapes, to be loaded."""
+    for module, parameter, shape in tables.values():
+        own = getattr(module, parameter)
+        empty = nn.Parameter(own.new_empty(shape, device="meta"), own.requires_grad)
+        setattr(module, parameter, empty)
+
+
+@torch.no_grad()
+def resample(tables: Mapping[str, Table], stored: Any) -> None:
+    """Replaces loaded tables by those of the model's grid.
+
+    Args:
+        tables: of `tables_to_resample`.
+        stored: configuration of the checkpoint, or None.
+
+    Raises:
+        ValueError: if a table is that of no grid.
+    """
+    for name, (module, parameter, shape) in tables.items():
+        loaded = getattr(module, parameter)
+        grid = None if stored is None else module.grid_in(stored)
+        table = module.resample_table(parameter, loaded.float(), grid)
+        new = nn.Parameter(table.to(loaded.dtype), loaded.requires_grad)
+        new._is_hf_initialized = True  # or it would be drawn anew
+        setattr(module, parameter, new)
+        logger.info(f"{name} was resampled from {shape} to {tuple(new.shape)}.")
+
+
+def check_measures(config, stored) -> None:
+    """Refuses another native grid for encodings that measure places in its patches.
+
+    Raises:
+        ValueError: naming the fields.
+    """
+    if native_grid(config) == native_grid(stored):
+        return
+    for field, part_of in ENCODINGS.items():
+        name = type_of(part_of(config))
+        if name != type_of(part_of(stored)) or name not in ("fourier", "relative_bias_continuous"):
+            continue
+        raise ValueError(
+            f"{field}={name!r} measures places in patches of the grid that "
+            f"image_size={stored.image_size} and "
+            f"patch_size={stored.patch_size} (and num_frames) of the checkpoint give, and another image_size "
+            f"({config.image_size}) would move all of them. Leave image_size out: the model takes "
+            "images of any size."
+        )
+
+
+logger = logging.get_logger(__name__)
+# Whose classes restore their own buffers, or have none.
+OURS = ("torch", "transformers", "timm", __package__.partition(".")[0])
+
+
+def versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Identity and version of each non-persistent buffer, which change where it is filled."""
+    return {name: _version(buffer) for name, buffer in model.named_non_persistent_buffers()}
+
+
+def _version(tensor: torch.Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
+def own_parts(model: nn.Module) -> list[tuple[str, nn.Module, Callable[[], nn.Module]]]:
+    """Name, module and builder of each part of a model whose class is the user's own."""
+    config, own, parts = model.base_model.config, tuple(classes_of(model.base_model).values()), []
+    for name, module in model.named_modules():
+        if isinstance(module, own):
+            parent, _, index = name.rpartition(".")
+            arguments = (int(index),) if parent.endswith("reducers") else ()
+            parts.append((name, module, partial(type(module), config, *arguments)))
+    return parts
+
+
+@torch.no_grad()
+def restore(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
+    """Computes again what loading left empty; warns of what cannot be.
+
+    Args:
+        before: `versions` of when the buffers were empty.
+    """
+    empty = {name for name, version in versions(model).items() if before.get(name) == version}
+    random = set()
+    for prefix, part, build in own_parts(model):
+        inside = {name for name in empty if name.startswith(f"{prefix}.")}
+        attributes = _plain_tensors(part)
+        if not inside and not attributes:
+            continue
+        first, second = (_built(build, seed) for seed in (0, 1))
+        for name in inside:
+            path = name.removeprefix(f"{prefix}.")
+            value, again = first.get_buffer(path), second.get_buffer(path)
+            part.get_buffer(path).copy_(value)
+            if not torch.equal(value, again):
+                random.add(name)
+        for path, attribute in attributes:
+            setattr(part.get_submodule(path), attribute, getattr(first.get_submodule(path), attribute))
+        empty -= inside
+    if random:
+        logger.warning(
+            f"The non-persistent buffers {sorted(random)} are random and were not saved: the "
+            "loaded model has other numbers "
+            "than the saved one. Register them with persistent=True, or draw them from a "
+            "generator with a fixed seed."
+        )
+    unknown = {name for name in empty if _is_foreign(model, name)}
+    if unknown:
+        logger.warning(
+            f"The non-persistent buffers {sorted(unknown)} are in no checkpoint and hold garbage "
+            "now. Register them with "
+            "persistent=True, compute them in forward, or fill them in _init_weights of your class."
+        )
+
+
+def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _plain_tensors(part: nn.Module) -> list[tuple[str, str]]:
+    """Path of the submodule and name of each tensor without storage that is a plain attribute."""
+    return [
+        (path, name)
+        for path, module in part.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_meta
+    ]
+
+
+def _is_foreign(model: nn.Module, name: str) -> bool:
+    owner = type(model.get_submodule(name.rpartition(".")[0]))
+    return owner.__module__.partition(".")[0] not in OURS
 
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from ..figures.layout import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
+from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
 
 
 from matplotlib.axes import Axes  # isort: skip

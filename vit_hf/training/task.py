@@ -1,6 +1,7 @@
-"""The path from arguments to a finished run, which all training tasks share."""
+"""The path from arguments, or a command line, to a finished run; all training tasks share it."""
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,12 +10,14 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import send_to_device
+from huggingface_hub.constants import ENDPOINT
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainerState, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils.logging import disable_progress_bar
 
 from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
@@ -22,6 +25,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.options import options_of, type_of
 from .arguments import RunArguments
 from .callbacks import NonFiniteGuard, ReproducibleTraining
+from .command_line import format_metrics, make_parser, parse_arguments
 from .hub_trainer import HubTrainer
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
@@ -325,3 +329,54 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
+
+
+def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = None) -> None:
+    """Prepares a run of a task from command-line flags, describes it, executes it and prints its metrics.
+
+    Errors in arguments, data, installed packages or on the Hub end the program with a message.
+
+    Args:
+        task: class of the task.
+        script: file name that messages begin with.
+        text: description of the script for `--help`.
+        argv: flags; by default those of the process.
+    """
+    groups = [*task.argument_groups, RunArguments]
+    usage = "%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
+    *arguments, training = parse_arguments(make_parser(groups, text, usage=usage), argv)
+    try:
+        run = prepare(task(*arguments), training)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        sys.exit(f"{script}: {error}")
+    # A bar for each file of a checkpoint would tear Trainer's own apart.
+    disable_progress_bar()
+    is_main = training.process_index == 0
+    if is_main:
+        print(run.describe(), flush=True)
+    try:
+        metrics = run.execute()
+    except KeyboardInterrupt:
+        sys.exit(
+            f"\n{script}: interrupted. Start it again with the same arguments: it goes on from the last "
+            f"checkpoint in {training.output_dir}, if one was saved"
+        )
+    except FloatingPointError as error:
+        sys.exit(f"\n{script}: {error}")
+    except OSError as error:
+        if not getattr(error, "__notes__", None):  # which a failed push has
+            raise
+        sys.exit("\n".join([f"\n{script}: {error}", *error.__notes__]))
+    if is_main:
+        print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{_which_step(run.trainer)}")
+        if training.push_to_hub:
+            print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
+
+
+def _which_step(trainer: HubTrainer) -> str:
+    """Returns a note if the saved model is not that of the last step."""
+    state, args = trainer.state, trainer.args
+    if not args.load_best_model_at_end or state.best_global_step in (None, state.global_step):
+        return ""
+    step = f"step {state.best_global_step} of {state.global_step}"
+    return f": the model of {step}, the best by {args.metric_for_best_model}"

@@ -1,20 +1,20 @@
-"""Figures laid out in inches, so that no label is clipped whatever the shape of an image."""
+"""Figures laid out in inches, so that no label is clipped, whatever the shape of an image."""
 
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-
 
 try:
     import matplotlib as mpl
 except ImportError as error:
     raise ImportError("Pictures need matplotlib: pip install vit_hf[train]") from error
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 
 STYLE = {
@@ -115,3 +115,6 @@ def characters(width: float, size: float) -> int:
 
 def by(first: int, second: int) -> str:
     return f"{first} \N{MULTIPLICATION SIGN} {second}"
+
+
+# First: it says what to do where matplotlib is missing.

@@ -8,8 +8,8 @@ import torch
 from tests.helpers.models import SELECTIONS, every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.explanations.explain import explain
-from vit_hf.explanations.token_stages import follow, place_groups, record_reductions, to_stages
-from vit_hf.figures.overlays import colour_groups, merged
+from vit_hf.explanations.stages import follow, place_groups, record_reductions, to_stages
+from vit_hf.overlays import colour_groups, merged
 
 
 NATIVE = {"do_resize": False}

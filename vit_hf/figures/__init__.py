@@ -1,1 +1,0 @@
-"""Building blocks of figures: layout in inches, images with patches marked."""
