@@ -109,6 +109,22 @@ def test_compiles_as_a_whole(fields):
     torch.testing.assert_close(compiled(images).logits, model(images).logits)
 
 
+@pytest.mark.parametrize("pooler", ["cls", "mean", "map"])
+def test_norm_after_pooling_with_options_equals_its_name(pooler):
+    options = {"type": "pooled", "eps": 1e-3}
+    models = [
+        AdaptiveViTModel(
+            tiny_config(final_norm=norm, pooler=pooler, layer_norm_eps=1e-3, pooling="mean")
+        ).eval()
+        for norm in ("pooled", options)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    named, described = (model(images).pooler_output for model in models)
+    assert torch.equal(named, described)
+    torch.testing.assert_close(named.mean(dim=1), torch.zeros(2), atol=1e-5, rtol=0)
+
+
 class TestBatchNorm:
     def test_padding_does_not_count(self):
         ours, plain = TokenBatchNorm(8), nn.BatchNorm1d(8)

@@ -332,7 +332,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
             AdaptiveViTLayer(config, index) for index in range(config.num_hidden_layers)
         )
         self.pre_layernorm = make_norm(config) if config.pre_layernorm else None
-        self.layernorm = make_final_norm(config)
+        self.layernorm, self.final_norm = make_final_norm(config), type_of(config.final_norm)
         self.pooler = make_pooler(config) if add_pooling_layer else None
         self.dense_fraction = 0.0
         warn_if_nothing_reduced(config, self.reducers.values())
@@ -605,7 +605,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         return self.dense_fraction if self.training else 0.0
 
     def _final(self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        if type_of(self.config.final_norm) != "tokens":
+        if self.final_norm != "tokens":
             return hidden_states
         return normalize(self.layernorm, hidden_states, mask)
 
@@ -613,7 +613,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         pooled = self.pooler(
             outputs.last_hidden_state, outputs.token_coordinates.shape[1], outputs.token_sizes
         )
-        if self.config.final_norm == "pooled" and not isinstance(self.pooler, AdaptiveViTPooler):
+        if self.final_norm == "pooled" and not isinstance(self.pooler, AdaptiveViTPooler):
             pooled = self.layernorm(pooled.unsqueeze(1)).squeeze(1)
         return pooled
 
@@ -685,7 +685,7 @@ class AdaptiveViTForImageClassification(ImageClassifier, AdaptiveViTPreTrainedMo
     ) -> torch.Tensor:
         """Logits of a sequence whose last `num_tokens` stand for patches, by their `weights`."""
         pooled = self.pooling(hidden_states, num_tokens, weights)
-        if type_of(self.config.final_norm) == "pooled":
+        if self.vit.final_norm == "pooled":
             pooled = self.vit.layernorm(pooled.unsqueeze(1)).squeeze(1)
         return self.classify(pooled)
 
