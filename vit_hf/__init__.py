@@ -5,53 +5,60 @@ imported when it is first used, since each part needs libraries of its own.
 """
 
 import importlib
+import multiprocessing
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForMaskedImageModeling,
-    AutoModelForPreTraining,
-    AutoModelForSemanticSegmentation,
-    AutoModelForVideoClassification,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import is_torchvision_available
-
-from .hub.remote_code import GeneratedFiles
-from .model.checkpoint_code import code_writers
-from .model.configuration_adaptive_swin import AdaptiveSwinConfig
-from .model.configuration_adaptive_vit import AdaptiveViTConfig
-from .model.elastic import AdaptiveViTForElasticImageClassification
-from .model.elastic_space import SearchSpace, SubNetwork
-from .model.image_processing_adaptive_vit import AdaptiveViTImageProcessor, AdaptiveViTImageProcessorPil
-from .model.modeling_adaptive_swin import (
-    AdaptiveSwinBackbone,
-    AdaptiveSwinForImageClassification,
-    AdaptiveSwinForMaskedImageModeling,
-    AdaptiveSwinModel,
-    AdaptiveSwinPreTrainedModel,
-)
-from .model.modeling_adaptive_vit import (
-    AdaptiveViTBackbone,
-    AdaptiveViTForImageClassification,
-    AdaptiveViTForMaskedImageModeling,
-    AdaptiveViTForPreTraining,
-    AdaptiveViTForSemanticSegmentation,
-    AdaptiveViTForVideoClassification,
-    AdaptiveViTModel,
-)
-from .model.patches import ImagePatches, PatchTokens
-from .model.positions import POSITION_ENCODINGS, PositionEncoding
-from .model.pretrained import AdaptiveViTPreTrainedModel
-from .model.reducers import TOKEN_REDUCERS, Reduction, TokenReducer
-from .model.registry import register_patch_selector, register_position_encoding, register_token_reducer
-from .model.selection import PatchSelector
-from .model.selectors import PATCH_SELECTORS
 from .model.version import __version__
+from .requirements import check_versions
 
+
+def _is_command_line() -> bool:
+    """Returns whether `vit-hf` or `python -m vit_hf` is what runs.
+
+    It reads its arguments, and answers `--help`, before torch is imported; the models follow.
+    """
+    started = Path(sys.argv[0]).stem == "vit-hf" or sys.orig_argv[1:3] == ["-m", "vit_hf"]
+    return started and multiprocessing.parent_process() is None
+
+
+check_versions()
+if TYPE_CHECKING or not _is_command_line():
+    from .auto import (
+        PATCH_SELECTORS,
+        POSITION_ENCODINGS,
+        TOKEN_REDUCERS,
+        AdaptiveSwinBackbone,
+        AdaptiveSwinConfig,
+        AdaptiveSwinForImageClassification,
+        AdaptiveSwinForMaskedImageModeling,
+        AdaptiveSwinModel,
+        AdaptiveSwinPreTrainedModel,
+        AdaptiveViTBackbone,
+        AdaptiveViTConfig,
+        AdaptiveViTForElasticImageClassification,
+        AdaptiveViTForImageClassification,
+        AdaptiveViTForMaskedImageModeling,
+        AdaptiveViTForPreTraining,
+        AdaptiveViTForSemanticSegmentation,
+        AdaptiveViTForVideoClassification,
+        AdaptiveViTImageProcessor,
+        AdaptiveViTImageProcessorPil,
+        AdaptiveViTModel,
+        AdaptiveViTPreTrainedModel,
+        ImagePatches,
+        PatchSelector,
+        PatchTokens,
+        PositionEncoding,
+        Reduction,
+        SearchSpace,
+        SubNetwork,
+        TokenReducer,
+        register_patch_selector,
+        register_position_encoding,
+        register_token_reducer,
+    )
 
 if TYPE_CHECKING:
     from .checkpoints.convert import convert
@@ -62,26 +69,6 @@ if TYPE_CHECKING:
     from .inference.tiles import predict_tiled
     from .readers.opening import ImageSource, open_image
     from .training.callbacks import KeepRateSchedule
-
-AutoConfig.register(AdaptiveViTConfig.model_type, AdaptiveViTConfig)
-AutoBackbone.register(AdaptiveViTConfig, AdaptiveViTBackbone)
-AutoModel.register(AdaptiveViTConfig, AdaptiveViTModel)
-AutoModelForImageClassification.register(AdaptiveViTConfig, AdaptiveViTForImageClassification)
-AutoModelForMaskedImageModeling.register(AdaptiveViTConfig, AdaptiveViTForMaskedImageModeling)
-AutoModelForPreTraining.register(AdaptiveViTConfig, AdaptiveViTForPreTraining)
-AutoModelForSemanticSegmentation.register(AdaptiveViTConfig, AdaptiveViTForSemanticSegmentation)
-AutoModelForVideoClassification.register(AdaptiveViTConfig, AdaptiveViTForVideoClassification)
-AutoConfig.register(AdaptiveSwinConfig.model_type, AdaptiveSwinConfig)
-AutoBackbone.register(AdaptiveSwinConfig, AdaptiveSwinBackbone)
-AutoModel.register(AdaptiveSwinConfig, AdaptiveSwinModel)
-AutoModelForImageClassification.register(AdaptiveSwinConfig, AdaptiveSwinForImageClassification)
-AutoModelForMaskedImageModeling.register(AdaptiveSwinConfig, AdaptiveSwinForMaskedImageModeling)
-image_processors = {"pil": AdaptiveViTImageProcessorPil}
-if is_torchvision_available():
-    image_processors["torchvision"] = AdaptiveViTImageProcessor
-AutoImageProcessor.register(AdaptiveViTConfig, image_processor_classes=image_processors)
-AutoImageProcessor.register(AdaptiveSwinConfig, image_processor_classes=image_processors)
-code_writers.append(GeneratedFiles())
 
 # Where each of the other public names is defined; imported when it is first used.
 _MODULES = {
@@ -152,9 +139,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_MODULES.get(name, 'auto')}", __name__), name)
     globals()[name] = value
     return value
 
