@@ -5,6 +5,8 @@ A window is what a model sees. Its core is the part that counts: the window with
 not the image's own border. Cores cover the image.
 """
 
+import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -351,10 +353,12 @@ class DenseRun:
     def settings(self, source: ImageSource) -> dict[str, Any]:
         """What an interrupted run must have in common with the one that goes on."""
         sample = source.thumbnail(min(16, source.height), min(16, source.width))
+        path = getattr(source, "path", None)
+        changed = os.stat(path).st_mtime_ns if path is not None and os.path.isfile(path) else None
         weights = [parameter.detach().flatten()[:8].float().cpu() for parameter in self.model.parameters()]
         checksum = float(torch.cat(weights).double().abs().sum()) if weights else 0.0
         return {
-            "image": [source.height, source.width, int(sample.astype(np.int64).sum())],
+            "image": [source.height, source.width, zlib.crc32(np.ascontiguousarray(sample)), changed],
             "model": [type(self.model).__name__, self.model.num_parameters(), checksum],
             "tile": list(self.tile),
             "overlap": self.overlap,
@@ -418,7 +422,8 @@ class DenseRun:
             bar.update(len(batch))
 
     @torch.inference_mode()
-    def _compute(self, tiles: list[np.ndarray]) -> Any:
+    def compute(self, tiles: list[np.ndarray]) -> Any:
+        """The model's outputs for tiles `(h, w, 3)` uint8 of one size."""
         model = self.model
         inputs = {
             name: values.to(model.device, model.dtype if values.is_floating_point() else None)
@@ -431,7 +436,7 @@ class DenseRun:
         computed = [item for item in batch if item[2] is not None]
         decoded = iter(())
         if computed:
-            outputs = self._compute([seen for _, _, seen, _ in computed])
+            outputs = self.compute([seen for _, _, seen, _ in computed])
             decoded = iter(decode(outputs, [(window, covered) for window, _, _, covered in computed]))
         for window, valid, seen, _ in batch:
             yield window, valid, None if seen is None else next(decoded)
@@ -557,6 +562,12 @@ def _select(scores: np.ndarray, number: int | float | None, least: float | None)
         first[np.argsort(-scores, kind="stable")[:number]] = True
         kept &= first
     return kept
+
+
+def num_labels_of(model: PreTrainedModel) -> int | None:
+    """Classes of a model; None where its configuration has no names of them."""
+    number = getattr(model.config, "num_labels", None)
+    return number if type(number) is int and number > 0 else None
 
 
 def class_names(model: PreTrainedModel, number: int) -> dict[int, str]:

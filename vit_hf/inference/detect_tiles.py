@@ -15,7 +15,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..readers.georeference import Georeference, read_georeference
 from .box_merging import BOX_MERGERS, Candidates, MergeOptions, areas, check_merging
-from .dense_tiles import DenseRun, TileSelector, Window, check_pixels, class_names, cut_to_window
+from .dense_tiles import (
+    DenseRun,
+    TileSelector,
+    Window,
+    check_pixels,
+    class_names,
+    cut_to_window,
+    num_labels_of,
+)
 from .segment_tiles import query_outputs, query_scores
 from .tiles import AnyImage, as_source, evaluating
 
@@ -253,7 +261,7 @@ def detect_tiled(
             record.add(window, _inside_core(found, window))
         georeference = read_georeference(source)
         size = (source.height, source.width)
-    names = class_names(model, int(getattr(model.config, "num_labels", 0) or 0))
+    names = class_names(model, num_labels_of(model) or 0)
     parts = [record.found.get(_key(window), _Found()) for window in choice.windows]
     candidates, masks = _join(parts, choice.windows, size, border)
     boxes, scores, labels, merged_masks = _merge(candidates, masks, choice.windows, grids, merging, options)
@@ -370,7 +378,7 @@ class _Decoder:
         self, logits: torch.Tensor, masks: torch.Tensor, window: Window, covered: tuple[int, int]
     ) -> _Found:
         """As MaskFormer's instances: the score of a query's class times its mask's mean probability inside."""
-        scores, labels = query_scores(logits, self.model.config.num_labels).max(dim=-1)
+        scores, labels = query_scores(logits, num_labels_of(self.model)).max(dim=-1)
         found = _Found(masks=[])
         boxes, kept_scores, kept_labels = [], [], []
         for query in (scores >= self.threshold).nonzero().flatten().tolist():

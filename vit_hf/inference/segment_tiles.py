@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..readers.georeference import Georeference, read_georeference
-from .dense_tiles import DenseRun, TileSelector, Window, WindowGrid, class_names, cut_to_window
+from .dense_tiles import DenseRun, TileSelector, Window, WindowGrid, class_names, cut_to_window, num_labels_of
 from .mask_files import BAND_BYTES, MapWriter, MemoryMap, check_map_file, read_bands, read_map
 from .tiles import AnyImage, as_source, evaluating
 
@@ -263,7 +263,7 @@ class _Segmenter:
         self.georeference = read_georeference(source)
         self.grids, self.choice = run.choose(source)
         self.band: BlendedBand | None = None
-        self.num_labels = _num_labels(run.model)
+        self.num_labels = _num_labels(run)
         num_values = max(2, self.num_labels)
         self.id2label = class_names(run.model, self.num_labels)
         if self.num_labels == 1:
@@ -434,12 +434,12 @@ def _cores(grid: WindowGrid) -> Iterator[tuple[int, int]]:
     return (grid.rows.core(row) for row in range(len(grid.rows.starts)))
 
 
-def _num_labels(model: PreTrainedModel) -> int:
-    number = getattr(model.config, "num_labels", None)
-    if type(number) is not int or number < 1:
-        raise TypeError(
-            f"{type(model).__name__} has no num_labels in its configuration: give a segmentation model."
-        )
+def _num_labels(run: DenseRun) -> int:
+    """Classes of the model; of one whose configuration does not say, those of a blank tile."""
+    number = num_labels_of(run.model)
+    if number is None:
+        blank = np.zeros((*(run.prepare.size or run.tile), 3), np.uint8)
+        number = semantic_logits(run.model, run.compute([blank])).shape[1]
     return number
 
 
@@ -454,7 +454,7 @@ def semantic_logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
     """
     logits, masks = query_outputs(outputs)
     if masks is not None:
-        classes = query_scores(logits, model.config.num_labels)
+        classes = query_scores(logits, num_labels_of(model))
         return torch.einsum("bql,bqhw->blhw", classes, masks.float().sigmoid())
     logits = getattr(outputs, "logits", None)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
@@ -481,8 +481,9 @@ def query_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | Non
     return outputs.logits, masks.squeeze(2) if masks.ndim == 5 else masks
 
 
-def query_scores(logits: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Probabilities `(..., Q, L)` of the classes of queries, whose last class may be "no object"."""
-    if logits.shape[-1] == num_labels + 1:
-        return logits.float().softmax(dim=-1)[..., :-1]
-    return logits.float().sigmoid()
+def query_scores(logits: torch.Tensor, num_labels: int | None) -> torch.Tensor:
+    """Probabilities `(..., Q, L)` of the classes of queries; there is one more for "no object", last, unless
+    each class is a yes or a no by itself."""
+    if logits.shape[-1] == num_labels:
+        return logits.float().sigmoid()
+    return logits.float().softmax(dim=-1)[..., :-1]
