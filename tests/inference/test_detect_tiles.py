@@ -83,7 +83,8 @@ class TestMerging:
         generator = np.random.default_rng(0)
         centers = np.stack(np.meshgrid(np.arange(5, 395, 9.7), np.arange(5, 395, 9.3)), -1).reshape(-1, 2)
         sizes = generator.uniform(3, 7, (len(centers), 2))
-        boxes = np.concatenate((centers - sizes, centers + sizes), axis=1).clip(0, 400)
+        boxes = np.concatenate((centers - sizes, centers + sizes), axis=1)
+        boxes = (8 * boxes).round().clip(0, 3200) / 8  # exact in float32
         labels = generator.integers(0, 3, len(boxes))
         result = detect_tiled(
             KnowingDetector(400, boxes, labels), places(400, 400), KNOWING, tile=96, overlap=0.25
