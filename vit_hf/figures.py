@@ -34,9 +34,9 @@ INK, FAINT_INK = "#1a1a1a", "#666666"
 MARGIN = 0.35
 # Side of a picture that stands alone.
 SIDE = 5.6
-COLOUR_BAR_GAP, COLOUR_BAR_WIDTH = 0.07, 0.1
-# What a colour bar and the numbers beside it take on the right of a cell.
-COLOUR_BAR_SPACE = 0.67
+COLOR_BAR_GAP, COLOR_BAR_WIDTH = 0.07, 0.1
+# What a color bar and the numbers beside it take on the right of a cell.
+COLOR_BAR_SPACE = 0.67
 
 
 @dataclass
@@ -72,22 +72,22 @@ class Sheet:
         )
 
     def write(
-        self, text: str, x: float, y: float, size: float, colour: str = INK, weight: str = "normal"
+        self, text: str, x: float, y: float, size: float, color: str = INK, weight: str = "normal"
     ) -> None:
         self.figure.text(
             x / self.width,
             1 - y / self.height,
             text,
             fontsize=size,
-            color=colour,
+            color=color,
             fontweight=weight,
             verticalalignment="top",
             linespacing=1.35,
         )
 
-    def colour_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
-        """Explains the colours of `image` on the right of `cell`."""
-        axes = self.axes(Cell(cell.x + cell.width + COLOUR_BAR_GAP, cell.y, COLOUR_BAR_WIDTH, cell.height))
+    def color_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
+        """Explains the colors of `image` on the right of `cell`."""
+        axes = self.axes(Cell(cell.x + cell.width + COLOR_BAR_GAP, cell.y, COLOR_BAR_WIDTH, cell.height))
         bar = self.figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.03)
         bar.locator = MaxNLocator(nbins=max(1, min(5, int(cell.height / 0.4))))
         bar.formatter = FuncFormatter(lambda value, _: f"{value:.4g}")
@@ -113,7 +113,7 @@ def characters(width: float, size: float) -> int:
     return max(8, int(width * 72 / (0.57 * size)))
 
 
-def by(first: int, second: int) -> str:
+def format_size(first: int, second: int) -> str:
     return f"{first} \N{MULTIPLICATION SIGN} {second}"
 
 

@@ -23,7 +23,7 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int =
     all.
 
     Args:
-        calls: functions without arguments; on a GPU each must end with a synchronisation.
+        calls: functions without arguments; on a GPU each must end with a synchronization.
         repeats: timed turns.
         warmup: turns before them that do not count.
     """

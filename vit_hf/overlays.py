@@ -14,15 +14,15 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
 
 
 def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
-    """Grey, with little contrast, neither black nor white: both are common in images, and neither will
+    """Gray, with little contrast, neither black nor white: both are common in images, and neither will
     hide it."""
-    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    faint = contrast * grey + (1 - contrast) * level
+    gray = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    faint = contrast * gray + (1 - contrast) * level
     return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)
 
 
 def upper_limit(values: np.ndarray) -> float:
-    """Of the colours for `values`: a few outliers, which attention is known for, would leave the rest
+    """Of the colors for `values`: a few outliers, which attention is known for, would leave the rest
     dark."""
     numbers = values[np.isfinite(values)]
     high = float(np.quantile(numbers, 0.99))
@@ -45,7 +45,7 @@ def spread(
 
 
 def dim_dropped(picture: np.ndarray, kept: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
-    """`picture` `(h, w, 3)`, in pale grey where `kept` `(R, S)` is False."""
+    """`picture` `(h, w, 3)`, in pale gray where `kept` `(R, S)` is False."""
     return np.where(spread(kept, picture.shape[:2], patch_span)[..., None], picture, pale(picture))
 
 
@@ -56,8 +56,8 @@ def merged(groups: np.ndarray) -> np.ndarray:
     return np.append(members > 1, False)[groups]  # -1 finds the appended one
 
 
-def colour_groups(picture: np.ndarray, groups: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
-    """`picture` `(h, w, 3)` in which patches of one group have the mean colour of all of them.
+def color_groups(picture: np.ndarray, groups: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
+    """`picture` `(h, w, 3)` in which patches of one group have the mean color of all of them.
 
     A patch that is a group of its own keeps its pixels, and those of no group are pale.
 

@@ -79,7 +79,7 @@ def describe(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exp
     if values is None:
         values, title = explanation.attention, "Attention to each patch"
     return Content(
-        summary=summarise(explorer, picture, exploration),
+        summary=summarize(explorer, picture, exploration),
         kept=draw_kept(explanation),
         map=None if values is None else draw_map(explanation, values),
         map_title=title,
@@ -89,7 +89,7 @@ def describe(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exp
     )
 
 
-def summarise(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
+def summarize(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
     """The figures as HTML."""
     explanation, num_patches = exploration.explanation, exploration.num_patches
     kept = len(explanation.kept_patches)
@@ -148,10 +148,10 @@ def list_classes(prediction: Prediction) -> dict[str, float] | str:
     return classes
 
 
-def caption(title: str, has_colours: bool = False) -> str:
+def caption(title: str, has_colors: bool = False) -> str:
     """What stands above a picture, as HTML."""
-    colours = "<span>low<i></i>high</span>" if has_colours else ""
-    return f'<p class="caption"><strong>{html.escape(title)}</strong>{colours}</p>'
+    colors = "<span>low<i></i>high</span>" if has_colors else ""
+    return f'<p class="caption"><strong>{html.escape(title)}</strong>{colors}</p>'
 
 
 def message(text: str) -> str:

@@ -91,7 +91,7 @@ class PatchExplorer:
         if self.config.num_channels not in (1, 3):
             raise ValueError(
                 f"The model takes images of num_channels={self.config.num_channels}: this page "
-                "shows grey (1) and colour "
+                "shows gray (1) and color "
                 "(3) images."
             )
         self.image_processor = copy.deepcopy(image_processor)
@@ -155,7 +155,7 @@ class PatchExplorer:
         """What the model makes of an image.
 
         Args:
-            picture: RGB, or grey for a model of one channel.
+            picture: RGB, or gray for a model of one channel.
             selector: of `selectors`.
             num_selected: K; is lowered to the patches that there are.
             size: how large the image is made.

@@ -26,7 +26,7 @@ LONGER_SIDE, DPI = 8.0, 128
 
 
 def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
-    """An image file of any kind as an upright picture: RGB for three channels, grey for one.
+    """An image file of any kind as an upright picture: RGB for three channels, gray for one.
 
     Raises:
         ValueError: naming the file, if it is missing, damaged, no image, or has more than `MAX_PIXELS`.
@@ -84,19 +84,19 @@ def draw_kept(explanation: Explanation) -> np.ndarray:
 
 
 def draw_map(explanation: Explanation, values: np.ndarray) -> np.ndarray:
-    """`(h, w, 3)` uint8: the image in grey, coloured by `values` `(R, S)` from dark blue (low) to yellow
+    """`(h, w, 3)` uint8: the image in gray, colored by `values` `(R, S)` from dark blue (low) to yellow
     (high).
 
-    What has no value, NaN, stays grey.
+    What has no value, NaN, stays gray.
     """
     picture = enlarge(explanation.picture)
     low, high = float(np.nanmin(values)), upper_limit(values)
     shares = (
         (np.nan_to_num(values, nan=low) - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     )
-    colours = colormaps["viridis"](shares.clip(0, 1), bytes=True)[..., :3]  # (R, S, 3)
+    colors = colormaps["viridis"](shares.clip(0, 1), bytes=True)[..., :3]  # (R, S, 3)
     size, span = picture.shape[:2], explanation.patch_span
-    cover = np.stack([spread(colours[..., channel], size, span) for channel in range(3)], axis=-1)
+    cover = np.stack([spread(colors[..., channel], size, span) for channel in range(3)], axis=-1)
     known = spread(np.isfinite(values), size, span)[..., None]
-    grey = pale(picture, contrast=1.0)
-    return np.where(known, 0.7 * cover + 0.3 * grey, grey).astype(np.uint8)
+    gray = pale(picture, contrast=1.0)
+    return np.where(known, 0.7 * cover + 0.3 * gray, gray).astype(np.uint8)

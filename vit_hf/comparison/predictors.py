@@ -22,7 +22,7 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
-from ..overlays import colour_groups, dim_dropped
+from ..overlays import color_groups, dim_dropped
 
 
 # Pixels of the longer side of a picture.
@@ -84,7 +84,7 @@ class WholeImages(Predictor):
         kept = outputs.selected_patches[0].cpu().numpy()
         kept = kept[kept >= 0]
         if records:
-            return colour_groups(shown, to_stages(records, kept, grid)[-1].groups, span)
+            return color_groups(shown, to_stages(records, kept, grid)[-1].groups, span)
         mask = np.zeros(grid[0] * grid[1], dtype=bool)
         mask[kept] = True
         return dim_dropped(shown, mask.reshape(grid), span)

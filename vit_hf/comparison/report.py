@@ -175,8 +175,8 @@ def cost(row: Row) -> str:
     return f"{digits(row.latency_ms)} ms an image"
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well; and a shape for each, for those without
-# colour.
+# Okabe and Ito's palette, told apart by color-blind readers as well; and a shape for each, for those without
+# color.
 STYLES = {
     "resize": ("#E69F00", "s", "resize"),
     "tiles": ("#CC79A7", "D", "tiles"),
@@ -260,14 +260,14 @@ def _panel(axes: Axes, rows: Sequence[Row], cost: str, chance: float) -> None:
     flag, label = COSTS[cost]
     shown = [row for row in measured(rows) if getattr(row, cost)]
     for row in shown:
-        colour, marker, _ = STYLES[family_of(row)]
+        color, marker, _ = STYLES[family_of(row)]
         x = getattr(row, cost)
         axes.plot(
-            [x, x], [row.accuracy_low, row.accuracy_high], color=colour, alpha=0.3, linewidth=1.2, zorder=2
+            [x, x], [row.accuracy_low, row.accuracy_high], color=color, alpha=0.3, linewidth=1.2, zorder=2
         )
         size = SIZES.get(marker, 38)
         axes.scatter(
-            x, row.accuracy, s=size, marker=marker, color=colour, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,  # noqa: E501
+            x, row.accuracy, s=size, marker=marker, color=color, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,  # noqa: E501
         )  # fmt: skip
     front = sorted((row for row in shown if getattr(row, flag)), key=lambda row: getattr(row, cost))
     if front:
@@ -317,8 +317,8 @@ def _number(axes: Axes, front: Sequence[Row], cost: str, numbers: dict[str, int]
 def _legend(sheet: Sheet, axes: Axes, x: float, rows: Sequence[Row]) -> None:
     used = {family_of(row) for row in measured(rows)}
     handles = [
-        axes.scatter([], [], marker=marker, color=colour, s=SIZES.get(marker, 38), label=label)
-        for family, (colour, marker, label) in STYLES.items()
+        axes.scatter([], [], marker=marker, color=color, s=SIZES.get(marker, 38), label=label)
+        for family, (color, marker, label) in STYLES.items()
         if family in used
     ]
     (line,) = axes.plot([], [], color=FAINT_INK, linewidth=1, label="front: nothing is as accurate for less")
@@ -418,7 +418,7 @@ def write_report(comparison: Comparison, output: Path) -> str:
         rows=sorted(measured(rows), key=lambda row: -row.accuracy),
         failed=[row for row in rows if row.reason is not None],
         numbers=front_numbers(rows),
-        colours={row.name: STYLES[family_of(row)][0] for row in rows},
+        colors={row.name: STYLES[family_of(row)][0] for row in rows},
         originals=[(picture_uri(image), label) for image, label in comparison.examples],
         sights=find_sights(rows),
         strategies={name: strategy.__doc__.partition("\n")[0] for name, strategy in STRATEGIES.items()},

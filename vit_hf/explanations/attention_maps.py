@@ -49,7 +49,7 @@ class BlockAttention:
     bias: torch.Tensor | None
     scaling: float
 
-    def pull_back(self, row: torch.Tensor) -> torch.Tensor:
+    def propagate_rollout(self, row: torch.Tensor) -> torch.Tensor:
         """`row` `(T,)` times the block's attention averaged over heads, `(T,)`."""
         num_heads, num_tokens, _ = self.key.shape
         key = self.key.float().transpose(1, 2)
@@ -89,7 +89,7 @@ def run_with_attention_maps(
         return outputs, None
     block = max(index for index, length in enumerate(lengths, start=1) if length == present[0])
     start = readout(model.config.pooling, present[0], num_patches, outputs.logits.device)
-    last_block = records[modules[block - 1]].pull_back(start)
+    last_block = records[modules[block - 1]].propagate_rollout(start)
     rollout = None
     if lengths[0] is not None:
         rollout = roll_out([records[module] for module in modules[:block]], start)[-num_patches:]
@@ -136,5 +136,5 @@ def roll_out(blocks: list[BlockAttention], row: torch.Tensor) -> torch.Tensor:
     """Attention rollout of "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)`
     times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
     for block in reversed(blocks):
-        row = (block.pull_back(row) + row) / 2
+        row = (block.propagate_rollout(row) + row) / 2
     return row

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import prepare_images
-from ..figures import FAINT_INK, MARGIN, Cell, Sheet, by, house_style
+from ..figures import FAINT_INK, MARGIN, Cell, Sheet, format_size, house_style
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.sizes import to_pair
 from .drawing import OBJECT, draw_boxes, panel_axes
@@ -92,7 +92,7 @@ def draw_detections(
     threshold: float = 0.3,
 ) -> Any:
     """Pictures of some images side by side: true boxes, those found, and patches that were not computed in
-    pale grey.
+    pale gray.
 
     Args:
         model: a detector over an adaptive ViT.
@@ -122,22 +122,22 @@ def draw_detected(images: Sequence[DetectedImage], threshold: float) -> Any:
             cell = Cell(MARGIN + column * (SIDE + GAP), MARGIN + sum(heights[:row]) + TITLE, wide, high)
             title = f"{len(image.found)} found, {len(image.boxes)} there"
             if not image.kept.all():
-                title += f"  ·  {image.kept.mean():.0%} of {by(*image.kept.shape)} patches"
+                title += f"  ·  {image.kept.mean():.0%} of {format_size(*image.kept.shape)} patches"
             axes = panel_axes(image, sheet, cell, title, kept_picture(image))
-            draw_boxes(axes, image, image.boxes, width=1.6, colour=OBJECT)
-            draw_boxes(axes, image, image.found, width=1.0, colour=FOUND)
+            draw_boxes(axes, image, image.boxes, width=1.6, color=OBJECT)
+            draw_boxes(axes, image, image.found, width=1.0, color=FOUND)
         below = MARGIN + sum(heights) - GAP + 0.15
         entries = ((OBJECT, "there"), (FOUND, f"found, with a score of at least {threshold:g}"))
-        for index, (colour, text) in enumerate(entries):
-            sheet.write("■", MARGIN + 1.1 * index, below, size=11, colour=colour)
-            sheet.write(text, MARGIN + 0.2 + 1.1 * index, below + 0.02, size=9, colour=FAINT_INK)
+        for index, (color, text) in enumerate(entries):
+            sheet.write("■", MARGIN + 1.1 * index, below, size=11, color=color)
+            sheet.write(text, MARGIN + 0.2 + 1.1 * index, below + 0.02, size=9, color=FAINT_INK)
         if not all(image.kept.all() for image in images):
             sheet.write(
-                "In pale grey: patches whose pixels were embedded, and not computed on.",
+                "In pale gray: patches whose pixels were embedded, and not computed on.",
                 MARGIN,
                 below + 0.22,
                 size=9,
-                colour=FAINT_INK,
+                color=FAINT_INK,
             )
     return sheet.figure
 

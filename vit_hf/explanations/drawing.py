@@ -14,19 +14,19 @@ from matplotlib.patheffects import withStroke
 
 # First: it says what to do where matplotlib is missing.
 from ..figures import (
-    COLOUR_BAR_SPACE,
+    COLOR_BAR_SPACE,
     FAINT_INK,
     INK,
     MARGIN,
     SIDE,
     Cell,
     Sheet,
-    by,
+    format_size,
     house_style,
     shorten,
     wrap,
 )
-from ..overlays import colour_groups, dim_dropped, enlarge, merged, pale, upper_limit
+from ..overlays import color_groups, dim_dropped, enlarge, merged, pale, upper_limit
 from .explanation import kept_picture
 
 
@@ -60,7 +60,7 @@ def outline_width(explanation: "Explanation", cell: Cell) -> float:
     return float(np.clip(0.12 * patch_points, 0.4, 1.5))
 
 
-def outline(axes: Axes, values: np.ndarray, width: float, colour: str = OUTLINE, beyond: int = 0) -> None:
+def outline(axes: Axes, values: np.ndarray, width: float, color: str = OUTLINE, beyond: int = 0) -> None:
     """Draws the borders between cells of `values` `(R, S)` that differ; around all of them is `beyond`."""
     padded = np.pad(values, 1, constant_values=beyond)
     segments = []
@@ -68,7 +68,7 @@ def outline(axes: Axes, values: np.ndarray, width: float, colour: str = OUTLINE,
         segments.append(((column, row), (column + 1, row)))
     for row, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
         segments.append(((column, row), (column, row + 1)))
-    axes.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="projecting"))
+    axes.add_collection(LineCollection(segments, colors=color, linewidths=width, capstyle="projecting"))
 
 
 def draw_boxes(
@@ -76,7 +76,7 @@ def draw_boxes(
     explanation: "Explanation",
     boxes: Sequence[Sequence[float]],
     width: float,
-    colour: str = OBJECT,
+    color: str = OBJECT,
 ) -> None:
     """Outlines `boxes` [x0, y0, x1, y1], given in pixels of a picture of `picture_size`."""
     down, across = (
@@ -89,7 +89,7 @@ def draw_boxes(
                 corner,
                 *size,
                 fill=False,
-                edgecolor=colour,
+                edgecolor=color,
                 linewidth=width,
                 # Seen on bright pixels as well.
                 path_effects=[withStroke(linewidth=width + 0.8, foreground="#00000060")],
@@ -133,7 +133,7 @@ def draw_panels(
         row, place = divmod(index, num_columns)
         top = MARGIN + row * (row_height + GAP / 2) + TITLE
         panel(explanation, stage, sheet, Cell(MARGIN + place * (column + GAP), top, width, height))
-    sheet.write("\n".join(caption), MARGIN, MARGIN + panels_height + 0.1, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(caption), MARGIN, MARGIN + panels_height + 0.1, size=8, color=FAINT_INK)
     return sheet.figure
 
 
@@ -151,7 +151,7 @@ def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet
         fused = stage.num_tokens - stage.num_groups
         left = f"{stage.num_groups} + {fused}" if fused else f"{stage.num_groups}"
         title = f"after block {stage.block}: {left} of {kept}"
-        picture = colour_groups(enlarge(explanation.picture), stage.groups, explanation.patch_span)
+        picture = color_groups(enlarge(explanation.picture), stage.groups, explanation.patch_span)
         axes = panel_axes(explanation, sheet, cell, title, picture)
         present = stage.groups >= 0
         together = merged(stage.groups)
@@ -165,7 +165,7 @@ def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet
 def _stage_note(explanation: "Explanation") -> str:
     notes = [f"Token reducer: {explanation.settings['reducer']}."]
     if any(merged(stage.groups).any() for stage in explanation.stages):
-        notes.append("Patches that were merged have their mean colour and a line around them.")
+        notes.append("Patches that were merged have their mean color and a line around them.")
     if any(stage.num_tokens > stage.num_groups for stage in explanation.stages):
         notes.append("After the plus: tokens that stand for no single patch, fused from those dropped.")
     return " ".join(notes)
@@ -178,7 +178,7 @@ def draw_windows(explanation: "Explanation") -> Figure:
         "came. Outlined: windows of blocks without shift."
     ]
     if any(stage.shifted is not None for stage in explanation.windows):
-        notes.append("In the other colour: windows of blocks with shift.")
+        notes.append("In the other color: windows of blocks with shift.")
     return draw_panels(explanation, explanation.windows, _window_panel, " ".join(notes))
 
 
@@ -193,10 +193,10 @@ def _window_panel(explanation: "Explanation", stage: "WindowStage", sheet: Sheet
         outline(axes, stage.shifted, line, OBJECT)
     outline(axes, np.where(stage.chosen, stage.windows, -1), line, beyond=-1)
     if explanation.boxes is not None:
-        draw_boxes(axes, explanation, explanation.boxes, width=1.0, colour=FAINT_INK)
+        draw_boxes(axes, explanation, explanation.boxes, width=1.0, color=FAINT_INK)
 
 
-# From the palette of Okabe & Ito (2008), which the colour-blind tell apart.
+# From the palette of Okabe & Ito (2008), which the color-blind tell apart.
 BLUE, SKY, VERMILION = "#0072b2", "#9ecae9", "#d55e00"
 HATCH_INK = "#9c9c9c"
 
@@ -242,7 +242,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     aspect = _aspect(explanation)
     height = SIDE * min(1, aspect)
     width = height / aspect
-    sheet_width = max(width + COLOUR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
+    sheet_width = max(width + COLOR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
     caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
     if picture == "patches":
         caption += wrap(" ".join(_object_notes(explanation)), sheet_width - 2 * MARGIN, size=8)
@@ -251,7 +251,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     top = MARGIN + PANEL_TITLE
     sheet = Sheet(sheet_width, top + height + 0.1 + 0.15 * len(caption) + MARGIN)
     PANELS[picture](explanation, sheet, Cell(MARGIN, top, width, height))
-    sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, color=FAINT_INK)
     return sheet.figure
 
 
@@ -260,7 +260,7 @@ def _overview(explanation: "Explanation") -> Figure:
     aspect = _aspect(explanation)
     layout = _stacked(aspect, maps) if aspect < 0.55 else _side_by_side(aspect, maps)
 
-    verdict, verdict_colour = _verdict(explanation.prediction)
+    verdict, verdict_color = _verdict(explanation.prediction)
     facts = wrap(_facts(explanation), layout.width, size=9)
     notes = wrap(_notes(explanation), layout.width, size=8)
     top = MARGIN + 0.42 + (0.24 if verdict else 0) + 0.17 * len(facts) + 0.1
@@ -271,13 +271,13 @@ def _overview(explanation: "Explanation") -> Figure:
     y += 0.42
     if verdict:
         sheet.write(
-            shorten(verdict, layout.width, size=10.5), MARGIN, y - 0.06, size=10.5, colour=verdict_colour
+            shorten(verdict, layout.width, size=10.5), MARGIN, y - 0.06, size=10.5, color=verdict_color
         )
         y += 0.24
-    sheet.write("\n".join(facts), MARGIN, y, size=9, colour=FAINT_INK)
+    sheet.write("\n".join(facts), MARGIN, y, size=9, color=FAINT_INK)
     for name, cell in layout.cells.items():
         PANELS[name](explanation, sheet, Cell(MARGIN + cell.x, top + cell.y, cell.width, cell.height))
-    sheet.write("\n".join(notes), MARGIN, top + layout.height + 0.12, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(notes), MARGIN, top + layout.height + 0.12, size=8, color=FAINT_INK)
     return sheet.figure
 
 
@@ -287,7 +287,7 @@ def _side_by_side(aspect: float, maps: list[str]) -> Layout:
     picture = Cell(0, PANEL_TITLE, height / aspect, height)
     row_height = (height - ROW_GAP - PANEL_TITLE) / 2
     row_tops = (PANEL_TITLE, PANEL_TITLE + height - row_height)
-    column = max(row_height / aspect + COLOUR_BAR_SPACE, MIN_COLUMN)
+    column = max(row_height / aspect + COLOR_BAR_SPACE, MIN_COLUMN)
     num_columns = 2 if len(maps) > 1 else 1
     first_left = max(picture.width, MIN_PICTURE_COLUMN) + GAP
     lefts = [first_left + index * (column + GAP) for index in range(num_columns)]
@@ -305,7 +305,7 @@ def _stacked(aspect: float, maps: list[str]) -> Layout:
     """For wide images: the picture across the sheet, the other panels two by two below."""
     cells = {"patches": Cell(0, PANEL_TITLE, WIDE, WIDE * aspect)}
     column = (WIDE - GAP) / 2
-    map_width = column - COLOUR_BAR_SPACE
+    map_width = column - COLOR_BAR_SPACE
     names = [*maps, "classes"]
     top = PANEL_TITLE + WIDE * aspect
     for first in range(0, len(names), 2):
@@ -336,7 +336,7 @@ def _headline(prediction: "Prediction", width: float) -> str:
 
 
 def _verdict(prediction: "Prediction") -> tuple[str, str]:
-    """Whether the answer is true, if that is known, and the colour to say it in."""
+    """Whether the answer is true, if that is known, and the color to say it in."""
     if prediction.truths is None:
         return "", INK
     truth = ", ".join(prediction.truths)
@@ -349,11 +349,16 @@ def _facts(explanation: "Explanation") -> str:
     height, width = explanation.picture_size
     input_height, input_width = explanation.input_size
     rows, columns = explanation.grid
-    size = f"{by(width, height)} pixels"
+    size = f"{format_size(width, height)} pixels"
     if explanation.picture_size != explanation.input_size:
-        size += f", given to the model as {by(input_width, input_height)}"
+        size += f", given to the model as {format_size(input_width, input_height)}"
     settings = explanation.settings
-    facts = [explanation.name, size, f"{by(columns, rows)} patches", f"selector: {settings['selector']}"]
+    facts = [
+        explanation.name,
+        size,
+        f"{format_size(columns, rows)} patches",
+        f"selector: {settings['selector']}",
+    ]
     if explanation.stages:
         numbers = [len(explanation.kept_patches), *(stage.num_tokens for stage in explanation.stages)]
         facts.append(f"reducer: {settings['reducer']}, {' to '.join(map(str, numbers))} tokens")
@@ -405,8 +410,8 @@ def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
     title, scores = f"Scores: {explanation.settings['selector']}", explanation.patch_scores
     if explanation.selection_probabilities is not None:
         title, scores = "Probability to be drawn first", explanation.selection_probabilities
-    grey = pale(enlarge(explanation.picture), contrast=1.0)
-    axes = panel_axes(explanation, sheet, cell, title, grey)
+    gray = pale(enlarge(explanation.picture), contrast=1.0)
+    axes = panel_axes(explanation, sheet, cell, title, gray)
     lowest, highest = float(scores[np.isfinite(scores)].min()), upper_limit(scores)
     limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
     _heat_map(axes, sheet, cell, scores, "viridis", limits, alpha=0.7)
@@ -443,15 +448,15 @@ def _heat_map(
     sheet: Sheet,
     cell: Cell,
     values: np.ndarray,
-    colours: str,
+    colors: str,
     limits: tuple[float, float],
     alpha: float | None = None,
 ) -> None:
-    """Colours the cells of `values` `(R, S)` that are numbers, and draws a colour bar on the right."""
+    """Colors the cells of `values` `(R, S)` that are numbers, and draws a color bar on the right."""
     rows, columns = values.shape
     image = axes.imshow(
         np.ma.masked_invalid(values),
-        cmap=colours,
+        cmap=colors,
         norm=Normalize(*limits),
         alpha=alpha,
         extent=(0, columns, rows, 0),
@@ -459,7 +464,7 @@ def _heat_map(
         interpolation="nearest",
         zorder=2,
     )
-    sheet.colour_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
+    sheet.color_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
 
 
 def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
@@ -483,8 +488,8 @@ def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
         if not is_regression:
             bar = (0, y + 0.17), cell.width, 0.06
             axes.add_patch(Rectangle(*bar, facecolor="#ececec", linewidth=0))
-            colour = BLUE if name in prediction.answers else SKY
-            axes.add_patch(Rectangle(bar[0], cell.width * value, 0.06, facecolor=colour, linewidth=0))
+            color = BLUE if name in prediction.answers else SKY
+            axes.add_patch(Rectangle(bar[0], cell.width * value, 0.06, facecolor=color, linewidth=0))
 
 
 PANELS = {

@@ -328,7 +328,7 @@ __all__ = [
 
 # Pixels that a frame is high and wide at least, so that outlines show; and between frames.
 FRAME_SIZE, GAP = 192, 6
-# How much is left of the light of what was not kept, and the colour of outlines (Okabe & Ito, 2008).
+# How much is left of the light of what was not kept, and the color of outlines (Okabe & Ito, 2008).
 DIM, OUTLINE = 0.35, (230, 159, 0)
 
 
@@ -382,7 +382,7 @@ def explain_video(
 
 
 def _to_bytes(frames: torch.Tensor) -> np.ndarray:
-    """`(T', H, W, 3)` uint8 of frames `(T', C, H, W)` in any range; grey unless they have three channels."""
+    """`(T', H, W, 3)` uint8 of frames `(T', C, H, W)` in any range; gray unless they have three channels."""
     frames = frames.float().cpu()
     if frames.shape[1] != 3:
         frames = frames.mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -146,5 +146,5 @@ class Explanation:
 
 
 def kept_picture(explanation: "Explanation") -> np.ndarray:
-    """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
+    """The picture `(h, w, 3)` with the patches that were dropped in pale gray."""
     return dim_dropped(enlarge(explanation.picture), explanation.kept, explanation.patch_span)

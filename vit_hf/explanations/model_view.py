@@ -58,13 +58,13 @@ def to_picture(
     """An RGB picture that the model's grid of patches lies on.
 
     That is the image as it was given, which shows most, if the processor does no more than resize it: then
-    the grid covers it in proportion. After a crop or padding, or for channels that are not colours, it is the
-    processed image `(C, H, W)` with the normalisation undone.
+    the grid covers it in proportion. After a crop or padding, or for channels that are not colors, it is the
+    processed image `(C, H, W)` with the normalization undone.
     """
     if not _moves_pixels(image_processor):
         with suppress(ValueError):
             return _to_rgb(to_pixels(image, do_convert_rgb=True))
-    return _to_rgb(_undo_normalisation(processed, image_processor))
+    return _to_rgb(_undo_normalization(processed, image_processor))
 
 
 def to_picture_boxes(
@@ -86,7 +86,7 @@ def to_picture_boxes(
 
     Raises:
         ValueError: if a box lies beyond the image, or the image processor does more than resize, crop at the
-            centre and pad on the right and at the bottom.
+            center and pad on the right and at the bottom.
     """
     input_data_format = getattr(image_processor, "input_data_format", None)
     height, width = to_pixels(image, False, input_data_format).shape[-2:]
@@ -134,7 +134,7 @@ def _before_crop(
         raise ValueError(
             f"Boxes cannot be followed through {type(image_processor).__name__}: it makes "
             f"{tuple(processed.shape[-2:])} "
-            "(height, width) of the image by more than resizing, cropping at the centre and "
+            "(height, width) of the image by more than resizing, cropping at the center and "
             "padding. Leave the boxes "
             "out, or give images that were cropped before."
         )
@@ -149,7 +149,7 @@ def shrink(picture: PIL.Image.Image, longest_side: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _undo_normalisation(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
+def _undo_normalization(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
     pixels = pixels.float()
     if getattr(image_processor, "do_normalize", False):
         mean, std = (

@@ -37,7 +37,7 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         kept_on_object: share of the kept patches that lie on an object (see `LEAST_OVERLAP`).
         object_covered: share of the area of the boxes that kept patches cover; what boxes share counts for
             each.
-        centres_hit: share of the boxes whose centre lies in a kept patch.
+        centers_hit: share of the boxes whose center lies in a kept patch.
     """
     rows, columns = explanation.grid
     numbers: dict[str, int | float | None] = {
@@ -51,16 +51,16 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         return numbers
     numbers["num_objects"] = len(boxes)
     if len(boxes) == 0:
-        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "centres_hit"))
+        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "centers_hit"))
     patches = explanation.kept_boxes
     overlap = _overlap(patches, boxes)  # (K, J)
     on_object = overlap >= LEAST_OVERLAP * _greatest_overlap(patches, boxes) * (1 - 1e-9)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = (patches[:, None, :2] <= centres) & (centres < patches[:, None, 2:])  # (K, J, 2)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (patches[:, None, :2] <= centers) & (centers < patches[:, None, 2:])  # (K, J, 2)
     return numbers | {
         "kept_on_object": float(on_object.any(axis=1).mean()),
         "object_covered": float(overlap.sum() / _sides(boxes).prod(axis=1).sum()),
-        "centres_hit": float(inside.all(axis=2).any(axis=0).mean()),
+        "centers_hit": float(inside.all(axis=2).any(axis=0).mean()),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a position encoding takes for near: Figure 7 (centre) of the ViT paper (Dosovitskiy et al., 2020)."""
+"""What a position encoding takes for near: Figure 7 (center) of the ViT paper (Dosovitskiy et al., 2020)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well.
+# Okabe and Ito's palette, told apart by color-blind readers as well.
 ADAPTIVE, OTHERS, TRUTH = "#0072B2", ("#E69F00", "#009E73", "#CC79A7", "#56B4E9"), "#E69F00"
 SIDE, GAP, TITLE = 3.1, 0.3, 0.42
 # Inches, and how many times an object's size the closer look is wide.
@@ -56,7 +56,7 @@ def draw_report(
         headline = f"Computing on {len(first.kept_patches)} of {total} patches of a {size} image"
         sheet.write(headline, MARGIN, MARGIN, 15, weight="bold")
         note = (
-            "Outlined in blue: the patches that were computed on; everything in grey was never "
+            "Outlined in blue: the patches that were computed on; everything in gray was never "
             "seen. In orange: the "
             "object to be named, and below a closer look at it."
         )
@@ -101,7 +101,7 @@ def _kept_and_found(
 ) -> Axes:
     axes = panel_axes(explanation, sheet, cell, title, kept_picture(explanation))
     outline(axes, explanation.kept, width=1.2)
-    draw_boxes(axes, explanation, boxes, width=2, colour=TRUTH)
+    draw_boxes(axes, explanation, boxes, width=2, color=TRUTH)
     return axes
 
 
@@ -137,7 +137,7 @@ def _accuracy_by_speed(axes: Axes, rows: Sequence[dict], all_rows: Sequence[dict
 
 
 def _points(axes: Axes, rows: Sequence[dict], cost: str) -> None:
-    colours = iter(OTHERS)
+    colors = iter(OTHERS)
     for row in rows:
         adaptive = "adaptive" in row["name"]
         axes.scatter(
@@ -145,7 +145,7 @@ def _points(axes: Axes, rows: Sequence[dict], cost: str) -> None:
             row["accuracy"],
             s=90 if adaptive else 60,
             marker="*" if adaptive else "s",
-            color=ADAPTIVE if adaptive else next(colours),
+            color=ADAPTIVE if adaptive else next(colors),
             label=f"{row['name']}: {row['accuracy']:.0%}",
             zorder=3,
         )

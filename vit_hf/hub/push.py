@@ -114,7 +114,7 @@ def write_card(
     if card.get("license") is None and base and base.card_data:
         card["license"] = base.card_data.license
     if card.get("license") is None:
-        logger.warning("The model card states no licence: give one, such as license='apache-2.0'.")
+        logger.warning("The model card states no license: give one, such as license='apache-2.0'.")
     if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
         card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
