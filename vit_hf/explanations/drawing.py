@@ -1,4 +1,4 @@
-"""Figures of explanations. Nothing here computes anything but where ink goes."""
+"""Figures of explanations: layout and drawing only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-# First: it says what to do where matplotlib is missing.
+# First: its error says how to install matplotlib.
 from ..figures import (
     COLOR_BAR_SPACE,
     FAINT_INK,
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from .stages import Stage, WindowStage
 
 
-# Inches. Titles need MIN_COLUMN, however narrow the image.
+# In inches. Titles need MIN_COLUMN, however narrow the image.
 STAGE_SIDE, WIDE_SIDE, MIN_COLUMN, GAP, TITLE = 2.6, 5.0, 2.5, 0.25, 0.3
-# Neither is common in images.
+# Colors that are rare in photos.
 OUTLINE, OBJECT = "#00d9ff", "#ff4fd8"
 
 
 def panel_axes(
     explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, background: np.ndarray
 ) -> Axes:
-    """Axes in units of patches with a `background` that covers the whole picture."""
+    """Makes axes in units of patches, with a `background` that covers the whole picture."""
     rows, columns = explanation.patch_span
     axes = sheet.axes(cell)
     axes.imshow(background, extent=(0, columns, rows, 0), aspect="auto", interpolation="auto")
@@ -54,14 +54,14 @@ def panel_axes(
 
 
 def outline_width(explanation: "Explanation", cell: Cell) -> float:
-    """Points, for lines around patches that are drawn in `cell`."""
+    """Returns the width, in points, of lines around patches in `cell`."""
     rows, columns = explanation.patch_span
     patch_points = 72 * min(cell.height / rows, cell.width / columns)
     return float(np.clip(0.12 * patch_points, 0.4, 1.5))
 
 
 def outline(axes: Axes, values: np.ndarray, width: float, color: str = OUTLINE, beyond: int = 0) -> None:
-    """Draws the borders between cells of `values` `(R, S)` that differ; around all of them is `beyond`."""
+    """Draws the borders between cells of `values` `(R, S)` that differ; `beyond` surrounds them."""
     padded = np.pad(values, 1, constant_values=beyond)
     segments = []
     for row, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
@@ -91,7 +91,7 @@ def draw_boxes(
                 fill=False,
                 edgecolor=color,
                 linewidth=width,
-                # Seen on bright pixels as well.
+                # Visible on bright pixels, too.
                 path_effects=[withStroke(linewidth=width + 0.8, foreground="#00000060")],
             )
         )
@@ -111,14 +111,14 @@ def draw_panels(
     panel: Callable[["Explanation", Any, Sheet, Cell], None],
     note: str,
 ) -> Figure:
-    """A `panel` of the picture for each of `stages`, and a `note` below."""
+    """Draws one `panel` for each of `stages`, and a `note` below."""
     aspect = explanation.picture_size[0] / explanation.picture_size[1]
     is_wide = aspect < 0.55
     height = (WIDE_SIDE if is_wide else STAGE_SIDE) * min(1, aspect)
     width = height / aspect
     column = max(width, MIN_COLUMN)
     num_panels = len(stages)
-    # Rows as even as they can be, of at most four.
+    # Rows of at most four panels, as even as possible.
     num_rows = -(-num_panels // (2 if is_wide else 4))
     num_columns = -(-num_panels // num_rows)
     sheet_width = num_columns * column + (num_columns - 1) * GAP + 2 * MARGIN
@@ -138,7 +138,7 @@ def draw_panels(
 
 
 def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet, cell: Cell) -> None:
-    """The patches that entered the encoder, or what `stage` left of them."""
+    """Draws the patches that entered the encoder, or those left after `stage`."""
     line = outline_width(explanation, cell)
     kept, total = len(explanation.kept_patches), explanation.grid[0] * explanation.grid[1]
     if stage is None:
@@ -165,17 +165,16 @@ def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet
 def _stage_note(explanation: "Explanation") -> str:
     notes = [f"Token reducer: {explanation.settings['reducer']}."]
     if any(merged(stage.groups).any() for stage in explanation.stages):
-        notes.append("Patches that were merged have their mean color and a line around them.")
+        notes.append("Merged patches have their mean color and a line around them.")
     if any(stage.num_tokens > stage.num_groups for stage in explanation.stages):
-        notes.append("After the plus: tokens that stand for no single patch, fused from those dropped.")
+        notes.append("After the plus: tokens fused from dropped ones, which stand for no single patch.")
     return " ".join(notes)
 
 
 def draw_windows(explanation: "Explanation") -> Figure:
     notes = [
-        f"Selector: {explanation.settings['selector']}. Pale: what no block of a stage computed "
-        "on, and passed on as it "
-        "came. Outlined: windows of blocks without shift."
+        f"Selector: {explanation.settings['selector']}. Pale: passed on unchanged by all blocks of a "
+        "stage. Outlined: windows of blocks without shift."
     ]
     if any(stage.shifted is not None for stage in explanation.windows):
         notes.append("In the other color: windows of blocks with shift.")
@@ -196,21 +195,21 @@ def _window_panel(explanation: "Explanation", stage: "WindowStage", sheet: Sheet
         draw_boxes(axes, explanation, explanation.boxes, width=1.0, color=FAINT_INK)
 
 
-# From the palette of Okabe & Ito (2008), which the color-blind tell apart.
+# From the palette of Okabe & Ito (2008), which is safe for color-blind readers.
 BLUE, SKY, VERMILION = "#0072b2", "#9ecae9", "#d55e00"
 HATCH_INK = "#9c9c9c"
 
-# Inches.
+# In inches.
 GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
 # Width of an overview of a wide image, whose panels are stacked.
 WIDE = 10.5
-# What the titles of panels and the names of classes need, where images are narrow or low.
+# Room for the titles of panels and the names of classes where images are narrow or low.
 MIN_PICTURE_COLUMN, MIN_COLUMN, CLASSES_HEIGHT = 2.8, 2.5, 1.6
 
 
 @dataclass
 class Layout:
-    """Where the panels of an overview go, in inches from the top left corner of them all."""
+    """Cells of the panels of an overview, in inches from their common top left corner."""
 
     cells: dict[str, Cell]
     width: float
@@ -218,18 +217,17 @@ class Layout:
 
 
 def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
-    """One of the pictures of `explanation.pictures`.
+    """Draws one of `explanation.pictures`.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: for any other picture.
     """
     if picture not in explanation.pictures:
         raise ValueError(
             f"There is no picture {picture!r} of {explanation.name}: choose one of "
-            f"{explanation.pictures}. Scores need a "
-            "patch selector in the model, windows a Swin with one, and stages a token reducer; "
-            "attention and rollout need blocks that see all "
-            "kept patches, and rollout at most max_rollout_tokens."
+            f"{explanation.pictures}. Scores need a patch selector in the model, windows a Swin with one, "
+            "stages a token reducer; attention and rollout need blocks that see all kept patches, and "
+            "rollout a sequence of at most max_rollout_tokens."
         )
     with house_style():
         whole_sheets = {"overview": _overview, "stages": draw_stages, "windows": draw_windows}
@@ -282,7 +280,7 @@ def _overview(explanation: "Explanation") -> Figure:
 
 
 def _side_by_side(aspect: float, maps: list[str]) -> Layout:
-    """The picture on the left, as high as two rows of panels on its right."""
+    """Places the picture on the left, as high as two rows of panels on its right."""
     height = SIDE * min(1, aspect)
     picture = Cell(0, PANEL_TITLE, height / aspect, height)
     row_height = (height - ROW_GAP - PANEL_TITLE) / 2
@@ -302,7 +300,7 @@ def _side_by_side(aspect: float, maps: list[str]) -> Layout:
 
 
 def _stacked(aspect: float, maps: list[str]) -> Layout:
-    """For wide images: the picture across the sheet, the other panels two by two below."""
+    """Places a wide picture across the sheet, and the other panels two by two below."""
     cells = {"patches": Cell(0, PANEL_TITLE, WIDE, WIDE * aspect)}
     column = (WIDE - GAP) / 2
     map_width = column - COLOR_BAR_SPACE
@@ -336,7 +334,7 @@ def _headline(prediction: "Prediction", width: float) -> str:
 
 
 def _verdict(prediction: "Prediction") -> tuple[str, str]:
-    """Whether the answer is true, if that is known, and the color to say it in."""
+    """Returns a text that compares the prediction with the truth, if known, and its color."""
     if prediction.truths is None:
         return "", INK
     truth = ", ".join(prediction.truths)
@@ -382,13 +380,13 @@ def _object_notes(explanation: "Explanation") -> list[str]:
     if explanation.boxes is None or len(explanation.boxes) == 0:
         return []
     covered = explanation.statistics["object_covered"]
-    return [f"Boxes: the objects, of whose area the kept patches cover {covered:.1%}."]
+    return [f"Boxes: objects; kept patches cover {covered:.1%} of their area."]
 
 
 def _attention_note(explanation: "Explanation") -> str:
-    note = "Attention is given in multiples of its mean over the patches seen."
+    note = "Attention is in multiples of its mean over the patches seen."
     if explanation.attention_block < explanation.settings["num_blocks"]:
-        note += " It is that of the last block before tokens are reduced."
+        note += " It is from the last block before tokens are reduced."
     return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
 
 
@@ -431,14 +429,14 @@ def _rollout_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
 
 
 def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, values: np.ndarray) -> None:
-    """A map of the patches that the encoder saw, over hatching where it saw none."""
+    """Draws a map of the patches that the encoder saw, over hatching where it saw none."""
     rows, columns = explanation.patch_span
     axes = panel_axes(explanation, sheet, cell, title, pale(enlarge(explanation.picture), 0.22, 255))
     hatching = {"facecolor": "none", "edgecolor": HATCH_INK, "hatch": "/////", "linewidth": 0}
     axes.add_patch(Rectangle((0, 0), columns, rows, **hatching, zorder=1))
     mean = np.nanmean(values)
     values = values / mean if mean else values
-    # From 0, and to at least twice the mean, so that nearly even attention looks even.
+    # From 0 to at least twice the mean, so that nearly even attention looks even.
     limits = (0.0, max(2.0, upper_limit(values)))
     _heat_map(axes, sheet, cell, values, "plasma", limits)
 
@@ -452,7 +450,7 @@ def _heat_map(
     limits: tuple[float, float],
     alpha: float | None = None,
 ) -> None:
-    """Colors the cells of `values` `(R, S)` that are numbers, and draws a color bar on the right."""
+    """Colors the finite cells of `values` `(R, S)`, and draws a color bar on the right."""
     rows, columns = values.shape
     image = axes.imshow(
         np.ma.masked_invalid(values),
@@ -468,12 +466,12 @@ def _heat_map(
 
 
 def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
-    """Bars of the most probable classes, or the numbers of a regression."""
+    """Draws bars of the most probable classes, or the values of a regression."""
     prediction = explanation.prediction
     axes = sheet.axes(cell)
     axes.set_axis_off()
     is_regression = prediction.probabilities is None
-    axes.set_title("Predicted numbers" if is_regression else "Most probable classes", color=INK)
+    axes.set_title("Predicted values" if is_regression else "Most probable classes", color=INK)
     row_height = min(0.42, cell.height / 5)
     axes.set(xlim=(0, cell.width), ylim=(cell.height, 0))
     for index, (name, value) in enumerate(prediction.top):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-# First: it says what to do where matplotlib is missing.
+# First: its error says how to install matplotlib.
 from ..figures import (
     COLOR_BAR_SPACE,
     FAINT_INK,
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def draw_positions(positions: "PositionSimilarity") -> Figure:
-    """A mosaic: the tile at (row, column) shows how similar the position there is to every other."""
+    """Draws a mosaic whose tile at (row, column) shows the similarity of that position to every other."""
     with house_style():
         title = f"Similarity of positions: {positions.encoding}"
         if positions.similarity is None:
             sheet = Sheet(SIDE + 2 * MARGIN, 0.9 + 2 * MARGIN)
             sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
-            text = f"The encoding {positions.encoding!r} gives patches nothing that tells their places apart."
+            text = f"The encoding {positions.encoding!r} does not distinguish positions."
             sheet.write("\n".join(wrap(text, SIDE, size=9)), MARGIN, MARGIN + 0.35, size=9, color=FAINT_INK)
             return sheet.figure
         return _mosaic(positions, title)
@@ -53,8 +53,8 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     sheet = Sheet(sheet_width, cell.y + height + 0.5 + MARGIN)
     sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
     text = (
-        f"Each tile compares one patch with all others; the native grid is {format_size(rows, columns)} (rows "
-        "by columns)."
+        f"Each tile compares one patch with all others; the native grid is "
+        f"{format_size(rows, columns)} (rows by columns)."
     )
     sheet.write(
         shorten(text, sheet_width - 2 * MARGIN, size=9), MARGIN, MARGIN + 0.3, size=9, color=FAINT_INK
