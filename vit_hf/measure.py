@@ -39,7 +39,7 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int =
 def peak_memory(
     make: Callable[..., Callable[[], object]], *args: object, device: str = "cpu"
 ) -> float | None:
-    """Measures the peak growth of memory, in MiB, in the first call of the function that `make(*args)` returns.
+    """Measures the peak growth of memory, in MiB, in the first call of the result of `make(*args)`.
 
     On a CPU, the growth of the resident set in a fresh process (so `make` and `args` must be picklable); None
     where the system does not report it. On a GPU, the memory that torch allocated.
@@ -57,7 +57,8 @@ def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
     """Returns `function(*args)`, computed in a process with fresh memory.
 
     Where the system can fork, processes are forks of one server that has only imported the modules that this
-    process had imported at the first call: a fork takes milliseconds instead of the seconds of importing torch
+    process had imported at the first call: a fork takes milliseconds instead of the seconds of importing
+        torch
     and transformers, and the memory of their code is in use before `function` begins.
 
     Args:
@@ -106,8 +107,8 @@ def peak_resident() -> float | None:
 class SavedForBackward:
     """Context manager that counts the memory that autograd saves for the backward pass.
 
-    Each storage counts once, even if several operations save it or views of it. Parameters and a model's input
-    do not count, since they exist anyway.
+    Each storage counts once, even if several operations save it or views of it. Parameters and a model's
+    input do not count, since they exist anyway.
 
     Args:
         model: its parameters and buffers do not count.

@@ -14,7 +14,7 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
 
 
 def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
-    """Converts a picture to gray with little contrast, away from black and white, which are common in images."""
+    """Converts a picture to gray of low contrast, unlike black and white, which are common in images."""
     gray = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     faint = contrast * gray + (1 - contrast) * level
     return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)

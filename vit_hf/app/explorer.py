@@ -88,8 +88,8 @@ class PatchExplorer:
         self.config = model.config
         if self.config.num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of num_channels={self.config.num_channels}: this page shows gray (1) "
-                "and color (3) images."
+                f"The model takes images of num_channels={self.config.num_channels}: this page shows gray "
+                "(1) and color (3) images."
             )
         self.image_processor = copy.deepcopy(image_processor)
         self.image_processor.return_patches = False

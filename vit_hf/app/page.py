@@ -145,7 +145,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
 
 
 def make_theme() -> gr.Theme:
-    """Makes Gradio's theme with bundled fonts (weight 600 of this one lacks most letters) and darker notes."""
+    """Makes Gradio's theme with bundled fonts (its weight 600 lacks most letters) and darker notes."""
     theme = gr.themes.Default(
         primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "sans-serif"]
     )

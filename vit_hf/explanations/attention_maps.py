@@ -29,7 +29,8 @@ class AttentionMaps:
     Attributes:
         last_block: `(K,)` mean over heads of the attention that the classifier's token (the mean over patches
             for `pooling="mean"`) pays to each patch in the last block.
-        rollout: `(K,)` the same traced back through all blocks; None for sequences longer than `max_rollout_tokens`.
+        rollout: `(K,)` the same traced back through all blocks; None for sequences longer than
+            `max_rollout_tokens`.
         block: number of the last block, from 1; where tokens are dropped inside the encoder, of the last
             one that still sees all K patches.
     """
@@ -67,7 +68,7 @@ class BlockAttention:
 def run_with_attention_maps(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor], max_rollout_tokens: int
 ) -> tuple[AdaptiveViTImageClassifierOutput, AttentionMaps | None]:
-    """Returns the model's outputs on one image and its attention maps; None if no block sees all kept patches.
+    """Returns the outputs on one image and its attention maps; None if no block sees all kept patches.
 
     Works with every attention implementation, since it reads only queries and keys.
 

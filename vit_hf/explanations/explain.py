@@ -156,7 +156,7 @@ def _explain_one(
     if maps is not None and maps.rollout is None and max_rollout_tokens > 0:
         logger.warning(
             f"No attention rollout for {name}: its sequence has more than "
-            f"max_rollout_tokens={max_rollout_tokens} tokens. Raise max_rollout_tokens, or keep fewer patches."
+            f"max_rollout_tokens={max_rollout_tokens} tokens. Raise it, or keep fewer patches."
         )
 
     grid = tuple(outputs.spatial_shapes[0].tolist())

@@ -41,7 +41,7 @@ class Prediction:
 
     @property
     def correct(self) -> bool | None:
-        """True if predicted and true classes are the same; None if the truth is unknown, and for regression."""
+        """True if predicted and true classes are the same; None if the truth is unknown or for regression."""
         if self.truths is None or self.probabilities is None:
             return None
         return sorted(self.answers) == sorted(self.truths)
@@ -51,7 +51,8 @@ class Prediction:
 class Explanation:
     """Numbers behind a prediction, and pictures of them.
 
-    Grids are NaN where a number does not exist, which is not zero: a patch that was dropped before the encoder
+    Grids are NaN where a number does not exist, which is not zero: a patch that was dropped before the
+        encoder
     did not get zero attention, it was never seen.
 
     Attributes:

@@ -34,7 +34,7 @@ def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | tor
 def process(
     image_processor: BaseImageProcessor, image: PIL.Image.Image | np.ndarray | torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Returns the model's inputs, a batch of one without padding, and the whole processed image `(C, H, W)`."""
+    """Returns the model's inputs, one image without padding, and the whole processed image `(C, H, W)`."""
     inputs = dict(image_processor(images=image, return_tensors="pt"))
     if inputs["pixel_values"].ndim == 4:
         return inputs, inputs["pixel_values"][0]
@@ -56,9 +56,9 @@ def to_picture(
 ) -> PIL.Image.Image:
     """Returns an RGB picture on which the model's grid of patches lies.
 
-    If the processor only resizes, the grid covers the input image in proportion, and the picture is that image,
-    which shows more detail. After a crop or padding, or for channels that are not colors, it is the processed
-    image `(C, H, W)` with the normalization undone.
+    If the processor only resizes, the grid covers the input image in proportion, and the picture is that
+    image, which shows more detail. After a crop or padding, or for channels that are not colors, it is the
+    processed image `(C, H, W)` with the normalization undone.
     """
     if not _moves_pixels(image_processor):
         with suppress(ValueError):

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 
-# A patch is on an object if they overlap by this fraction of the greatest overlap that boxes of their sizes can
-# have: of the patch's area for larger objects, of the object's area for smaller ones, which one patch always
-# reaches.
+# A patch is on an object if they overlap by this fraction of the greatest overlap that boxes of their sizes
+# can have: of the patch's area for larger objects, of the object's area for smaller ones, which one patch
+# always reaches.
 LEAST_OVERLAP = 0.25
 
 Boxes = Sequence[Sequence[float]]

@@ -1,4 +1,4 @@
-"""Similarity of positions under an encoding, as in Figure 7 (center) of the ViT paper (Dosovitskiy et al., 2020)."""
+"""Similarity of positions, as in Figure 7 (center) of the ViT paper (Dosovitskiy et al., 2020)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -47,13 +47,13 @@ class PositionSimilarity:
 def position_similarity(
     model: AdaptiveViTPreTrainedModel, max_tiles: int = 14, sampled_tiles: int = 7
 ) -> PositionSimilarity:
-    """Compares the encodings of patches with those of all patches on the native grid, `image_size /
-    patch_size`.
+    """Compares the encodings of sampled patches with those of all patches on the native grid.
 
-    Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector
-    rotated to both places in the first block, i.e. the mean cosine of the differences of their angles. Those
-    that do both: the mean of the two. A bias, mean over heads: the factor that attention in the first block
-    gets from it, 1 for the place that it favours most.
+    The native grid is `image_size / patch_size`. Added encodings: cosine of the added vectors. Rotary
+    encodings: dot product of one vector rotated to both positions in the first block, i.e. the mean cosine of
+        the
+    differences of their angles. Encodings that do both: mean of the two. Bias, mean over heads: its factor of
+    attention in the first block, 1 for the position with the largest bias.
 
     Args:
         model: any adaptive ViT for images.

@@ -55,8 +55,8 @@ def draw_report(
         headline = f"Computing on {len(first.kept_patches)} of {total} patches of a {size} image"
         sheet.write(headline, MARGIN, MARGIN, 15, weight="bold")
         note = (
-            "Outlined in blue: the patches that were computed on; gray was never seen. In orange: the object to "
-            "classify, enlarged below."
+            "Outlined in blue: the patches that were computed on; gray was never seen. In orange: the object "
+            "to classify, enlarged below."
         )
         sheet.write(note, MARGIN, MARGIN + 0.3, 9, FAINT_INK)
         for index, (explanation, found) in enumerate(zip(explanations, boxes, strict=True)):

@@ -24,10 +24,10 @@ class Stage:
 
     Attributes:
         block: number, from 1, of the block with the reduction.
-        groups: `(R, S)` int64, index of the token that each patch belongs to; -1 for patches that were dropped,
-            by this reduction or before. Merged patches have the same index.
-        num_tokens: number of tokens left. Those beyond the groups stand for no single patch: "attentive" fuses
-            the tokens that it drops into one.
+        groups: `(R, S)` int64, index of the token that each patch belongs to; -1 for patches that were
+            dropped, by this reduction or before. Merged patches have the same index.
+        num_tokens: number of tokens left. Those beyond the groups stand for no single patch: "attentive"
+            fuses the tokens that it drops into one.
     """
 
     block: int
@@ -96,8 +96,8 @@ def follow(assignments: Sequence[np.ndarray], num_patches: int) -> list[np.ndarr
     """Follows each of the K patches through all reductions.
 
     Args:
-        assignments: for each reduction, `(M,)` int64: index of the token that each token before it became part
-            of; -1 for none.
+        assignments: for each reduction, `(M,)` int64: index of the token that each token before it became
+            part of; -1 for none.
         num_patches: K, the number of tokens before the first reduction.
 
     Returns:

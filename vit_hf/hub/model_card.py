@@ -224,8 +224,8 @@ def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor 
         # Windows that Swin skips pass their patches on unchanged.
         influence = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
         text += (
-            f" Patches that were not selected have {influence} influence on the prediction; see which were kept "
-            f"with `vit_hf.{'explain_video' if videos else 'explain'}`."
+            f" Patches that were not selected have {influence} influence on the prediction; see which were "
+            f"kept with `vit_hf.{'explain_video' if videos else 'explain'}`."
         )
     return text
 

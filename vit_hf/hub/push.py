@@ -131,7 +131,7 @@ def write_card(
 def repo_info(
     name: str | None, repo_type: str, token: str | bool | None = None
 ) -> ModelInfo | DatasetInfo | None:
-    """Returns the Hub's information on a model or data set; its name alone offline, None if it does not exist."""
+    """Returns the Hub's information on a model or data set: only its name offline, None if missing."""
     if name is None or Path(name).exists():
         return None
     try:
