@@ -21,7 +21,7 @@ def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> n
 
 
 def upper_limit(values: np.ndarray) -> float:
-    """Returns the upper limit of a color map: without outliers, as of attention, that would darken the rest."""
+    """Returns the upper limit of a color map, without outliers, which would darken the rest."""
     numbers = values[np.isfinite(values)]
     high = float(np.quantile(numbers, 0.99))
     return high if high > numbers.min() else float(numbers.max())

@@ -147,7 +147,7 @@ def test_figures(tmp_path, explorer, monkeypatch):
     assert "all patches" not in content.summary and content.can_measure
     measured = show(explorer, path, "variance", 24, "native", measure=True)
     assert "for all patches, " in measured.summary and not measured.can_measure
-    assert "5,000 were asked for, more than there are" in show(explorer, path, "variance", 5000, 32).summary
+    assert "5,000 requested, more than there are" in show(explorer, path, "variance", 5000, 32).summary
 
 
 def test_figures_of_too_many_patches(tmp_path, explorer, monkeypatch):

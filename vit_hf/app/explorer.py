@@ -102,7 +102,7 @@ class PatchExplorer:
 
     @property
     def trained_size(self) -> str | None:
-        """Size to which the checkpoint's image processor resizes images, as text; None if it does not resize."""
+        """Size to which the checkpoint's image processor resizes images, as text; None for no resizing."""
         processor = self.image_processor
         if not processor.do_resize:
             return None

@@ -82,7 +82,7 @@ def draw_kept(explanation: Explanation) -> np.ndarray:
 
 
 def draw_map(explanation: Explanation, values: np.ndarray) -> np.ndarray:
-    """Draws the gray image `(h, w, 3)` uint8, colored by `values` `(R, S)`: blue is low, yellow high, NaN gray."""
+    """Draws the gray image `(h, w, 3)` uint8, colored by `values` `(R, S)`, NaN gray; yellow is high."""
     picture = enlarge(explanation.picture)
     low, high = float(np.nanmin(values)), upper_limit(values)
     fractions = (

@@ -91,8 +91,8 @@ class ComparisonArguments:
     adapt: int = field(
         default=0,
         metadata={
-            "help": "steps of fine-tuning on the train split, with the plain Trainer, for each strategy before "
-            "it is measured"
+            "help": "steps of fine-tuning on the train split, with the plain Trainer, for each strategy "
+            "before it is measured"
         },
     )
     adapt_batch_size: int = field(default=32, metadata={"help": "images in a step of fine-tuning"})

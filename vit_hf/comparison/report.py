@@ -88,22 +88,22 @@ def _pick(known: Sequence[Row], best: Row, chance: float) -> Row:
 def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if pick is not best:
         return (
-            f"Use {title(pick)}: with {pick.accuracy:.1%} the difference is not significant on these images (p = "
-            f"{pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the "
+            f"Use {title(pick)}: with {pick.accuracy:.1%} the difference is not significant "
+            f"on these images (p = {pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the "
             f"95 % interval), and it takes {cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
         )
     others = [row for row in known if row is not best and row.as_good_as(best)]
     if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
         which = "any" if len(others) == len(known) - 1 else "every"
         return (
-            f"Use it for now: {best.num_images} images are too few to distinguish {which} other strategy from "
-            f"it, or to show that a faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
+            f"Use it for now: {best.num_images} images are too few to distinguish {which} other strategy "
+            f"from it, or to show that a faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
         )
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
         return (
-            f"Use it: {names} {'does' if len(others) == 1 else 'do'} not differ significantly from it on these "
-            f"images, and {'is' if len(others) == 1 else 'are'} not faster."
+            f"Use it: {names} {'does' if len(others) == 1 else 'do'} not differ significantly from it on "
+            f"these images, and {'is' if len(others) == 1 else 'are'} not faster."
         )
     return "Use it: every other strategy is less accurate by more than chance explains."
 
@@ -139,8 +139,8 @@ def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
     found = [("random patches", r) for r in random] + [(title(r), r) for r in resized]
     if not found:
         return [
-            f"Neither random patches nor resizing was measured at the number of tokens of {title(row)}, so the "
-            "value of selecting patches is unknown."
+            f"Neither random patches nor resizing was measured at the number of tokens of {title(row)}, so "
+            "the value of selecting patches is unknown."
         ]
     figures = [f"{r.accuracy:.1%} with {name}" for name, r in found]
     if row is not pick:
@@ -345,11 +345,11 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
         recommend(rows, chance_of(facts), facts["adapt"]),
         "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
-        "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the process "
-        "for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, the counted "
-        "GFLOPs also selectors and a convolutional stem. Front: no other row is as accurate for less time (t) or "
-        "fewer counted operations (f). The accuracy of the best strategy is slightly optimistic, since it was "
-        "selected on the images that it is measured on.",
+        "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the "
+        "process for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, "
+        "the counted GFLOPs also selectors and a convolutional stem. Front: no other row is as accurate for less "
+        "time (t) or fewer counted operations (f). The accuracy of the best strategy is slightly optimistic, "
+        "since it was selected on the images that it is measured on.",
     ]
     path = folder / "README.md"
     path.write_text("\n\n".join(text) + "\n")
@@ -452,7 +452,7 @@ def describe_options(facts: dict[str, Any]) -> str:
 
 
 def find_pictures(rows: Sequence[Row]) -> list[StrategyPictures]:
-    """Chooses one row of each kind of strategy to show: among budgets and rates, the one with the fewest tokens."""
+    """Chooses one row of each kind of strategy: among budgets and rates, that with the fewest tokens."""
     strategy_pictures: dict[str, StrategyPictures] = {}
     for row in sorted(
         measured(rows), key=lambda row: (list(STRATEGIES).index(row.strategy), row.tokens or 0)

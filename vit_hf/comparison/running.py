@@ -56,10 +56,7 @@ def load_data(
                 f"{error} To fine-tune it for the classes of these data, give --adapt STEPS."
             ) from error
     if data.problem_type == "regression":
-        raise
-        ValueError("The
-        data are a regression, and strategies are compared by
-        accuracy: give data with classes.")
+        raise ValueError("The data are a regression: strategies are compared by accuracy, so give classes.")
     return data, new_head or data.num_labels != config.num_labels
 
 
@@ -159,8 +156,8 @@ def compare(
     """Measures every strategy, and writes `results.csv` to the output folder.
 
     A strategy that fails becomes a row with the reason. The file is written before speeds are measured, and
-    again after. Results with the same settings are reused; speed is measured again, for all strategies by turns,
-    if anything is new.
+    again after. Results with the same settings are reused; if anything is new, speed is measured again, for
+    all strategies by turns.
 
     Args:
         arguments: arguments of the comparison.
@@ -367,7 +364,7 @@ class _Run:
             try:
                 predictor = strategy.load(path, self.device)
                 base = first.setdefault(strategy.checkpoint.path, predictor.model)
-                # The number of tokens that "sample" keeps depends on the weights; so it may for custom reducers.
+                # Weights decide how many tokens "sample" keeps, and maybe custom reducers.
                 reducer = type_of(getattr(predictor.model.config, "token_reducer", None))
                 follows = reducer is not None and (reducer == "sample" or reducer not in TOKEN_REDUCERS)
                 if base is not predictor.model and not follows:

@@ -132,8 +132,11 @@ def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.devic
 
 
 def roll_out(blocks: list[BlockAttention], row: torch.Tensor) -> torch.Tensor:
-    """Computes attention rollout, "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)`
-    times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
+    """Computes attention rollout ("Quantifying Attention Flow in Transformers", Abnar & Zuidema, 2020).
+
+    That is `row` `(T,)` times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, whose rows
+    already sum to one.
+    """
     for block in reversed(blocks):
         row = (block.propagate_rollout(row) + row) / 2
     return row

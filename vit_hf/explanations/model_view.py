@@ -130,8 +130,8 @@ def _before_crop(
     if getattr(image_processor, "crop_pct", None) or not all(fits):
         raise ValueError(
             f"Boxes cannot be mapped through {type(image_processor).__name__}: its output of "
-            f"{tuple(processed.shape[-2:])} (height, width) takes more than resizing, cropping the center and "
-            "padding. Leave the boxes out, or give images that are already cropped."
+            f"{tuple(processed.shape[-2:])} (height, width) takes more than resizing, cropping the center "
+            "and padding. Leave the boxes out, or give images that are already cropped."
         )
     return resized, offset
 

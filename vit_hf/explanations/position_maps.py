@@ -66,8 +66,8 @@ def position_similarity(
     config = model.config
     if has_frames(config):
         raise ValueError(
-            f"num_frames={config.num_frames} gives the grid a third axis, and positions are compared on rows and "
-            "columns: give a model for images."
+            f"num_frames={config.num_frames} gives the grid a third axis, and positions are compared on "
+            "rows and columns: give a model for images."
         )
     image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
     grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])

@@ -168,8 +168,8 @@ def keeping(
             raised = ConnectionError(f"The connection to the Hub broke: {error}")
         elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
             raised.add_note(
-                f"There is no token, or it may not write to {repo_id}. Create one with permission to write at "
-                "https://huggingface.co/settings/tokens, and log in with it: hf auth login"
+                f"There is no token, or it may not write to {repo_id}. Create one with permission to write "
+                "at https://huggingface.co/settings/tokens, and log in with it: hf auth login"
             )
         if (folder / "config.json").is_file():
             command = ["hf", "upload", repo_id, str(folder), *options]
