@@ -190,7 +190,7 @@ def files_to_save(saved: Any) -> tuple[dict[str, str], list[Root]]:
 
 
 def rewrite_imports(path: Path, code_file: str, modules: Sequence[str]) -> tuple[str, list[Path], list[Root]]:
-    """Rewrites the imports of a user's file, so that they work beside a checkpoint's generated file.
+    """Rewrites the imports of a user's file, so that they work with a checkpoint's generated file.
 
     Args:
         path: of the user's file.
