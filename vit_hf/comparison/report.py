@@ -89,8 +89,9 @@ def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if pick is not best:
         return (
             f"Use {title(pick)}: with {pick.accuracy:.1%} the difference is not significant "
-            f"on these images (p = {pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, "
-            f"by the 95 % interval), and it takes {cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
+            f"on these images (p = {pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points "
+            f"less, by the 95 % interval), and it takes {cost(pick)}, "
+            f"{best.latency_ms / pick.latency_ms:.1f} times less."
         )
     others = [row for row in known if row is not best and row.as_good_as(best)]
     if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
@@ -348,8 +349,8 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
         "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the "
         "process for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, "
         "the counted GFLOPs also selectors and a convolutional stem. Front: no other row is as accurate "
-        "for less time (t) or fewer counted operations (f). The accuracy of the best strategy is slightly optimistic, "
-        "since it was selected on the images that it is measured on.",
+        "for less time (t) or fewer counted operations (f). The accuracy of the best strategy is slightly "
+        "optimistic, since it was selected on the images that it is measured on.",
     ]
     path = folder / "README.md"
     path.write_text("\n\n".join(text) + "\n")
