@@ -159,8 +159,8 @@ def measure_strategy(
     right: dict[str, list[bool]] = {}
     predicted: dict[str, list[str]] = {}
     for first in range(0, len(images), figures["batch_size"]):
-        places = range(first, min(first + figures["batch_size"], len(images)))
-        for name, logits in predictor([images.read(place) for place in places]).items():
+        indices = range(first, min(first + figures["batch_size"], len(images)))
+        for name, logits in predictor([images.read(index) for index in indices]).items():
             answers = answers_of(logits, predictor.model.config.problem_type)
             labels = torch.as_tensor(images.labels[first : first + len(answers)])
             right.setdefault(name, []).extend(matches(answers, labels))
@@ -169,8 +169,8 @@ def measure_strategy(
     return Measurement(
         right,
         figures,
-        [draw(predictor, images.read(place), folder / f"example_{place}") for place in examples],
-        {name: [answers[place] for place in examples] for name, answers in predicted.items()},
+        [draw(predictor, images.read(index), folder / f"example_{index}") for index in examples],
+        {name: [answers[index] for index in examples] for name, answers in predicted.items()},
     )
 
 

@@ -57,11 +57,11 @@ class WholeImages(Predictor):
     @torch.inference_mode()
     def __call__(self, images: Sequence[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         logits: list[torch.Tensor | None] = [None] * len(images)
-        for places in self._groups(images):
-            inputs = self._inputs([images[place] for place in places])
+        for indices in self._groups(images):
+            inputs = self._inputs([images[index] for index in indices])
             answers = self.model(**inputs).logits.float().cpu()
-            for place, answer in zip(places, answers, strict=True):
-                logits[place] = answer
+            for index, answer in zip(indices, answers, strict=True):
+                logits[index] = answer
         return {"": torch.stack(logits)}
 
     @torch.inference_mode()
@@ -113,8 +113,8 @@ class WholeImages(Predictor):
         if self.cuts or getattr(self.image_processor, "do_resize", True):
             return [list(range(len(images)))]
         groups: dict[tuple[int, int], list[int]] = {}
-        for place, image in enumerate(images):
-            groups.setdefault(image.size, []).append(place)
+        for index, image in enumerate(images):
+            groups.setdefault(image.size, []).append(index)
         return list(groups.values())
 
     def _inputs(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:

@@ -22,10 +22,10 @@ def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     """
     front: list[int] = []
     best, best_cost = -float("inf"), -float("inf")
-    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -values[place])):
-        if values[place] > best or (values[place], costs[place]) == (best, best_cost):
-            front.append(place)
-            best, best_cost = values[place], costs[place]
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -values[index])):
+        if values[index] > best or (values[index], costs[index]) == (best, best_cost):
+            front.append(index)
+            best, best_cost = values[index], costs[index]
     return front
 
 
@@ -178,8 +178,8 @@ def mark(rows: list[Row]) -> None:
     for flag, cost in (("on_front_of_latency", "latency_ms"), ("on_front_of_gflops", "gflops_counted")):
         priced = [row for row in known if getattr(row, cost) is not None]
         front = pareto_front([getattr(row, cost) for row in priced], [row.accuracy for row in priced])
-        for place, row in enumerate(priced):
-            setattr(row, flag, place in front)
+        for index, row in enumerate(priced):
+            setattr(row, flag, index in front)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:

@@ -151,7 +151,7 @@ class Comparison:
 def compare(
     arguments: ComparisonArguments,
     data_arguments: ComparedDataArguments,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Comparison:
     """Measures every strategy, and writes `results.csv` to the output folder.
 
@@ -162,12 +162,12 @@ def compare(
     Args:
         arguments: arguments of the comparison.
         data_arguments: arguments of the data.
-        say: called with each line of progress.
+        log: called with each line of progress.
 
     Raises:
         OSError, ValueError: for a model or data that do not exist or do not match.
     """
-    run = _Run(arguments, data_arguments, say)
+    run = _Run(arguments, data_arguments, log)
     setting = run.setting
     measured: dict[str, Measurement] = {}
     strategies, rows = {}, []
@@ -176,27 +176,27 @@ def compare(
         result, is_new = run.measure(strategy)
         if isinstance(result, str):
             rows.append(_failed(strategy, result))
-            say(f"{strategy.name}: not measured: {result}")
+            log(f"{strategy.name}: not measured: {result}")
             continue
         strategies[strategy.name], measured[strategy.name] = strategy, result
         added = [_row(strategy, answer, result, arguments) for answer in result.right]
         rows += added
         how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-        say(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+        log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     speeds, failures = run.speeds(strategies, measured)
     for name, reason in failures.items():
-        first = next(place for place, row in enumerate(rows) if row.variant == name)
+        first = next(index for index, row in enumerate(rows) if row.variant == name)
         rows = [row for row in rows if row.variant != name]
         rows.insert(first, _failed(strategies[name], reason))
-        say(f"{name}: not timed: {reason}")
+        log(f"{name}: not timed: {reason}")
     for row in rows:
         if row.variant in speeds:
             row.latency_ms, row.images_per_s = speeds[row.variant]
     mark(rows)
     write_rows(rows, run.output / "results.csv")
-    examples = [(run.images.read(place), run.label(place)) for place in run.examples]
+    examples = [(run.images.read(index), run.label(index)) for index in run.examples]
     return Comparison(rows, examples, run.facts(setting))
 
 
@@ -245,12 +245,12 @@ class _Run:
         self,
         arguments: ComparisonArguments,
         data_arguments: ComparedDataArguments,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         for name, value in (("model", arguments.model_name_or_path), ("data", data_arguments.dataset)):
             if value is None:
                 raise ValueError(f"name the {name} to compare with: --{name}")
-        self.arguments, self.say = arguments, say
+        self.arguments, self.log = arguments, log
         self.output = Path(arguments.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.device = "cpu"
@@ -262,11 +262,11 @@ class _Run:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
         self.data, new_head = load_data(checkpoint, data_arguments, arguments.adapt)
         for note in self.data.describe_left_out():
-            say(note)
+            log(note)
         if hybrid is not None and not arguments.adapt:
             check_same_classes(checkpoint, hybrid)
         self.images = choose_images(self.data, arguments)
-        sizes = [self.images.read(place).size for place in range(min(len(self.images), 32))]
+        sizes = [self.images.read(index).size for index in range(min(len(self.images), 32))]
         areas = [width * height for width, height in sizes]
         self.typical = int(np.argsort(areas, kind="stable")[len(areas) // 2])
         self.largest = int(np.argmax(areas))
@@ -322,8 +322,8 @@ class _Run:
                     self._call(adapt, strategy, self.data, trained, *options.values(), self.device == "cpu")
                 path = str(trained)
             common = (arguments.batch_size, arguments.seed, self.device, arguments.isolate)
-            place = (self.examples, self.typical, self.largest, folder)
-            result = self._call(measure_strategy, strategy, path, self.images, *place, *common)
+            inputs = (self.examples, self.typical, self.largest, folder)
+            result = self._call(measure_strategy, strategy, path, self.images, *inputs, *common)
         # An error of one strategy, such as out of memory, does not affect the others.
         except Exception as error:
             return reason_of(error), True
@@ -355,9 +355,9 @@ class _Run:
             return {name: tuple(saved["speeds"][name]) for name in strategies}, {}
         if not strategies:
             return {}, {}
-        self.say(f"Speed of {len(strategies)} strategies, by turns")
+        self.log(f"Speed of {len(strategies)} strategies, by turns")
         sizes = {name: measured[name].figures["batch_size"] for name in strategies}
-        images = [self.images.read(place) for place in range(min(max(sizes.values()), len(self.images)))]
+        images = [self.images.read(index) for index in range(min(max(sizes.values()), len(self.images)))]
         predictors, first, failures = {}, {}, {}
         for name, strategy in strategies.items():
             path = read_json(self.output / "strategies" / slug(name) / "result.json")["path"]
@@ -387,9 +387,9 @@ class _Run:
         write_json(file, {"settings": settings, "speeds": result})
         return result, failures
 
-    def label(self, place: int) -> str:
+    def label(self, index: int) -> str:
         """Returns the names of the classes of an image."""
-        label = self.images.labels[place]
+        label = self.images.labels[index]
         numbers = [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
         return ", ".join(self.data.id2label[number] for number in numbers)
 

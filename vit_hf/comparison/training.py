@@ -156,7 +156,7 @@ def canvases(stage: TrainingStage, num_test: int) -> dict[str, Any]:
 
 
 def train_checkpoint(
-    folder: Path, stages: tuple[TrainingStage, ...], overrides: dict[str, Any], say: Callable[[str], None]
+    folder: Path, stages: tuple[TrainingStage, ...], overrides: dict[str, Any], log: Callable[[str], None]
 ) -> str:
     """Trains a model from scratch, stage by stage, and returns its folder; finished stages are reused."""
     checkpoint = None
@@ -197,7 +197,7 @@ def train_checkpoint(
                 ),
             )
             accuracy = run.execute()["test_accuracy"]
-            say(f"Trained on canvases of {stage.side}x{stage.side} pixels: {accuracy:.1%}")
+            log(f"Trained on canvases of {stage.side}x{stage.side} pixels: {accuracy:.1%}")
         checkpoint = str(output)
     return checkpoint
 
@@ -206,22 +206,22 @@ def demonstration(
     arguments: ComparisonArguments,
     data_arguments: ComparedDataArguments,
     given: set[str],
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> tuple[ComparisonArguments, ComparedDataArguments]:
     """Trains the two checkpoints, and fills in arguments that were not given on the command line.
 
     Args:
         arguments, data_arguments: arguments with defaults.
         given: names of the arguments given on the command line.
-        say: called with each line of progress.
+        log: called with each line of progress.
     """
     folder = Path(arguments.output) / "checkpoints"
     values = {name: value for name, value in DEMONSTRATION.items() if name not in given}
     if "model_name_or_path" not in given:
-        values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, say)
+        values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, log)
     if "hybrid" not in given:
         overrides = ARCHITECTURE | {"backbone_config": STEM}
-        values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, say)
+        values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, log)
     theirs = {name: values.pop(name) for name in list(values) if hasattr(data_arguments, name)}
     arguments = replace(arguments, **values)
     if not given & {"dataset", "dataset_options"}:

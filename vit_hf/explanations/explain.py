@@ -207,10 +207,10 @@ def _score_grid(
     if outputs.patch_scores is None:
         return None
     scores = outputs.patch_scores[0].float()
-    places = torch.arange(scores.shape[0], device=scores.device)
+    indices = torch.arange(scores.shape[0], device=scores.device)
     if "patch_coordinates" in inputs:
-        places = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
-    return _to_grid(scores, places, grid)
+        indices = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
+    return _to_grid(scores, indices, grid)
 
 
 def _first_draw(scores: np.ndarray | None) -> np.ndarray | None:
@@ -221,10 +221,10 @@ def _first_draw(scores: np.ndarray | None) -> np.ndarray | None:
     return powers / np.nansum(powers)
 
 
-def _to_grid(values: torch.Tensor, places: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """Puts `values` `(K,)` at raster indices `places` `(K,)` of a grid `(R, S)`, NaN elsewhere."""
+def _to_grid(values: torch.Tensor, indices: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """Puts `values` `(K,)` at raster indices `indices` `(K,)` of a grid `(R, S)`, NaN elsewhere."""
     full = torch.full((grid[0] * grid[1],), torch.nan)
-    full[places.cpu()] = values.float().cpu()
+    full[indices.cpu()] = values.float().cpu()
     return full.reshape(grid).numpy()
 
 

@@ -103,10 +103,10 @@ def follow(assignments: Sequence[np.ndarray], num_patches: int) -> list[np.ndarr
     Returns:
         For each reduction, `(K,)` int64: index of the token that each patch belongs to; -1 for none.
     """
-    places, followed = np.arange(num_patches), []
+    indices, followed = np.arange(num_patches), []
     for assignment in assignments:
-        places = np.where(places < 0, -1, assignment[places])
-        followed.append(places)
+        indices = np.where(indices < 0, -1, assignment[indices])
+        followed.append(indices)
     return followed
 
 
