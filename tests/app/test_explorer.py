@@ -126,7 +126,7 @@ def test_too_many_patches(explorer, monkeypatch):
     assert explorer.explore(photo(64, 56), "variance", 20).all_seconds is None
     with pytest.raises(ValueError, match="Computing on 21 patches would take long: this page stops at 20"):
         explorer.explore(photo(64, 56), "variance", 21)
-    with pytest.raises(ValueError, match="compute on 56 patches"):
+    with pytest.raises(ValueError, match="Computing on 56 patches"):
         explorer.explore(photo(64, 56), ALL_PATCHES, 1)
     with pytest.raises(ValueError, match="All 56 patches"):
         explorer.measure_all(photo(64, 56))

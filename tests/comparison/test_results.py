@@ -244,7 +244,7 @@ class TestRecommendation:
             "Use it: “hybrid stem, 24 cells” does not differ significantly from it on these images, "
             "and is not faster." in text
         )
-        assert "Of the first the best is “24 patches, variance”, 70.0% at 4.5 ms" in text
+        assert "The best of the first is “24 patches, variance”, 70.0% at 4.5 ms" in text
 
     def test_nothing_works(self):
         rows = (chosen("24 patches, variance", 0.12, 4.5, seed=3), self.random, self.resize)
