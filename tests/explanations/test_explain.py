@@ -439,7 +439,7 @@ class TestAnswers:
         assert prediction.probabilities.sum() == pytest.approx(1)
         assert prediction.correct is (best == 3)
         assert len(prediction.top) == 5
-        with pytest.raises(ValueError, match=r"'LABEL_9' is no class.*LABEL_0"):
+        with pytest.raises(ValueError, match=r"'LABEL_9' is not a class.*LABEL_0"):
             self.explain(labels="LABEL_9")
         assert self.explain(labels=best)[1].logits.shape == (5,)
 

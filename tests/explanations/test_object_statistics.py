@@ -221,7 +221,7 @@ class TestErrors:
         image_processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.5)
         image = PIL.Image.new("RGB", (64, 64))
         explain(tiny_model(), image_processor, image)
-        with pytest.raises(ValueError, match=r"followed through ConvNextImageProcessor.*\(32, 32\)"):
+        with pytest.raises(ValueError, match=r"mapped through ConvNextImageProcessor.*\(32, 32\)"):
             explain(tiny_model(), image_processor, image, boxes=[[[0, 0, 8, 8]]])
 
 
@@ -279,5 +279,5 @@ class TestFiles:
         assert row["correct"] is None
 
     def test_other_suffixes(self, tmp_path):
-        with pytest.raises(ValueError, match=r"as \.csv or \.json, not as 'numbers\.txt'"):
+        with pytest.raises(ValueError, match=r"as \.csv or \.json: 'numbers\.txt'"):
             write_statistics([], tmp_path / "numbers.txt")

@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 # First: its error says how to install matplotlib.
 from ..figures import (
@@ -26,6 +20,15 @@ from ..figures import (
     shorten,
     wrap,
 )
+
+# isort: split
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
 from ..overlays import color_groups, dim_dropped, enlarge, merged, pale, upper_limit
 from .explanation import kept_picture
 
