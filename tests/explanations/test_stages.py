@@ -226,4 +226,4 @@ class TestPicture:
         assert len(figure.axes) == 6
         assert len(tops) == 2
         texts = " ".join(text.get_text() for text in figure.texts)
-        assert "merged" in texts and "fused" not in texts
+        assert "Merged" in texts and "fused" not in texts

@@ -21,6 +21,7 @@ from ..figures import (
     wrap,
 )
 
+
 # isort: split
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
