@@ -415,7 +415,7 @@ class TestPictures:
     def test_without_matplotlib(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         for name in [
-            name for name in sys.modules if name.startswith(("vit_hf.explanations.", "vit_hf.figures."))
+            name for name in sys.modules if name.startswith(("vit_hf.explanations.", "vit_hf.figures"))
         ]:
             if not name.endswith("_maps"):
                 monkeypatch.delitem(sys.modules, name)
