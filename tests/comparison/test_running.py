@@ -269,7 +269,7 @@ def test_a_new_strategy_is_a_class_and_a_line(run, monkeypatch):
     [
         ({"model_name_or_path": None}, "name the model"),
         ({"model_name_or_path": "./nowhere"}, "no folder ./nowhere"),
-        ({"adapt": 1, "split": "train"}, "adapt learns from the train split"),
+        ({"adapt": 1, "split": "train"}, "adapt fine-tunes on the train split"),
         ({"selectors": ["contrast"]}, "'contrast'; choose from variance"),
         ({"tokens": [0]}, "tokens are"),
         ({"keep_rates": [1.0]}, "keep_rates has 1.0"),
