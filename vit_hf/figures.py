@@ -36,7 +36,7 @@ MARGIN = 0.35
 SIDE = 5.6
 COLOUR_BAR_GAP, COLOUR_BAR_WIDTH = 0.07, 0.1
 # What a colour bar and the numbers beside it take on the right of a cell.
-COLOUR_BAR_SPACE = 0.67
+COLOR_BAR_SPACE = 0.67
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Sheet:
             linespacing=1.35,
         )
 
-    def colour_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
+    def color_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
         """Explains the colours of `image` on the right of `cell`."""
         axes = self.axes(Cell(cell.x + cell.width + COLOUR_BAR_GAP, cell.y, COLOUR_BAR_WIDTH, cell.height))
         bar = self.figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.03)

@@ -1,7 +1,7 @@
 """The ResNet of google-research/vision_transformer's hybrids (`models_resnet.py`), such as
 `R50+ViT-B_16.npz`.
 
-Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardised
+Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardized
 weights by that of variance + 1e-8, where the original has 1e-6, and adds 1e-5 to the deviation.
 """
 
@@ -106,13 +106,13 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
         CannotConvert: for a CNN that they do not have.
     """
     width = config.embedding_size if config.model_type == "bit" else 0
-    wanted = {
+    required = {
         "model_type": "bit",
         **THEIRS,
         "hidden_sizes": [4 * width * 2**index for index in range(len(getattr(config, "depths", ())))],
         "out_features": [f"stage{len(getattr(config, 'depths', ()))}"],
     }
-    for name, value in wanted.items():
+    for name, value in required.items():
         if getattr(config, name, None) != value:
             raise CannotConvert(
                 f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a "

@@ -7,7 +7,15 @@ from torch import nn
 
 from ..model.options import Part
 from .families import Weights
-from .timm_parts import TABLE, check_blocks, feed_forward, foreign, refuse, shared_options, shared_weights
+from .timm_parts import (
+    TABLE,
+    check_blocks,
+    feed_forward,
+    unsupported_options,
+    refuse,
+    shared_options,
+    shared_weights,
+)
 
 
 MLPS = {"Mlp": "mlp", "GluMlp": "gated", "SwiGLU": "gated"}
@@ -38,8 +46,8 @@ def read_config(model: nn.Module) -> dict[str, Any]:
             "a layer scale of attention alone": block.gamma_1 is not None and block.gamma_2 is None,
             "attention pooling over prefix tokens": model.global_pool == "map"
             and model.num_prefix_tokens > 0,
-            **foreign(model),
-            **foreign_rotation(model),
+            **unsupported_options(model),
+            **unsupported_rotation(model),
         },
     )
     bias = biases(attention)
@@ -53,7 +61,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def foreign_rotation(model: nn.Module) -> dict[str, bool]:
+def unsupported_rotation(model: nn.Module) -> dict[str, bool]:
     rope = model.rope
     if rope is None:
         return {}
@@ -62,7 +70,7 @@ def foreign_rotation(model: nn.Module) -> dict[str, bool]:
     return {
         f"rotation of type {kind}": kind not in ROTATIONS,
         f"rotation in a grid with an offset of {offset}": offset != 0,
-        f"rotation in coordinates normalised by {normalized}": normalized != "separate",
+        f"rotation in coordinates normalized by {normalized}": normalized != "separate",
         "rotation by frequencies of pixels": getattr(rope, "in_pixels", False),
         "rotation by periods between two bounds": getattr(rope, "min_period", None) is not None,
     }
@@ -114,7 +122,7 @@ def channel_order(model: nn.Module) -> torch.Tensor | None:
     """Which channel of theirs each of a head's channels is, so that ours rotates the pairs that theirs
     rotates.
 
-    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbours, or have
+    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbors, or have
     columns first.
     """
     rope, head_dim = model.rope, model.blocks[0].attn.head_dim

@@ -19,7 +19,7 @@ from .swin import convert_timm_swin
 from .timm_parts import (
     check_blocks,
     feed_forward,
-    foreign,
+    unsupported_options,
     hybrid_fields,
     is_hybrid,
     refuse,
@@ -85,7 +85,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         {
             f"feed-forward networks of type {mlp}": mlp not in ("Mlp", "GluMlp", "SwiGLUPacked"),
             "norms of queries and keys": not isinstance(attention.q_norm, nn.Identity),
-            **foreign(model),
+            **unsupported_options(model),
             "no position embedding": model.pos_embed is None,
         },
     )
@@ -131,7 +131,7 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 
 
 def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImageProcessor:
-    """Resizes, crops and normalises as timm's `create_transform` does by the model's `pretrained_cfg`.
+    """Resizes, crops and normalizes as timm's `create_transform` does by the model's `pretrained_cfg`.
 
     Of its `crop_mode`s ours has "squash", and "center" for square images; with a warning, others become
     "squash".

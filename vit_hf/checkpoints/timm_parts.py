@@ -49,7 +49,7 @@ def hybrid_fields(embed: nn.Module) -> dict[str, Any]:
         != ["conv", "norm", "pool"],
         "pooling in the stem that is not padded to the same size": type(backbone.stem.pool).__name__
         != "MaxPool2dSame",
-        "blocks that normalise first (preact=True)": {type(block).__name__ for block in blocks}
+        "blocks that normalize first (preact=True)": {type(block).__name__ for block in blocks}
         != {"Bottleneck"},
         "convolutions other than StdConv2dSame with eps=1e-8, without groups and dilation": any(
             type(part).__name__ != "StdConv2dSame"
@@ -133,7 +133,7 @@ def inner_norms(block: nn.Module) -> dict[str, nn.Module]:
     return {name: norm for name, norm in norms.items() if not isinstance(norm, nn.Identity | type(None))}
 
 
-def foreign(model: nn.Module) -> dict[str, bool]:
+def unsupported_options(model: nn.Module) -> dict[str, bool]:
     """What ours has not wherever blocks are of either class, and whether it is there."""
     block = model.blocks[0]
     activation, norm = type(block.mlp.act).__name__, block.norm1
@@ -153,11 +153,11 @@ def foreign(model: nn.Module) -> dict[str, bool]:
         "a norm after the patch embedding": not isinstance(
             getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
         ),
-        **foreign_attention_pooling(model),
+        **unsupported_pooling(model),
     }
 
 
-def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
+def unsupported_pooling(model: nn.Module) -> dict[str, bool]:
     """What of a model's pooling by attention ours has not, and whether it is there."""
     pool, block = model.attn_pool, model.blocks[0]
     if model.global_pool != "map":

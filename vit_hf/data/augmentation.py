@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import to_pixels
-from .loading import LabelledImages
+from .loading import LabeledImages
 
 
 @dataclass
@@ -116,7 +116,7 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class TrainingExamples(Dataset):
-    """Labelled images for a `Trainer`, augmented, with the seed that a batch of them is mixed by.
+    """Labeled images for a `Trainer`, augmented, with the seed that a batch of them is mixed by.
 
     An example has `image` (a PIL image, or a uint8 tensor `(C, H, W)` once augmented), `labels`, and
     `augmentation_seed`, all of them functions of (seed, epoch, index).
@@ -130,7 +130,7 @@ class TrainingExamples(Dataset):
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: LabeledImages,
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
         seed: int = 0,
         convert_rgb: bool = True,
@@ -167,9 +167,9 @@ class TrainingExamples(Dataset):
 
 
 class EvaluationExamples(Dataset):
-    """Labelled images as they are: `image` and `labels`."""
+    """Labeled images as they are: `image` and `labels`."""
 
-    def __init__(self, images: LabelledImages):
+    def __init__(self, images: LabeledImages):
         self.images = images
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class EvaluationExamples(Dataset):
 
 
 def training_and_evaluation_examples(
-    splits: dict[str, LabelledImages],
+    splits: dict[str, LabeledImages],
     augmentation: AugmentationArguments,
     processor: BaseImageProcessor,
     seed: int,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .boxes import BoxedImages, find_object_column, read_objects
-from .digits import RECIPE_PREFIX, Recipe
+from .digits import RECIPE_PREFIX, CanvasRecipe
 from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
 from .images import upright_size
 from .loading import check_validation_fraction, hold_out
@@ -100,7 +100,7 @@ class FoundSplit:
     rows: datasets.Dataset
     image_column: str
     sizes: list[tuple[int, int]]
-    places: list[str]
+    row_names: list[str]
     boxes: list[np.ndarray]
     names: list[list[str | None]]
 
@@ -112,7 +112,7 @@ class FoundSplit:
         """
         numbers = {name: number for number, name in enumerate(classes)}
         all_boxes, all_labels, num_changed = [], [], 0
-        for place, size, boxes, names in zip(self.places, self.sizes, self.boxes, self.names, strict=True):
+        for place, size, boxes, names in zip(self.row_names, self.sizes, self.boxes, self.names, strict=True):
             if None in names:
                 raise ValueError(f"{place} has an object without a class: name it, or set single_class")
             if unknown := sorted(set(names) - numbers.keys()):
@@ -215,7 +215,7 @@ def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit],
             labels = [[classes[digit] for digit in found] for found in digits]
         else:
             column = find_object_column(rows, data.label_column)
-            boxes, labels, classes = read_objects(rows, column, loaded.places.get(name))
+            boxes, labels, classes = read_objects(rows, column, loaded.row_names.get(name))
         splits[name] = _open_rows(rows, image_column, name, boxes, labels)
     return splits, classes
 
@@ -267,20 +267,20 @@ def _open_rows(
         stored = rows.cast_column(image_column, type(feature)(decode=False))
         # Subclasses draw their images.
         rows = stored if type(feature) is datasets.Image else rows
-    sizes, places = [], []
+    sizes, row_names = [], []
     with tqdm(total=len(rows), desc=f"Looking at images ({split})", leave=False, delay=1) as bar:
         for batch in stored.iter(16):
             for source in batch[image_column]:
                 path = source["path"] if isinstance(source, dict) else None
-                places.append(path or f"image {len(places)} of {split}")
-                sizes.append(_upright_size(source, places[-1]))
+                row_names.append(path or f"image {len(row_names)} of {split}")
+                sizes.append(_upright_size(source, row_names[-1]))
             bar.update(len(batch[image_column]))
-    return FoundSplit(rows, image_column, sizes, places, boxes, names)
+    return FoundSplit(rows, image_column, sizes, row_names, boxes, names)
 
 
 def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
     if isinstance(source, dict) and (source["bytes"] or b"").startswith(RECIPE_PREFIX):
-        recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
+        recipe = CanvasRecipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
         return recipe.width, recipe.height
     return upright_size(source, place)
 

@@ -19,13 +19,13 @@ from .images import decode_image
 Window = tuple[int, int, int, int]
 
 
-def crop_boxes(boxes: np.ndarray, window: Window, least_share: float) -> tuple[np.ndarray, np.ndarray]:
+def crop_boxes(boxes: np.ndarray, window: Window, min_area_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Boxes as they are in a window: cut at its border, and without those of which too little is left.
 
     Args:
         boxes: `(T, 4)`.
         window: what is cut out.
-        least_share: of a box's area that must be inside for it to stay; a box that is all outside never
+        min_area_fraction: of a box's area that must be inside for it to stay; a box that is all outside never
             stays.
 
     Returns:
@@ -34,7 +34,7 @@ def crop_boxes(boxes: np.ndarray, window: Window, least_share: float) -> tuple[n
     left, top, right, bottom = window
     cut = boxes.clip([left, top, left, top], [right, bottom, right, bottom])
     inside = area(cut)
-    stays = (inside > 0) & (inside >= least_share * area(boxes) * (1 - 1e-9))
+    stays = (inside > 0) & (inside >= min_area_fraction * area(boxes) * (1 - 1e-9))
     return cut[stays] - [left, top, left, top], np.flatnonzero(stays)
 
 
@@ -103,16 +103,18 @@ class FoundBoxes(NamedTuple):
     classes: list[str] | None
 
 
-def find_object_column(rows: datasets.Dataset, wanted: str | None) -> str:
+def find_object_column(rows: datasets.Dataset, column_name: str | None) -> str:
     """The column of boxes: the one named, or one of `OBJECT_COLUMNS`.
 
     Raises:
         ValueError: if there is none.
     """
-    found = [wanted] if wanted is not None else [n for n in OBJECT_COLUMNS if n in rows.column_names]
+    found = (
+        [column_name] if column_name is not None else [n for n in OBJECT_COLUMNS if n in rows.column_names]
+    )
     if not found or found[0] not in rows.column_names:
         raise ValueError(
-            f"there is no column of boxes{f' {wanted!r}' if wanted else ''}; the data have "
+            f"there is no column of boxes{f' {column_name!r}' if column_name else ''}; the data have "
             f"{', '.join(rows.column_names)}. Name it with label_column: it holds, for each image, "
             "{bbox: [[left, top, width, height], ...], category: [...]}; or put a Pascal VOC "
             "file (.xml) beside each image"
@@ -120,13 +122,13 @@ def find_object_column(rows: datasets.Dataset, wanted: str | None) -> str:
     return found[0]
 
 
-def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None = None) -> FoundBoxes:
+def read_objects(rows: datasets.Dataset, column: str, row_names: list[str] | None = None) -> FoundBoxes:
     """Read `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
 
     Args:
         rows: of one split.
         column: which of them holds the boxes.
-        places: what to call each row in errors; by default "image" and its number.
+        row_names: what to call each row in errors; by default "image" and its number.
 
     Raises:
         ValueError: if the column is neither, an image has not as many categories as boxes, or a category is
@@ -138,7 +140,7 @@ def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None =
         raise ValueError(
             f"the column {column} must hold, for each image, bbox and category of its objects, not {feature}"
         )
-    keys = [next((key for key in wanted if key in inner), None) for wanted in (BOX_KEYS, CLASS_KEYS)]
+    keys = [next((key for key in keys if key in inner), None) for keys in (BOX_KEYS, CLASS_KEYS)]
     if None in keys:
         raise ValueError(
             f"the objects of the column {column} must have one of {', '.join(BOX_KEYS)} and one of "
@@ -149,7 +151,7 @@ def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None =
     classes = leaf.names if isinstance(leaf, datasets.ClassLabel) else None
     boxes, names = [], []
     for index, objects in enumerate(rows.select_columns(column)[:][column]):
-        place = places[index] if places else f"image {index}"
+        place = row_names[index] if row_names else f"image {index}"
         found, categories = _lists(objects, *keys)
         if len(found) != len(categories):
             raise ValueError(
@@ -236,7 +238,7 @@ class BoxExamples(Dataset):
     Args:
         images: what to read.
         crop_size: pixels a side of pieces; None for whole images.
-        least_share: of a box that must be on a piece for it to count there.
+        min_area_fraction: of a box that must be on a piece for it to count there.
         random: whether pieces are anywhere in their image, a function of seed, epoch and index; otherwise
             they are the tiles of it, which may overlap.
         horizontal_flip, vertical_flip: probabilities of mirroring.
@@ -247,7 +249,7 @@ class BoxExamples(Dataset):
         self,
         images: BoxedImages,
         crop_size: int | None = None,
-        least_share: float = 0.25,
+        min_area_fraction: float = 0.25,
         random: bool = False,
         horizontal_flip: float = 0.0,
         vertical_flip: float = 0.0,
@@ -255,7 +257,7 @@ class BoxExamples(Dataset):
     ):
         self.images = images
         self.crop_size = crop_size
-        self.least_share = least_share
+        self.min_area_fraction = min_area_fraction
         self.random = random
         self.flips = (horizontal_flip, vertical_flip)
         self.seed = seed
@@ -287,7 +289,7 @@ class BoxExamples(Dataset):
             if self.crop_size is not None:
                 window = self._window(image.size, piece)
                 image = image.crop(window)
-                boxes, stay = crop_boxes(boxes, window, self.least_share)
+                boxes, stay = crop_boxes(boxes, window, self.min_area_fraction)
                 classes = classes[stay]
             for axis, turn in enumerate(
                 (PIL.Image.Transpose.FLIP_LEFT_RIGHT, PIL.Image.Transpose.FLIP_TOP_BOTTOM)

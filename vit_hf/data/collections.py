@@ -16,7 +16,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalF
 
 from ..readers.suffixes import is_image, is_whole_image
 from .image_folders import REGIONS_ONLY, UNKNOWN, LeftOut, left_out_kind, list_files
-from .images import ImageSource, decode_image, expand_pattern
+from .images import StoredImage, decode_image, expand_pattern
 
 
 class Stores:
@@ -87,7 +87,7 @@ class Stores:
         entries = filesystem.get_file_info(FileSelector(path, recursive=True))
         return sorted(prefix + entry.path for entry in entries if entry.type == FileType.File)
 
-    def beside(self, name: str, path: str) -> str:
+    def resolve(self, name: str, path: str) -> str:
         """What `path` means in the file `name`: a URI or an absolute path means itself, any other is
         beside that file."""
         if "://" in path or os.path.isabs(path):
@@ -235,7 +235,7 @@ def find_collection(
         files.update(dict.fromkeys(name for name in images if not _is_table(name)))
         tables.update(dict.fromkeys(parquets))
     with ThreadPoolExecutor(16) as pool:  # a store takes its time for each
-        return list(files), list(pool.map(lambda name: _look_into(name, stores, image_column), tables))
+        return list(files), list(pool.map(lambda name: _open_table(name, stores, image_column), tables))
 
 
 def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterator[Part]:
@@ -250,7 +250,7 @@ def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterato
             yield Part(name, table=table.name, column=table.column, rows=rows)
 
 
-def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str, ImageSource]]:
+def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str, StoredImage]]:
     """What images of a part have to be decoded from, by their names, a batch at a time."""
     sources = part.files if part.table is None else _read_rows(part, stores, batch_size)
     batch = {}
@@ -263,12 +263,12 @@ def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str,
         yield batch
 
 
-def path_of(source: ImageSource) -> str | None:
+def path_of(source: StoredImage) -> str | None:
     """The file that an image is, or was."""
     return source["path"] if isinstance(source, dict) else source
 
 
-def decode_stored(name: str, source: ImageSource, stores: Stores) -> PIL.Image.Image:
+def decode_stored(name: str, source: StoredImage, stores: Stores) -> PIL.Image.Image:
     """Decode an image of a part.
 
     Raises:
@@ -322,7 +322,7 @@ def _is_table(name: str) -> bool:
     return path.suffix.lower() == ".parquet" and not path.name.startswith((".", "_"))
 
 
-def _look_into(name: str, stores: Stores, image_column: str | None) -> ImageTable:
+def _open_table(name: str, stores: Stores, image_column: str | None) -> ImageTable:
     filesystem, path = stores.open(name)
     try:
         metadata = parquet.read_metadata(path, filesystem=filesystem)
@@ -333,11 +333,11 @@ def _look_into(name: str, stores: Stores, image_column: str | None) -> ImageTabl
     )
 
 
-def _image_column(name: str, schema: pyarrow.Schema, wanted: str | None) -> str:
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise ValueError(f"{name} has no image_column {wanted!r}, but {', '.join(schema.names)}")
-        return wanted
+def _image_column(name: str, schema: pyarrow.Schema, column_name: str | None) -> str:
+    if column_name is not None:
+        if column_name not in schema.names:
+            raise ValueError(f"{name} has no image_column {column_name!r}, but {', '.join(schema.names)}")
+        return column_name
     found = [column.name for column in schema if _holds_bytes(column.type)]
     # Otherwise the images are files, and this the column of their paths.
     found = found or [column.name for column in schema if _is_text(column.type)]
@@ -361,7 +361,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
-def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[ImageSource]:
+def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[StoredImage]:
     filesystem, path = stores.open(part.table)
     with filesystem.open_input_file(path) as stream:
         file = parquet.ParquetFile(stream)
@@ -373,10 +373,10 @@ def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[ImageSou
             for index in range(len(sizes))
             if starts[index] <= part.rows[-1] and part.rows[0] < starts[index + 1]
         ]
-        wanted, row = set(part.rows), starts[groups[0]]
+        chosen, row = set(part.rows), starts[groups[0]]
         for batch in file.iter_batches(batch_size, row_groups=groups, columns=[part.column]):
             for value in batch.column(0):
-                if row in wanted:
+                if row in chosen:
                     yield _source(value.as_py(), part.table, stores)
                 row += 1
             if row > part.rows[-1]:
@@ -389,5 +389,5 @@ def _source(value: dict | bytes | str | None, table: str, stores: Stores) -> dic
     if not isinstance(value, dict):
         value = {"bytes": None, "path": value}
     if value["bytes"] is None and value["path"]:
-        return {"bytes": None, "path": stores.beside(table, value["path"])}
+        return {"bytes": None, "path": stores.resolve(table, value["path"])}
     return {"bytes": value["bytes"], "path": value["path"]}

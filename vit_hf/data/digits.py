@@ -145,7 +145,7 @@ NOISE_PATTERNS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 RECIPE_PREFIX = b"digit-canvas:"  # the start of no image format
 
 
-class Recipe(NamedTuple):
+class CanvasRecipe(NamedTuple):
     """All that it takes to draw one canvas.
 
     Attributes:
@@ -173,12 +173,12 @@ class Recipe(NamedTuple):
         return RECIPE_PREFIX + json.dumps(self, separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> "Recipe":
+    def from_bytes(cls, stored: bytes) -> "CanvasRecipe":
         """The inverse of `to_bytes`."""
         return cls(*json.loads(stored[len(RECIPE_PREFIX) :]))
 
 
-def render(recipe: Recipe) -> np.ndarray:
+def render(recipe: CanvasRecipe) -> np.ndarray:
     """Draw a canvas: black, then the noise, then the digits, each overwriting the square that it covers.
 
     Noise lies anywhere on the canvas. (The strokes of the published generator keep 28 pixels from the top and
@@ -208,7 +208,7 @@ def _resized(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @dataclass
 class DigitCanvas(datasets.Image):
-    """`datasets.Image` whose bytes may be a `Recipe`: such an image is rendered when it is read.
+    """`datasets.Image` whose bytes may be a `CanvasRecipe`: such an image is rendered when it is read.
 
     Reads as a `PIL.Image.Image` of mode "L", or of `mode`; for three channels, cast the column with
     `dataset.cast_column("image", DigitCanvas(mode="RGB"))`. Ordinary images in the column stay what they are,
@@ -221,8 +221,8 @@ class DigitCanvas(datasets.Image):
     _type: str = field(default="DigitCanvas", init=False, repr=False)
 
     def encode_example(self, value: Any) -> dict:
-        """A `Recipe` or whatever `datasets.Image` takes, as the {"bytes", "path"} that Arrow stores."""
-        if isinstance(value, Recipe):
+        """A `CanvasRecipe` or whatever `datasets.Image` takes, as the {"bytes", "path"} that Arrow stores."""
+        if isinstance(value, CanvasRecipe):
             return {"bytes": value.to_bytes(), "path": None}
         return super().encode_example(value)
 
@@ -231,7 +231,7 @@ class DigitCanvas(datasets.Image):
         stored = value.get("bytes") if isinstance(value, dict) else None
         if not self.decode or stored is None or not stored.startswith(RECIPE_PREFIX):
             return super().decode_example(value, token_per_repo_id=token_per_repo_id)
-        image = PIL.Image.fromarray(render(Recipe.from_bytes(stored)))
+        image = PIL.Image.fromarray(render(CanvasRecipe.from_bytes(stored)))
         return image if self.mode in (None, image.mode) else image.convert(self.mode)
 
 
@@ -243,11 +243,11 @@ with warnings.catch_warnings():
 
 # Classes of a mask, by their numbers.
 MASK_NAMES = ["background", *DIGIT_NAMES]
-# From this grey level on a pixel belongs to the digit.
+# From this gray level on a pixel belongs to the digit.
 INK = 64
 
 
-def render_mask(recipe: Recipe) -> np.ndarray:
+def render_mask(recipe: CanvasRecipe) -> np.ndarray:
     """`(height, width)` uint8: 0 for background and noise, 1 + its class for the ink of a digit."""
     mask = np.zeros((recipe.height, recipe.width), np.uint8)
     classes = load_digits().classes
@@ -270,10 +270,10 @@ class DigitMask(DigitCanvas):
         stored = value.get("bytes") if isinstance(value, dict) else None
         if not self.decode or stored is None or not stored.startswith(RECIPE_PREFIX):
             return super().decode_example(value, token_per_repo_id=token_per_repo_id)
-        return PIL.Image.fromarray(render_mask(Recipe.from_bytes(stored)))
+        return PIL.Image.fromarray(render_mask(CanvasRecipe.from_bytes(stored)))
 
 
-def add_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
+def add_digit_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
     """`megapixel_digits` with a column `mask` besides, of the classes `MASK_NAMES`; nothing is rendered."""
     result = {}
     for split, rows in canvases.items():

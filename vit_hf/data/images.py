@@ -20,10 +20,10 @@ from ..readers.suffixes import is_image, is_zarr
 from .image_folders import REGIONS_ONLY, TOOL_NAMES, UNKNOWN, LeftOut, list_files, show
 
 
-ImageSource = str | PathLike | dict[str, Any] | PIL.Image.Image
+StoredImage = str | PathLike | dict[str, Any] | PIL.Image.Image
 
 
-def decode_image(source: ImageSource) -> PIL.Image.Image:
+def decode_image(source: StoredImage) -> PIL.Image.Image:
     """Decode an image completely.
 
     Args:
@@ -104,7 +104,7 @@ def check_header(path: str | PathLike) -> None:
         read_image(path)  # says it better
 
 
-def upright_size(source: ImageSource, place: str) -> tuple[int, int]:
+def upright_size(source: StoredImage, place: str) -> tuple[int, int]:
     """Width and height of an image that is turned as its EXIF orientation says; reads its header alone.
 
     Raises:
@@ -126,14 +126,14 @@ def upright_size(source: ImageSource, place: str) -> tuple[int, int]:
 def find_images(
     patterns: Iterable[str],
     left_out: LeftOut | None = None,
-    is_wanted: Callable[[str | PathLike], bool] = is_image,
+    accepts: Callable[[str | PathLike], bool] = is_image,
 ) -> list[str]:
     """Expand files, folders (searched recursively, see `list_files`) and glob patterns, in order.
 
     Args:
         patterns: what to find.
         left_out: is told what folders have beside images.
-        is_wanted: which files of folders are taken, by their endings: by default all that `open_image` reads.
+        accepts: which files of folders are taken, by their endings: by default all that `open_image` reads.
 
     Returns:
         Files, each once. A file that was named is returned whatever its ending, and whether it exists or not.
@@ -147,7 +147,7 @@ def find_images(
         path = Path(pattern).expanduser()
         if path.is_dir() and not is_zarr(path):
             here = LeftOut(path)
-            found = sorted(str(file) for file in find_in_folder(path, here, is_wanted))
+            found = sorted(str(file) for file in find_in_folder(path, here, accepts))
             if not found:
                 notes = "".join(f" ({note})" for note in here.notes())
                 raise FileNotFoundError(
@@ -161,11 +161,11 @@ def find_images(
 
 
 def find_in_folder(
-    folder: Path, left_out: LeftOut, is_wanted: Callable[[str | PathLike], bool] = is_image
+    folder: Path, left_out: LeftOut, accepts: Callable[[str | PathLike], bool] = is_image
 ) -> Iterator[Path]:
-    """Files that `is_wanted` says, and zarr folders, in a folder and below; `left_out` is told the rest."""
+    """Files that `accepts` says, and zarr folders, in a folder and below; `left_out` is told the rest."""
     for file in list_files(folder, left_out):
-        if is_wanted(file) or (is_wanted is is_image and file.is_dir()):
+        if accepts(file) or (accepts is is_image and file.is_dir()):
             yield file
         else:
             left_out.add(REGIONS_ONLY if is_image(file) or file.is_dir() else UNKNOWN, file)

@@ -41,7 +41,7 @@ class Table:
     lines: list[str]
     features: dict[str, Any] = field(default_factory=dict)
 
-    def place(self, index: int) -> str:
+    def row_name(self, index: int) -> str:
         """Names file and row."""
         return f"{show(self.path)}, {self.lines[index]}"
 
@@ -164,14 +164,14 @@ class NamedImages:
 
     Attributes:
         rows: a row for each image, whose columns of files are image columns.
-        places: names file and row of each.
+        row_names: names file and row of each.
         images: the file of each.
         used: all files that are named, masks as well.
         notes: for people.
     """
 
     rows: datasets.Dataset
-    places: list[str]
+    row_names: list[str]
     images: list[Path]
     used: set[Path]
     notes: list[str]
@@ -196,11 +196,11 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
                 "table; it has "
                 f"{', '.join(table.columns)}"
             )
-    rows, places, images, used = [], [], [], set()
+    rows, row_names, images, used = [], [], [], set()
     first: dict[Path, str] = {}
     for table in tables:
         for index, row in enumerate(table.rows):
-            place = table.place(index)
+            place = table.row_name(index)
             if not row.get(FILE_COLUMN):
                 raise ValueError(f"{place} has no {FILE_COLUMN}: name its image, or take the row out")
             image = _resolve(row[FILE_COLUMN], table.path, root, place)
@@ -228,7 +228,7 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
                     named[key] = str(_resolve(value, table.path, root, place))
                     used.add(Path(named[key]))
             rows.append(named)
-            places.append(place)
+            row_names.append(place)
             images.append(image)
     values = [name for name in columns if name != FILE_COLUMN and _image_column(name)[0] is None]
     notes = type_columns(rows, tables, values)
@@ -239,7 +239,7 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
             if key in features:
                 raise ValueError(f"{show(tables[0].path)} has two columns for {key!r}: rename one")
             features[key] = datasets.List(datasets.Image()) if is_list else datasets.Image()
-    return NamedImages(make_rows(rows, features, tables), places, images, used, notes)
+    return NamedImages(make_rows(rows, features, tables), row_names, images, used, notes)
 
 
 def _image_column(name: str) -> tuple[str | None, bool]:

@@ -29,7 +29,7 @@ def encode_labels(
     feature: object,
     columns: dict[str, Sequence],
     label2id: dict[str, int] | None = None,
-    places: dict[str, list[str]] | None = None,
+    row_names: dict[str, list[str]] | None = None,
 ) -> EncodedLabels:
     """Find out what the labels are, and encode them.
 
@@ -41,7 +41,7 @@ def encode_labels(
         feature: the feature of the label column in `datasets`.
         columns: for each split, the labels of its rows.
         label2id: the model's classes. Labels are then encoded as these, by name.
-        places: of some splits, what to call each row in errors, such as its file and line.
+        row_names: of some splits, what to call each row in errors, such as its file and line.
 
     Raises:
         ValueError: for a missing label, a label the model does not know, or only one class.
@@ -53,10 +53,10 @@ def encode_labels(
     if kind != "class" and kind not in ("string", "large_string", "bool") and "int" not in str(kind):
         if "float" not in str(kind):
             raise TypeError(f"a column of {feature} holds no labels; name the right one with label_column")
-        return _values(columns, places or {})
+        return _values(columns, row_names or {})
 
     for split, column in columns.items():
-        _check_present(split, column, element, places or {})
+        _check_present(split, column, element, row_names or {})
     if kind == "class":
         names = element.names
         to_name: Callable = names.__getitem__
@@ -74,7 +74,10 @@ def encode_labels(
     if is_list:
         splits = {
             split: _multi_hot(
-                split, places or {}, [[index[to_name(value)] for value in row] for row in column], len(names)
+                split,
+                row_names or {},
+                [[index[to_name(value)] for value in row] for row in column],
+                len(names),
             )
             for split, column in columns.items()
         }
@@ -86,18 +89,18 @@ def encode_labels(
     return EncodedLabels("single_label_classification", names, len(names), splits)
 
 
-def _place(split: str, number: int, places: dict[str, list[str]]) -> str:
-    return places[split][number] if split in places else f"row {number} of the {split} split"
+def _place(split: str, number: int, row_names: dict[str, list[str]]) -> str:
+    return row_names[split][number] if split in row_names else f"row {number} of the {split} split"
 
 
-def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> EncodedLabels:
+def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> EncodedLabels:
     """Targets of a regression, one or several a row."""
     splits = {}
     for split, column in columns.items():
         missing = next((number for number, value in enumerate(column) if value is None), None)
         if missing is not None:
             raise ValueError(
-                f"{_place(split, missing, places)} has no finite value as its label: give one, or take the "
+                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or take the "
                 "row out"
             )
         try:
@@ -107,7 +110,7 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
         wrong = np.flatnonzero(~np.isfinite(splits[split].reshape(len(column), -1)).all(-1))
         if wrong.size:
             raise ValueError(
-                f"{_place(split, wrong[0], places)} has no finite value as its label: give one, or take the "
+                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or take the "
                 "row out"
             )
     widths = {values.shape[1:] for values in splits.values() if len(values)}
@@ -117,25 +120,25 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
     return EncodedLabels("regression", [], width[0] if width else 1, splits)
 
 
-def _check_present(split: str, column: Sequence, element: object, places: dict[str, list[str]]) -> None:
+def _check_present(split: str, column: Sequence, element: object, row_names: dict[str, list[str]]) -> None:
     for number, row in enumerate(column):
         values = row if isinstance(row, list) else [row]
-        # datasets writes -1 for "not labelled"
-        unlabelled = isinstance(element, datasets.ClassLabel) and -1 in values
-        if row is None or None in values or "" in values or unlabelled:
+        # datasets writes -1 for "not labeled"
+        unlabeled = isinstance(element, datasets.ClassLabel) and -1 in values
+        if row is None or None in values or "" in values or unlabeled:
             raise ValueError(
-                f"{_place(split, number, places)} has no label: give one, or take such rows or the split out"
+                f"{_place(split, number, row_names)} has no label: give one, or take such rows or the split out"
             )
 
 
 def _multi_hot(
-    split: str, places: dict[str, list[str]], rows: list[list[int]], num_labels: int
+    split: str, row_names: dict[str, list[str]], rows: list[list[int]], num_labels: int
 ) -> np.ndarray:
     hot = np.zeros((len(rows), num_labels), np.float32)
     for number, row in enumerate(rows):
         if len(set(row)) < len(row):
             raise ValueError(
-                f"{_place(split, number, places)} names a class twice: a list of labels holds the classes "
+                f"{_place(split, number, row_names)} names a class twice: a list of labels holds the classes "
                 "that apply; a list of zeros and ones has to be turned into that"
             )
         hot[number, row] = 1

@@ -1,4 +1,4 @@
-"""Labelled images from wherever they are."""
+"""Labeled images from wherever they are."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from .sources import find_image_column, find_label_column, load_splits
 
 
 @dataclass
-class LabelledImages:
+class LabeledImages:
     """One split: images that are read when they are asked for, and their labels.
 
     Attributes:
@@ -39,14 +39,14 @@ class LabelledImages:
         """
         return decode_image(self.rows[index][self.image_column])
 
-    def select(self, indices: np.ndarray) -> "LabelledImages":
+    def select(self, indices: np.ndarray) -> "LabeledImages":
         """The rows with these indices."""
-        return LabelledImages(self.rows.select(indices), self.image_column, self.labels[indices])
+        return LabeledImages(self.rows.select(indices), self.image_column, self.labels[indices])
 
 
 @dataclass
 class ImageDataset:
-    """Splits of labelled images, and what their labels mean.
+    """Splits of labeled images, and what their labels mean.
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
@@ -57,7 +57,7 @@ class ImageDataset:
         notes: what else was left out, a line each.
     """
 
-    splits: dict[str, LabelledImages]
+    splits: dict[str, LabeledImages]
     problem_type: str
     num_labels: int
     id2label: dict[int, str]
@@ -81,7 +81,7 @@ def load_image_dataset(
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
 ) -> ImageDataset:
-    """Load labelled images, and hold out a validation split where there is none.
+    """Load labeled images, and hold out a validation split where there is none.
 
     Image files are opened once, to find damaged ones before training does.
 
@@ -92,7 +92,7 @@ def load_image_dataset(
         image_column: the column of images, by default the only one there is.
         label_column: the column of labels, by default `label` or `labels`, or the only one beside the images.
         label2id: classes of a model that the labels have to fit.
-        validation_fraction: how much of `train` becomes `validation` if the data have none: the same share of
+        validation_fraction: how much of `train` becomes `validation` if the data have none: the same fraction of
             each class, drawn by `seed`. 0 for none.
         seed: of that draw.
         skip_corrupt: leave damaged images out instead of failing; decodes every image once.
@@ -116,7 +116,7 @@ def load_image_dataset(
             f"left out: the test split, none of whose {len(splits['test'])} images has a label"
         )
         del splits["test"], columns["test"]
-    encoded = encode_labels(first.features[label_column], columns, label2id, loaded.places)
+    encoded = encode_labels(first.features[label_column], columns, label2id, loaded.row_names)
 
     skipped: list[str] = []
     return ImageDataset(
@@ -159,7 +159,7 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def load_unlabelled(
+def load_unlabeled(
     name_or_path: str,
     *,
     image_column: str | None = None,
@@ -167,7 +167,7 @@ def load_unlabelled(
     seed: int = 0,
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
-) -> tuple[dict[str, LabelledImages], list[str]]:
+) -> tuple[dict[str, LabeledImages], list[str]]:
     """The images of `load_image_dataset`, whatever labels they have or have not: all labels are 0.
 
     Returns:
@@ -186,10 +186,10 @@ def load_unlabelled(
     return opened, [*loaded.notes, *(f"left out: {reason}" for reason in skipped)]
 
 
-def check_validation_fraction(share: float) -> None:
+def check_validation_fraction(fraction: float) -> None:
     """Raises: ValueError if it is none below 1."""
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_fraction is {share}; it must be at least 0 and below 1")
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction is {fraction}; it must be at least 0 and below 1")
 
 
 def _open_splits(
@@ -200,9 +200,9 @@ def _open_splits(
     seed: int,
     skip_corrupt: bool,
     skipped: list[str],
-) -> dict[str, LabelledImages]:
+) -> dict[str, LabeledImages]:
     """Splits without what is damaged, of which `skipped` is told, and with one for validation."""
-    labelled = {}
+    labeled = {}
     for name, rows in splits.items():
         rows = rows.select_columns(image_column)
         # Not its subclasses, which draw their images.
@@ -210,25 +210,25 @@ def _open_splits(
         if is_encoded:
             # Not decoded by `datasets`, so that a damaged file can be named.
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        labelled[name] = LabelledImages(rows, image_column, labels[name])
+        labeled[name] = LabeledImages(rows, image_column, labels[name])
         if is_encoded and (skip_corrupt or rows[0][image_column]["bytes"] is None):
-            labelled[name] = _check_images(labelled[name], name, skip_corrupt, skipped)
-    if "train" in labelled and "validation" not in labelled and validation_fraction:
-        kept, held_out = hold_out(labelled["train"].labels, validation_fraction, seed)
-        labelled["validation"] = labelled["train"].select(held_out)
-        labelled["train"] = labelled["train"].select(kept)
-    return {name: labelled[name] for name in SPLIT_NAMES if name in labelled}
+            labeled[name] = _check_images(labeled[name], name, skip_corrupt, skipped)
+    if "train" in labeled and "validation" not in labeled and validation_fraction:
+        kept, held_out = hold_out(labeled["train"].labels, validation_fraction, seed)
+        labeled["validation"] = labeled["train"].select(held_out)
+        labeled["train"] = labeled["train"].select(kept)
+    return {name: labeled[name] for name in SPLIT_NAMES if name in labeled}
 
 
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a validation split that has the same share of every class.
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a validation split that has the same fraction of every class.
 
     A class of at least two images gives at least one and keeps at least one; a lone image stays. Labels that
     are no classes are drawn from as a whole.
 
     Args:
         labels: `(N,)` classes, or anything else of length N.
-        share: how much to hold out.
+        fraction: how much to hold out.
         seed: of the draw.
 
     Returns:
@@ -242,8 +242,8 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     held_out = []
     for number in np.unique(classes):
         members = generator.permutation(np.flatnonzero(classes == number))
-        wanted = max(1, round(share * len(members)))
-        held_out.extend(members[: min(wanted, len(members) - 1)])
+        num_held = max(1, round(fraction * len(members)))
+        held_out.extend(members[: min(num_held, len(members) - 1)])
     if not held_out:
         raise ValueError(
             f"no class has two images, so that none of the {len(labels)} can be held out for "
@@ -255,7 +255,7 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def _check_images(split: LabelledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabelledImages:
+def _check_images(split: LabeledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabeledImages:
     """Fail at the first damaged image, or leave all of them out and append why to `skipped`."""
     readable = []
     for index in tqdm(range(len(split)), f"Checking images ({name})", leave=False, delay=1):

@@ -49,7 +49,7 @@ class MaskedImages(Dataset):
         rows: where they are.
         image_column, mask_column: columns of `rows`.
         values: what values of masks mean.
-        places: what to call each row in errors; by default the mask's file.
+        row_names: what to call each row in errors; by default the mask's file.
         horizontal_flip: probability of mirroring both, a function of seed, epoch and index alone.
         seed: of that.
     """
@@ -60,7 +60,7 @@ class MaskedImages(Dataset):
         image_column: str,
         mask_column: str,
         values: MaskValues | None = None,
-        places: list[str] | None = None,
+        row_names: list[str] | None = None,
         horizontal_flip: float = 0.0,
         seed: int = 0,
     ):
@@ -68,7 +68,7 @@ class MaskedImages(Dataset):
         self.image_column = image_column
         self.mask_column = mask_column
         self.values = values or MaskValues()
-        self.places = places
+        self.row_names = row_names
         self.horizontal_flip = horizontal_flip
         self.seed = seed
         # In shared memory, because workers that outlive an epoch hold a copy of everything else.
@@ -104,20 +104,20 @@ class MaskedImages(Dataset):
         mask = self._read_values(row, index)
         image = row[self.image_column]
         if isinstance(image, dict):
-            self._check_size(mask, upright_size(image, self.place(index, row)), row, index)
+            self._check_size(mask, upright_size(image, self.row_name(index, row)), row, index)
         return np.bincount(mask.ravel(), minlength=256)
 
-    def place(self, index: int, row: dict[str, Any]) -> str:
+    def row_name(self, index: int, row: dict[str, Any]) -> str:
         """Names a row for people."""
-        if self.places is not None:
-            return self.places[index]
+        if self.row_names is not None:
+            return self.row_names[index]
         source = row[self.mask_column]
         return (source.get("path") if isinstance(source, dict) else None) or f"mask {index}"
 
     def _check_size(self, mask: np.ndarray, size: tuple[int, int], row: dict[str, Any], index: int) -> None:
         if mask.shape[::-1] != size:
             raise ValueError(
-                f"{self.place(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
+                f"{self.row_name(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
                 "image "
                 f"{size[0]}x{size[1]}; both must be of one size"
             )
@@ -127,11 +127,11 @@ class MaskedImages(Dataset):
 
     def _read_values(self, row: dict[str, Any], index: int) -> np.ndarray:
         if row[self.mask_column] is None:
-            raise ValueError(f"{self.place(index, row)} has no mask: give one, or take the row out")
+            raise ValueError(f"{self.row_name(index, row)} has no mask: give one, or take the row out")
         mask = np.asarray(upright(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
-                f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
+                f"{self.row_name(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
                 "not the shape "
                 f"{mask.shape} with values from {mask.min()} to {mask.max()}"
             )
@@ -176,9 +176,9 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
     found, names = loaded.splits, None
     if data.dataset == MEGAPIXEL_DIGITS:
-        from .digits import MASK_NAMES, add_masks
+        from .digits import MASK_NAMES, add_digit_masks
 
-        found, names = add_masks(datasets.DatasetDict(found)), MASK_NAMES
+        found, names = add_digit_masks(datasets.DatasetDict(found)), MASK_NAMES
     columns = find_columns(next(iter(found.values())), data.image_column, data.label_column)
     splits, counts = {}, {}
     for split, rows in found.items():
@@ -190,7 +190,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
             # Not its subclasses, which draw their images.
             if type(rows.features[column]) is datasets.Image:
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        splits[split] = MaskedImages(rows, *columns, places=loaded.places.get(split))
+        splits[split] = MaskedImages(rows, *columns, row_names=loaded.row_names.get(split))
         if names is None:
             indices = tqdm(range(len(rows)), f"Checking masks ({split})", leave=False, delay=1)
             counts[split] = sum(splits[split].check_mask(index) for index in indices)
@@ -212,7 +212,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
                 images.rows.select(part),
                 *columns,
                 values,
-                None if images.places is None else [images.places[index] for index in part],
+                None if images.row_names is None else [images.row_names[index] for index in part],
             )
             for part in parts
         )

@@ -104,7 +104,7 @@ def deepforest_folder() -> Path:
 
 
 def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
-    """Whole photos, not resized, normalised as the checkpoint at `path` says or, without one, as ImageNet
+    """Whole photos, not resized, normalized as the checkpoint at `path` says or, without one, as ImageNet
     is."""
     plain = {
         "do_resize": False,

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, DigitCanvas, Recipe, digits_of_split
+from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, DigitCanvas, CanvasRecipe, digits_of_split
 
 
 SPLITS = ("train", "test")
@@ -154,7 +154,7 @@ def megapixel_digits(
         )
         noise_seed = int(_generator_seed(seed, split).generate_state(1)[0])
         recipes = [
-            Recipe(height, width, *row[:2], noise, num_noise, noise_seed, row[2]).to_bytes()
+            CanvasRecipe(height, width, *row[:2], noise, num_noise, noise_seed, row[2]).to_bytes()
             for row in zip(glyphs.tolist(), boxes.tolist(), seeds.tolist(), strict=True)
         ]
         splits[split] = _as_dataset(recipes, TASKS[task](digits, boxes), digits, boxes)

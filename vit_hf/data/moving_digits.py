@@ -26,7 +26,7 @@ def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndar
     )
 
 
-def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
+def draw_video(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
     """Draws a digit that moves over what does not, on black, the lighter pixel where they meet.
 
     Args:
@@ -50,11 +50,11 @@ def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: i
         bounce(generator.uniform(0, room), speed * part, num_frames, room)
         for part in (np.sin(angle), np.cos(angle))
     )
-    clip = np.repeat(background[None], num_frames, axis=0)
-    for frame, top, left in zip(clip, tops, lefts, strict=True):
+    video = np.repeat(background[None], num_frames, axis=0)
+    for frame, top, left in zip(video, tops, lefts, strict=True):
         square = frame[top : top + GLYPH_SIZE, left : left + GLYPH_SIZE]
         np.maximum(square, images[moving], out=square)
-    return clip
+    return video
 
 
 class MovingDigits(Dataset):
@@ -104,11 +104,11 @@ class MovingDigits(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def clip(self, index: int) -> np.ndarray:
-        """`(T, size, size)` uint8; see `draw_clip`."""
+    def video(self, index: int) -> np.ndarray:
+        """`(T, size, size)` uint8; see `draw_video`."""
         still = [*load_digits().images[self.still[index]], *self.patterns[self.strokes[index]]]
-        return draw_clip(int(self.moving[index]), still, self.num_frames, self.size, int(self.seeds[index]))
+        return draw_video(int(self.moving[index]), still, self.num_frames, self.size, int(self.seeds[index]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = torch.from_numpy(self.clip(index)).float().div_(255)
+        pixels = torch.from_numpy(self.video(index)).float().div_(255)
         return {"pixel_values": pixels.unsqueeze(1), "labels": int(self.labels[index])}

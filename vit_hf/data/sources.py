@@ -42,12 +42,12 @@ class LoadedSplits:
     Attributes:
         splits: their rows.
         notes: what was left out, a line each, for people.
-        places: of some splits, what to call each row in errors.
+        row_names: of some splits, what to call each row in errors.
     """
 
     splits: dict[str, datasets.Dataset]
     notes: list[str] = field(default_factory=list)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    row_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | None = False) -> LoadedSplits:
@@ -129,9 +129,9 @@ def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.D
     table = read_table(path)
     if FILE_COLUMN in table.columns:
         named = name_images([table], path.parent)
-        return LoadedSplits({"train": named.rows}, named.notes, {"train": named.places})
+        return LoadedSplits({"train": named.rows}, named.notes, {"train": named.row_names})
     rows, notes = _rows_of([table])
-    return LoadedSplits({"train": rows}, notes, {"train": [table.place(i) for i in range(len(rows))]})
+    return LoadedSplits({"train": rows}, notes, {"train": [table.row_name(i) for i in range(len(rows))]})
 
 
 def _rows_of(tables: list[Table]) -> tuple[datasets.Dataset, list[str]]:
@@ -187,12 +187,12 @@ def _load_tables(
         return LoadedSplits(dict(loaded), folder.left_out.notes())
     tables = {split: [read_table(file) for file in files] for split, files in splits.items()}
     rows, notes = _rows_of([table for found in tables.values() for table in found])
-    loaded, places, start = {}, {}, 0
+    loaded, row_names, start = {}, {}, 0
     for split, found in tables.items():
-        places[split] = [table.place(index) for table in found for index in range(len(table.rows))]
-        loaded[split] = rows.select(range(start, start + len(places[split])))
-        start += len(places[split])
-    return LoadedSplits(loaded, notes + folder.left_out.notes(), places)
+        row_names[split] = [table.row_name(index) for table in found for index in range(len(table.rows))]
+        loaded[split] = rows.select(range(start, start + len(row_names[split])))
+        start += len(row_names[split])
+    return LoadedSplits(loaded, notes + folder.left_out.notes(), row_names)
 
 
 def _splits_by_name(files: list[Path], left_out: LeftOut) -> dict[str, list[Path]]:
@@ -244,30 +244,30 @@ def _load_metadata(folder: ImageFolder) -> LoadedSplits:
     # Whatever folders an image is in, its labels are those of its row.
     splits: dict[str, list[FolderFile]] = folder.splits(named.images, None)
     index = {path: number for number, path in enumerate(named.images)}
-    loaded, places = {}, {}
+    loaded, row_names = {}, {}
     for split, files in splits.items():
-        wanted = [index[file.path] for file in files]
-        loaded[split] = named.rows.select(wanted)
-        places[split] = [named.places[number] for number in wanted]
+        chosen = [index[file.path] for file in files]
+        loaded[split] = named.rows.select(chosen)
+        row_names[split] = [named.row_names[number] for number in chosen]
     for path in folder.images:
         if path not in named.used:
             folder.left_out.add(NO_METADATA, path)
     folder.note_empty(folder.images)
-    return LoadedSplits(loaded, named.notes + folder.left_out.notes(), places)
+    return LoadedSplits(loaded, named.notes + folder.left_out.notes(), row_names)
 
 
-def find_image_column(rows: datasets.Dataset, wanted: str | None) -> str:
+def find_image_column(rows: datasets.Dataset, column_name: str | None) -> str:
     """The column of images: the one named, or the only one there is.
 
     Raises:
         ValueError: if there is none, or more than one.
     """
-    if wanted is not None:
-        if wanted not in rows.column_names:
+    if column_name is not None:
+        if column_name not in rows.column_names:
             raise ValueError(
-                f"there is no image column {wanted!r}; the data have {', '.join(rows.column_names)}"
+                f"there is no image column {column_name!r}; the data have {', '.join(rows.column_names)}"
             )
-        return wanted
+        return column_name
     found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if not found:
         # Features of other packages decode to an image as well.
@@ -280,19 +280,19 @@ def find_image_column(rows: datasets.Dataset, wanted: str | None) -> str:
     return found[0]
 
 
-def find_label_column(rows: datasets.Dataset, wanted: str | None, image_column: str) -> str:
+def find_label_column(rows: datasets.Dataset, column_name: str | None, image_column: str) -> str:
     """The column of labels: the one named, or one of `LABEL_COLUMNS`, or the only one beside the images.
 
     Raises:
         ValueError: if there is none, or it is not clear which.
     """
     others = [name for name in rows.column_names if name != image_column]
-    if wanted is not None:
-        if wanted not in others:
+    if column_name is not None:
+        if column_name not in others:
             raise ValueError(
-                f"there is no label column {wanted!r}; the data have {', '.join(others) or 'none'}"
+                f"there is no label column {column_name!r}; the data have {', '.join(others) or 'none'}"
             )
-        return wanted
+        return column_name
     if not others:
         raise ValueError(
             "the images have no labels: put each class in a folder of its own (two at least), or "

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 # First: it says what to do where matplotlib is missing.
 from ..figures import (
-    COLOUR_BAR_SPACE,
+    COLOR_BAR_SPACE,
     FAINT_INK,
     INK,
     MARGIN,
@@ -242,7 +242,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     aspect = _aspect(explanation)
     height = SIDE * min(1, aspect)
     width = height / aspect
-    sheet_width = max(width + COLOUR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
+    sheet_width = max(width + COLOR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
     caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
     if picture == "patches":
         caption += wrap(" ".join(_object_notes(explanation)), sheet_width - 2 * MARGIN, size=8)
@@ -287,7 +287,7 @@ def _side_by_side(aspect: float, maps: list[str]) -> Layout:
     picture = Cell(0, PANEL_TITLE, height / aspect, height)
     row_height = (height - ROW_GAP - PANEL_TITLE) / 2
     row_tops = (PANEL_TITLE, PANEL_TITLE + height - row_height)
-    column = max(row_height / aspect + COLOUR_BAR_SPACE, MIN_COLUMN)
+    column = max(row_height / aspect + COLOR_BAR_SPACE, MIN_COLUMN)
     num_columns = 2 if len(maps) > 1 else 1
     first_left = max(picture.width, MIN_PICTURE_COLUMN) + GAP
     lefts = [first_left + index * (column + GAP) for index in range(num_columns)]
@@ -305,7 +305,7 @@ def _stacked(aspect: float, maps: list[str]) -> Layout:
     """For wide images: the picture across the sheet, the other panels two by two below."""
     cells = {"patches": Cell(0, PANEL_TITLE, WIDE, WIDE * aspect)}
     column = (WIDE - GAP) / 2
-    map_width = column - COLOUR_BAR_SPACE
+    map_width = column - COLOR_BAR_SPACE
     names = [*maps, "classes"]
     top = PANEL_TITLE + WIDE * aspect
     for first in range(0, len(names), 2):
@@ -459,7 +459,7 @@ def _heat_map(
         interpolation="nearest",
         zorder=2,
     )
-    sheet.colour_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
+    sheet.color_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
 
 
 def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 # First: it says what to do where matplotlib is missing.
 from ..figures import (
-    COLOUR_BAR_SPACE,
+    COLOR_BAR_SPACE,
     FAINT_INK,
     INK,
     MARGIN,
@@ -49,7 +49,7 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     aspect = mosaic.shape[0] / mosaic.shape[1]
     height = SIDE * min(1, aspect)
     cell = Cell(MARGIN + 0.45, MARGIN + 0.75, height / aspect, height)
-    sheet_width = max(cell.x + cell.width + COLOUR_BAR_SPACE + 0.25 + MARGIN, SIDE)
+    sheet_width = max(cell.x + cell.width + COLOR_BAR_SPACE + 0.25 + MARGIN, SIDE)
     sheet = Sheet(sheet_width, cell.y + height + 0.5 + MARGIN)
     sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
     text = (
@@ -70,6 +70,6 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     axes.tick_params(labelsize=8, length=0, colors=FAINT_INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = sheet.colour_bar(image, cell)
+    bar = sheet.color_bar(image, cell)
     bar.set_ylabel(positions.measure, color=INK)
     return sheet.figure

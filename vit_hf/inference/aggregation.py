@@ -80,7 +80,7 @@ def _max(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor
 
 
 def _top_k_mean(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favour it
+    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favor it
     most."""
     num_tiles = min(options.num_top_tiles, len(tile_logits))
     return tile_logits.topk(num_tiles, dim=0).values.mean(dim=0)

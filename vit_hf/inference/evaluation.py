@@ -59,7 +59,7 @@ class EvaluationArguments(SelectionArguments):
 def evaluate_model(
     arguments: EvaluationArguments,
     data_arguments: DataArguments,
-    say: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
+    log: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
 ) -> tuple[dict[str, float], Path]:
     """Compute the metrics of a model on a split, and write them to a file.
 
@@ -69,7 +69,7 @@ def evaluate_model(
     Args:
         arguments: what to evaluate, and how.
         data_arguments: on which images.
-        say: is told what of the data is left out, a line at a time.
+        log: is told what of the data is left out, a line at a time.
 
     Returns:
         The metrics, each with the split's name before it, and the file.
@@ -98,7 +98,7 @@ def evaluate_model(
             data = data_arguments.load(**changes)
         if training.process_index == 0:
             for note in data.describe_left_out():
-                say(note)
+                log(note)
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(

@@ -22,7 +22,7 @@ from ..model.sizes import to_pair
 from .tile_grid import TileGrid
 
 
-# A tile's weight at its border, and beyond the centre of its outermost values, where there is nothing to
+# A tile's weight at its border, and beyond the center of its outermost values, where there is nothing to
 # interpolate: it counts only where no other tile does better.
 AT_BORDER, BEYOND_VALUES = 1e-6, 1e-12
 
@@ -31,14 +31,14 @@ class BlendedAxis:
     """How much each value of each tile along an axis counts in each cell of a map; for a cell, all sum to
     one.
 
-    Values are interpolated linearly between their centres, so a map whose values change linearly stays as it
+    Values are interpolated linearly between their centers, so a map whose values change linearly stays as it
     is.
 
     Args:
         starts: of the tiles, in pixels.
         tile: length of a tile in pixels.
         length: of the axis in pixels.
-        num_cells: of the map, all of one length; their centres are where it is evaluated.
+        num_cells: of the map, all of one length; their centers are where it is evaluated.
         num_values: that each tile has along this axis, at even distances.
     """
 
@@ -55,7 +55,7 @@ class BlendedAxis:
         start = self.starts[index]
         cells = self._cells(start)
         shares = self._window(cells, start) / self.total[cells]
-        places = (self._centres(cells) - start) / self.tile * self.num_values - 0.5
+        places = (self._centers(cells) - start) / self.tile * self.num_values - 0.5
         places = places.clamp(0, self.num_values - 1)
         lower = places.floor().clamp(max=max(0, self.num_values - 2)).long()
         beyond = (places - lower).unsqueeze(1)
@@ -74,23 +74,23 @@ class BlendedAxis:
         return matrix
 
     def _cells(self, start: int) -> slice:
-        """Those whose centres, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that
+        """Those whose centers, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that
         none is lost."""
         first, last = (2 * self.num_cells * place - self.length for place in (start, start + self.tile))
         return slice(
             max(0, -(-first // (2 * self.length))), min(self.num_cells, last // (2 * self.length) + 1)
         )
 
-    def _centres(self, cells: slice) -> torch.Tensor:
+    def _centers(self, cells: slice) -> torch.Tensor:
         return (torch.arange(cells.start, cells.stop, dtype=torch.float64) + 0.5) * (
             self.length / self.num_cells
         )
 
     def _window(self, cells: slice, start: int) -> torch.Tensor:
         inset = self.tile / (2 * self.num_values) if self.num_values > 1 else 0.0
-        place = (self._centres(cells) - start - inset) / (self.tile - 2 * inset)
+        place = (self._centers(cells) - start - inset) / (self.tile - 2 * inset)
         window = (torch.pi * place).sin().square().clamp(min=AT_BORDER)
-        # Rounding may put a centre a little beyond the first value that it is on.
+        # Rounding may put a center a little beyond the first value that it is on.
         return torch.where((place > -1e-9) & (place < 1 + 1e-9), window, BEYOND_VALUES)
 
 

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 # First: it says what to do where matplotlib is missing.
-from ..figures import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet, by, house_style, shorten, wrap
+from ..figures import COLOR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet, by, house_style, shorten, wrap
 from ..overlays import pale
 
 
@@ -44,7 +44,7 @@ def draw_heat_map(
     )
     picture_cell = Cell(MARGIN, MARGIN + TITLE, cell_width, cell_height)
     map_cell = Cell(*second, cell_width, cell_height)
-    sheet_width = map_cell.x + column + COLOUR_BAR_SPACE + MARGIN
+    sheet_width = map_cell.x + column + COLOR_BAR_SPACE + MARGIN
     caption = wrap(_caption(prediction, name), sheet_width - 2 * MARGIN, size=8)
     caption_top = map_cell.y + cell_height + 0.1
     with house_style():
@@ -63,8 +63,8 @@ def draw_heat_map(
             aspect="auto",
             interpolation="nearest",
         )
-        sheet.colour_bar(image, map_cell)
-        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, colour=FAINT_INK)
+        sheet.color_bar(image, map_cell)
+        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, color=FAINT_INK)
     return sheet.figure
 
 

@@ -12,7 +12,7 @@ from pyarrow.fs import FileType
 from transformers import PreTrainedConfig
 
 from ..data.collections import Part, Stores
-from .predict import Prediction
+from .predict import FilePrediction
 
 
 SUFFIX = ".parquet"
@@ -20,7 +20,7 @@ SUFFIX = ".parquet"
 ORIGIN = b"vit_hf"
 
 
-def answer_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
+def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
     """Columns of the answers: which image, what `predict_files` says of it, and why there is no answer.
 
     `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that
@@ -46,7 +46,7 @@ def answer_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str
     return pyarrow.schema(columns, {ORIGIN: json.dumps(origin)})
 
 
-class AnswerFolder:
+class ParquetWriter:
     """The folder, of this machine or of a store.
 
     Raises:
@@ -77,14 +77,14 @@ class AnswerFolder:
         filesystem, path = self.stores.open(self.name)
         return filesystem.get_file_info(f"{path}/{part.name}{SUFFIX}").type == FileType.File
 
-    def write(self, part: Part, predictions: list[Prediction], schema: pyarrow.Schema) -> None:
+    def write(self, part: Part, predictions: list[FilePrediction], schema: pyarrow.Schema) -> None:
         """Write the answers of a part, in its order; instead of those that are there, if so."""
         rows = []
         for index, prediction in enumerate(predictions):
             where = {"file": prediction.file, "table": part.table}
             if part.table is not None:
                 where["row"] = part.rows[index]
-            rows.append({**(prediction.answer or {}), **where, "error": prediction.error})
+            rows.append({**(prediction.result or {}), **where, "error": prediction.error})
         filesystem, path = self.stores.open(self.name)
         # A name of its own: a part may be under way twice, when a worker is taken for dead.
         unfinished = f"{path}/.{part.name}-{uuid.uuid4().hex}.tmp"

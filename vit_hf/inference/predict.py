@@ -48,7 +48,7 @@ class PredictionArguments(SelectionArguments):
 
 
 @dataclass
-class Prediction:
+class FilePrediction:
     """What came of one file: an answer, or the reason why there is none.
 
     `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
@@ -114,7 +114,7 @@ def predict_files(
     with_patches: bool = False,
     batch_size: int = 16,
     num_workers: int = 0,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     """Classify image files, in order and whatever their sizes.
 
     Args:
@@ -147,21 +147,21 @@ def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
 
 def _predictions(
     model: PreTrainedModel, loader: DataLoader, top_k: int, with_patches: bool
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     for prepared in loader:
-        yield from answer_files(model, prepared, top_k, with_patches)
+        yield from predict_prepared(model, prepared, top_k, with_patches)
 
 
 @torch.inference_mode()
-def answer_files(
+def predict_prepared(
     model: PreTrainedModel, prepared: PreparedFiles, top_k: int, with_patches: bool
-) -> list[Prediction]:
+) -> list[FilePrediction]:
     """What the model says of files that a `Preparation` read; it should be in evaluation mode."""
     files, batches, errors = prepared
     answers = {}
     for names, features in batches:
         answers |= _answer(model, names, features, top_k, with_patches, errors)
-    return [Prediction(file, answers.get(file), errors.get(file)) for file in files]
+    return [FilePrediction(file, answers.get(file), errors.get(file)) for file in files]
 
 
 def _answer(
@@ -251,7 +251,7 @@ def predict_files_tiled(
     top_k: int = 5,
     with_patches: bool = False,
     batch_size: int = 16,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files`
     tells.
 
@@ -280,7 +280,7 @@ def _tiled_predictions(
     tiling: TilingArguments,
     top_k: int,
     batch_size: int,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     for file, name in zip(files, unique_names(files), strict=True):
         try:
             with open_image(file) as source:
@@ -298,7 +298,7 @@ def _tiled_predictions(
                     path.parent.mkdir(parents=True, exist_ok=True)
                     prediction.figure(source, name=Path(file).name).savefig(path)
         except ValueError as error:
-            yield Prediction(file, error=f"{file}: {error}")
+            yield FilePrediction(file, error=f"{file}: {error}")
             continue
         answer = {"file": file} | describe(prediction.logits, model.config, top_k)
-        yield Prediction(file, answer | {"num_tiles": len(prediction.grid)})
+        yield FilePrediction(file, answer | {"num_tiles": len(prediction.grid)})

@@ -30,14 +30,14 @@ from ..data.collections import (
     read_part,
 )
 from ..data.image_folders import LeftOut
-from ..data.images import ImageSource
-from .parquet_output import AnswerFolder, answer_schema
+from ..data.images import StoredImage
+from .parquet_output import ParquetWriter, prediction_schema
 from .predict import (
-    Prediction,
+    FilePrediction,
     PredictionArguments,
     Preparation,
     PreparedFiles,
-    answer_files,
+    predict_prepared,
     check_with_patches,
 )
 
@@ -73,7 +73,7 @@ class WorkerSettings:
     """What a worker has to know."""
 
     arguments: PredictionArguments
-    folder: AnswerFolder
+    folder: ParquetWriter
     schema: pyarrow.Schema
 
 
@@ -98,7 +98,7 @@ class Worker:
             count, failure = 0, ""
             if ray.get(self.attempts.begin.remote(part.name)) <= MAX_ATTEMPTS:
                 try:
-                    self.answer(part)
+                    self.predict(part)
                     count = len(part)
                 # Not the fault of an image. As text, because errors of other libraries do not always travel.
                 except Exception as error:
@@ -107,24 +107,24 @@ class Worker:
             failures.append(failure)
         return {"count": counts, "failure": failures}
 
-    def answer(self, part: Part) -> None:
+    def predict(self, part: Part) -> None:
         """Write the answers of a part, if that was not done by a worker that died afterwards."""
         arguments, folder = self.settings.arguments, self.settings.folder
         if folder.has(part):
             return
         paths, predictions = {}, []
 
-        def prepare(batch: dict[str, ImageSource]) -> PreparedFiles:
+        def prepare(batch: dict[str, StoredImage]) -> PreparedFiles:
             read = partial(_read, batch, folder.stores)
             return Preparation(self.image_processor, read)(list(batch))
 
-        def batches() -> Iterator[dict[str, ImageSource]]:
+        def batches() -> Iterator[dict[str, StoredImage]]:
             for batch in read_part(part, folder.stores, arguments.batch_size):
                 paths.update({name: path_of(source) for name, source in batch.items()})
                 yield batch
 
         for prepared in _map_ahead(prepare, batches(), arguments.num_workers):
-            answers = answer_files(self.model, prepared, arguments.top_k, arguments.with_patches)
+            answers = predict_prepared(self.model, prepared, arguments.top_k, arguments.with_patches)
             predictions += [replace(answer, file=paths[answer.file]) for answer in answers]
         folder.write(part, predictions, self.settings.schema)
 
@@ -171,7 +171,7 @@ class CollectionRun:
         )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
-        """See `AnswerFolder.summary`."""
+        """See `ParquetWriter.summary`."""
         return self.settings.folder.summary(num_errors)
 
     def execute(self) -> Iterator[int]:
@@ -200,7 +200,7 @@ class CollectionRun:
                 raise RuntimeError("every worker died; is there enough memory for the model and a batch?")
             for part in _missing(singles, folder):
                 error = f"{part.names()[0]}: {MAX_ATTEMPTS} workers died that read it"
-                folder.write(part, [Prediction(part.names()[0], error=error)], self.settings.schema)
+                folder.write(part, [FilePrediction(part.names()[0], error=error)], self.settings.schema)
                 yield 1
         except ray.exceptions.RayError as error:
             raise RuntimeError(str(error)) from error
@@ -243,7 +243,7 @@ def prepare_collection(
     """Find the images, what is to be done of them, and what is wrong with the arguments.
 
     Args:
-        arguments: `output` is a folder of Parquet files, see `answer_schema`.
+        arguments: `output` is a folder of Parquet files, see `prediction_schema`.
         collection: how to work on it.
         inputs: see `find_collection`.
 
@@ -260,7 +260,7 @@ def prepare_collection(
         path = os.path.abspath(os.path.expanduser(arguments.model_name_or_path))
         arguments = replace(arguments, model_name_or_path=path)
     stores = Stores()
-    folder = AnswerFolder(arguments.output, stores)
+    folder = ParquetWriter(arguments.output, stores)
     model, _ = load_classifier(arguments.model_name_or_path, **arguments.changes())
     check_with_patches(model, arguments.with_patches)
     told = (
@@ -278,7 +278,7 @@ def prepare_collection(
         inputs, stores, collection.image_column, without=folder.name, left_out=left_out
     )
     parts = list(make_parts(files, tables, collection.part_size))
-    schema = answer_schema(model.config, arguments.with_patches, origin)
+    schema = prediction_schema(model.config, arguments.with_patches, origin)
     settings = WorkerSettings(arguments, folder, schema)
     return CollectionRun(
         settings, collection.concurrency, sum(map(len, parts)), folder.pending(parts), left_out.notes()
@@ -311,7 +311,7 @@ def _no_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _read(batch: dict[str, ImageSource], stores: Stores, name: str) -> PIL.Image.Image:
+def _read(batch: dict[str, StoredImage], stores: Stores, name: str) -> PIL.Image.Image:
     return decode_stored(name, batch[name], stores)
 
 
@@ -330,7 +330,7 @@ def _map_ahead(function: Callable, values: Iterable, num_threads: int) -> Iterat
             yield waiting.popleft().result()
 
 
-def _missing(parts: list[Part], folder: AnswerFolder) -> list[Part]:
+def _missing(parts: list[Part], folder: ParquetWriter) -> list[Part]:
     existing = set(folder.parts())
     return [part for part in parts if part.name not in existing]
 

@@ -24,12 +24,12 @@ BAND_PIXELS = 2**18
 
 
 class StreamedImage:
-    """A source as the model wants it: normalised, a band of patches or a thumbnail at a time.
+    """A source as the model wants it: normalized, a band of patches or a thumbnail at a time.
 
     Args:
         source: the image.
         patch_size: height and width of a patch.
-        image_processor: how pixels are rescaled and normalised; nothing is resized.
+        image_processor: how pixels are rescaled and normalized; nothing is resized.
         thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get;
             "source" asks the source, which may have smaller versions.
         progress: whether to show how far a pass through the image has come.
@@ -131,7 +131,7 @@ class StreamedImage:
                 band = nn.functional.interpolate(band, narrow, mode="bilinear", antialias=True)
             if result is None:
                 result = band.new_zeros(*band.shape[:2], *size)
-            first, last, share = weights.of_band(top, top + band.shape[2])
+            first, last, share = weights.for_band(top, top + band.shape[2])
             result[:, :, first:last] += share @ band
         return result
 
@@ -139,25 +139,25 @@ class StreamedImage:
 class RowWeights:
     """With which weights `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
 
-    Each new row has a triangle of weights around its centre, as wide as a row of the coarser image.
+    Each new row has a triangle of weights around its center, as wide as a row of the coarser image.
     """
 
     def __init__(self, old: int, new: int):
         scale = old / new
         self.reach = max(scale, 1.0)
-        self.centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
-        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centres])
+        self.centers = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centers])
 
-    def _triangle(self, centres: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    def _triangle(self, centers: torch.Tensor, first: int, last: int) -> torch.Tensor:
         rows = torch.arange(first, last, dtype=torch.float64) + 0.5
-        return (1 - (rows - centres.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
+        return (1 - (rows - centers.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
 
-    def of_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
+    def for_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
         """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last -
         first, rows)`."""
-        touched = (self.centres > top - self.reach) & (self.centres < bottom + self.reach)
+        touched = (self.centers > top - self.reach) & (self.centers < bottom + self.reach)
         first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
-        weights = self._triangle(self.centres[first:last], top, bottom) / self.total[first:last, None]
+        weights = self._triangle(self.centers[first:last], top, bottom) / self.total[first:last, None]
         return first, last, weights.float()
 
 
@@ -238,11 +238,11 @@ class StreamedPatches(ImagePatches):
         for image, row in zip(self.images, scores, strict=True):
             first, best = 0, None
             for band in self._bands(image, "patches"):
-                of_band = score(band)
-                row[first : first + of_band.shape[1]] = of_band[0]
-                first += of_band.shape[1]
+                for_band = score(band)
+                row[first : first + for_band.shape[1]] = for_band[0]
+                first += for_band.shape[1]
                 places = raster_indices(band.coordinates, band.grid)
-                some = _best(num_selected, of_band, places, band.pixels)
+                some = _best(num_selected, for_band, places, band.pixels)
                 # Earlier ones first, so that ties go to them as they would in the whole image.
                 if best is not None:
                     joined = (torch.cat(pair, dim=1) for pair in zip(best, some, strict=True))

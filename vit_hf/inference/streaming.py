@@ -167,8 +167,8 @@ def select_streaming(
 def _select(
     model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
 ) -> StreamedSelection:
-    wanted = model.config.num_selected_patches if num_patches is None else num_patches
-    Budget(wanted).resolve(patches.num_patches)
+    num_selected = model.config.num_selected_patches if num_patches is None else num_patches
+    Budget(num_selected).resolve(patches.num_patches)
     selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
     tokens = patches.gather(selection.indices)
     (image,) = patches.images

@@ -65,7 +65,7 @@ class TilePreparation:
 
     Args:
         image_processor: of the model.
-        num_channels: 3, or 1 for grey (ITU-R 601, as Pillow computes it).
+        num_channels: 3, or 1 for gray (ITU-R 601, as Pillow computes it).
 
     Raises:
         TypeError: if it is none that can be told not to crop.
@@ -310,7 +310,7 @@ def predict_tiled(
 
     Args:
         model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels
-            or one, for which tiles become grey.
+            or one, for which tiles become gray.
         image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
             is left open.
         tile: side of a tile in pixels of the image, or height and width.
@@ -426,7 +426,7 @@ class _TiledRun:
         num_channels = getattr(model.config, "num_channels", 3)
         if num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of {num_channels} channels, and tiles are RGB or grey: "
+                f"The model takes images of {num_channels} channels, and tiles are RGB or gray: "
                 "give one with num_channels "
                 "of 3 or 1."
             )

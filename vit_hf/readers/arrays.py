@@ -13,7 +13,7 @@ from .base import (
     FileSource,
     ImageSource,
     TiledSource,
-    TileGrid,
+    TileLayout,
     check_thumbnail_size,
     import_extra,
 )
@@ -103,7 +103,7 @@ class ZarrSource(TiledSource):
         self._order = [_order(array, axes) for array in self._arrays]
         self.grids = []
         for array, (y, x, c) in zip(self._arrays, self._order, strict=True):
-            grid = TileGrid(array.shape[y], array.shape[x], array.chunks[y], array.chunks[x])
+            grid = TileLayout(array.shape[y], array.shape[x], array.chunks[y], array.chunks[x])
             other = np.prod([float(size) for axis, size in enumerate(array.chunks) if axis not in (y, x)])
             grid.check(int(other) * array.dtype.itemsize)
             self.grids.append(grid)

@@ -283,7 +283,7 @@ MAX_TILE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class TileGrid:
+class TileLayout:
     """The size of an image and of its tiles, in pixels; the last tiles may be cut off by the image's edge."""
 
     height: int
@@ -314,12 +314,12 @@ class TiledSource(FileSource):
     """An image whose file is divided into tiles or strips.
 
     Decoded tiles are kept, up to 16 MiB of them. Tiles much larger than a region (strips that cross the whole
-    image) are kept until the next region, however many bytes they are, so that its neighbours need not decode
+    image) are kept until the next region, however many bytes they are, so that its neighbors need not decode
     them again.
     """
 
     # One for each of `levels`.
-    grids: list[TileGrid]
+    grids: list[TileLayout]
 
     @abstractmethod
     def _tile(self, level: int, row: int, column: int) -> np.ndarray:

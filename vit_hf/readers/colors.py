@@ -10,10 +10,10 @@ from ..model.image_loading import to_pixels
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:
-    """uint8 `(H, W)` or `(H, W, C)` as `(H, W, 3)`: grey repeated, transparency on white.
+    """uint8 `(H, W)` or `(H, W, C)` as `(H, W, 3)`: gray repeated, transparency on white.
 
     Raises:
-        ValueError: for other channels than 1 (grey), 2 (and alpha), 3 (RGB) and 4 (RGBA).
+        ValueError: for other channels than 1 (gray), 2 (and alpha), 3 (RGB) and 4 (RGBA).
     """
     values = values[..., None] if values.ndim == 2 else values
     channels = values.shape[2]
@@ -23,7 +23,7 @@ def to_rgb(values: np.ndarray) -> np.ndarray:
         return values
     if channels not in (2, 4):
         raise ValueError(
-            f"it has {channels} channels: it must have 1 (grey), 2 (with alpha), 3 (RGB) or 4 (RGBA)"
+            f"it has {channels} channels: it must have 1 (gray), 2 (with alpha), 3 (RGB) or 4 (RGBA)"
         )
     return from_mode(values, "LA" if channels == 2 else "RGBA")
 
@@ -36,6 +36,6 @@ def from_mode(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def premultiplied_to_rgb(values: np.ndarray) -> np.ndarray:
-    """uint8 `(H, W, 2 or 4)` whose colours were multiplied by their alpha, on white, `(H, W, 3)`."""
+    """uint8 `(H, W, 2 or 4)` whose colors were multiplied by their alpha, on white, `(H, W, 3)`."""
     shine = 255 - values[..., -1:].astype(np.uint16)
     return to_rgb(np.minimum(values[..., :-1] + shine, 255).astype(np.uint8))

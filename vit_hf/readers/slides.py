@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .base import FileSource, TileGrid, import_extra
+from .base import FileSource, TileLayout, import_extra
 from .colors import from_mode
 
 
@@ -37,7 +37,7 @@ class SlideSource(FileSource):
                         f"{file.filehandle.size}"
                     )
                 if page.is_tiled:
-                    TileGrid(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
+                    TileLayout(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
 
     def _close(self) -> None:
         if self._slide is not None:

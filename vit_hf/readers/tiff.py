@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Jpeg2KImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..model.image_loading import UnsupportedImageError, samples_to_bytes, unknown_bands, warn_of_extra_bands
-from .base import TiledSource, TileGrid, import_extra
+from .base import TiledSource, TileLayout, import_extra
 from .colors import from_mode, premultiplied_to_rgb, to_rgb
 
 
@@ -28,12 +28,12 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
     """Decoded samples `(H, W, C)` of a page of tifffile as uint8 RGB `(H, W, 3)`.
 
     Raises:
-        ValueError: if the page's colours are of another kind, or values beyond their range.
+        ValueError: if the page's colors are of another kind, or values beyond their range.
     """
     photometric = int(page.photometric)
     if photometric not in CHANNELS:
         raise ValueError(
-            f"its colours are {getattr(page.photometric, 'name', photometric)}: save it as grey, "
+            f"its colors are {getattr(page.photometric, 'name', photometric)}: save it as gray, "
             "RGB, palette, CMYK or YCbCr"
         )
     channels, samples = CHANNELS[photometric], values.shape[2]
@@ -50,24 +50,24 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
     if photometric == CIELAB and values.dtype != np.uint8:
         raise ValueError(f"it has CIELAB colors of {values.dtype}: save it as RGB, or with 8 bits")
     if photometric == PALETTE:
-        colours = _looked_up(page, values[..., 0])
+        colors = _looked_up(page, values[..., 0])
     else:
-        colours = _full_range(values[..., :channels], page.bitspersample)
+        colors = _full_range(values[..., :channels], page.bitspersample)
         if photometric == MIN_IS_WHITE:
-            colours = 255 - colours
+            colors = 255 - colors
         elif photometric == CIELAB:
-            colours = from_mode(colours, "LAB")
+            colors = from_mode(colors, "LAB")
         elif photometric == SEPARATED:
-            colours = from_mode(colours, "CMYK")
+            colors = from_mode(colors, "CMYK")
         elif page.compression == JPEG2000_YCBCR or (
             photometric == YCBCR and page.compression not in JPEG_COMPRESSIONS
         ):
-            colours = from_mode(colours, "YCbCr")
+            colors = from_mode(colors, "YCbCr")
     if not has_alpha:
-        return to_rgb(colours)
+        return to_rgb(colors)
     place = channels + alpha
     opacity = _full_range(values[..., place : place + 1], page.bitspersample)
-    with_alpha = np.concatenate([colours, opacity], axis=2)
+    with_alpha = np.concatenate([colors, opacity], axis=2)
     return premultiplied_to_rgb(with_alpha) if extra[alpha] == PREMULTIPLIED else to_rgb(with_alpha)
 
 
@@ -86,12 +86,12 @@ def _full_range(values: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
 
 
 def _looked_up(page: Any, indices: np.ndarray) -> np.ndarray:
-    """Palette indices `(H, W)` as colours `(H, W, 3)`."""
+    """Palette indices `(H, W)` as colors `(H, W, 3)`."""
     table = page.colormap
     if table is None or indices.dtype.kind not in "bu":
-        raise ValueError("its colours are a palette's, and it has no palette or no indices")
+        raise ValueError("its colors are a palette's, and it has no palette or no indices")
     if indices.size and int(indices.max()) >= table.shape[1]:
-        raise ValueError(f"the index {int(indices.max())} is beyond its palette of {table.shape[1]} colours")
+        raise ValueError(f"the index {int(indices.max())} is beyond its palette of {table.shape[1]} colors")
     # 16 bits by TIFF 6.0; some writers store 8. As Pillow does: the high byte.
     table = table // 256 if table.max() > 255 else table
     return table.T.astype(np.uint8)[indices.astype(np.intp)]
@@ -118,7 +118,7 @@ class TiffSource(TiledSource):
     """The first image of a TIFF, BigTIFF, OME-TIFF or similar file.
 
     Smaller copies make thumbnails: SubIFDs, pages marked as reduced, or what tifffile knows of a slide
-    scanner's format. Grey, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers
+    scanner's format. Gray, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers
     in 0..255, or floats in 0..1; tiles, strips, or separate planes.
     """
 
@@ -254,7 +254,7 @@ def _planes(page: Any) -> int:
     return page.samplesperpixel if page.planarconfig == 2 else 1
 
 
-def _grid(page: Any, is_mapped: bool) -> TileGrid:
+def _grid(page: Any, is_mapped: bool) -> TileLayout:
     height, width = page.imagelength, page.imagewidth
     if page.imagedepth != 1 or page.tiledepth > 1:
         raise ValueError(f"it is a volume of depth {page.imagedepth}")
@@ -268,7 +268,7 @@ def _grid(page: Any, is_mapped: bool) -> TileGrid:
         tile = (page.tilelength, page.tilewidth)
     else:
         tile = (min(page.rowsperstrip, height), width)
-    grid = TileGrid(height, width, *tile)
+    grid = TileLayout(height, width, *tile)
     grid.check(page.samplesperpixel * page.dtype.itemsize)
     tiff_to_rgb(page, np.zeros((1, 1, page.samplesperpixel), page.dtype))
     if not is_mapped and height > 0 and width > 0:
@@ -291,7 +291,7 @@ def _is_copy(page: Any, first: Any) -> bool:
 
 
 def _check_content(page: Any, content: bytes) -> None:
-    """Decoders fill what is missing in a cut JPEG with grey, and take as much memory as an image says it
+    """Decoders fill what is missing in a cut JPEG with gray, and take as much memory as an image says it
     needs."""
     # Some writers pad; 0xFFD9 ends an image.
     if page.compression == JPEG and not content.rstrip(b"\0\xff").endswith(b"\xd9"):
