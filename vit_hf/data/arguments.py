@@ -10,13 +10,13 @@ from .sources import MEGAPIXEL_DIGITS
 
 
 def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those attributes that are not None."""
+    """Returns the named attributes that are not None."""
     values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
-    """A JSON object given as text.
+    """Parses a JSON object given as text; a dict passes unchanged.
 
     Raises:
         ValueError: if it is none.
@@ -34,7 +34,7 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
 
 @dataclass
 class DataArguments:
-    """Which images."""
+    """Arguments that choose the images and their labels."""
 
     _argument_group_name = "data"
 
@@ -70,7 +70,7 @@ class DataArguments:
         self.dataset_options = parse_json("dataset_options", self.dataset_options)
 
     def load(self, **changes: Any) -> ImageDataset:
-        """Load the data; `changes` are arguments of `load_image_dataset` that differ."""
+        """Loads the data; `changes` override arguments of `load_image_dataset`."""
         arguments = {
             "image_column": self.image_column,
             "label_column": self.label_column,

@@ -1,4 +1,4 @@
-"""Random changes of training images, the same ones whether a run was interrupted or not.
+"""Random augmentation of training images, identical in an interrupted and an uninterrupted run.
 
 Trainer restores the global random state when it resumes, but loaders read ahead and workers have states of
 their own. So nothing here draws from a state that has a history: every draw is a function of the run's seed,
@@ -23,7 +23,7 @@ from .loading import LabeledImages
 
 @dataclass
 class AugmentationArguments:
-    """What happens to training images before they are resized. By default nothing: digits must not be
+    """Augmentation of training images before they are resized. Off by default: digits must not be
     mirrored."""
 
     _argument_group_name = "augmentation"
@@ -75,7 +75,7 @@ class AugmentationArguments:
 def make_augmentation(
     arguments: AugmentationArguments, image_size: tuple[int, int] | None
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A random function of uint8 images `(C, H, W)`, or None if there is nothing to do.
+    """Builds a random function of uint8 images `(C, H, W)`; None if there is nothing to do.
 
     Args:
         arguments: what to do.
@@ -106,8 +106,8 @@ def make_augmentation(
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Draws of torch on the CPU become a function of `entropy` (each 0 or more); afterwards all is as
-    before."""
+    """Makes torch's CPU draws a function of `entropy` (integers of at least 0); restores the generator
+    afterwards."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed accelerators as well.
@@ -116,7 +116,7 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class TrainingExamples(Dataset):
-    """Labeled images for a `Trainer`, augmented, with the seed that a batch of them is mixed by.
+    """Labeled images for a `Trainer`, augmented, each with the seed for mixing its batch.
 
     An example has `image` (a PIL image, or a uint8 tensor `(C, H, W)` once augmented), `labels`, and
     `augmentation_seed`, all of them functions of (seed, epoch, index).
@@ -143,7 +143,7 @@ class TrainingExamples(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -167,7 +167,7 @@ class TrainingExamples(Dataset):
 
 
 class EvaluationExamples(Dataset):
-    """Labeled images as they are: `image` and `labels`."""
+    """Labeled images without augmentation: `image` and `labels`."""
 
     def __init__(self, images: LabeledImages):
         self.images = images
@@ -185,7 +185,7 @@ def training_and_evaluation_examples(
     processor: BaseImageProcessor,
     seed: int,
 ) -> dict[str, Dataset]:
-    """Returns augmented examples of the training split, and the images of the others as they are."""
+    """Returns augmented examples of the training split, and unchanged images of the other splits."""
     size = processor.size if processor.do_resize else {}
     image_size = (size["height"], size["width"]) if "height" in size else None
     augment = make_augmentation(augmentation, image_size)

@@ -24,7 +24,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocAnnotation(NamedTuple):
-    """What one XML file says.
+    """The contents of one Pascal VOC file.
 
     Attributes:
         image: the file that it annotates, in the same folder.
@@ -38,7 +38,7 @@ class VocAnnotation(NamedTuple):
 
 
 def read_voc(path: Path) -> VocAnnotation:
-    """Read one file; an image without objects is an image of background.
+    """Reads one file; an image without objects is background.
 
     Raises:
         FileNotFoundError: if the image that it names is not beside it.
@@ -79,7 +79,7 @@ ONE_CLASS = "object"
 
 @dataclass
 class BoxData:
-    """Splits of images with boxes, and what the classes are called.
+    """Splits of images with boxes, and the class names.
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
@@ -94,8 +94,8 @@ class BoxData:
 
 @dataclass
 class FoundSplit:
-    """One split as it was found: for each image its size (width, height), what to call it, boxes, and
-    their classes."""
+    """One split as stored: rows, and for each image its size (width, height), name in errors, boxes and their
+    classes."""
 
     rows: datasets.Dataset
     image_column: str
@@ -105,7 +105,7 @@ class FoundSplit:
     names: list[list[str | None]]
 
     def numbered(self, classes: list[str], clip_boxes: bool) -> tuple[BoxedImages, int]:
-        """Boxes within their images, classes as numbers; and how many boxes had to be changed for that.
+        """Clips boxes to their images and numbers the classes; also counts the boxes that had to change.
 
         Raises:
             ValueError: as `load_boxed_images`.
@@ -140,8 +140,7 @@ def load_boxed_images(
     single_class: bool = False,
     clip_boxes: bool = False,
 ) -> BoxData:
-    """Load images and their boxes, each of which is looked at, and hold out a validation split where there is
-    none.
+    """Loads images and their boxes, checks each box, and holds out a validation split if there is none.
 
     A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and
     `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
@@ -187,7 +186,7 @@ def load_boxed_images(
 
 
 def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """`boxes` `(T, 4)` cut at the border of an image of `size` (width, height), and which were wrong
+    """Clips `boxes` `(T, 4)` to an image of `size` (width, height); also returns which were invalid
     `(T,)`."""
     cut = boxes.clip(0, [*size, *size])
     beyond = (np.abs(cut - boxes) > TOLERANCE).any(axis=1)
@@ -195,7 +194,7 @@ def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.
 
 
 def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit], list[str] | None]:
-    """Splits, and the classes where the data know them."""
+    """Returns the splits, and the class names if the data define them."""
     folder = Path(data.dataset).expanduser()
     if folder.is_dir():
         scan = scan_folder(folder)
@@ -259,7 +258,7 @@ def _find_voc(folder: ImageFolder, notes: list[str]) -> dict[str, FoundSplit]:
 def _open_rows(
     rows: datasets.Dataset, image_column: str, split: str, boxes: list[np.ndarray], names: list[list[str]]
 ) -> FoundSplit:
-    """Looks at the header of every image."""
+    """Reads the header of every image."""
     rows = rows.select_columns(image_column)
     feature = rows.features[image_column]
     stored = rows
@@ -286,5 +285,5 @@ def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple
 
 
 def _in_order(name: str) -> tuple:
-    """10 after 9."""
+    """Sort key that puts 10 after 9."""
     return (0, int(name), "") if re.fullmatch(r"\d+", name) else (1, 0, name)

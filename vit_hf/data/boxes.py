@@ -1,4 +1,4 @@
-"""Images with boxes: the arithmetic, columns of data sets, whole images or pieces."""
+"""Images with boxes: box arithmetic, columns of data sets, whole images or crops."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Window = tuple[int, int, int, int]
 
 
 def crop_boxes(boxes: np.ndarray, window: Window, min_area_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as they are in a window: cut at its border, and without those of which too little is left.
+    """Clips boxes to a window, and drops those of which too little remains.
 
     Args:
         boxes: `(T, 4)`.
@@ -39,7 +39,7 @@ def crop_boxes(boxes: np.ndarray, window: Window, min_area_fraction: float) -> t
 
 
 def flip_boxes(boxes: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Boxes in an image that was mirrored.
+    """Mirrors boxes with their image.
 
     Args:
         boxes: `(T, 4)`.
@@ -62,8 +62,7 @@ def count_tiles(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def tile(index: int, width: int, height: int, side: int) -> Window:
-    """One of the tiles that cover an image, in reading order: evenly spaced, with the overlap that this
-    takes.
+    """Returns one of the tiles that cover an image, in reading order, evenly spaced with the least overlap.
 
     Only where an image is smaller than a tile does a tile reach beyond it.
     """
@@ -104,7 +103,7 @@ class FoundBoxes(NamedTuple):
 
 
 def find_object_column(rows: datasets.Dataset, column_name: str | None) -> str:
-    """The column of boxes: the one named, or one of `OBJECT_COLUMNS`.
+    """Finds the column of boxes: the one named, or one of `OBJECT_COLUMNS`.
 
     Raises:
         ValueError: if there is none.
@@ -123,7 +122,7 @@ def find_object_column(rows: datasets.Dataset, column_name: str | None) -> str:
 
 
 def read_objects(rows: datasets.Dataset, column: str, row_names: list[str] | None = None) -> FoundBoxes:
-    """Read `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
+    """Reads `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
 
     Args:
         rows: of one split.
@@ -185,7 +184,7 @@ def _name(category: int | str | None, classes: list[str] | None, place: str, col
 
 @dataclass
 class BoxedImages:
-    """One split: images that are read when they are asked for, and what is on them.
+    """One split: images, decoded on access, with their boxes.
 
     Attributes:
         rows: where the images are.
@@ -205,7 +204,7 @@ class BoxedImages:
         return len(self.boxes)
 
     def read(self, index: int) -> PIL.Image.Image:
-        """Decode one image, upright.
+        """Decodes one image, upright.
 
         Raises:
             ValueError: naming the file, if it is damaged.
@@ -269,7 +268,7 @@ class BoxExamples(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from .images import prepare_images
 
 
 class ImageCollator:
-    """Prepares and stacks images; mixes training batches, and smooths their labels, if asked to.
+    """Prepares and stacks images; optionally mixes training batches and smooths their labels.
 
     Labels of a single-label problem that are mixed or smoothed become class probabilities `(B, num_labels)`.
     They are smoothed here and not by Trainer's own label smoother, which keeps the labels from the model,
@@ -80,7 +80,7 @@ PATCH_KEYS = (*PADDED, "spatial_shapes")
 
 
 class PatchCollator:
-    """Stacks examples of images of any sizes; those with fewer patches are padded, and a mask says so.
+    """Stacks patches of images of any sizes; pads the shorter examples and masks the padding.
 
     For the data loader of `Trainer`, where an image processor with `return_patches=True` prepares images one
     by one: `Trainer(..., data_collator=PatchCollator())`. Only the patches that are kept leave the workers.

@@ -1,4 +1,4 @@
-"""Collections of images larger than memory, in parts: image files, and rows of Parquet files."""
+"""Image collections larger than memory, split into parts: image files and rows of Parquet files."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from .images import StoredImage, decode_image, expand_pattern
 
 
 class Stores:
-    """File systems by the names of the files in them.
+    """File systems, found by the names of their files.
 
     A name is an absolute path of this machine (which other machines of a cluster then need, too), or a URI
     such as `s3://bucket/photos/1.jpg`, without the secrets and options that a URI may be given with. Can be
@@ -31,7 +31,7 @@ class Stores:
         self.filesystems: dict[str, FileSystem] = {}
 
     def add(self, location: str) -> str:
-        """The name of what is at a path or URI.
+        """Returns the name of the file or folder at a path or URI.
 
         Raises:
             ValueError: for a URI of an unknown kind, or one without the package that reads it.
@@ -49,7 +49,7 @@ class Stores:
         return name
 
     def open(self, name: str) -> tuple[FileSystem, str]:
-        """The file system that has `name`, and the path in it."""
+        """Returns the file system that holds `name`, and the path in it."""
         if "://" in name and _root(name) not in self.filesystems:
             name = self.add(name)
         if "://" not in name:
@@ -57,7 +57,7 @@ class Stores:
         return self.filesystems[_root(name)], name.partition("://")[2]
 
     def read(self, name: str) -> bytes:
-        """The contents of a file.
+        """Returns the contents of a file.
 
         Raises:
             ValueError: if there is none. Other failures, which may pass, stay OSError.
@@ -70,7 +70,7 @@ class Stores:
             raise ValueError(f"Cannot read the image {name!r}: there is no such file.") from error
 
     def list(self, location: str) -> list[str]:
-        """Names of the files at a path or URI: that file, or all in that folder and below.
+        """Lists the files at a path or URI: that file, or all files in that folder and below.
 
         Raises:
             FileNotFoundError: for a URI at which nothing is. A path is returned whether a file is there or
@@ -88,8 +88,8 @@ class Stores:
         return sorted(prefix + entry.path for entry in entries if entry.type == FileType.File)
 
     def resolve(self, name: str, path: str) -> str:
-        """What `path` means in the file `name`: a URI or an absolute path means itself, any other is
-        beside that file."""
+        """Resolves `path` as found in the file `name`: URIs and absolute paths are unchanged, others are
+        relative to that file."""
         if "://" in path or os.path.isabs(path):
             return path
         return posixpath.join(posixpath.dirname(name), path)
@@ -106,7 +106,7 @@ def _filesystem_of(uri: str) -> tuple[FileSystem, str]:
 
 
 def _root(name: str) -> str:
-    """The part of a name that says which file system it is in: buckets may be in different regions."""
+    """Returns scheme and bucket, which determine the file system: buckets may be in different regions."""
     scheme, _, path = name.partition("://")
     return f"{scheme}://{path.partition('/')[0]}"
 
@@ -118,7 +118,7 @@ def _without_options(uri: str) -> str:
 
 @dataclass(kw_only=True)
 class CollectionArguments:
-    """What works on the images; the rest is for engine ray."""
+    """The engine that predicts; the other options are for engine ray."""
 
     _argument_group_name = "engine"
 
@@ -155,7 +155,7 @@ class CollectionArguments:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A Parquet file, how many rows it has, and which column holds its images."""
+    """A Parquet file, its number of rows, and its column of images."""
 
     name: str
     num_rows: int
@@ -164,7 +164,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a collection, which are answered together.
+    """Some images of a collection, predicted together.
 
     Attributes:
         name: made from which images belong to it, so that it is the same whenever they are.
@@ -182,11 +182,11 @@ class Part:
         return len(self.files) or len(self.rows)
 
     def names(self) -> list[str]:
-        """What its images are called in errors: the file, or the Parquet file and the row."""
+        """Names of the images in errors: the file, or the Parquet file and row."""
         return self.files or [f"{self.table}#{row}" for row in self.rows]
 
     def single(self) -> Iterator["Part"]:
-        """A part for each of the images."""
+        """Yields one part per image."""
         for file in self.files:
             yield Part(_hash(file), [file])
         for row in self.rows:
@@ -200,7 +200,7 @@ def find_collection(
     without: str | None = None,
     left_out: LeftOut | None = None,
 ) -> tuple[list[str], list[ImageTable]]:
-    """Image files and Parquet files: those named, and those in folders, of this machine or of a store.
+    """Finds image files and Parquet files, named or in folders, local or in a store.
 
     Args:
         inputs: paths, local patterns and URIs; folders are searched recursively, by the files' endings.
@@ -239,7 +239,7 @@ def find_collection(
 
 
 def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterator[Part]:
-    """Parts of at most `size` images each, of one Parquet file each."""
+    """Yields parts of at most `size` images; each has image files only or rows of one Parquet file."""
     for start in range(0, len(files), size):
         names = files[start : start + size]
         yield Part(_hash("\n".join(names)), names)
@@ -251,7 +251,7 @@ def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterato
 
 
 def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str, StoredImage]]:
-    """What images of a part have to be decoded from, by their names, a batch at a time."""
+    """Yields the undecoded images of a part by name, a batch at a time."""
     sources = part.files if part.table is None else _read_rows(part, stores, batch_size)
     batch = {}
     for name, source in zip(part.names(), sources, strict=True):
@@ -264,12 +264,12 @@ def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str,
 
 
 def path_of(source: StoredImage) -> str | None:
-    """The file that an image is, or was."""
+    """Path that an image has or was stored with."""
     return source["path"] if isinstance(source, dict) else source
 
 
 def decode_stored(name: str, source: StoredImage, stores: Stores) -> PIL.Image.Image:
-    """Decode an image of a part.
+    """Decodes an image of a part.
 
     Raises:
         ValueError: naming it, if it is missing or damaged.
@@ -291,12 +291,12 @@ def _hash(text: str) -> str:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Files that match a local pattern; what is no pattern, as it is."""
+    """Expands a local pattern to files; returns anything else unchanged."""
     return [pattern] if "://" in pattern else expand_pattern(pattern)
 
 
 def _list(location: str, stores: Stores, without: str | None, left_out: LeftOut) -> list[str]:
-    """Names of the files at a location, but for hidden ones, those of tools, and what is in `without`."""
+    """Lists the files at a location, without hidden files, files of tools, and those in `without`."""
     name = stores.add(location)
     if "://" not in name and os.path.isdir(name):
         return [str(path) for path in list_files(Path(name), left_out) if not _is_in(str(path), without)]

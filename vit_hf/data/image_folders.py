@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, which folders are splits and classes, and what is left out.
+"""Folders of images: finds images, splits and classes, and reports what is left out.
 
 Every task reads folders through this module, so that classification, masks, boxes, pretraining and prediction
 agree.
@@ -53,7 +53,7 @@ OTHER_SPLIT = ("split of another name", "splits of other names")
 
 
 class LeftOut:
-    """Counts and names what is not used, by kind.
+    """Collects the names of unused files and folders by kind.
 
     Args:
         root: the folder below which names are shown.
@@ -74,7 +74,7 @@ class LeftOut:
             self.names.setdefault(kind, {}).update(names)
 
     def notes(self) -> list[str]:
-        """One line for people, or none."""
+        """Returns one line for the user, or none."""
         parts = []
         for (one, several), names in self.names.items():
             shown = [*names.values()][:NAMES_SHOWN] + ["..."] * (len(names) > NAMES_SHOWN)
@@ -83,12 +83,12 @@ class LeftOut:
 
 
 def show(name: str | os.PathLike) -> str:
-    """A name that can be printed: bytes that are not UTF-8 are written as \\xe9."""
+    """Makes a name printable: bytes that are not UTF-8 become \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def left_out_kind(name: str, is_folder: bool) -> tuple[str, str] | None:
-    """Why a file or folder of this name is never read; None if it may be."""
+    """Returns the reason why a file or folder of this name is never read; None if it may be."""
     if name.lower() in TOOL_NAMES:
         return TOOL_FOLDER if is_folder else TOOL_FILE
     if name.startswith("."):
@@ -97,7 +97,7 @@ def left_out_kind(name: str, is_folder: bool) -> tuple[str, str] | None:
 
 
 def list_files(folder: Path, left_out: LeftOut, folders: list[Path] | None = None) -> Iterator[Path]:
-    """All files in a folder and below, sorted folder by folder; a zarr folder is one file.
+    """Yields all files in a folder and below, sorted folder by folder; a zarr folder counts as one file.
 
     Links are followed, unless they lead back to a folder above. Hidden files and those of tools are left out.
 
@@ -154,7 +154,7 @@ class FolderFile:
 
 @dataclass
 class ImageFolder:
-    """Everything that training may read in a folder.
+    """The contents of a folder, by kind.
 
     Attributes:
         path: the folder.
@@ -173,7 +173,7 @@ class ImageFolder:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def splits(self, files: list[Path], has_classes: bool | None) -> dict[str, list[FolderFile]]:
-        """Files by split, and without splits all of them as `train`; those beside the splits are left out.
+        """Groups files by split; without splits all are `train`. Files outside the splits are left out.
 
         Folders named as in `SPLIT_NAMES` (in any case) are splits whatever lies beside them.
 
@@ -205,7 +205,7 @@ class ImageFolder:
     def _are_classes(
         self, named: list[str], others: list[str], files: list[tuple[str, ...]], has_classes: bool | None
     ) -> bool:
-        """Finds out whether the single folder named like a split is a class, as "train" among vehicles is."""
+        """Checks if the only folder named like a split is a class, such as "train" among vehicles."""
         if len(named) > 1 or not others or has_classes is None:
             return False
         name = named[0]
@@ -230,7 +230,7 @@ class ImageFolder:
         )
 
     def _check_deeper_splits(self, files: list[tuple[str, ...]], tops: list[str]) -> None:
-        """Raises: ValueError if folders further down are named like splits, as all would be trained on."""
+        """Raises: ValueError if deeper folders are named like splits, because all would be trained on."""
         found: dict[tuple[str, ...], dict[str, str]] = {}
         for parts in files:
             for depth in range(1, len(parts) - 1):
@@ -261,7 +261,7 @@ class ImageFolder:
             )
 
     def note_empty(self, used: Collection[Path]) -> None:
-        """Names the uppermost folders in which none of the files that are used is."""
+        """Records the topmost folders that contain none of the used files."""
         full = {parent for path in used for parent in path.parents}
         empty: set[Path] = set()
         for folder in self.folders:
@@ -307,7 +307,7 @@ def check_name(path: Path) -> None:
 
 
 def label_by_folder(splits: dict[str, list[FolderFile]], left_out: LeftOut) -> dict[str, list[str]] | None:
-    """The class of each image: the folder below its split. Takes images in no class folder out of `splits`.
+    """Labels each image by the folder below its split; removes images in no class folder from `splits`.
 
     Returns:
         Classes by split; None if there are fewer than two.

@@ -1,4 +1,4 @@
-"""Reading images so that a broken one is named."""
+"""Image decoding with errors that name the file."""
 
 import glob
 import io
@@ -24,7 +24,7 @@ StoredImage = str | PathLike | dict[str, Any] | PIL.Image.Image
 
 
 def decode_image(source: StoredImage) -> PIL.Image.Image:
-    """Decode an image completely.
+    """Decodes an image completely.
 
     Args:
         source: a file, what an undecoded image column of `datasets` holds (`path` and `bytes`), or an image.
@@ -45,7 +45,7 @@ def decode_image(source: StoredImage) -> PIL.Image.Image:
 def prepare_images(
     image_processor: BaseImageProcessor, images: list[PIL.Image.Image | torch.Tensor], **options: Any
 ) -> dict[str, torch.Tensor]:
-    """The inputs of a model, stacked.
+    """Prepares and stacks the inputs of a model.
 
     Args:
         image_processor: of the model.
@@ -87,13 +87,13 @@ def _pixels_for(
 
 
 def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
-    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of
-    transformers'."""
+    """Checks for a wrapper of timm's transforms (`TimmWrapperImageProcessor`), which lacks transformers'
+    options."""
     return hasattr(image_processor, "data_config") and hasattr(image_processor, "val_transforms")
 
 
 def check_header(path: str | PathLike) -> None:
-    """Look whether a file begins as an image does; quick, but blind to damage further on.
+    """Checks that a file begins like an image; quick, but blind to damage further on.
 
     Raises:
         ValueError: naming the file, if it does not.
@@ -105,7 +105,7 @@ def check_header(path: str | PathLike) -> None:
 
 
 def upright_size(source: StoredImage, place: str) -> tuple[int, int]:
-    """Width and height of an image that is turned as its EXIF orientation says; reads its header alone.
+    """Width and height of an image after its EXIF orientation is applied; reads only the header.
 
     Raises:
         ValueError: naming the file, or `place` if it is embedded, if it is damaged.
@@ -128,7 +128,7 @@ def find_images(
     left_out: LeftOut | None = None,
     accepts: Callable[[str | PathLike], bool] = is_image,
 ) -> list[str]:
-    """Expand files, folders (searched recursively, see `list_files`) and glob patterns, in order.
+    """Expands files, folders (searched recursively, see `list_files`) and glob patterns, in order.
 
     Args:
         patterns: what to find.
@@ -163,7 +163,8 @@ def find_images(
 def find_in_folder(
     folder: Path, left_out: LeftOut, accepts: Callable[[str | PathLike], bool] = is_image
 ) -> Iterator[Path]:
-    """Files that `accepts` says, and zarr folders, in a folder and below; `left_out` is told the rest."""
+    """Yields the files that `accepts` accepts, and zarr folders, in a folder and below; adds all others to
+    `left_out`."""
     for file in list_files(folder, left_out):
         if accepts(file) or (accepts is is_image and file.is_dir()):
             yield file
@@ -172,7 +173,7 @@ def find_in_folder(
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """Files that match a pattern, sorted; what is no pattern, or exists, as it is.
+    """Expands a pattern to sorted files; returns existing paths and plain names unchanged.
 
     Folders that exist are taken literally, whatever characters their names have.
 
@@ -197,7 +198,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def unique_names(sources: Iterable[Any]) -> list[str]:
-    """Names for images: those of their files, numbered where two are the same."""
+    """Names images after their files, numbered where two coincide."""
     names: list[str] = []
     for index, source in enumerate(sources):
         path = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")

@@ -1,4 +1,4 @@
-"""Tables of labels in files (CSV, JSON lines, Parquet), and the images that they name."""
+"""Label tables in files (CSV, JSON lines, Parquet), and the images that they name."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ FILE_COLUMN = "file_name"
 
 @dataclass
 class Table:
-    """Rows of a file.
+    """Rows of a table file.
 
     Attributes:
         path: the file.
@@ -47,7 +47,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Reads a CSV, JSON lines, JSON or Parquet file. Values of a CSV stay text; an empty one is None.
+    """Reads a CSV, JSON lines, JSON or Parquet file. CSV values stay text; empty ones become None.
 
     Raises:
         ValueError: naming file and line, for what is not UTF-8, damaged, without rows, or of unequal length.
@@ -118,7 +118,7 @@ def _read_json_lines(path: Path) -> Table:
 
 
 def _read_json(path: Path) -> Table:
-    """An array of objects, or JSON lines."""
+    """Reads an array of objects, or JSON lines."""
     text = _read_text(path)
     if not text.lstrip().startswith("["):
         return _read_json_lines(path)
@@ -160,7 +160,7 @@ _READERS: dict[str, Callable[[Path], Table]] = {
 
 @dataclass
 class NamedImages:
-    """Rows of tables that name images.
+    """Table rows that name images.
 
     Attributes:
         rows: a row for each image, whose columns of files are image columns.
@@ -178,7 +178,7 @@ class NamedImages:
 
 
 def name_images(tables: list[Table], root: Path) -> NamedImages:
-    """Joins tables with a column `file_name`, and others like `mask_file_name`, to the files they name.
+    """Resolves column `file_name`, and others such as `mask_file_name`, to the files they name.
 
     Args:
         tables: files are relative to each of them.
@@ -243,7 +243,7 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
 
 
 def _image_column(name: str) -> tuple[str | None, bool]:
-    """The column of images that a column of files becomes, and whether it holds lists of them."""
+    """Returns the image column for a column of file names (None if it is not one), and if it holds lists."""
     if name.endswith("_file_name"):
         return name[: -len("_file_name")], False
     if name.endswith("_file_names"):
@@ -272,7 +272,7 @@ def _resolve(name: Any, table: Path, root: Path, place: str) -> Path:
 
 
 def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list[Table]) -> datasets.Dataset:
-    """A data set of `rows`, with these features and those that Parquet files know; others are found out.
+    """Builds a data set of `rows` with the given features and those stored in Parquet; infers the others.
 
     Raises:
         ValueError: for a column whose values are of several types.
@@ -295,7 +295,7 @@ def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list
 
 
 def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[str]) -> list[str]:
-    """Makes numbers of the columns of CSV files that hold nothing else, over all splits alike.
+    """Converts CSV columns that hold only numbers or only booleans, in the same way for all splits.
 
     Numbers with leading zeros stay text. Words for a missing value are text among text.
 

@@ -1,4 +1,4 @@
-"""From a column of labels to what the model takes, and to the kind of problem that it makes."""
+"""Encoding of a label column, and the problem type that follows from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def encode_labels(
     label2id: dict[str, int] | None = None,
     row_names: dict[str, list[str]] | None = None,
 ) -> EncodedLabels:
-    """Find out what the labels are, and encode them.
+    """Infers the problem type and encodes the labels.
 
     Classes (`ClassLabel`, text, whole numbers, booleans) make a single-label classification, lists of classes
     a multi-label one, floats and lists of floats a regression. Classes without names are those that occur in
@@ -94,7 +94,7 @@ def _place(split: str, number: int, row_names: dict[str, list[str]]) -> str:
 
 
 def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> EncodedLabels:
-    """Targets of a regression, one or several a row."""
+    """Encodes regression targets, one or several per row."""
     splits = {}
     for split, column in columns.items():
         missing = next((number for number, value in enumerate(column) if value is None), None)
@@ -146,7 +146,7 @@ def _multi_hot(
 
 
 def _align(names: list[str], label2id: dict[str, int]) -> list[str]:
-    """The model's names in the order of its outputs, once it is clear that they cover the data's."""
+    """Returns the class names in the model's order, after a check that they cover the data's."""
     ordered = sorted(label2id, key=label2id.__getitem__)
     unknown = [name for name in names if name not in label2id]
     if not unknown:

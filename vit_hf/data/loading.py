@@ -1,4 +1,4 @@
-"""Labeled images from wherever they are."""
+"""Labeled images from folders, files and the Hub."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from .sources import find_image_column, find_label_column, load_splits
 
 @dataclass
 class LabeledImages:
-    """One split: images that are read when they are asked for, and their labels.
+    """One split: images, decoded on access, and their labels.
 
     Attributes:
         rows: where the images are.
@@ -32,7 +32,7 @@ class LabeledImages:
         return len(self.labels)
 
     def read(self, index: int) -> PIL.Image.Image:
-        """Decode one image.
+        """Decodes one image.
 
         Raises:
             ValueError: naming the file, if it is damaged.
@@ -46,7 +46,7 @@ class LabeledImages:
 
 @dataclass
 class ImageDataset:
-    """Splits of labeled images, and what their labels mean.
+    """Splits of labeled images, and the meaning of the labels.
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
@@ -66,7 +66,7 @@ class ImageDataset:
     notes: list[str] = field(default_factory=list)
 
     def describe_left_out(self) -> list[str]:
-        """Lines for people about everything that is not used."""
+        """Returns lines for the user about all unused data."""
         return [*self.notes, *(f"left out: {reason}" for reason in self.skipped)]
 
 
@@ -81,7 +81,7 @@ def load_image_dataset(
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
 ) -> ImageDataset:
-    """Load labeled images, and hold out a validation split where there is none.
+    """Loads labeled images, and holds out a validation split if there is none.
 
     Image files are opened once, to find damaged ones before training does.
 
@@ -133,7 +133,7 @@ def load_image_dataset(
 
 
 def _notes_of_classes(encoded: EncodedLabels) -> list[str]:
-    """Classes that only held-out splits have, and classes whose names differ in case or spaces alone."""
+    """Notes classes that only held-out splits have, and class names that differ only in case or spaces."""
     notes = []
     if encoded.problem_type == "single_label_classification" and "train" in encoded.splits:
         present = {
@@ -168,7 +168,7 @@ def load_unlabeled(
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
 ) -> tuple[dict[str, LabeledImages], list[str]]:
-    """The images of `load_image_dataset`, whatever labels they have or have not: all labels are 0.
+    """Loads the images of `load_image_dataset` without their labels: all labels are 0.
 
     Returns:
         Splits, and what was left out, a line each.
@@ -187,7 +187,7 @@ def load_unlabeled(
 
 
 def check_validation_fraction(fraction: float) -> None:
-    """Raises: ValueError if it is none below 1."""
+    """Raises: ValueError if it is outside [0, 1)."""
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction is {fraction}; it must be at least 0 and below 1")
 
@@ -201,7 +201,7 @@ def _open_splits(
     skip_corrupt: bool,
     skipped: list[str],
 ) -> dict[str, LabeledImages]:
-    """Splits without what is damaged, of which `skipped` is told, and with one for validation."""
+    """Drops damaged images, recorded in `skipped`, and holds out a validation split."""
     labeled = {}
     for name, rows in splits.items():
         rows = rows.select_columns(image_column)
@@ -221,7 +221,7 @@ def _open_splits(
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a validation split that has the same fraction of every class.
+    """Draws a validation split with the same fraction of every class.
 
     A class of at least two images gives at least one and keeps at least one; a lone image stays. Labels that
     are no classes are drawn from as a whole.
@@ -256,7 +256,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
 
 
 def _check_images(split: LabeledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabeledImages:
-    """Fail at the first damaged image, or leave all of them out and append why to `skipped`."""
+    """Fails at the first damaged image, or leaves all of them out and appends the reasons to `skipped`."""
     readable = []
     for index in tqdm(range(len(split)), f"Checking images ({name})", leave=False, delay=1):
         try:

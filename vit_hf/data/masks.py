@@ -1,4 +1,4 @@
-"""Images with a class for each pixel, from wherever they are."""
+"""Images with a class for each pixel, from folders, files and the Hub."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ IGNORED = 255
 
 @dataclass
 class MaskValues:
-    """Which classes the values of masks mean.
+    """Maps the values of masks to classes.
 
     Attributes:
         binary: whether all classes but 0 count as class 1.
@@ -43,7 +43,7 @@ class MaskValues:
 
 
 class MaskedImages(Dataset):
-    """Images and their masks, read when they are asked for: `image` (a PIL image) and `mask` `(H, W)` uint8.
+    """Images and their masks, decoded on access: `image` (a PIL image) and `mask` `(H, W)` uint8.
 
     Args:
         rows: where they are.
@@ -75,7 +75,7 @@ class MaskedImages(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class MaskedImages(Dataset):
         return {"image": image, "mask": mask}
 
     def check_mask(self, index: int) -> np.ndarray:
-        """How many pixels of a mask have each value, `(256,)`, before these are given a meaning.
+        """Counts the pixels of each value in a mask, `(256,)`, before values are mapped to classes.
 
         Raises:
             ValueError: naming it, if there is none, or it is damaged, has several channels, or another size
@@ -108,7 +108,7 @@ class MaskedImages(Dataset):
         return np.bincount(mask.ravel(), minlength=256)
 
     def row_name(self, index: int, row: dict[str, Any]) -> str:
-        """Names a row for people."""
+        """Names a row in errors."""
         if self.row_names is not None:
             return self.row_names[index]
         source = row[self.mask_column]
@@ -154,7 +154,7 @@ class MaskData:
 
 
 def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | str = "auto") -> MaskData:
-    """Splits of images with masks, all of which are read once, and names of their classes.
+    """Loads images with masks, each of which is read once, and the class names.
 
     The columns are those of `data`, `label_column` for the masks, or found: masks by the names of
     `MASK_COLUMNS`. An image folder has masks where its metadata file has a column `mask_file_name` beside
@@ -220,7 +220,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
 
 
 def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> int | None:
-    """Which value of masks means pixels that do not count.
+    """Returns the mask value of pixels to ignore.
 
     Args:
         counts: `(256,)`, how many pixels have each value.
@@ -274,7 +274,8 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
 
 
 def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list[str]) -> list[str]:
-    """Names of the classes up to the highest in any split; notes what is ignored, and what `train` lacks."""
+    """Names the classes up to the highest in any split; notes ignored pixels, and classes that `train`
+    lacks."""
     total = sum(counts.values())
     if values.ignored is not None and total[values.ignored]:
         share = total[values.ignored] / total.sum()
@@ -303,7 +304,7 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
 def find_columns(
     rows: datasets.Dataset, image_column: str | None, mask_column: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of masks: those named, or those that can be nothing else.
+    """Finds the columns of images and masks: those named, or the only candidates.
 
     Raises:
         ValueError: if it is not clear which.
@@ -329,8 +330,7 @@ def find_columns(
 
 
 class MaskCollator:
-    """Prepares and stacks images, and masks as labels `(B, H, W)` int64 of the size that images are
-    resized to."""
+    """Prepares and stacks images, with masks as labels `(B, H, W)` int64 at the images' new size."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         size = image_processor.size if image_processor.do_resize else {}

@@ -1,4 +1,4 @@
-"""Images for measurements: pictures of any size, and photographs of trees with boxes."""
+"""Images for measurements: synthetic pictures of any size, and photos of trees with boxes."""
 
 import importlib.util
 import math
@@ -25,7 +25,7 @@ NUM_DISCS, RADIUS = 8, 50
 
 
 def picture_bands(side: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bands `(256 or less, side, 3)` uint8 of a square picture, from top to bottom."""
+    """Yields a square picture from top to bottom in bands `(256 or less, side, 3)` uint8."""
     rng = np.random.default_rng(seed)
     points = math.ceil(side / COARSENESS)
     background = PIL.Image.fromarray(rng.integers(60, 190, (points, points, 3), dtype=np.uint8))
@@ -44,7 +44,7 @@ def picture_bands(side: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def _disc(top: int, left: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels of a checkered disc, and `(n, 1)` values."""
+    """Rows, columns and values `(n, 1)` of the pixels of a checkered disc."""
     rows, columns = np.indices((2 * RADIUS, 2 * RADIUS)) - RADIUS
     inside = np.hypot(rows, columns) < RADIUS
     rows, columns = rows[inside], columns[inside]
@@ -53,7 +53,7 @@ def _disc(top: int, left: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_tiff(path: str | os.PathLike, side: int, seed: int = 0) -> None:
-    """Writes it as a BigTIFF in tiles of 256x256 pixels, compressed without loss (deflate)."""
+    """Writes the picture as a BigTIFF in tiles of 256x256 pixels with lossless compression (deflate)."""
     tifffile = import_extra("tifffile", "tifffile", "Writing a TIFF")
 
     def tiles() -> Iterator[np.ndarray]:
@@ -75,15 +75,14 @@ def write_tiff(path: str | os.PathLike, side: int, seed: int = 0) -> None:
 
 
 def write_jpeg(path: str | os.PathLike, tiff: str | os.PathLike, quality: int = 90) -> None:
-    """Writes what is in a TIFF as a baseline JPEG, 4:2:0, a row of tiles in memory at a time."""
+    """Converts a TIFF to a baseline JPEG, 4:2:0, with one row of tiles in memory at a time."""
     pyvips = import_extra("pyvips", "pyvips[binary]", "Writing a large JPEG")
     image = pyvips.Image.new_from_file(os.fspath(tiff), access="sequential")
     image.jpegsave(os.fspath(path), Q=quality, subsample_mode="on")
 
 
 def installed_folder(package: str, version: str) -> Path:
-    """Where a package is installed whose files are wanted; its code is not imported, and may lack what it
-    needs.
+    """Folder of an installed package, which is not imported and may lack its dependencies.
 
     Raises:
         FileNotFoundError: if it is not installed.
@@ -104,8 +103,8 @@ def deepforest_folder() -> Path:
 
 
 def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
-    """Whole photos, not resized, normalized as the checkpoint at `path` says or, without one, as ImageNet
-    is."""
+    """Processor for whole photos, not resized, normalized as for the checkpoint at `path` or else
+    ImageNet."""
     plain = {
         "do_resize": False,
         "return_patches": False,
@@ -123,7 +122,7 @@ def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
 
 
 def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """Each image of `folder` that has a Pascal VOC file, with its boxes `(T, 4)`: left, top, right, bottom in
+    """Images of `folder` with a Pascal VOC file, and their boxes `(T, 4)`: left, top, right, bottom in
     pixels.
 
     Raises:
@@ -138,7 +137,8 @@ def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
 
 
 def windows(width: int, height: int, side: int, smallest: int) -> list[tuple[int, int, int, int]]:
-    """Windows (left, top, right, bottom) of `side` pixels, without overlap, from the top left corner.
+    """Splits an image into windows (left, top, right, bottom) of `side` pixels, without overlap, from the top
+    left.
 
     What remains at the right and at the bottom, or an image below `side`, makes smaller ones, if at least
     `smallest` pixels wide and high.

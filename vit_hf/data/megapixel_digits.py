@@ -28,7 +28,7 @@ MAX_RESTARTS = 50
 
 
 def _majority(digits: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The class that most digits have, (R, D) -> (R,)."""
+    """The most frequent class, (R, D) -> (R,)."""
     return (digits[:, :, None] == np.arange(10)).sum(1).argmax(1)
 
 
@@ -72,7 +72,7 @@ def megapixel_digits(
     num_digits: int | None = None,
     digit_size: int | tuple[int, int] = GLYPH_SIZE,
 ) -> datasets.DatasetDict:
-    """Build the benchmark, without a download and without drawing a single image.
+    """Builds the benchmark, without a download and without rendering an image.
 
     More than half of the digits of a canvas (three of five) are of one class, drawn with replacement; the
     others are of any other classes, which may coincide. Digits do not overlap. Train and test draw from
@@ -162,7 +162,7 @@ def megapixel_digits(
 
 
 def multi_hot(labels: list[list[int]], num_classes: int = len(DIGIT_NAMES)) -> np.ndarray:
-    """Labels of the "multi" task as the model takes them.
+    """Encodes labels of the "multi" task as the model takes them.
 
     Args:
         labels: for each of B images, the classes that appear in it.
@@ -215,7 +215,8 @@ def _draw_rows(
 def place(
     generator: np.random.Generator, canvas: tuple[int, int], sides: np.ndarray, distinct_top: bool = False
 ) -> np.ndarray:
-    """Place squares one after the other, uniformly over the canvas, redrawing those that hit an earlier one.
+    """Places squares one after the other, uniformly over the canvas, redrawing those that overlap an earlier
+    one.
 
     Args:
         generator: where randomness comes from.

@@ -1,5 +1,4 @@
-"""Clips in which one digit moves, among strokes that do not, or among other digits: then no single frame
-tells which.
+"""Videos in which one digit moves among static strokes or digits, so that no single frame tells which.
 
 T frames; G = 28 pixels, the side of a digit.
 """
@@ -19,7 +18,7 @@ SPEEDS = (1.5, 3.0)
 
 
 def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndarray:
-    """Whole positions `(T,)` from 0 to `room` of what moves evenly and turns round at either end."""
+    """Integer positions `(T,)` from 0 to `room` of an object that moves evenly and bounces at both ends."""
     place = start + velocity * np.arange(num_frames)
     return (
         np.rint(room - np.abs(place % (2 * room) - room)).astype(int) if room else np.zeros(num_frames, int)
@@ -27,7 +26,7 @@ def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndar
 
 
 def draw_video(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
-    """Draws a digit that moves over what does not, on black, the lighter pixel where they meet.
+    """Draws a digit that moves over a static background on black; overlaps take the brighter pixel.
 
     Args:
         moving: which digit moves, an index into `load_digits().images`.
@@ -58,7 +57,7 @@ def draw_video(moving: int, still: Sequence[np.ndarray], num_frames: int, size: 
 
 
 class MovingDigits(Dataset):
-    """Clips of real MNIST digits, drawn when they are read; the label is the class of the one that moves.
+    """Videos of real MNIST digits, drawn on access; the label is the class of the moving digit.
 
     Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with
     `num_channels=1` takes them. The same arguments give the same clips; no test clip has a digit of a

@@ -1,4 +1,4 @@
-"""Finding data: folders, files, the Hub, and the columns in them."""
+"""Finds data in folders, files and on the Hub, and the columns in them."""
 
 import glob
 import re
@@ -51,7 +51,7 @@ class LoadedSplits:
 
 
 def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | None = False) -> LoadedSplits:
-    """Loads whatever `name_or_path` stands for (see `load_image_dataset`).
+    """Loads the data that `name_or_path` names (see `load_image_dataset`).
 
     Args:
         name_or_path: where the data are.
@@ -121,7 +121,8 @@ def _load(
 
 
 def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A single file; text by our reader, which names file and line of errors, unless there are options."""
+    """Loads a single file; text files by our reader, whose errors name file and line, unless there are
+    options."""
     if path.suffix.lower() in (".parquet", ".arrow") or options:
         # A path may have characters that mean something in a pattern.
         files = glob.escape(str(path))
@@ -135,7 +136,7 @@ def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.D
 
 
 def _rows_of(tables: list[Table]) -> tuple[datasets.Dataset, list[str]]:
-    """Rows of tables, and notes of how they were read."""
+    """Merges the rows of tables; also returns notes of how they were read."""
     columns = list(dict.fromkeys(name for table in tables for name in table.columns))
     rows = [{name: row.get(name) for name in columns} for table in tables for row in table.rows]
     notes = type_columns(rows, tables, columns)
@@ -166,8 +167,7 @@ def _load_folder(
 def _load_tables(
     folder: ImageFolder, options: dict[str, Any]
 ) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A folder of tables of one format. Splits are folders, or words in names of files
-    ("train-0.parquet")."""
+    """Loads tables of one format. Splits are folders, or words in file names ("train-0.parquet")."""
     if options.keys() & {"data_files", "data_dir", "name"}:
         return datasets.load_dataset(str(folder.path), **options)
     endings = {file.suffix.lower() for file in folder.tables}
@@ -196,7 +196,7 @@ def _load_tables(
 
 
 def _splits_by_name(files: list[Path], left_out: LeftOut) -> dict[str, list[Path]]:
-    """Files whose names have a word for a split, by split; if there are some, the others are left out."""
+    """Groups files by the split word in their name; if any has one, the others are left out."""
     splits: dict[str, list[Path]] = {}
     others = []
     for file in files:
@@ -213,7 +213,7 @@ def _splits_by_name(files: list[Path], left_out: LeftOut) -> dict[str, list[Path
 
 
 def _load_image_folder(folder: ImageFolder, has_classes: bool | None) -> LoadedSplits:
-    """A folder with images; their labels and masks from metadata files, or else classes by folder."""
+    """Loads a folder with images; labels and masks come from metadata files, else classes from folders."""
     if folder.metadata:
         return _load_metadata(folder)
     splits = folder.splits(folder.images, has_classes)
@@ -257,7 +257,7 @@ def _load_metadata(folder: ImageFolder) -> LoadedSplits:
 
 
 def find_image_column(rows: datasets.Dataset, column_name: str | None) -> str:
-    """The column of images: the one named, or the only one there is.
+    """Finds the column of images: the one named, or the only one.
 
     Raises:
         ValueError: if there is none, or more than one.
@@ -281,7 +281,7 @@ def find_image_column(rows: datasets.Dataset, column_name: str | None) -> str:
 
 
 def find_label_column(rows: datasets.Dataset, column_name: str | None, image_column: str) -> str:
-    """The column of labels: the one named, or one of `LABEL_COLUMNS`, or the only one beside the images.
+    """Finds the column of labels: the one named, one of `LABEL_COLUMNS`, or the only other column.
 
     Raises:
         ValueError: if there is none, or it is not clear which.

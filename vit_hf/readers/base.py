@@ -1,4 +1,4 @@
-"""Images of any size, read a region at a time: the interface and what files have in common."""
+"""Region-by-region reading of images of any size: the interface, and what file readers share."""
 
 import importlib
 import math
@@ -18,7 +18,7 @@ from ..model.image_loading import UnsupportedImageError
 
 
 class ImageSource(AbstractContextManager, ABC):
-    """An image that gives regions of itself, as uint8 RGB `(height, width, 3)`.
+    """An image that is read region by region, as uint8 RGB `(height, width, 3)`.
 
     Attributes:
         name: what errors call it: its file, or what it was made of.
@@ -30,7 +30,7 @@ class ImageSource(AbstractContextManager, ABC):
     width: int
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The region `(height, width, 3)` uint8 at full resolution.
+        """Reads a region `(height, width, 3)` uint8 at full resolution.
 
         Raises:
             ValueError: if it reaches beyond the image, or the file is damaged there; names file and place.
@@ -48,10 +48,10 @@ class ImageSource(AbstractContextManager, ABC):
 
     @abstractmethod
     def thumbnail(self, height: int, width: int) -> np.ndarray:
-        """The whole image at another size, `(height, width, 3)` uint8."""
+        """Resizes the whole image, `(height, width, 3)` uint8."""
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Releases the file."""
 
     def __exit__(self, *error: Any) -> None:
         self.close()
@@ -95,7 +95,7 @@ def import_extra(module: str, package: str, purpose: str) -> ModuleType:
 
 
 class FileSource(ImageSource):
-    """An image in a file, and perhaps smaller copies of it there.
+    """An image in a file, optionally with smaller copies.
 
     It may be pickled and used in forked processes, each of which opens the file for itself, and by several
     threads, which take turns.
@@ -128,11 +128,11 @@ class FileSource(ImageSource):
 
     @abstractmethod
     def _close(self) -> None:
-        """Closes what `_open` has opened, as far as it came."""
+        """Closes the file, also after `_open` failed midway."""
 
     @abstractmethod
     def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A stored region of one level, `(height, width, 3)` uint8."""
+        """Reads a stored region of one level, `(height, width, 3)` uint8."""
 
     def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         flip_rows, flip_columns = REVERSED[self.orientation]
@@ -145,7 +145,7 @@ class FileSource(ImageSource):
         return self._upright(self._region(0, top, left, height, width))
 
     def thumbnail(self, height: int, width: int) -> np.ndarray:
-        """The whole image at another size, `(height, width, 3)` uint8, as Pillow's bilinear resize makes it.
+        """Resizes the whole image like Pillow's bilinear resize, `(height, width, 3)` uint8.
 
         Starts from the smallest copy in the file that is at least twice as large, otherwise decodes the image
         once.
@@ -157,7 +157,7 @@ class FileSource(ImageSource):
         return self._upright(self._resized(max(small, default=0), height, width))
 
     def _resized(self, level: int, height: int, width: int) -> np.ndarray:
-        """What `image.resize((width, height), BILINEAR, reducing_gap=3)` is, without the whole image in
+        """Equals `image.resize((width, height), BILINEAR, reducing_gap=3)`, without the whole image in
         memory."""
         full_height, full_width = self.levels[level]
         by_rows = int(full_height / height / REDUCING_GAP) or 1
@@ -191,7 +191,7 @@ class FileSource(ImageSource):
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
     def _region(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """`_read_level` by a file that is open here, and with errors that say where it is damaged."""
+        """Calls `_read_level` on a file open in this process, with errors that locate the damage."""
         if self._process is None:
             raise ValueError(f"{self.name} was closed: open it again to read from it.")
         if self._process != os.getpid():
@@ -268,7 +268,7 @@ class FileSource(ImageSource):
 
 
 class _TooLargeError(ValueError):
-    """Says all there is to say, so that nothing is put around it."""
+    """A complete error, which is not wrapped in another."""
 
 
 def _one_line(error: Exception) -> str:
@@ -284,7 +284,7 @@ MAX_TILE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class TileLayout:
-    """The size of an image and of its tiles, in pixels; the last tiles may be cut off by the image's edge."""
+    """Sizes of an image and its tiles in pixels; the image's edge may cut off the last tiles."""
 
     height: int
     width: int
@@ -303,7 +303,7 @@ class TileLayout:
             )
 
     def inside(self, row: int, column: int) -> tuple[int, int]:
-        """The height and width of the part of a tile that lies in the image."""
+        """Height and width of the part of a tile that lies in the image."""
         return (
             min(self.tile_height, self.height - row * self.tile_height),
             min(self.tile_width, self.width - column * self.tile_width),
@@ -323,7 +323,7 @@ class TiledSource(FileSource):
 
     @abstractmethod
     def _tile(self, level: int, row: int, column: int) -> np.ndarray:
-        """One decoded tile, `(h, w, 3)` uint8, the part in the image or more."""
+        """Decodes one tile, `(h, w, 3)` uint8, the part in the image or more."""
 
     def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         grid = self.grids[level]
@@ -368,6 +368,6 @@ class TiledSource(FileSource):
         return tile
 
     def _forget_tiles(self) -> None:
-        """To be called by `_open` and `_close`."""
+        """Empties the cache; `_open` and `_close` call it."""
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._kept_bytes = 0

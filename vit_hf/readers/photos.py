@@ -31,7 +31,7 @@ CACHE_BYTES = 2**22
 
 
 class RowStream:
-    """Gives any rows of an image that comes in strips from top to bottom.
+    """Reads any rows of an image that is decoded in strips from top to bottom.
 
     The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading
     regions from top to bottom, in any order within a band, decodes the image once; each step back above what
@@ -51,7 +51,7 @@ class RowStream:
         self.close()
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The region `(height, width, 3)` uint8."""
+        """Reads a region `(height, width, 3)` uint8."""
         if self._decoding is None or top < self._first:
             self.close()
             self._decoding = self._strips()
@@ -88,7 +88,7 @@ class RowStream:
         return region
 
     def close(self) -> None:
-        """Forgets all rows; the next `read` starts from the top."""
+        """Drops all rows; the next `read` starts from the top."""
         self._decoding: Iterator[np.ndarray] | None = None
         self._kept: deque[np.ndarray] = deque()
         self._kept_bytes = 0
@@ -103,8 +103,8 @@ os.register_at_fork(after_in_child=lambda: globals().update(_limit_lock=threadin
 
 
 class PillowSource(FileSource):
-    """Any file that Pillow knows, decoded whole when it is first read: 3 bytes per pixel, and as much to
-    decode it."""
+    """Any file that Pillow reads, decoded whole at first access: 3 bytes per pixel, and as many to decode
+    it."""
 
     # What would read this format in parts, for the error of an image too large to decode whole.
     remedy = "save it as a tiled TIFF"
@@ -144,8 +144,7 @@ class PillowPhotoSource(PillowSource):
 
 @contextmanager
 def no_bomb_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels, which is one variable for the whole process; ours has been asked
-    before."""
+    """Lifts Pillow's pixel limit, a global of the process; `max_pixels` replaces it."""
     with _limit_lock:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         PIL.Image.MAX_IMAGE_PIXELS = None

@@ -1,5 +1,4 @@
-"""Which files are images, by their endings: the one list for folders, readers, predictions, training and
-the page."""
+"""File suffixes of images: the one list for folders, readers, prediction, training and the web page."""
 
 import os
 

@@ -25,7 +25,7 @@ PREMULTIPLIED, ALPHA = 1, 2
 
 
 def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
-    """Decoded samples `(H, W, C)` of a page of tifffile as uint8 RGB `(H, W, 3)`.
+    """Converts decoded samples `(H, W, C)` of a tifffile page to uint8 RGB `(H, W, 3)`.
 
     Raises:
         ValueError: if the page's colors are of another kind, or values beyond their range.
@@ -72,12 +72,12 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
 
 
 def num_unspecified(page: Any) -> int:
-    """How many bands of a page are no part of its colors, and are not shown."""
+    """Counts the bands of a page that are not colors or alpha, and are not shown."""
     return sum(kind not in (PREMULTIPLIED, ALPHA) for kind in page.extrasamples or ())
 
 
 def _full_range(values: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
-    """uint8, where the largest number that `bits` can hold is 255."""
+    """Scales to uint8 so that the largest number of `bits` becomes 255."""
     bits = bits if isinstance(bits, int) else max(bits)
     if values.dtype.kind != "u" or bits in (8, 16) or bits > 16:
         return samples_to_bytes(values)
@@ -86,7 +86,7 @@ def _full_range(values: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
 
 
 def _looked_up(page: Any, indices: np.ndarray) -> np.ndarray:
-    """Palette indices `(H, W)` as colors `(H, W, 3)`."""
+    """Maps palette indices `(H, W)` to colors `(H, W, 3)`."""
     table = page.colormap
     if table is None or indices.dtype.kind not in "bu":
         raise ValueError("its colors are a palette's, and it has no palette or no indices")
@@ -146,7 +146,7 @@ class TiffSource(TiledSource):
         self._file = None
 
     def _find_levels(self) -> list[Any]:
-        """The image's page, then those of its smaller copies."""
+        """Returns the image's page, then those of its smaller copies."""
         series = self._file.series[0]
         many = {
             axis: size
@@ -167,7 +167,7 @@ class TiffSource(TiledSource):
         return sorted(pages, key=lambda page: -page.imagewidth)
 
     def _map(self, page: Any) -> np.ndarray | None:
-        """`(planes, H, W, C)` in the file, if the page is one uncompressed piece."""
+        """Maps `(planes, H, W, C)` from the file if the page is one uncompressed block."""
         if not page.is_memmappable:
             return None
         planes, depth, height, width, samples = page.shaped
@@ -196,7 +196,7 @@ class TiffSource(TiledSource):
         return tiff_to_rgb(page, values)
 
     def _segment(self, page: Any, index: int, shape: tuple[int, int, int]) -> np.ndarray:
-        """One decoded tile or strip, of one plane if they are separate, `(h, w, C)`."""
+        """Decodes one tile or strip, of one plane if planes are separate, `(h, w, C)`."""
         if index >= len(page.dataoffsets):
             raise ValueError(f"the file lists only {len(page.dataoffsets)} tiles")
         offset, size = page.dataoffsets[index], page.databytecounts[index]
@@ -228,7 +228,7 @@ class TiffSource(TiledSource):
 
 
 def _orientation(page: Any) -> int:
-    """The orientation by its tag or by XMP, as Pillow finds it; 1 where they say nothing that is one."""
+    """Reads the orientation from its tag or XMP, as Pillow does; 1 without a valid one."""
     value = page.tags.valueof(274, default=None)
     if value is None:
         xmp = page.tags.valueof(700, default=b"")
@@ -238,7 +238,7 @@ def _orientation(page: Any) -> int:
 
 
 def _nodata(page: Any) -> float:
-    """What tiles show that were never written: GDAL_NODATA, or 0."""
+    """Value of tiles that were never written: GDAL_NODATA, or 0."""
     text = str(page.tags.valueof(42113, default="0")).strip("\0 ")
     try:
         value = float(text)
@@ -282,7 +282,7 @@ def _grid(page: Any, is_mapped: bool) -> TileLayout:
 
 
 def _is_copy(page: Any, first: Any) -> bool:
-    """Whether a page shows the first one smaller."""
+    """Checks if a page shows the first one at a smaller size."""
     smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
     # Within a pixel of the same aspect: not a slide's label.
     skew = abs(page.imagewidth * first.imagelength - page.imagelength * first.imagewidth)
@@ -291,8 +291,8 @@ def _is_copy(page: Any, first: Any) -> bool:
 
 
 def _check_content(page: Any, content: bytes) -> None:
-    """Decoders fill what is missing in a cut JPEG with gray, and take as much memory as an image says it
-    needs."""
+    """Checks embedded images: decoders fill a truncated JPEG with gray, and allocate the size an image
+    declares."""
     # Some writers pad; 0xFFD9 ends an image.
     if page.compression == JPEG and not content.rstrip(b"\0\xff").endswith(b"\xd9"):
         raise ValueError("its JPEG data are truncated")
