@@ -11,7 +11,7 @@ import pytest
 
 import vit_hf
 from vit_hf.data import digits
-from vit_hf.data.digits import DigitCanvas, CanvasRecipe, load_digits, render
+from vit_hf.data.digits import CanvasRecipe, DigitCanvas, load_digits, render
 from vit_hf.data.megapixel_digits import megapixel_digits
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from vit_hf.data.digits import (
     NOISE_PATTERNS,
     NUM_PATTERNS,
-    DigitCanvas,
     CanvasRecipe,
+    DigitCanvas,
     digits_of_split,
     load_digits,
     noise_patterns,

@@ -1,5 +1,5 @@
-"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as
-an AdaptiveSwin."""
+"""Converts a Vision Transformer of a family in `FAMILIES` to an AdaptiveViT with the same outputs, and a Swin
+to an AdaptiveSwin."""
 
 import re
 from collections.abc import Mapping
@@ -72,8 +72,8 @@ def convert(
     architecture: str | None = None,
     **fields: Any,
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor | BaseVideoProcessor]:
-    """A model of another family as one of ours with the same outputs, and an image processor that prepares
-    alike.
+    """Converts a model of another family to one of ours with the same outputs, with a matching image
+    processor.
 
     Args:
         source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2",
@@ -183,7 +183,7 @@ def check_fields(fields: Mapping[str, Any], is_swin: bool = False) -> None:
 
 
 def load_source(path: str | PathLike) -> PreTrainedModel:
-    """A checkpoint as the class that its configuration names, or as the bare encoder."""
+    """Loads a checkpoint as the class that its configuration names, or as the bare encoder."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in SWIN_FAMILIES:
         check_family(getattr(config, "vision_config", config))
@@ -204,7 +204,7 @@ def check_family(config: PretrainedConfig) -> Family:
 
 
 def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
-    """The configuration of the image encoder, and its family."""
+    """Returns the configuration of the image encoder, and its family."""
     config = getattr(model.config, "vision_config", model.config)
     return config, check_family(config)
 
@@ -212,8 +212,8 @@ def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
 def convert_config(
     config: PretrainedConfig, family: Family, classifier: PreTrainedModel | None
 ) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family, with a
-    classifier or none."""
+    """Converts the configuration of another family to fields of `AdaptiveViTConfig`, with or without a
+    classifier."""
     fields = {name: getattr(config, name) for name in SHARED if hasattr(config, name)}
     fields |= family.fields(config)
     if classifier is not None:
@@ -229,7 +229,7 @@ def convert_config(
 
 
 def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Tensor]:
-    """Weights of the encoder by our names and shapes."""
+    """Returns the encoder's weights with our names and shapes."""
     weights = {}
     for name, value in base.state_dict().items():
         ours = family.name(name)
@@ -254,7 +254,7 @@ def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Ten
 def load_weights(
     model: AdaptiveViTPreTrainedModel, weights: dict[str, torch.Tensor], model_type: str
 ) -> None:
-    """Copies weights; every one must find its place, and every place its weight.
+    """Copies weights; no weight may be left over or missing.
 
     Raises:
         CannotConvert: naming those that do not.
@@ -271,14 +271,14 @@ def load_weights(
 
 
 def processor_name(model_type: str) -> str:
-    """The image processor in transformers that a model of a family gets by default."""
+    """Name of the image processor in transformers that a family uses by default."""
     return SWIN_FAMILIES.get(model_type) or FAMILIES[model_type].processor
 
 
 def convert_processor(
     source: PreTrainedModel | str | PathLike, model: PreTrainedModel
 ) -> BaseImageProcessor | BaseVideoProcessor:
-    """An image processor of ours that prepares images as that of the source; of videos theirs.
+    """Makes an image processor that prepares images like the source's; video processors are kept.
 
     Of a model without one it is the default of its family, at the model's size.
     """

@@ -1,5 +1,4 @@
-"""What each family of Vision Transformers is in our terms: fields of the configuration, and names of
-weights."""
+"""The families of Vision Transformers in our terms: configuration fields and weight names."""
 
 import math
 import re
@@ -49,7 +48,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_state(model: nn.Module, weights: Weights) -> Any:
-    """Copies weights, and reports those without a place and places without one.
+    """Copies weights, and reports unexpected and missing ones.
 
     Raises:
         CannotConvert: if one has another shape than its place.
@@ -89,7 +88,7 @@ def no_head(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """How checkpoints of one `model_type` are read.
+    """Rules for reading checkpoints of one `model_type`.
 
     Attributes:
         fields: what of our configuration follows from theirs, beside `SHARED`.
@@ -113,7 +112,7 @@ class Family:
     pooled: Callable[[nn.Module], Weights] = no_weights
 
     def name(self, name: str) -> str | None:
-        """Our name of a weight of the base model; None if we have none for it."""
+        """Returns our name of a base model's weight; None if it is left out."""
         for pattern, replacement in self.rename:
             if re.search(pattern, name):
                 if replacement is None:
@@ -195,7 +194,7 @@ def deit_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """The table of positions has CLS, distillation token and patches; ours has no place for the second."""
+    """Drops the distillation token's position: the table holds CLS, distillation token and patches."""
     table = weights["embeddings.position_encoding.position_embeddings"]
     return weights | {
         "embeddings.position_encoding.position_embeddings": torch.cat((table[:, :1], table[:, 2:]), dim=1),
@@ -204,7 +203,7 @@ def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
 
 
 def deit_head(model: nn.Module) -> Weights | None:
-    """Both heads as one that reads CLS and distillation token: the mean of their answers."""
+    """Merges both heads into one that reads CLS and distillation token: the mean of their logits."""
     if not hasattr(model, "distillation_classifier"):
         return linear_head(model)
     heads = (model.cls_classifier, model.distillation_classifier)
@@ -239,7 +238,7 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def beit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """One parameter holds the tables of all blocks."""
+    """Merges the tables of all blocks into one parameter."""
     ours = "embeddings.position_encoding.relative_position_bias_table"
     tables = {name: value for name, value in weights.items() if name.endswith("relative_position_bias_table")}
     if not tables:
@@ -268,7 +267,7 @@ def siglip2_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def siglip2_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """A dense layer reads a patch with its channels last, and a convolution with them first."""
+    """Reshapes the dense patch layer (channels last) to a convolution (channels first)."""
     name = "embeddings.patch_embeddings.projection.weight"
     matrix = weights[name].unflatten(1, (*to_pair(config.patch_size), config.num_channels))  # (D, P, P, C)
     return weights | {name: matrix.permute(0, 3, 1, 2).contiguous()}
@@ -422,7 +421,7 @@ def videomae_head(model: nn.Module) -> Weights | None:
 
 
 def videomae_pooled(model: nn.Module) -> Weights:
-    """The norm of what the classifier pools."""
+    """Returns the norm of the classifier's pooled features."""
     return {f"layernorm.{name}": value for name, value in model.fc_norm.state_dict().items()}
 
 
@@ -468,8 +467,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
 
 
 def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVideoProcessor:
-    """The video processor beside a checkpoint, or the default of its family in transformers, at the
-    model's size."""
+    """Loads a checkpoint's video processor, or its family's default in transformers at the model's size."""
     names = (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
     if path and any(cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in names):
         return AutoVideoProcessor.from_pretrained(path)
@@ -492,7 +490,7 @@ DECODER_FIELDS = (
 
 
 def has_decoder(model: torch.nn.Module, fields: dict[str, Any]) -> bool:
-    """Whether a model has a decoder that is wanted: what selects goes with the encoder alone."""
+    """Checks if a model has a decoder to convert; selection and reduction use the encoder only."""
     return isinstance(model, ViTMAEForPreTraining) and not any(map(fields.get, NOT_PRETRAINED_WITH))
 
 
@@ -505,7 +503,7 @@ def decoder_fields(config: ViTMAEConfig) -> dict[str, Any]:
 def convert_autoencoder(
     config: AdaptiveViTConfig, encoder: Weights, model: ViTMAEForPreTraining
 ) -> tuple[AdaptiveViTForPreTraining, Weights]:
-    """A model of ours, and its weights by our names, those of the encoder given."""
+    """Builds our pretraining model, and adds the decoder's weights to the given ones of the encoder."""
     decoder = {
         f"decoder.{name}": value
         for name, value in model.decoder.state_dict().items()

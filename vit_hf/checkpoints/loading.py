@@ -1,4 +1,4 @@
-"""What a run may begin with: a ViT or a Swin, and what is asked for in the terms of each."""
+"""Loading of classifiers, ViT or Swin, with overrides of patch selection and token reduction."""
 
 import math
 from dataclasses import dataclass, field
@@ -38,20 +38,19 @@ NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_r
 
 
 def model_type_of(path: str) -> str:
-    """The key of `CLASSIFIERS` for a checkpoint, local or on the Hub; that of the ViT for all that is no
-    Swin."""
+    """Returns the key of `CLASSIFIERS` for a checkpoint, local or on the Hub; the ViT's for all but Swin."""
     model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     is_swin = model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
     return AdaptiveSwinConfig.model_type if is_swin else AdaptiveViTConfig.model_type
 
 
 def is_swin(path: str) -> bool:
-    """Whether a checkpoint is one that `AdaptiveSwinForImageClassification` loads."""
+    """Checks if `AdaptiveSwinForImageClassification` loads a checkpoint."""
     return model_type_of(path) == AdaptiveSwinConfig.model_type
 
 
 def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` as those of a Swin.
+    """Translates fields of `AdaptiveViTConfig` to those of a Swin.
 
     A number of patches becomes that of as many windows of the first stage as have these, a share of them the
     same share of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are
@@ -100,7 +99,7 @@ SELECTION_FIELDS = (
 
 @dataclass(kw_only=True)
 class SelectionArguments:
-    """What a checkpoint computes on, instead of what its config says."""
+    """Overrides of a checkpoint's patch selection, token reduction and image size."""
 
     patch_selector: dict | str | None = field(
         default=None,
@@ -148,13 +147,13 @@ class SelectionArguments:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
 
     def changes(self) -> dict[str, Any]:
-        """What `load_classifier` is to change in a checkpoint: that was asked for."""
+        """Returns the overrides of `load_classifier` that were given."""
         size = "native" if self.native_resolution else self.image_size
         return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
 
 
 def parse_part(name: str, value: dict | str | None) -> Part | None:
-    """A part of a model: its name, or a JSON object of the name as `type` and options.
+    """Parses a component's name, or a JSON object with the name as `type` and options.
 
     Raises:
         ValueError: for an object without a type, or text that begins as one and is none.
@@ -166,7 +165,7 @@ def parse_part(name: str, value: dict | str | None) -> Part | None:
 
 
 def parse_budget(value: float | str | None) -> int | float | None:
-    """A number of patches, or a fraction with a decimal point: "98" or "0.25".
+    """Parses a number of patches, or a fraction with a decimal point: "98" or "0.25".
 
     Raises:
         ValueError: if it is neither.
@@ -179,7 +178,7 @@ PREDICTORS = ("selector.", "reducers.")
 
 
 def part_of(model: PreTrainedModel, name: str) -> Literal["head", "predictor", "backbone"]:
-    """Where the parameter `name` of `model` belongs; a base model by itself has no head."""
+    """Assigns the parameter `name` to head, predictor or backbone; a base model has no head."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     if not name.startswith(prefix):
         return "head"
@@ -187,7 +186,7 @@ def part_of(model: PreTrainedModel, name: str) -> Literal["head", "predictor", "
 
 
 def check_reduces(config: PreTrainedConfig) -> None:
-    """Raises: ValueError for a token reducer that is not told how much to take away."""
+    """Raises: ValueError for a token reducer whose keep rate removes no tokens."""
     merges_number = options_of(config.token_reducer).get("r") is not None
     if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
         raise ValueError(
@@ -203,7 +202,8 @@ def load_classifier(
     resolution: int | Literal["native"] | None = None,
     **fields: Any,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Any saved image classifier and its image processor, if asked to computing on less, or on more.
+    """Loads any saved image classifier and its image processor, optionally with another selection or
+    reduction.
 
     A Swin computes on windows: for it a number of patches means as many windows of the first stage as have
     these.
@@ -277,7 +277,8 @@ def load_classifier(
 
 
 def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:
-    """Makes an image processor resize to so many pixels a side, or not at all; None leaves it as it is."""
+    """Sets the side in pixels that an image processor resizes to, or turns resizing off; None changes
+    nothing."""
     if resolution is None:
         return
     processor.do_resize, processor.do_center_crop = resolution != "native", False
@@ -288,7 +289,7 @@ def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["nat
 
 
 def check_path(path: str) -> None:
-    """Say so if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
+    """Raises if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
 
     Raises:
         FileNotFoundError: if it can be nothing but a folder.
@@ -304,5 +305,5 @@ def check_path(path: str) -> None:
 
 
 def is_image_processor_saved(path: str) -> bool:
-    """Whether there is an image processor beside a checkpoint, local or on the Hub."""
+    """Checks if a checkpoint, local or on the Hub, has an image processor."""
     return cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None

@@ -1,4 +1,4 @@
-"""The files of google-research/vision_transformer (JAX), read and written with numpy alone.
+"""Reads and writes the files of google-research/vision_transformer (JAX) with numpy only.
 
 Names and shapes are those of `models_vit.py` there (Dosovitskiy et al., 2020): kernels have inputs first;
 those of attention are `(D, heads, d)`, and of its output `(heads, d, D)`.
@@ -43,7 +43,7 @@ DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
 
 
 class Arrays(dict[str, np.ndarray]):
-    """Arrays of a file by name, and which of them were read.
+    """Arrays of a file by name, with a record of which were read.
 
     Raises:
         CannotConvert: at the reading of one that is not there, or is not of real numbers.
@@ -69,7 +69,8 @@ class Arrays(dict[str, np.ndarray]):
 def load_npz(
     path: str | PathLike, **fields: Any
 ) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTImageProcessor]:
-    """A ViT of google-research/vision_transformer, and an image processor that prepares as it was trained.
+    """Loads a ViT of google-research/vision_transformer, with an image processor that prepares as in its
+    training.
 
     Args:
         path: the `.npz` file. Nothing in it is executed: arrays of objects are refused.
@@ -121,7 +122,7 @@ def load_npz(
 
 
 def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` that shapes tell.
+    """Infers fields of `AdaptiveViTConfig` from array shapes.
 
     Raises:
         CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the
@@ -163,7 +164,7 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.Tensor]:
-    """Weights by our names and shapes."""
+    """Returns the weights with our names and shapes."""
     ours: dict[str, np.ndarray] = {
         "vit.embeddings.cls_token": arrays["cls"],
         "vit.embeddings.position_encoding.position_embeddings": arrays[POSITIONS],
@@ -198,7 +199,7 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
 
 
 def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
-    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of
+    """Writes a plain ViT classifier, or a hybrid with their ResNet, as a file of
     google-research/vision_transformer.
 
     The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and

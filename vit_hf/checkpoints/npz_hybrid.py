@@ -38,7 +38,7 @@ def is_hybrid(arrays: dict[str, np.ndarray]) -> bool:
 
 
 def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig`, where the rest of the file gave `fields` in cells of the feature map.
+    """Infers fields of `AdaptiveViTConfig`; the rest of the file gave `fields` in cells of the feature map.
 
     Raises:
         CannotConvert: for a ResNet without stages, or patches of several cells.
@@ -80,7 +80,7 @@ def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict
 
 
 def to_ours(arrays: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str, np.ndarray]:
-    """Weights of the ResNet by our names and shapes.
+    """Returns the ResNet's weights with our names and shapes.
 
     Raises:
         CannotConvert: if one is missing.
@@ -97,7 +97,7 @@ def to_ours(arrays: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str
 
 
 def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str, np.ndarray]:
-    """The arrays of a file for the ResNet of a model with all `weights`.
+    """Returns the file's arrays for the ResNet of a model with all `weights`.
 
     Args:
         config: the backbone's.
@@ -130,7 +130,7 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
 
 
 def _modules(depths: list[int]) -> dict[str, str]:
-    """Their names of convolutions and norms, and ours."""
+    """Maps their names of convolutions and norms to ours."""
     names = {"conv_root": "embedder.convolution", "gn_root": "embedder.norm"}
     for stage, depth in enumerate(depths):
         for unit in range(depth):

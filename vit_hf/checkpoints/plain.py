@@ -1,4 +1,4 @@
-"""An AdaptiveViT without anything of its own, as transformers' ViT."""
+"""Converts a plain AdaptiveViT to transformers' ViT."""
 
 from transformers import (
     PreTrainedConfig,
@@ -36,7 +36,7 @@ PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_b
 
 
 def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = ()) -> None:
-    """Refuses a field that transformers' `ViTConfig` has not, unless it has its default or means nothing.
+    """Refuses fields unknown to transformers' `ViTConfig`, unless they have their default or no effect.
 
     Args:
         what: where the configuration is to fit, for the message.
@@ -58,7 +58,7 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
 
 
 def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:
-    """A plain AdaptiveViT as transformers' ViT with the same outputs; the other way is `convert`.
+    """Converts a plain AdaptiveViT to transformers' ViT with the same outputs; `convert` is the inverse.
 
     Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square
     grid. timm resizes tables with antialiasing, which ViT does not: `convert(model,
@@ -102,7 +102,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
 
 
 def processor_to_transformers(processor: BaseImageProcessor) -> ViTImageProcessor:
-    """An image processor of ours as transformers' `ViTImageProcessor` that prepares alike.
+    """Converts our image processor to a transformers `ViTImageProcessor` with the same output.
 
     Raises:
         CannotConvert: for an option that it has not.

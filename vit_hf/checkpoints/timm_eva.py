@@ -1,4 +1,4 @@
-"""timm's `Eva`: EVA, EVA-02 and its CLIP variants, DINOv3, and RoPE-ViT with fixed frequencies."""
+"""Converts timm's `Eva`: EVA, EVA-02 and its CLIP variants, DINOv3, and RoPE-ViT with fixed frequencies."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from .timm_parts import (
     TABLE,
     check_blocks,
     feed_forward,
-    unsupported_options,
     refuse,
     shared_options,
     shared_weights,
+    unsupported_options,
 )
 
 
@@ -23,7 +23,7 @@ ROTATIONS = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3")
 
 
 def read_config(model: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig`.
+    """Reads fields of `AdaptiveViTConfig`.
 
     Raises:
         CannotConvert: naming every option that an AdaptiveViT does not have.
@@ -77,7 +77,7 @@ def unsupported_rotation(model: nn.Module) -> dict[str, bool]:
 
 
 def read_positions(model: nn.Module) -> Part:
-    """`position_encoding` of ours."""
+    """Reads our `position_encoding`."""
     rope, table = model.rope, model.pos_embed is not None
     if rope is None:
         return {"type": "learned", **TABLE} if table else "none"
@@ -97,7 +97,7 @@ def read_positions(model: nn.Module) -> Part:
 
 
 def biases(attention: nn.Module) -> dict[str, torch.Tensor | None]:
-    """Biases of queries, keys and values; None for none."""
+    """Biases of queries, keys and values; None where absent."""
     names = ("q_proj", "k_proj", "v_proj")
     if attention.qkv is None:
         return {name: getattr(attention, name).bias for name in names}
@@ -119,8 +119,8 @@ def matrices(attention: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def channel_order(model: nn.Module) -> torch.Tensor | None:
-    """Which channel of theirs each of a head's channels is, so that ours rotates the pairs that theirs
-    rotates.
+    """Permutation of a head's channels after which our rotation pairs the same channels as timm's; None if it
+    is the identity.
 
     Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbors, or have
     columns first.
@@ -137,7 +137,7 @@ def channel_order(model: nn.Module) -> torch.Tensor | None:
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
-    """Weights by our names and shapes."""
+    """Returns the weights with our names and shapes."""
     theirs = {name: value.detach() for name, value in model.state_dict().items()}
     ours, order = shared_weights(model, theirs), channel_order(model)
     for index, block in enumerate(model.blocks):
@@ -146,7 +146,7 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 
 
 def block_weights(block: nn.Module, order: torch.Tensor | None) -> Weights:
-    """A block's weights by our names."""
+    """Returns a block's weights with our names."""
     attention, mlp = block.attn, block.mlp
     parts = {
         "layernorm_before": block.norm1,

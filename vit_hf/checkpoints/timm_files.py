@@ -1,5 +1,5 @@
-"""Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub
-has them."""
+"""Loads weights that timm saved into their timm module: from a file, a state dict, or a folder as on timm's
+Hub."""
 
 import inspect
 import json
@@ -54,7 +54,7 @@ def is_weights_file(source: Any) -> bool:
 
 
 def read_weights(path: str | PathLike) -> Weights:
-    """Tensors of a file; nothing in it is executed.
+    """Reads the tensors of a file; nothing in it is executed.
 
     Raises:
         CannotConvert: if it holds more than tensors, or is TorchScript.
@@ -78,7 +78,7 @@ def read_weights(path: str | PathLike) -> Weights:
 
 @contextmanager
 def refusing_pickles(path: str | PathLike) -> Iterator[None]:
-    """Says what is wrong with a pickle that `weights_only=True` did not load, here or in transformers.
+    """Explains why `weights_only=True` refused a pickle, here or in transformers.
 
     Raises:
         CannotConvert: for such a pickle.
@@ -94,7 +94,7 @@ def refusing_pickles(path: str | PathLike) -> Iterator[None]:
 
 
 def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
-    """`config.json` of a folder or Hub repository that timm saved; None of any other."""
+    """Reads `config.json` of a folder or Hub repository that timm saved; None for any other."""
     file = cached_file(
         path,
         "config.json",
@@ -109,7 +109,7 @@ def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
 
 
 def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture: str | None) -> nn.Module:
-    """A model of timm with the given weights, in evaluation mode and of their dtype.
+    """Builds a timm model with the given weights, in evaluation mode and of their dtype.
 
     Args:
         source: a state dict, or a file with one.
@@ -133,7 +133,7 @@ def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture:
 
 
 def load_timm_folder(path: str | PathLike, config: dict[str, Any]) -> nn.Module:
-    """The model of a folder or Hub repository that timm saved, with its preparation and names of classes.
+    """Builds the model of a folder or Hub repository that timm saved, with its preprocessing and class names.
 
     Raises:
         CannotConvert, ImportError: see `load_timm`.
@@ -199,7 +199,7 @@ def create(architecture: str, options: dict[str, Any]) -> nn.Module:
 
 
 def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
-    """What of `model_args` describes an architecture. A file must not make timm open another one.
+    """Selects the `model_args` that describe an architecture. A file must not make timm open another one.
 
     Raises:
         CannotConvert: for an argument that is none of timm's Vision Transformers.
@@ -227,8 +227,8 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def infer_image_size(weights: Weights, model: nn.Module) -> int | None:
-    """Pixels a side, if the table of positions is that of a square; None if it is of the model's own grid
-    or none."""
+    """Infers the side in pixels if the table of positions is a square other than the model's own; else
+    None."""
     table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
     patches = weights.get("patch_embed.proj.weight")
     if table is None or own is None or patches is None or table.ndim != 3 or patches.ndim != 4:

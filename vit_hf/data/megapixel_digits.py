@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, DigitCanvas, CanvasRecipe, digits_of_split
+from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, CanvasRecipe, DigitCanvas, digits_of_split
 
 
 SPLITS = ("train", "test")

@@ -1,4 +1,4 @@
-"""From the logits of tiles to those of the image.
+"""Aggregation of tile logits to image logits.
 
 An aggregation is a function in `TILE_AGGREGATIONS`; a new one is a function and a line. None has parameters
 to train.
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class AggregationOptions:
-    """What aggregations may go by.
+    """Options of aggregations.
 
     Attributes:
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
@@ -59,13 +59,13 @@ class TileAggregation:
 
 
 def probabilities_of(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
-    """`(..., L)`: by softmax, or for several labels an image each by itself by sigmoid."""
+    """Returns `(..., L)` probabilities: softmax, or sigmoid per label for multi-label problems."""
     return logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
 
 
 def votes_of(tile_logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
-    """`(L,)` int64: how many tiles answer each label; of several labels an image, those with a probability
-    over 0.5."""
+    """Counts the tiles that predict each label, `(L,)` int64; with several labels per image, those with a
+    probability over 0.5."""
     if is_multi_label:
         return (tile_logits > 0).sum(dim=0)
     return tile_logits.argmax(dim=1).bincount(minlength=tile_logits.shape[1])
@@ -80,14 +80,14 @@ def _max(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor
 
 
 def _top_k_mean(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favor it
-    most."""
+    """Averages, for each label, the k highest tile logits, as MI-Zero pools a slide (Lu et al., 2023)."""
     num_tiles = min(options.num_top_tiles, len(tile_logits))
     return tile_logits.topk(num_tiles, dim=0).values.mean(dim=0)
 
 
 def _attention(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """A mean in which surer tiles count more: by exp(-entropy), as EATA weights samples (Niu et al., 2022).
+    """Averages with more weight on more certain tiles: exp(-entropy), as EATA weights samples (Niu et al.,
+    2022).
 
     So one that wavers evenly between n classes counts 1/n of one that is certain, at a temperature of 1. Of
     several labels an image each has its own weights, by the entropy of whether it applies.
@@ -103,7 +103,7 @@ def _attention(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.
 
 
 def _vote(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """Logits whose probabilities are shares of votes.
+    """Returns logits whose probabilities are fractions of votes.
 
     One vote more is shared out as the mean probability has it, which breaks ties and keeps logits finite.
     """
@@ -125,8 +125,8 @@ TILE_AGGREGATIONS = {
 
 
 def problem_type_of(config: PreTrainedConfig) -> str:
-    """That of a model; where its configuration does not say, one label is a regression, as in
-    transformers' losses."""
+    """Returns a model's problem type; if its config has none, one label means regression, as in transformers'
+    losses."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
@@ -151,7 +151,7 @@ def check_aggregation(aggregate: Any, problem_type: str) -> None:
 def aggregate_tiles(
     tile_logits: torch.Tensor, aggregate: str, options: AggregationOptions | None = None
 ) -> torch.Tensor:
-    """Logits of an image `(L,)` float32 from those of its tiles.
+    """Aggregates the logits of tiles to the image's `(L,)` float32.
 
     Args:
         tile_logits: `(T, L)`; for a regression, its numbers.

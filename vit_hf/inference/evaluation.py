@@ -24,7 +24,7 @@ SPLITS = ("test", "validation", "train")
 
 @dataclass(kw_only=True)
 class EvaluationArguments(SelectionArguments):
-    """What to evaluate, and how."""
+    """Arguments of an evaluation."""
 
     _argument_group_name = "evaluation"
 
@@ -61,7 +61,7 @@ def evaluate_model(
     data_arguments: DataArguments,
     log: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
 ) -> tuple[dict[str, float], Path]:
-    """Compute the metrics of a model on a split, and write them to a file.
+    """Computes the metrics of a model on a split, and writes them to a file.
 
     Labels are matched with the model's by name. With `split="validation"`, data without such a split have it
     held out as for fine-tuning; otherwise nothing is held out.
@@ -129,13 +129,14 @@ def evaluate_model(
 
 
 def selection_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a model selects and reduces by; nothing of a reducer where it has none."""
+    """Returns the config fields of patch selection and token reduction; none of a reducer if there is
+    none."""
     names = SELECTION_FIELDS if getattr(config, "token_reducer", None) else SELECTION_FIELDS[:2]
     return given_fields(config, [name for name in names if hasattr(config, name)])
 
 
 def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:
-    """Where metrics go if nothing else is said: beside a local model, or else in the working directory.
+    """Default path of the metrics file: in a local model's folder, otherwise in the working directory.
 
     What was changed in the checkpoint is part of the name, lest one trial replaces another.
     """

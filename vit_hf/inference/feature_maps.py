@@ -1,4 +1,4 @@
-"""Maps of an image put together from those of its tiles, without seams.
+"""Feature maps of an image, blended from those of its tiles without seams.
 
 Where tiles overlap, each counts by a raised cosine that falls to nothing at its border, where it knows least
 of what is around; the weights of all tiles sum to one everywhere. Weights are products of one of the row and
@@ -28,8 +28,7 @@ AT_BORDER, BEYOND_VALUES = 1e-6, 1e-12
 
 
 class BlendedAxis:
-    """How much each value of each tile along an axis counts in each cell of a map; for a cell, all sum to
-    one.
+    """Weights of each value of each tile along an axis in each cell of a map; they sum to one per cell.
 
     Values are interpolated linearly between their centers, so a map whose values change linearly stays as it
     is.
@@ -51,7 +50,8 @@ class BlendedAxis:
             self.total[cells] += self._window(cells, start)
 
     def weights(self, index: int) -> tuple[slice, torch.Tensor]:
-        """The cells that a tile covers, and `(cells, num_values)` float64 weights of its values there."""
+        """Returns the cells that a tile covers, and `(cells, num_values)` float64 weights of its values
+        there."""
         start = self.starts[index]
         cells = self._cells(start)
         shares = self._window(cells, start) / self.total[cells]
@@ -66,7 +66,7 @@ class BlendedAxis:
         return cells, shares[:, None] * weights
 
     def matrix(self) -> torch.Tensor:
-        """`(num_cells, tiles)` float64 weights of tiles that have one value each."""
+        """Returns `(num_cells, tiles)` float64 weights of tiles with one value each."""
         matrix = torch.zeros(self.num_cells, len(self.starts), dtype=torch.float64)
         for index in range(len(self.starts)):
             cells, weights = self.weights(index)
@@ -74,8 +74,8 @@ class BlendedAxis:
         return matrix
 
     def _cells(self, start: int) -> slice:
-        """Those whose centers, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that
-        none is lost."""
+        """Cells whose centers, (cell + 1/2) * length / num_cells, lie in a tile; in integers, so that none is
+        lost."""
         first, last = (2 * self.num_cells * place - self.length for place in (start, start + self.tile))
         return slice(
             max(0, -(-first // (2 * self.length))), min(self.num_cells, last // (2 * self.length) + 1)
@@ -95,7 +95,7 @@ class BlendedAxis:
 
 
 def blend_values(values: torch.Tensor, grid: TileGrid, size: tuple[int, int]) -> torch.Tensor:
-    """A map `(R, S)` float32 of one value for each tile, `(T,)`.
+    """Blends one value per tile, `(T,)`, to a map `(R, S)` float32.
 
     Args:
         size: R and S. Cells larger than tiles get the mean of what they cover.
@@ -113,7 +113,7 @@ def blend_values(values: torch.Tensor, grid: TileGrid, size: tuple[int, int]) ->
 
 
 class BlendedFeatures:
-    """A feature map of an image, to which those of its tiles are added one by one.
+    """A feature map of an image, to which the maps of its tiles are added one by one.
 
     As many cells to a pixel as the tiles have values, rounded to whole rows and columns of the image.
 
@@ -146,7 +146,7 @@ class BlendedFeatures:
             self.buffer = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.float32, shape))
 
     def add(self, index: int, features: torch.Tensor) -> None:
-        """The map `(D, r, s)` of a tile, on any device and of any dtype."""
+        """Adds the map `(D, r, s)` of a tile, on any device and of any dtype."""
         row, column = divmod(index, len(self.columns.starts))
         rows, down = self.rows.weights(row)
         columns, across = self.columns.weights(column)
@@ -156,14 +156,14 @@ class BlendedFeatures:
 
     @property
     def feature_map(self) -> torch.Tensor:
-        """`(D, R, S)` float32, a view of what is held."""
+        """Returns `(D, R, S)` float32, a view of the stored map."""
         return self.buffer.permute(2, 0, 1)
 
 
 def run_with_patch_states(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> tuple[ModelOutput, torch.Tensor]:
-    """The outputs of a model, and `(B, D, r, s)` of its patches.
+    """Runs a model; returns its outputs and the states `(B, D, r, s)` of its patches.
 
     That is the last feature map of a backbone; `restored_hidden_state` of an AdaptiveViT, with or without a
     head, which has all patches whatever is selected or reduced; and `last_hidden_state` of others, less CLS
@@ -193,7 +193,7 @@ def run_with_patch_states(
 
 
 def _to_map(states: torch.Tensor, config: object, input_size: tuple[int, int]) -> torch.Tensor | None:
-    """`(B, prefix + r*s, D)` to `(B, D, r, s)`; None if it is not known what r and s are."""
+    """Reshapes `(B, prefix + r*s, D)` to `(B, D, r, s)`; None if r and s are unknown."""
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None:
         return None

@@ -1,4 +1,4 @@
-"""The picture of a heat map, beside the image it is of."""
+"""Figure of a heat map next to its image."""
 
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ def draw_heat_map(
 
 
 def _panel(sheet: Sheet, cell: Cell, background: np.ndarray, title: str, size: tuple[int, int]) -> Axes:
-    """Axes in pixels of the image, whose height and width are `size`."""
+    """Axes in pixels of the image, of height and width `size`."""
     height, width = size
     axes = sheet.axes(cell)
     axes.imshow(background, extent=(0, width, height, 0), aspect="auto", interpolation="auto")

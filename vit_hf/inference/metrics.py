@@ -51,7 +51,7 @@ class OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(OfflineMetric):
-    """Share of right answers; of several labels, all must be right (exact match)."""
+    """Fraction of correct predictions; with several labels, all must be correct (exact match)."""
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         name = "exact_match" if self.multilabel else "accuracy"
@@ -59,7 +59,7 @@ class Accuracy(OfflineMetric):
 
 
 class F1(OfflineMetric):
-    """F1 averaged over the classes that occur (macro); of several labels, over all decisions (micro)."""
+    """F1 averaged over the classes that occur (macro); with several labels, over all decisions (micro)."""
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         average = "micro" if self.multilabel else "macro"
@@ -68,7 +68,7 @@ class F1(OfflineMetric):
 
 
 class TopKAccuracy(OfflineMetric):
-    """Share of examples whose class is among the k highest scores.
+    """Fraction of examples whose class is among the k highest scores.
 
     Args (of `compute`):
         predictions: `(B, num_labels)` scores.
@@ -109,7 +109,7 @@ BEST_MODEL_METRIC: dict[str, tuple[str, bool]] = {
 def compute_metrics_for(
     problem_type: str, num_labels: int, top_k: int = 5
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a `Trainer`.
+    """Makes the `compute_metrics` of a `Trainer`.
 
     Args:
         problem_type: as in a model's config: "single_label_classification" gives accuracy, macro F1 and, with

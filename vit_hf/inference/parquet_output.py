@@ -1,5 +1,4 @@
-"""Answers of a large collection: a folder of Parquet files, one for each part, each written at once or not
-at all."""
+"""Predictions of a large collection: a folder of Parquet files, one per part, each written atomically."""
 
 import json
 import uuid
@@ -21,7 +20,7 @@ ORIGIN = b"vit_hf"
 
 
 def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
-    """Columns of the answers: which image, what `predict_files` says of it, and why there is no answer.
+    """Columns of the output: the image, the results of `predict_files`, and any error.
 
     `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that
     Parquet file and the row in it, from 0. With `error`, what would be the answer is null.
@@ -47,7 +46,7 @@ def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict
 
 
 class ParquetWriter:
-    """The folder, of this machine or of a store.
+    """The output folder, local or in a store.
 
     Raises:
         NotADirectoryError: if it is a file.
@@ -61,11 +60,11 @@ class ParquetWriter:
             raise NotADirectoryError(f"output {self.name} is a file; name a folder")
 
     def parts(self) -> list[str]:
-        """Names of the parts that are there."""
+        """Returns the names of the parts written so far."""
         return [file[: -len(SUFFIX)] for file in self._files() if file.endswith(SUFFIX)]
 
     def begin(self) -> None:
-        """Make the folder, and clear away what was being written when an earlier run was killed."""
+        """Creates the folder, and removes partial files of an earlier, killed run."""
         filesystem, path = self.stores.open(self.name)
         filesystem.create_dir(path, recursive=True)
         for file in self._files():
@@ -73,12 +72,12 @@ class ParquetWriter:
                 filesystem.delete_file(f"{path}/{file}")
 
     def has(self, part: Part) -> bool:
-        """Whether a part was written."""
+        """Checks if a part was written."""
         filesystem, path = self.stores.open(self.name)
         return filesystem.get_file_info(f"{path}/{part.name}{SUFFIX}").type == FileType.File
 
     def write(self, part: Part, predictions: list[FilePrediction], schema: pyarrow.Schema) -> None:
-        """Write the answers of a part, in its order; instead of those that are there, if so."""
+        """Writes the predictions of a part in its order, replacing earlier ones."""
         rows = []
         for index, prediction in enumerate(predictions):
             where = {"file": prediction.file, "table": part.table}
@@ -92,7 +91,8 @@ class ParquetWriter:
         filesystem.move(unfinished, f"{path}/{part.name}{SUFFIX}")
 
     def pending(self, parts: list[Part]) -> list[Part]:
-        """What has no answer yet: parts whole, or what of them was not answered in parts of other sizes."""
+        """Returns the images without a prediction: whole parts, or the rest of a part if parts had other
+        sizes before."""
         existing = set(self.parts())
         pending = [part for part in parts if part.name not in existing]
         others = sorted(existing - {part.name for part in parts})
@@ -112,7 +112,7 @@ class ParquetWriter:
         return [part for part in left if len(part)]
 
     def check_origin(self, origin: dict[str, Any]) -> None:
-        """Refuse to go on with answers that were made with something else.
+        """Refuses to continue an output that was made with other settings.
 
         Raises:
             ValueError: naming what differs, or a Parquet file that is not of ours.
@@ -140,8 +140,8 @@ class ParquetWriter:
                 )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
-        """How many images the folder has answers or errors for, how many errors, and the first
-        `num_errors` of these."""
+        """Counts predicted images (errors included) and errors; also returns the first `num_errors`
+        errors."""
         answers = self._dataset(self.parts())
         has_error = field("error").is_valid()
         first = answers.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)

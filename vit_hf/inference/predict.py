@@ -1,4 +1,4 @@
-"""Labels for image files, whole or tile by tile; a file that cannot be read is an answer too."""
+"""Classification of image files, whole or tile by tile; an unreadable file gives an error result."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from .tiles import predict_tiled
 
 @dataclass(kw_only=True)
 class PredictionArguments(SelectionArguments):
-    """What to predict with, and what to tell."""
+    """Arguments of a prediction."""
 
     _argument_group_name = "prediction"
 
@@ -49,7 +49,7 @@ class PredictionArguments(SelectionArguments):
 
 @dataclass
 class FilePrediction:
-    """What came of one file: an answer, or the reason why there is none.
+    """The result for one file, or the error.
 
     `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
     regression `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid,
@@ -66,7 +66,7 @@ PreparedFiles = tuple[list[str], list[tuple[list[str], dict[str, torch.Tensor]]]
 
 
 class Preparation:
-    """Collates files: reads and prepares them, setting aside those that cannot be.
+    """Collates files: reads and prepares them, and collects the errors of those that fail.
 
     Args:
         image_processor: the model's.
@@ -115,7 +115,7 @@ def predict_files(
     batch_size: int = 16,
     num_workers: int = 0,
 ) -> Iterator[FilePrediction]:
-    """Classify image files, in order and whatever their sizes.
+    """Classifies image files, in order and whatever their sizes.
 
     Args:
         model: any image classifier of transformers, on the device to use.
@@ -136,7 +136,7 @@ def predict_files(
 
 
 def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
-    """Refuse to tell which patches were selected where the model does not.
+    """Refuses `with_patches` for a model that does not output selected patches.
 
     Raises:
         TypeError: if so.
@@ -156,7 +156,7 @@ def _predictions(
 def predict_prepared(
     model: PreTrainedModel, prepared: PreparedFiles, top_k: int, with_patches: bool
 ) -> list[FilePrediction]:
-    """What the model says of files that a `Preparation` read; it should be in evaluation mode."""
+    """Predicts files that a `Preparation` read; the model should be in evaluation mode."""
     files, batches, errors = prepared
     answers = {}
     for names, features in batches:
@@ -172,7 +172,7 @@ def _answer(
     with_patches: bool,
     errors: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Answers of one batch by file; what the model refuses is added to `errors`."""
+    """Predicts one batch by file; adds the model's refusals to `errors`."""
     try:
         outputs = model(**{name: values.to(model.device) for name, values in features.items()})
     except ValueError as error:
@@ -213,7 +213,7 @@ def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class TilingArguments:
-    """Whether images are cut into tiles, and what is made of them."""
+    """Arguments of prediction by tiles."""
 
     _argument_group_name = "tiles"
 
@@ -252,8 +252,7 @@ def predict_files_tiled(
     with_patches: bool = False,
     batch_size: int = 16,
 ) -> Iterator[FilePrediction]:
-    """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files`
-    tells.
+    """Classifies image files by their tiles, in order; results of `predict_files` gain `num_tiles`.
 
     Args:
         model: any image classifier of transformers, on the device to use.

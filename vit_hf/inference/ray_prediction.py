@@ -1,4 +1,4 @@
-"""Labels for collections larger than a machine, on Ray Data."""
+"""Classification of collections larger than one machine, on Ray Data."""
 
 import contextlib
 import json
@@ -37,8 +37,8 @@ from .predict import (
     PredictionArguments,
     Preparation,
     PreparedFiles,
-    predict_prepared,
     check_with_patches,
+    predict_prepared,
 )
 
 
@@ -58,7 +58,7 @@ MAX_TASKS = 10_000
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Attempts:
-    """Counts how often each part was begun: Ray itself would begin one forever that kills every worker."""
+    """Counts the attempts at each part: Ray itself would retry forever one that kills every worker."""
 
     def __init__(self):
         self.counts = Counter()
@@ -70,7 +70,7 @@ class Attempts:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker has to know."""
+    """Settings of a worker."""
 
     arguments: PredictionArguments
     folder: ParquetWriter
@@ -78,7 +78,7 @@ class WorkerSettings:
 
 
 class Worker:
-    """Holds the model, and answers parts."""
+    """Holds the model, and predicts parts."""
 
     def __init__(self, settings: WorkerSettings, attempts: ray.actor.ActorHandle):
         self.settings, self.attempts, arguments = settings, attempts, settings.arguments
@@ -91,7 +91,7 @@ class Worker:
             self.model.to(torch.accelerator.current_accelerator())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Write parts, and tell of each how many images it has, or why it could not be written."""
+        """Predicts and writes parts; returns each part's number of images, or why it failed."""
         counts, failures = [], []
         for text in batch["part"]:
             part = Part(**json.loads(text))
@@ -108,7 +108,7 @@ class Worker:
         return {"count": counts, "failure": failures}
 
     def predict(self, part: Part) -> None:
-        """Write the answers of a part, if that was not done by a worker that died afterwards."""
+        """Predicts and writes a part, unless a worker did so before it died."""
         arguments, folder = self.settings.arguments, self.settings.folder
         if folder.has(part):
             return
@@ -131,7 +131,7 @@ class Worker:
 
 @dataclass
 class CollectionRun:
-    """A prediction about which nothing is left to be found wrong.
+    """A validated run, ready to start.
 
     Attributes:
         settings: of the workers.
@@ -149,16 +149,16 @@ class CollectionRun:
 
     @property
     def num_pending(self) -> int:
-        """How many images have no answer yet."""
+        """Number of images without a prediction."""
         return sum(map(len, self.pending))
 
     @property
     def folder(self) -> str:
-        """Where the answers are."""
+        """Name of the output folder."""
         return self.settings.folder.name
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Describes the run in a few lines."""
         arguments, num_done = self.settings.arguments, self.num_images - self.num_pending
         done = f"; {num_done} have answers" if num_done else ""
         where = os.environ.get("RAY_ADDRESS")
@@ -175,7 +175,7 @@ class CollectionRun:
         return self.settings.folder.summary(num_errors)
 
     def execute(self) -> Iterator[int]:
-        """Answer what is pending; tells how many images each part has that was written.
+        """Predicts the pending parts; yields the number of images of each part written.
 
         A part whose worker dies is begun again by another. If that goes on, its images are tried one by one,
         and those whose worker dies then have that as their error.
@@ -240,7 +240,7 @@ class CollectionRun:
 def prepare_collection(
     arguments: PredictionArguments, collection: CollectionArguments, inputs: list[str]
 ) -> CollectionRun:
-    """Find the images, what is to be done of them, and what is wrong with the arguments.
+    """Finds the images and what remains to be done, and checks the arguments.
 
     Args:
         arguments: `output` is a folder of Parquet files, see `prediction_schema`.
@@ -299,7 +299,7 @@ def _start_ray() -> None:
 
 @contextlib.contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Of the process, not of Python: Ray's core says there that it was told to say nothing."""
+    """Silences the process's stderr, not Python's: Ray's core writes there that it was told to be silent."""
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -316,7 +316,7 @@ def _read(batch: dict[str, StoredImage], stores: Stores, name: str) -> PIL.Image
 
 
 def _map_ahead(function: Callable, values: Iterable, num_threads: int) -> Iterator[Any]:
-    """Like `map`, in threads that are at most one value each ahead."""
+    """Maps like `map`, with threads that run at most one value each ahead."""
     if not num_threads:
         yield from map(function, values)
         return
@@ -336,7 +336,7 @@ def _missing(parts: list[Part], folder: ParquetWriter) -> list[Part]:
 
 
 def _be_quiet() -> None:
-    """Ray Data tells nothing on the terminal; its own files have it."""
+    """Keeps Ray Data off the terminal; its log files have everything."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,4 +1,4 @@
-"""Images that do not fit into memory, as a model takes them: bands of patches, single patches, thumbnails."""
+"""Model inputs from images that do not fit into memory: bands of patches, single patches, thumbnails."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ BAND_PIXELS = 2**18
 
 
 class StreamedImage:
-    """A source as the model wants it: normalized, a band of patches or a thumbnail at a time.
+    """A source in the form a model takes: normalized, read by band of patches or as a thumbnail.
 
     Args:
         source: the image.
@@ -61,7 +61,7 @@ class StreamedImage:
         self._patches: dict[int, torch.Tensor] = {}
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """`(1, 3, height, width)` float32 of uint8 `(height, width, 3)`."""
+        """Converts uint8 `(height, width, 3)` to `(1, 3, height, width)` float32."""
         options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
         if hasattr(self.image_processor, "return_patches"):
             options["return_patches"] = False
@@ -70,8 +70,8 @@ class StreamedImage:
         ]
 
     def bands(self, purpose: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond
-        whole patches."""
+        """Yields the first patch row of each band, and the band `(1, C, rows * P, S * P)`, cropped to whole
+        patches."""
         height, width = self.patch_size
         rows, columns = self.grid
         step = max(1, BAND_PIXELS // (height * width * columns))
@@ -83,7 +83,7 @@ class StreamedImage:
     # What is remembered must serve training, though it was read while predicting.
     @torch.inference_mode(False)
     def patches(self, places: list[int]) -> torch.Tensor:
-        """The pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
+        """Returns the pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
         missing = sorted(set(places) - self._patches.keys())
         self._patches = {place: self._patches[place] for place in places if place in self._patches}
         height, width = self.patch_size
@@ -103,12 +103,12 @@ class StreamedImage:
 
     @torch.inference_mode(False)
     def remember(self, places: torch.Tensor, pixels: torch.Tensor) -> None:
-        """So that `patches` need not read them: raster indices `(K,)` and `(K, C, P, P)`."""
+        """Caches `(K, C, P, P)` pixels of raster indices `(K,)` for `patches`."""
         self._patches = dict(zip(places.tolist(), pixels.cpu().clone(), strict=True))
 
     @torch.inference_mode(False)
     def thumbnail(self, size: tuple[int, int]) -> torch.Tensor:
-        """The image, without what is beyond whole patches, at another size, `(1, C, h, w)` float32."""
+        """Resizes the image, cropped to whole patches, to `(1, C, h, w)` float32."""
         if size not in self._thumbnails:
             make = self._exact if self.thumbnails == "exact" else self._from_source
             self._thumbnails[size] = make(size)
@@ -119,8 +119,8 @@ class StreamedImage:
         return self.prepare(self.source.thumbnail(*size))
 
     def _exact(self, size: tuple[int, int]) -> torch.Tensor:
-        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be
-        added up."""
+        """Equals antialiased `torch.nn.functional.interpolate`: one matrix per axis, so that bands can be
+        summed."""
         columns = self.grid[1] * self.patch_size[1]
         weights = RowWeights(self.grid[0] * self.patch_size[0], size[0])
         result = None
@@ -137,7 +137,7 @@ class StreamedImage:
 
 
 class RowWeights:
-    """With which weights `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
+    """Weights with which `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
 
     Each new row has a triangle of weights around its center, as wide as a row of the coarser image.
     """
@@ -153,7 +153,7 @@ class RowWeights:
         return (1 - (rows - centers.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
 
     def for_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
-        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last -
+        """Returns the first and last new row that old rows `top` to `bottom` affect, and weights `(last -
         first, rows)`."""
         touched = (self.centers > top - self.reach) & (self.centers < bottom + self.reach)
         first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
@@ -162,7 +162,7 @@ class RowWeights:
 
 
 class StreamedPatches(ImagePatches):
-    """All patches of images that are never whole in memory: `pixel_values` of a model, in training as well.
+    """All patches of images that are never whole in memory: a model's `pixel_values`, in training as well.
 
     Pixels are read when they are taken: those of patches that were selected, once more with every forward.
     Selectors that look at one patch at a time are given a band of rows after the other, without gradient, and
@@ -212,11 +212,11 @@ class StreamedPatches(ImagePatches):
         self.images = images
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "StreamedPatches":
-        """The same on another device; what accelerate calls in `Trainer`."""
+        """Moves the patches to another device; accelerate calls it in `Trainer`."""
         return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
 
     def numel(self) -> int:
-        """Numbers that make up the images; what `Trainer` estimates its FLOPs by."""
+        """Number of values in the images; `Trainer` estimates its FLOPs by it."""
         return self.pixels.numel()
 
     def first_images(self, number: int) -> "StreamedPatches":
@@ -253,7 +253,7 @@ class StreamedPatches(ImagePatches):
         return scores
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
-        """Patches of one image as they would arrive cut, `(1, n, C, P, P)`, a band of rows at a time."""
+        """Yields patches of one image, `(1, n, C, P, P)`, a band of rows at a time."""
         # Not a generator, which would hold on to the pixels of one band while the next is read.
         return starmap(partial(self._cut, image), image.bands(purpose))
 
@@ -311,6 +311,6 @@ class StreamedPatches(ImagePatches):
 
 
 def _best(number: int, scores: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of scores `(1, n)` and values `(1, n, ...)` those with the highest scores."""
+    """Keeps the `number` highest of scores `(1, n)`, with their values `(1, n, ...)`."""
     keep, _ = keep_top(scores, min(number, scores.shape[1]))
     return tuple(gather_tokens(value, keep) for value in (scores, *values))

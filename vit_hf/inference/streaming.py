@@ -1,4 +1,4 @@
-"""Selection from images that do not fit into memory: patches arrive in bands, the best stay."""
+"""Patch selection from images that do not fit into memory: patches arrive in bands, the best stay."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from .tiles import AnyImage, as_source, evaluating, with_options
 
 @dataclass
 class StreamedSelection:
-    """The patches that were kept of one image; `inputs` are what a model takes.
+    """The selected patches of one image; `inputs` are a model's arguments.
 
     Attributes:
         pixels: `(1, K, C, P, P)` float32.
@@ -42,7 +42,7 @@ class StreamedSelection:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Tensors for `forward`, with a batch of one, for models without a thumbnail that goes along.
+        """Arguments of `forward` for a batch of one, for models that take no thumbnail in addition.
 
         The choice is made: a selector that learns learns nothing from them, but from `stream_images`.
         """
@@ -55,12 +55,12 @@ class StreamedSelection:
 
     @property
     def grid(self) -> torch.Tensor:
-        """`(1, 2)` int64, rows and columns of the full grid."""
+        """Rows and columns of the full grid, `(1, 2)` int64."""
         return torch.tensor([self.image.grid], device=self.coordinates.device)
 
     @property
     def raster_indices(self) -> torch.Tensor:
-        """`(1, K)` int64, which patches of the full grid these are."""
+        """Raster indices of the selected patches, `(1, K)` int64."""
         return raster_indices(self.coordinates, self.grid)
 
 
@@ -71,8 +71,8 @@ def stream_images(
     thumbnails: Literal["exact", "source"] = "exact",
     progress: bool = False,
 ) -> StreamedPatches:
-    """A batch of images that need not fit into memory, as `pixel_values` of a model that selects, in training
-    as well.
+    """Opens a batch of images that need not fit into memory, as `pixel_values` of a model that selects, in
+    training as well.
 
     `model(stream_images(model, ["slide.tif"]), labels=labels)` has the outputs, the loss and the gradients
     that the whole images would have, and reads them a band at a time; see `StreamedPatches` for what each
@@ -144,7 +144,7 @@ def select_streaming(
     thumbnails: Literal["exact", "source"] = "exact",
     progress: bool = False,
 ) -> StreamedSelection:
-    """Chooses the patches of an image that is read a band at a time, as the model would of the whole image.
+    """Selects patches of an image read a band at a time, as the model would from the whole image.
 
     Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors
     that look at a thumbnail score the places of the full grid by it; then the K patches alone are read.
@@ -190,8 +190,7 @@ def predict_streaming(
     progress: bool = False,
     **kwargs: Any,
 ) -> ModelOutput:
-    """The model's answer for an image that need not fit into memory; see `select_streaming` for the
-    arguments.
+    """Predicts an image that need not fit into memory; see `select_streaming` for the arguments.
 
     Returns:
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the
@@ -207,7 +206,7 @@ def predict_streaming(
 
 
 def default_processor(model: AdaptiveViTPreTrainedModel) -> BaseImageProcessor:
-    """The image processor beside the model's checkpoint; our own if it has none."""
+    """Loads the image processor of the model's checkpoint, or builds our default one."""
     path = model.name_or_path
     if path and is_image_processor_saved(path):
         return AutoImageProcessor.from_pretrained(path)

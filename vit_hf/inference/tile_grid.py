@@ -1,4 +1,4 @@
-"""Where the tiles of an image are."""
+"""Positions of the tiles of an image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class TileGrid:
     def cover(
         cls, image_size: tuple[int, int], tile: int | tuple[int, int] = 224, overlap: float = 0.25
     ) -> "TileGrid":
-        """As few tiles as cover an image, each overlapping the one before by a share of its side.
+        """Covers an image with the fewest tiles; each overlaps the one before by a fraction of its side.
 
         The last row and column are shifted to end with the image, so they may overlap more. An image that is
         less high or wide than a tile has tiles of its own height or width.
@@ -49,15 +49,15 @@ class TileGrid:
 
     @property
     def coordinates(self) -> torch.Tensor:
-        """`(T, 4)` int64 top, left, height and width in pixels of each tile, row by row: what
-        `ImageSource.read` takes."""
+        """Returns `(T, 4)` int64 top, left, height and width in pixels of each tile, row by row, as for
+        `ImageSource.read`."""
         tops, lefts = torch.tensor(self.tops), torch.tensor(self.lefts)
         corners = torch.cartesian_prod(tops, lefts)
         return torch.cat((corners, torch.tensor([self.tile_size]).expand(len(self), 2)), dim=1)
 
 
 def check_tile(tile: Any) -> tuple[int, int]:
-    """Height and width.
+    """Returns height and width of a tile.
 
     Raises:
         ValueError: if it is none of at least one pixel.

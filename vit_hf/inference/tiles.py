@@ -1,4 +1,4 @@
-"""Any image classifier on an image of any size, tile by tile."""
+"""Prediction of images of any size with any image classifier, tile by tile."""
 
 import os
 from collections.abc import Iterator
@@ -38,13 +38,13 @@ AnyImage = ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torc
 
 
 def as_source(image: AnyImage) -> AbstractContextManager[ImageSource]:
-    """An open image, closed afterwards if it was not open before."""
+    """Opens an image, and closes it afterwards if it was not open before."""
     return nullcontext(image) if isinstance(image, ImageSource) else open_image(image)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Each part as in evaluation, and as it was afterwards."""
+    """Puts each module in evaluation mode, and restores its mode afterwards."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -93,7 +93,7 @@ class TilePreparation:
             self.options["size"] = {"height": self.size[0], "width": self.size[1]}
 
     def __call__(self, tiles: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """The model's inputs for tiles `(h, w, 3)` uint8."""
+        """Prepares tiles `(h, w, 3)` uint8 as the model's inputs."""
         # Sources may give read-only memory, of which torch warns.
         tiles = [np.require(tile, requirements=["C", "W"]) for tile in tiles]
         if self.resizes_first:
@@ -106,7 +106,7 @@ class TilePreparation:
         return dict(inputs)
 
     def _fixed_size(self) -> tuple[int, int] | None:
-        """Height and width that all tiles get, or None if that is for the processor to find out."""
+        """Height and width of all prepared tiles; None if the processor decides."""
         processor = self.image_processor
         if not processor.do_resize or getattr(processor, "max_num_patches", None) is not None:
             return None
@@ -129,8 +129,8 @@ class TilePreparation:
 
 
 def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
-    """The processor; for timm's transformations, one with their size, mean, std and resampling that does
-    not crop."""
+    """Returns the processor; for timm's transforms, one with their size, mean, std and resampling, without
+    cropping."""
     if not is_timm_processor(image_processor):
         return image_processor
     config = image_processor.data_config
@@ -149,7 +149,7 @@ def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
 def find_image_processor(
     model: PreTrainedModel, image_processor: BaseImageProcessor | None
 ) -> BaseImageProcessor:
-    """The one that is given, or else that of the model's checkpoint.
+    """Returns the given image processor, or that of the model's checkpoint.
 
     Raises:
         ValueError: if there is neither.
@@ -168,7 +168,7 @@ def find_image_processor(
 
 @dataclass
 class TiledPrediction:
-    """What a model says of an image, and of each tile of it. All tensors are on the CPU.
+    """The prediction for an image and each of its tiles. All tensors are on the CPU.
 
     Attributes:
         logits: `(L,)` float32 of the image, by the aggregation; of a regression, its numbers.
@@ -193,25 +193,26 @@ class TiledPrediction:
 
     @property
     def probabilities(self) -> torch.Tensor | None:
-        """`(L,)` float32; None for a regression."""
+        """Returns `(L,)` float32; None for a regression."""
         return None if self.problem_type == "regression" else probabilities_of(self.logits, self._several)
 
     @property
     def votes(self) -> torch.Tensor | None:
-        """`(L,)` int64, how many tiles answer each label; None for a regression."""
+        """Counts the tiles that predict each label, `(L,)` int64; None for a regression."""
         return None if self.problem_type == "regression" else votes_of(self.tile_logits, self._several)
 
     def aggregate(
         self, aggregate: str, num_top_tiles: int = 5, attention_temperature: float = 1.0
     ) -> torch.Tensor:
-        """`(L,)` logits by another aggregation, without running the model again; see `predict_tiled`."""
+        """Returns `(L,)` logits by another aggregation, without running the model again; see
+        `predict_tiled`."""
         options = AggregationOptions(self.problem_type, num_top_tiles, attention_temperature)
         return aggregate_tiles(self.tile_logits, aggregate, options)
 
     def heat_map(
         self, label: int | str | None = None, resolution: int | tuple[int, int] = 512
     ) -> torch.Tensor:
-        """Where in the image tiles speak for a label, `(R, S)` float32, blended without seams where tiles
+        """Maps the evidence for a label over the image, `(R, S)` float32, blended without seams where tiles
         overlap.
 
         Args:
@@ -231,8 +232,7 @@ class TiledPrediction:
         return blend_values(values[:, index], self.grid, self._map_size(resolution))
 
     def figure(self, image: AnyImage, label: int | str | None = None, name: str = "image") -> "Figure":
-        """A picture of the heat map beside the image: `.savefig("map.png")`, or the last line of a notebook
-        cell.
+        """Draws the heat map next to the image: `.savefig("map.png")`, or the last line of a notebook cell.
 
         Args:
             image: the one that this is of.
@@ -374,7 +374,7 @@ def feature_map_tiled(
     file: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
-    """The states of patches of an image of any size, `(D, R, S)` float32, blended without seams where tiles
+    """Computes patch states of an image of any size, `(D, R, S)` float32, blended without seams where tiles
     overlap.
 
     The map has as many cells to a pixel as the model has for a tile, rounded to whole rows and columns; it
@@ -402,7 +402,7 @@ def feature_map_tiled(
 
 
 class _TiledRun:
-    """How tiles are cut and computed on; errors in that come before any is."""
+    """Cuts tiles and runs the model on them; invalid arguments raise before any tile is read."""
 
     def __init__(
         self,
@@ -439,7 +439,8 @@ class _TiledRun:
     def batches(
         self, source: ImageSource, grid: TileGrid, feature_maps: bool
     ) -> Iterator[tuple[int, Any, torch.Tensor | None]]:
-        """The number of the first tile of each batch, the outputs, and states `(B, D, r, s)` if asked for."""
+        """Yields the index of the first tile of each batch, the outputs, and on request states `(B, D, r,
+        s)`."""
         coordinates = grid.coordinates.tolist()
         model = self.model
         with logging.tqdm(total=len(grid), unit="tile", disable=not self.progress) as bar:
@@ -477,7 +478,7 @@ def _blend(
     states: torch.Tensor | None,
     file: str | os.PathLike | None,
 ) -> BlendedFeatures | None:
-    """Adds the states of a batch to the map, which begins with the first."""
+    """Adds the states of a batch to the map, which the first batch creates."""
     if states is None:
         return None
     if blended is None:
