@@ -131,7 +131,7 @@ class TestPascalVoc:
     @pytest.mark.parametrize(
         ("text", "match"),
         [
-            ("<annotation>", "is no XML"),
+            ("<annotation>", "is not valid XML"),
             ("<html/>", "names no image"),
             ("<a><filename>a.png</filename><object><name>x</name></object></a>", "object 0 lacks a number"),
         ],

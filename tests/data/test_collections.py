@@ -145,7 +145,7 @@ def test_tables_hold_images_or_their_paths(photos, stores, tmp_path, place):
         ("gopher://me:secret@host/x?key=secret", "cannot open gopher://host/x: "),
         ("two.parquet", "several columns that may be images; name the right one of left, right"),
         ("none.parquet", "no column that may be images"),
-        ("damaged.parquet", "damaged.parquet is no undamaged Parquet file"),
+        ("damaged.parquet", "damaged.parquet is not a valid Parquet file"),
     ],
 )
 def test_says_what_is_wrong(stores, tmp_path, monkeypatch, inputs, message):

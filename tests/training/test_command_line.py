@@ -114,7 +114,7 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
         ),
         ("--image_size 32 --native_resolution", "image_size and native_resolution exclude each other"),
         ("--longest_edge 0", "longest_edge is 0"),
-        ("--config_overrides {", "config_overrides is no JSON"),
+        ("--config_overrides {", "config_overrides is not valid JSON"),
         ("--config_overrides 3", "config_overrides must be a JSON object"),
         ("--remove_unused_columns true", "remove_unused_columns must be false"),
         ("--resume_from_checkpoint x", "resume_from_checkpoint is not needed"),

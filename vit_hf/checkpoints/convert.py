@@ -197,7 +197,7 @@ def check_family(config: PretrainedConfig) -> Family:
     families = FAMILIES | VIDEO_FAMILIES
     if config.model_type not in families:
         raise CannotConvert(
-            f"model_type {config.model_type!r} is none of those that can be converted: "
+            f"model_type {config.model_type!r} cannot be converted. Choose from "
             f"{', '.join(sorted([*families, *SWIN_FAMILIES]))}."
         )
     return families[config.model_type]
@@ -264,7 +264,7 @@ def load_weights(
     missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"This {model_type} has weights that AdaptiveViT has no place for, "
+            f"This {model_type} has weights unknown to AdaptiveViT, "
             f"{report.unexpected_keys[:5]}, or lacks "
             f"some, {missing[:5]}."
         )
@@ -295,7 +295,7 @@ def convert_processor(
     if not saved and "max_num_patches" not in options:
         if path:
             logger.warning(
-                f"There is no image processor beside {path}: ours prepares as "
+                f"No image processor is saved with {path}: ours prepares as "
                 f"{type(theirs).__name__} does by default, at "
                 f"{config.image_size} pixels. Check mean, std and size against the training of the model."
             )

@@ -57,7 +57,7 @@ def load_state(model: nn.Module, weights: Weights) -> Any:
         return model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise CannotConvert(
-            "Weights have other shapes than their places. Leave out fields that change shapes; "
+            "Weights do not have the shapes of our parameters. Leave out fields that change shapes; "
             "image_size is the native "
             "size of a table of positions, and a converted model takes images of any size all "
             f"the same. {error}"
@@ -91,7 +91,7 @@ class Family:
     """Rules for reading checkpoints of one `model_type`.
 
     Attributes:
-        fields: what of our configuration follows from theirs, beside `SHARED`.
+        fields: converts their configuration to our fields, in addition to `SHARED`.
         rename: patterns and replacements, applied in order to each name of a weight, without the prefix of
             the base model; `None` for weights that are left out.
         prefix: of the base model within one with a head.
@@ -194,7 +194,7 @@ def deit_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """Drops the distillation token's position: the table holds CLS, distillation token and patches."""
+    """Moves the distillation token's position from the table into the register token."""
     table = weights["embeddings.position_encoding.position_embeddings"]
     return weights | {
         "embeddings.position_encoding.position_embeddings": torch.cat((table[:, :1], table[:, 2:]), dim=1),
@@ -216,7 +216,7 @@ def deit_head(model: nn.Module) -> Weights | None:
 def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
     table, shared = config.use_relative_position_bias, config.use_shared_relative_position_bias
     if table and shared:
-        raise CannotConvert("This has a table of relative positions for each block and a shared one besides.")
+        raise CannotConvert("This has a table of relative positions for each block and a shared one as well.")
     if (table or shared) and config.use_absolute_position_embeddings:
         raise CannotConvert("This has absolute and relative positions at once; AdaptiveViT has one encoding.")
     if table or shared:
@@ -490,7 +490,7 @@ DECODER_FIELDS = (
 
 
 def has_decoder(model: torch.nn.Module, fields: dict[str, Any]) -> bool:
-    """Checks if a model has a decoder to convert; selection and reduction use the encoder only."""
+    """Checks for a decoder to convert; with selection or reduction only the encoder is converted."""
     return isinstance(model, ViTMAEForPreTraining) and not any(map(fields.get, NOT_PRETRAINED_WITH))
 
 

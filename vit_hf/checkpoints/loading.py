@@ -33,7 +33,7 @@ CLASSIFIERS = {
     AdaptiveViTConfig.model_type: AdaptiveViTForImageClassification,
     AdaptiveSwinConfig.model_type: AdaptiveSwinForImageClassification,
 }
-# What a field of AdaptiveViTConfig says where there is no selection and no reduction.
+# Values of fields that mean no selection and no reduction.
 NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_rate": 1.0}
 
 
@@ -52,9 +52,8 @@ def is_swin(path: str) -> bool:
 def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
     """Translates fields of `AdaptiveViTConfig` to those of a Swin.
 
-    A number of patches becomes that of as many windows of the first stage as have these, a share of them the
-    same share of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are
-    left out.
+    A number of patches becomes the number of first-stage windows with as many patches; a fraction
+    stays the same fraction of the windows. Fields that only switch token reduction off are dropped.
 
     Args:
         fields: some of either configuration.
@@ -73,7 +72,7 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
     unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
     if unknown:
         reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
-        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
+        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not supported by Swin: {reason}.")
     if "num_selected_patches" not in fields:
         return left
     if number is not None and not Budget(number).is_fraction:
@@ -87,7 +86,7 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
     return {"num_selected_windows": number} | left
 
 
-# Fields of AdaptiveViTConfig that say what a model computes on, which may be changed in a checkpoint.
+# Fields of AdaptiveViTConfig that choose the tokens, and may be changed in a checkpoint.
 SELECTION_FIELDS = (
     "patch_selector",
     "num_selected_patches",
@@ -104,31 +103,31 @@ class SelectionArguments:
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's, or none for all patches; with options as JSON, such "
+            "help": "override the checkpoint's selector; none keeps all patches; with options as JSON, such "
             'as \'{"type": "attention", "num_layers": 2}\''
         },
     )
     num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
+        default=None, metadata={"help": "override the checkpoint's number (98) or fraction (0.25) of patches"}
     )
     token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's (merge, attentive or sample need no training), or "
+            "help": "override the checkpoint's reducer (merge, attentive or sample need no training); or "
             "none; with options as JSON, "
             'such as \'{"type": "merge", "r": 16}\''
         },
     )
     keep_rate: float | None = field(
         default=None,
-        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+        metadata={"help": "fraction of tokens kept at each of reduction_layers, such as 0.7"},
     )
     reduction_layers: list[int] | None = field(
         default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
     )
     native_resolution: bool = field(
         default=False,
-        metadata={"help": "do not resize images, whatever the checkpoint's image processor does"},
+        metadata={"help": "do not resize images, overriding the checkpoint's image processor"},
     )
     image_size: int | None = field(
         default=None,
@@ -142,7 +141,7 @@ class SelectionArguments:
         for name in ("patch_selector", "token_reducer"):
             setattr(self, name, parse_part(name, getattr(self, name)))
         if self.native_resolution and self.image_size:
-            raise ValueError("native_resolution and image_size exclude each other; give one")
+            raise ValueError("native_resolution and image_size are mutually exclusive; set one")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
 
@@ -173,7 +172,7 @@ def parse_budget(value: float | str | None) -> int | float | None:
     return None if value is None else Budget.parse(value).value
 
 
-# What the base model has beside the backbone: networks that learn what to select and what to reduce.
+# Parts of the base model outside the backbone: networks that learn what to select and what to reduce.
 PREDICTORS = ("selector.", "reducers.")
 
 

@@ -37,7 +37,7 @@ BLOCK = r"Transformer/encoderblock_(\d+)/"
 NORMS = {"LayerNorm_0": "layernorm_before", "LayerNorm_2": "layernorm_after"}
 ATTENTION = "MultiHeadDotProductAttention_1"
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-# What training leaves in a file beside the weights.
+# What training leaves in a file in addition to the weights.
 LEFTOVERS = ("opt/state/", "extra/")
 DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
 
@@ -54,7 +54,7 @@ class Arrays(dict[str, np.ndarray]):
         self.read: set[str] = set()
 
     def __missing__(self, name: str) -> np.ndarray:
-        raise CannotConvert(f"This is incomplete: there is no {name}.")
+        raise CannotConvert(f"This file is incomplete: it lacks {name}.")
 
     def __getitem__(self, name: str) -> np.ndarray:
         value = super().__getitem__(name)
@@ -133,11 +133,11 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     blocks = {int(found[1]) for name in arrays if (found := re.match(BLOCK, name))}
     if missing or not blocks:
         raise CannotConvert(
-            f"This is no ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
+            f"This is not a ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
         )
     if blocks != set(range(len(blocks))):
         gap = min(set(range(len(blocks))) - blocks)
-        raise CannotConvert(f"This is incomplete: there is no Transformer/encoderblock_{gap}.")
+        raise CannotConvert(f"This file is incomplete: it lacks Transformer/encoderblock_{gap}.")
     height, width, channels, hidden_size = arrays["embedding/kernel"].shape
     heads = arrays[f"Transformer/encoderblock_0/{ATTENTION}/query/kernel"].shape[1]
     patches = arrays[POSITIONS].shape[1] - 1
@@ -224,10 +224,10 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
     check_plain(config, "a .npz of ViT", keeps=KEPT)
     if type_of(config.position_encoding) != "learned":
         raise CannotConvert(
-            f"position_encoding={config.position_encoding!r} is nothing that a .npz of ViT can hold."
+            f"position_encoding={config.position_encoding!r} cannot be stored in a .npz of ViT."
         )
     if not config.qkv_bias:
-        raise CannotConvert("qkv_bias=False is nothing that a .npz of ViT can hold.")
+        raise CannotConvert("qkv_bias=False cannot be stored in a .npz of ViT.")
     if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):
         logger.warning(
             f"{path} cannot say hidden_act={config.hidden_act!r} and "

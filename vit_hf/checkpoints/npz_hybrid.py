@@ -143,5 +143,5 @@ def _modules(depths: list[int]) -> dict[str, str]:
 
 def _get(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
-        raise CannotConvert(f"This hybrid is incomplete: there is no {name}.")
+        raise CannotConvert(f"This hybrid is incomplete: it lacks {name}.")
     return arrays[name]

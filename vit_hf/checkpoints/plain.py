@@ -18,7 +18,7 @@ from ..model.sizes import head_dim_of
 from .families import CannotConvert
 
 
-# Fields without a part in what a model answers: those of training and of backbones, ...
+# Fields without effect on a model's outputs: those of training and of backbones, ...
 ELSEWHERE = (
     "initializer",
     "drop_path_rate",
@@ -54,7 +54,7 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
         if name in fits or name in OPTIONS or name not in plain:
             continue
         if value != plain[name]:
-            raise CannotConvert(f"{name}={value!r} is nothing that {what} can hold.")
+            raise CannotConvert(f"{name}={value!r} cannot be stored in {what}.")
 
 
 def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:
@@ -71,7 +71,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
         The model, in evaluation mode and of the same dtype.
 
     Raises:
-        CannotConvert: for whatever transformers' ViT has not, such as a patch selector, naming it.
+        CannotConvert: naming a feature that transformers' ViT lacks, such as a patch selector.
     """
     if not isinstance(model, AdaptiveViTForImageClassification | AdaptiveViTModel):
         raise CannotConvert(
@@ -82,7 +82,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
     config = model.config
     check_plain(config, "transformers' ViT")
     if config.hidden_act not in ACT2FN:
-        raise CannotConvert(f"hidden_act={config.hidden_act!r} is no activation of transformers.")
+        raise CannotConvert(f"hidden_act={config.hidden_act!r} is not an activation of transformers.")
     fields = {name: value for name, value in config.to_dict().items() if name in ViTConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version", "dtype"):
         fields.pop(name, None)
@@ -111,11 +111,11 @@ def processor_to_transformers(processor: BaseImageProcessor) -> ViTImageProcesso
     for name in PREPARATION:
         if options.get(name):
             raise CannotConvert(
-                f"{name}={options[name]!r} is nothing that transformers' ViTImageProcessor does."
+                f"{name}={options[name]!r} is not supported by transformers' ViTImageProcessor."
             )
     if options.get("do_resize") and set(options["size"]) == {"longest_edge"}:
         raise CannotConvert(
-            f"size={options['size']} as a cap is nothing that transformers' ViTImageProcessor does."
+            f"size={options['size']} as a cap is not supported by transformers' ViTImageProcessor."
         )
     names = set(ViTImageProcessor.valid_kwargs.__annotations__)
     return ViTImageProcessor(**{name: value for name, value in options.items() if name in names})

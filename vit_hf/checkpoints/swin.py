@@ -94,7 +94,7 @@ def _load(
     missing = [name for name in report.missing_keys if not name.removeprefix("swin.").startswith("selector.")]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"Weights without a place: {report.unexpected_keys[:5]}; places without one: {missing[:5]}."
+            f"Unexpected weights: {report.unexpected_keys[:5]}; missing weights: {missing[:5]}."
         )
     return result.to(next(model.parameters()).dtype).eval()
 

@@ -119,8 +119,8 @@ def matrices(attention: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def channel_order(model: nn.Module) -> torch.Tensor | None:
-    """Permutation of a head's channels after which our rotation pairs the same channels as timm's; None if it
-    is the identity.
+    """Permutation of a head's channels after which our rotation pairs the channels that timm's
+    pairs, or None.
 
     Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbors, or have
     columns first.

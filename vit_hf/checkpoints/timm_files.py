@@ -67,7 +67,7 @@ def read_weights(path: str | PathLike) -> Weights:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise CannotConvert(
-            f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut "
+            f"{path} is not a tensor file of torch.save; it may be TorchScript or cut "
             "short: save the "
             "model's state_dict()."
         ) from error
@@ -87,7 +87,7 @@ def refusing_pickles(path: str | PathLike) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise CannotConvert(
-            f"{path} is no file of tensors alone. A pickle of anything else could run any code, "
+            f"{path} holds more than tensors. A pickle of anything else could run any code, "
             "so it was not loaded: "
             "ask for a .safetensors file, or for one with nothing but tensors."
         ) from error
@@ -174,7 +174,7 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotConvert(
-            f"These are no weights of {architecture!r}. If they are of a variant of it, or of "
+            f"These are not weights of {architecture!r}. If they are of a variant of it, or of "
             "images that are not "
             f"square, build that with timm.create_model, load them, and convert the module. {error}"
         ) from error
@@ -219,7 +219,7 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - known)
     if unknown:
         raise CannotConvert(
-            f"config.json has model_args {unknown}, which are no arguments of timm's "
+            f"config.json has model_args {unknown}, which are not arguments of timm's "
             "VisionTransformer, Eva or SwinTransformer. If the "
             "architecture does not depend on them, delete them there."
         )

@@ -65,7 +65,7 @@ def convert_timm(
     missing = [name for name in report.missing_keys if not name.startswith(added)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"Weights without a place: {report.unexpected_keys[:5]}; places without one: {missing[:5]}."
+            f"Unexpected weights: {report.unexpected_keys[:5]}; missing weights: {missing[:5]}."
         )
     dtype = next(model.parameters()).dtype
     return result.to(dtype).eval(), read_processor(model, options)

@@ -1,4 +1,4 @@
-"""Arguments that say which images a command reads."""
+"""Arguments that choose the images of a command."""
 
 import json
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
     try:
         parsed = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error}): {value}") from error
+        raise ValueError(f"{name} is not valid JSON ({error}): {value}") from error
     if not isinstance(parsed, dict):
         raise ValueError(f"{name} must be a JSON object such as '{{\"name\": 1}}', not {value}")
     return parsed
@@ -40,7 +40,7 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally "
+            "help": "folder of images (a subfolder for each class, nested folders allowed; optionally "
             "under train, validation, "
             f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
         }
@@ -54,7 +54,7 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})
     label_column: str | None = field(
-        default=None, metadata={"help": "default: label or labels, or the only one beside the images"}
+        default=None, metadata={"help": "default: label or labels, or the only other column"}
     )
     validation_fraction: float = field(
         default=0.1,

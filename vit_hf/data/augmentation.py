@@ -38,7 +38,7 @@ class AugmentationArguments:
     )
     crop_scale: float = field(
         default=0.25,
-        metadata={"help": "smallest share of the image's area that random_crop='resized' cuts out"},
+        metadata={"help": "smallest fraction of the image's area that random_crop='resized' cuts out"},
     )
     crop_size: int | None = field(
         default=None,

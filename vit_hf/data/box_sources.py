@@ -41,21 +41,20 @@ def read_voc(path: Path) -> VocAnnotation:
     """Reads one file; an image without objects is background.
 
     Raises:
-        FileNotFoundError: if the image that it names is not beside it.
-        ValueError: if it is no XML, no annotation, or an object lacks a side of its box.
+        FileNotFoundError: if the image that it names is not in its folder.
+        ValueError: if it is not valid XML, no annotation, or an object lacks a side of its box.
     """
     try:
         root = ElementTree.parse(path).getroot()
     # An encoding that is named and unknown is a LookupError.
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(
-            f"{path} is no XML: {error}. Mend it; text that is not UTF-8 needs its encoding in the first "
-            "line, as in "
-            '<?xml version="1.0" encoding="latin1"?>'
+            f"{path} is not valid XML: {error}. Fix it; text that is not UTF-8 needs its encoding in the "
+            'first line, as in <?xml version="1.0" encoding="latin1"?>'
         ) from error
     name = root.findtext("filename")
     if not name:
-        raise ValueError(f"{path} is no Pascal VOC annotation: it names no image in <filename>")
+        raise ValueError(f"{path} is not a Pascal VOC annotation: it names no image in <filename>")
     image = path.parent / Path(name).name
     if not image.is_file():
         raise FileNotFoundError(f"{path} annotates {image.name}, which is not in {path.parent}")
@@ -124,7 +123,7 @@ class FoundSplit:
                 raise ValueError(
                     f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, "
                     "bottom) is empty or reaches "
-                    f"beyond the image of {size[0]}x{size[1]} pixels. Mend it, or set clip_boxes"
+                    f"beyond the image of {size[0]}x{size[1]} pixels. Fix it, or set clip_boxes"
                 )
             num_changed += int(wrong.sum())
             kept = (cut[:, :2] < cut[:, 2:]).all(axis=1)
@@ -142,8 +141,8 @@ def load_boxed_images(
 ) -> BoxData:
     """Loads images and their boxes, checks each box, and holds out a validation split if there is none.
 
-    A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and
-    `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
+    A folder with Pascal VOC files (`*.xml`, each next to its image; optionally under `train`, `validation`
+    and `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
     "megapixel_digits" has its digits.
 
     Args:
@@ -167,7 +166,7 @@ def load_boxed_images(
             split.names = [[ONE_CLASS] * len(names) for names in split.names]
     present = {name for split in found.values() for names in split.names for name in names}
     if not present:
-        raise ValueError(f"there is no box on any image of {data.dataset}: nothing to detect")
+        raise ValueError(f"no image has a box: nothing to detect in of {data.dataset}: nothing to detect")
     if known_names is not None and present <= {*known_names}:
         known = known_names
     classes = class_names or known or sorted(present - {None}, key=_in_order)

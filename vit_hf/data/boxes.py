@@ -116,7 +116,7 @@ def find_object_column(rows: datasets.Dataset, column_name: str | None) -> str:
             f"there is no column of boxes{f' {column_name!r}' if column_name else ''}; the data have "
             f"{', '.join(rows.column_names)}. Name it with label_column: it holds, for each image, "
             "{bbox: [[left, top, width, height], ...], category: [...]}; or put a Pascal VOC "
-            "file (.xml) beside each image"
+            "file (.xml) next to each image"
         )
     return found[0]
 

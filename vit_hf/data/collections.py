@@ -207,10 +207,10 @@ def find_collection(
         stores: learns where the files are.
         image_column: of the Parquet files; by default the only one that can hold images.
         without: folder to leave out.
-        left_out: is told what folders have beside images and Parquet files.
+        left_out: collects files in folders that are neither images nor Parquet files.
 
     Returns:
-        Each file once. An image file that was named is returned whatever its ending.
+        Each file once. An image file that was named is returned regardless of its ending.
 
     Raises:
         FileNotFoundError: for a pattern that matches nothing, a folder with neither, and as `Stores.list`
@@ -327,7 +327,7 @@ def _open_table(name: str, stores: Stores, image_column: str | None) -> ImageTab
     try:
         metadata = parquet.read_metadata(path, filesystem=filesystem)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{name} is no undamaged Parquet file: {error}") from error
+        raise ValueError(f"{name} is not a valid Parquet file: {error}") from error
     return ImageTable(
         name, metadata.num_rows, _image_column(name, metadata.schema.to_arrow_schema(), image_column)
     )

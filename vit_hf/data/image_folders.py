@@ -43,8 +43,8 @@ TOOL_FOLDER = ("folder of the system or a tool", "folders of the system or of to
 BROKEN_LINK = ("broken link", "broken links")
 LOOP = ("link to a folder above it", "links to folders above them")
 NO_IMAGES = ("folder without images", "folders without images")
-BESIDE_FOLDER = ("folder with images beside the splits", "folders with images beside the splits")
-BESIDE_FILE = ("file beside the splits", "files beside the splits")
+BESIDE_FOLDER = ("folder with images outside the splits", "folders with images outside the splits")
+BESIDE_FILE = ("file outside the splits", "files outside the splits")
 NO_CLASS = ("image in no class folder", "images in no class folder")
 NO_METADATA = ("image that no metadata file names", "images that no metadata file names")
 NO_ANNOTATION = ("image without a Pascal VOC file", "images without a Pascal VOC file")
@@ -102,7 +102,7 @@ def list_files(folder: Path, left_out: LeftOut, folders: list[Path] | None = Non
     Links are followed, unless they lead back to a folder above. Hidden files and those of tools are left out.
 
     Args:
-        folders: is told the folders that are searched.
+        folders: collects the folders that are searched.
 
     Raises:
         OSError: for a folder that may not be read.
@@ -175,7 +175,7 @@ class ImageFolder:
     def splits(self, files: list[Path], has_classes: bool | None) -> dict[str, list[FolderFile]]:
         """Groups files by split; without splits all are `train`. Files outside the splits are left out.
 
-        Folders named as in `SPLIT_NAMES` (in any case) are splits whatever lies beside them.
+        Folders named as in `SPLIT_NAMES` (in any case) are splits regardless of other folders.
 
         Args:
             files: some in this folder.

@@ -101,7 +101,7 @@ def check_header(path: str | PathLike) -> None:
     try:
         PIL.Image.open(path).close()
     except Exception:
-        read_image(path)  # says it better
+        read_image(path)  # raises a better error
 
 
 def upright_size(source: StoredImage, place: str) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def upright_size(source: StoredImage, place: str) -> tuple[int, int]:
         with PIL.Image.open(file) as image:
             return size_when_upright(image)
     except Exception:
-        # Some files can be read whose header Pillow does not take; for others this says what is wrong.
+        # Some files can be read whose header Pillow does not take; for others this raises a clear error.
         return size_when_upright(decode_image(source | {"path": source["path"] or place}))
 
 
@@ -132,11 +132,11 @@ def find_images(
 
     Args:
         patterns: what to find.
-        left_out: is told what folders have beside images.
+        left_out: collects the other files in folders.
         accepts: which files of folders are taken, by their endings: by default all that `open_image` reads.
 
     Returns:
-        Files, each once. A file that was named is returned whatever its ending, and whether it exists or not.
+        Files, each once. A file that was named is returned regardless of its ending and existence.
 
     Raises:
         FileNotFoundError: for a pattern that matches nothing, and for a folder without images.

@@ -96,7 +96,7 @@ def _read_csv(path: Path) -> Table:
             rows.append({name: value.strip() or None for name, value in zip(header, values, strict=True)})
             lines.append(f"line {line}")
     except csv.Error as error:
-        raise ValueError(f"{show(path)}, line {start} is no CSV: {error}") from error
+        raise ValueError(f"{show(path)}, line {start} is not valid CSV: {error}") from error
     return Table(path, header or [], rows, lines)
 
 
@@ -130,7 +130,7 @@ def _parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{place} is no JSON: {error}") from error
+        raise ValueError(f"{place} is not valid JSON: {error}") from error
 
 
 def _table_of(path: Path, rows: list[Any], lines: list[str]) -> Table:
@@ -144,7 +144,7 @@ def _read_parquet(path: Path) -> Table:
     try:
         table = parquet.read_table(path, partitioning=None)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{show(path)} is no undamaged Parquet file: {error}") from error
+        raise ValueError(f"{show(path)} is not a valid Parquet file: {error}") from error
     rows = table.to_pylist()
     features = datasets.Features.from_arrow_schema(table.schema)
     return Table(path, table.column_names, rows, [f"row {number}" for number in range(len(rows))], features)

@@ -100,8 +100,8 @@ def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> En
         missing = next((number for number, value in enumerate(column) if value is None), None)
         if missing is not None:
             raise ValueError(
-                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or take the "
-                "row out"
+                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or "
+                "remove the row"
             )
         try:
             splits[split] = np.array(column, np.float32)
@@ -110,8 +110,8 @@ def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> En
         wrong = np.flatnonzero(~np.isfinite(splits[split].reshape(len(column), -1)).all(-1))
         if wrong.size:
             raise ValueError(
-                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or take the "
-                "row out"
+                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or "
+                "remove the row"
             )
     widths = {values.shape[1:] for values in splits.values() if len(values)}
     if len(widths) != 1:
@@ -127,7 +127,7 @@ def _check_present(split: str, column: Sequence, element: object, row_names: dic
         unlabeled = isinstance(element, datasets.ClassLabel) and -1 in values
         if row is None or None in values or "" in values or unlabeled:
             raise ValueError(
-                f"{_place(split, number, row_names)} has no label: give one, or take such rows or the split out"
+                f"{_place(split, number, row_names)} has no label: give one, or remove such rows or the split"
             )
 
 

@@ -90,10 +90,10 @@ def load_image_dataset(
             `train`, `validation` and `test`), a folder written by `save_to_disk`, a parquet, CSV or JSON file
             or a folder of them, the name of a data set on the Hub, or "megapixel_digits".
         image_column: the column of images, by default the only one there is.
-        label_column: the column of labels, by default `label` or `labels`, or the only one beside the images.
+        label_column: the column of labels, by default `label` or `labels`, or the only other column.
         label2id: classes of a model that the labels have to fit.
-        validation_fraction: how much of `train` becomes `validation` if the data have none: the same fraction of
-            each class, drawn by `seed`. 0 for none.
+        validation_fraction: fraction of each class in `train` that becomes `validation` if the data have
+            none. 0 for none.
         seed: of that draw.
         skip_corrupt: leave damaged images out instead of failing; decodes every image once.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.

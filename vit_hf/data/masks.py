@@ -245,9 +245,8 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
             if binary:
                 return None
             raise ValueError(
-                f"all pixels of the masks are {shown}, and 255 would be ignored, so that nothing could be "
-                "told "
-                "apart. Set binary to take 255 for the foreground"
+                f"all pixels of the masks are {shown}, and 255 would be ignored, so that there would be one "
+                "class only. Set binary to take 255 for the foreground"
             )
         # Classes are numbered one by one; drawings and their soft edges have shades.
         if others[-1] > 191 or len(others) * 8 < others[-1]:
@@ -257,10 +256,8 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
                 else "'none' takes it for foreground"
             )
             raise ValueError(
-                f"the masks have the values {shown} and 255, which look like shades more than like classes "
-                "from 0 on, so "
-                f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or "
-                "save "
+                f"the masks have the values {shown} and 255, which look like shades rather than class numbers, "
+                f"so 255 may be a class. Set ignore_label: 255 ignores such pixels, {foreground}; or save "
                 "masks with classes 0, 1, 2 and so on"
             )
         return IGNORED
@@ -278,9 +275,9 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
     lacks."""
     total = sum(counts.values())
     if values.ignored is not None and total[values.ignored]:
-        share = total[values.ignored] / total.sum()
+        fraction = total[values.ignored] / total.sum()
         notes.append(
-            f"left out: {share:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
+            f"left out: {fraction:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
         )
     present = {
         split: set(np.flatnonzero(found).tolist()) - {values.ignored} for split, found in counts.items()
@@ -292,7 +289,7 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
         raise ValueError(
             f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of "
             "the masks are of "
-            f"class {', '.join(map(str, classes)) or 'none'}: there is nothing to tell apart"
+            f"class {', '.join(map(str, classes)) or 'none'}: training needs at least two classes"
         )
     if "train" in present and (unseen := sorted(classes - present["train"])):
         notes.append(
@@ -322,8 +319,7 @@ def find_columns(
         raise ValueError(
             "name the columns of images and masks with image_column and label_column; those that "
             "hold images are "
-            f"{', '.join(pictures) or 'none'}. A folder of images says which mask belongs to "
-            "which by a metadata.csv with "
+            f"{', '.join(pictures) or 'none'}. A folder of images needs a metadata.csv with "
             "the columns file_name and mask_file_name"
         )
     return image_column or others[0], mask_column

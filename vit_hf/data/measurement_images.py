@@ -132,7 +132,7 @@ def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
     found = [read_voc(path) for path in sorted(folder.glob("*.xml"))]
     photos = [(annotation.image, annotation.boxes) for annotation in found]
     if not photos:
-        raise FileNotFoundError(f"There are no Pascal VOC files (*.xml beside the images) in {folder}.")
+        raise FileNotFoundError(f"There are no Pascal VOC files (*.xml next to the images) in {folder}.")
     return photos
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from .digits import GLYPH_SIZE, NUM_PATTERNS, digits_of_split, load_digits, noise_patterns
 
 
-# Pixels that the digit moves in a frame, along its way.
+# Pixels that the digit moves in a frame, along its path.
 SPEEDS = (1.5, 3.0)
 
 

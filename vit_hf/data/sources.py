@@ -66,7 +66,7 @@ def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | 
     try:
         loaded = _load(name_or_path, options, has_classes)
     except ValueError as error:
-        # What `datasets` says of a file without rows, in its own terms.
+        # The message of `datasets` for a file without rows.
         if "corresponds to no data" in str(error):
             raise ValueError(f"{name_or_path} has no rows, or one of its splits has none") from error
         raise
@@ -104,7 +104,7 @@ def _load(
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() not in FILE_FORMATS:
-            raise ValueError(f"{path} is no data set; single files may end in {', '.join(FILE_FORMATS)}")
+            raise ValueError(f"{path} is not a data set; single files may end in {', '.join(FILE_FORMATS)}")
         return _load_file(path, options)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return datasets.load_from_disk(str(path), **options)

@@ -109,10 +109,10 @@ def _vote(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tenso
     """
     prior = probabilities_of(tile_logits, options.is_multi_label).mean(dim=0)
     votes = votes_of(tile_logits, options.is_multi_label)
-    shares = (votes + prior) / (len(tile_logits) + 1)
+    fractions = (votes + prior) / (len(tile_logits) + 1)
     if options.is_multi_label:
-        return torch.special.logit(shares, eps=1e-12)
-    return shares.clamp(min=1e-12).log()
+        return torch.special.logit(fractions, eps=1e-12)
+    return fractions.clamp(min=1e-12).log()
 
 
 TILE_AGGREGATIONS = {

@@ -40,7 +40,7 @@ class EvaluationArguments(SelectionArguments):
     )
     batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    top_k: int = field(default=5, metadata={"help": "answers that top-k accuracy allows"})
+    top_k: int = field(default=5, metadata={"help": "predictions that top-k accuracy allows"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
     use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
     output: str | None = field(
@@ -69,7 +69,7 @@ def evaluate_model(
     Args:
         arguments: what to evaluate, and how.
         data_arguments: on which images.
-        log: is told what of the data is left out, a line at a time.
+        log: receives a line about each kind of data left out.
 
     Returns:
         The metrics, each with the split's name before it, and the file.

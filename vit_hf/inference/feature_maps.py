@@ -54,16 +54,16 @@ class BlendedAxis:
         there."""
         start = self.starts[index]
         cells = self._cells(start)
-        shares = self._window(cells, start) / self.total[cells]
-        places = (self._centers(cells) - start) / self.tile * self.num_values - 0.5
-        places = places.clamp(0, self.num_values - 1)
-        lower = places.floor().clamp(max=max(0, self.num_values - 2)).long()
-        beyond = (places - lower).unsqueeze(1)
-        weights = torch.zeros(len(places), self.num_values, dtype=torch.float64)
+        fractions = self._window(cells, start) / self.total[cells]
+        positions = (self._centers(cells) - start) / self.tile * self.num_values - 0.5
+        positions = positions.clamp(0, self.num_values - 1)
+        lower = positions.floor().clamp(max=max(0, self.num_values - 2)).long()
+        beyond = (positions - lower).unsqueeze(1)
+        weights = torch.zeros(len(positions), self.num_values, dtype=torch.float64)
         weights.scatter_(1, lower[:, None], 1 - beyond)
         if self.num_values > 1:
             weights.scatter_(1, lower[:, None] + 1, beyond)
-        return cells, shares[:, None] * weights
+        return cells, fractions[:, None] * weights
 
     def matrix(self) -> torch.Tensor:
         """Returns `(num_cells, tiles)` float64 weights of tiles with one value each."""
@@ -166,8 +166,8 @@ def run_with_patch_states(
     """Runs a model; returns its outputs and the states `(B, D, r, s)` of its patches.
 
     That is the last feature map of a backbone; `restored_hidden_state` of an AdaptiveViT, with or without a
-    head, which has all patches whatever is selected or reduced; and `last_hidden_state` of others, less CLS
-    and register tokens.
+    head, which has all patches regardless of selection and reduction; and `last_hidden_state` of others,
+    without CLS and register tokens.
 
     Raises:
         TypeError: if the model has no such state, or none that is one for each place of the image.

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-# First: it says what to do where matplotlib is missing.
+# First: its error names the remedy if matplotlib is missing.
 from ..figures import COLOR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet, by, house_style, shorten, wrap
 from ..overlays import pale
 
@@ -85,5 +85,5 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
     return (
         f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
         f"{by(tile_width, tile_height)}. "
-        "What tiles say is blended where they overlap; the map shows nothing finer than a tile."
+        "Predictions are blended where tiles overlap; the map shows nothing finer than a tile."
     )

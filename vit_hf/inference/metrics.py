@@ -73,7 +73,7 @@ class TopKAccuracy(OfflineMetric):
     Args (of `compute`):
         predictions: `(B, num_labels)` scores.
         references: `(B,)` classes.
-        k: how many answers are allowed.
+        k: number of predictions allowed.
     """
 
     def _features(self) -> dict[str, datasets.Features]:
@@ -116,7 +116,7 @@ def compute_metrics_for(
             more than `top_k` classes, top-k accuracy; "multi_label_classification" exact match and micro F1
             of the labels whose logit is positive; "regression" the mean squared error.
         num_labels: outputs of the model.
-        top_k: how many answers top-k accuracy allows.
+        top_k: number of predictions that top-k accuracy allows.
 
     Returns:
         A function of predictions `(B, num_labels)` (logits, or a tuple that starts with them) and labels
@@ -129,15 +129,15 @@ def compute_metrics_for(
         raise ValueError(f"problem_type is {problem_type!r}; choose one of {', '.join(BEST_MODEL_METRIC)}")
 
     def classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        answers = {"predictions": logits.argmax(-1), "references": labels}
-        results = Accuracy().compute(**answers) | F1().compute(**answers)
+        predictions = {"predictions": logits.argmax(-1), "references": labels}
+        results = Accuracy().compute(**predictions) | F1().compute(**predictions)
         if num_labels > top_k:
             results |= TopKAccuracy().compute(predictions=logits, references=labels, k=top_k)
         return results
 
     def several_labels(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        answers = {"predictions": (logits > 0).astype(int), "references": labels.astype(int)}
-        return Accuracy("multilabel").compute(**answers) | F1("multilabel").compute(**answers)
+        predictions = {"predictions": (logits > 0).astype(int), "references": labels.astype(int)}
+        return Accuracy("multilabel").compute(**predictions) | F1("multilabel").compute(**predictions)
 
     def values(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return MeanSquaredError().compute(

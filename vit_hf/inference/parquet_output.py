@@ -15,7 +15,7 @@ from .predict import FilePrediction
 
 
 SUFFIX = ".parquet"
-# Where in the schema's metadata it says what the answers were made with.
+# Key in the schema's metadata for the settings of the predictions.
 ORIGIN = b"vit_hf"
 
 
@@ -23,12 +23,12 @@ def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict
     """Columns of the output: the image, the results of `predict_files`, and any error.
 
     `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that
-    Parquet file and the row in it, from 0. With `error`, what would be the answer is null.
+    Parquet file and the row in it, from 0. With `error`, the columns of the prediction are null.
 
     Args:
         config: of the model.
-        with_patches: whether to tell which patches were selected.
-        origin: what the answers are made with.
+        with_patches: whether to output the selected patches.
+        origin: settings of the prediction.
     """
     is_regression = config.problem_type == "regression" or config.num_labels == 1
     number, score = pyarrow.float64(), ("score", pyarrow.float64())
@@ -98,7 +98,7 @@ class ParquetWriter:
         others = sorted(existing - {part.name for part in parts})
         if not pending or not others:
             return pending
-        files, rows = self._answered(others)
+        files, rows = self._predicted(others)
         left = [
             Part(
                 part.name,
@@ -134,7 +134,7 @@ class ParquetWriter:
             ]
             if differing:
                 raise ValueError(
-                    f"the answers in {self.name} were made with something else: "
+                    f"the predictions in {self.name} were made with other settings: "
                     f"{'; '.join(differing)}. Give the same "
                     "as before, or another output."
                 )
@@ -142,13 +142,13 @@ class ParquetWriter:
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
         """Counts predicted images (errors included) and errors; also returns the first `num_errors`
         errors."""
-        answers = self._dataset(self.parts())
+        written = self._dataset(self.parts())
         has_error = field("error").is_valid()
-        first = answers.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)
-        return answers.count_rows(), answers.count_rows(filter=has_error), first["error"].to_pylist()
+        first = written.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)
+        return written.count_rows(), written.count_rows(filter=has_error), first["error"].to_pylist()
 
-    def _answered(self, names: list[str]) -> tuple[set[str], dict[str, set[int]]]:
-        """Image files, and rows by Parquet file, of which these parts tell."""
+    def _predicted(self, names: list[str]) -> tuple[set[str], dict[str, set[int]]]:
+        """Image files, and rows by Parquet file, that these parts contain."""
         files, rows = set(), {}
         for batch in self._dataset(names).to_batches(columns=["file", "table", "row"]):
             is_file = compute.is_null(batch["table"])

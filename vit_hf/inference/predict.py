@@ -33,9 +33,7 @@ class PredictionArguments(SelectionArguments):
         default=None, metadata={"help": "file of JSON lines; default: standard output"}
     )
     top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
-    with_patches: bool = field(
-        default=False, metadata={"help": "tell which patches were selected, and of which grid"}
-    )
+    with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
     batch_size: int = field(default=16, metadata={"help": "images at a time"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
@@ -51,13 +49,13 @@ class PredictionArguments(SelectionArguments):
 class FilePrediction:
     """The result for one file, or the error.
 
-    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
-    regression `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid,
-    row by row).
+    `result` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
+    regression `value`; and with `with_patches`, `grid` (rows, columns) and `selected_patches` (raster indices
+    in that grid).
     """
 
     file: str
-    answer: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
     error: str | None = None
 
 
@@ -115,19 +113,19 @@ def predict_files(
     batch_size: int = 16,
     num_workers: int = 0,
 ) -> Iterator[FilePrediction]:
-    """Classifies image files, in order and whatever their sizes.
+    """Classifies image files, of any sizes, in order.
 
     Args:
         model: any image classifier of transformers, on the device to use.
         image_processor: the one that goes with it.
         files: to read.
-        top_k: how many labels to tell.
-        with_patches: whether to tell which patches were selected.
+        top_k: number of labels to list.
+        with_patches: whether to output the selected patches.
         batch_size: images at a time.
         num_workers: processes that read images.
 
     Raises:
-        TypeError: for `with_patches` with a model that does not say which patches it selected.
+        TypeError: for `with_patches` with a model that does not output selected patches.
     """
     check_with_patches(model, with_patches)
     prepare = Preparation(image_processor)
@@ -142,7 +140,9 @@ def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
         TypeError: if so.
     """
     if with_patches and not hasattr(model.config, "patch_selector"):
-        raise TypeError(f"with_patches: {type(model).__name__} does not tell which patches it selected")
+        raise TypeError(
+            f"with_patches: {type(model).__name__} does not output selected_patches: leave with_patches out"
+        )
 
 
 def _predictions(
@@ -158,13 +158,13 @@ def predict_prepared(
 ) -> list[FilePrediction]:
     """Predicts files that a `Preparation` read; the model should be in evaluation mode."""
     files, batches, errors = prepared
-    answers = {}
+    results = {}
     for names, features in batches:
-        answers |= _answer(model, names, features, top_k, with_patches, errors)
-    return [FilePrediction(file, answers.get(file), errors.get(file)) for file in files]
+        results |= _predict_batch(model, names, features, top_k, with_patches, errors)
+    return [FilePrediction(file, results.get(file), errors.get(file)) for file in files]
 
 
-def _answer(
+def _predict_batch(
     model: PreTrainedModel,
     files: list[str],
     features: dict[str, torch.Tensor],
@@ -180,21 +180,21 @@ def _answer(
             errors[files[0]] = f"{files[0]}: {error}"
             return {}
         # One image may have too few patches, say: each by itself.
-        answers = {}
+        results = {}
         for index, file in enumerate(files):
             alone = {name: values[index : index + 1] for name, values in features.items()}
-            answers |= _answer(model, [file], alone, top_k, with_patches, errors)
-        return answers
+            results |= _predict_batch(model, [file], alone, top_k, with_patches, errors)
+        return results
 
-    answers = {}
+    results = {}
     for index, file in enumerate(files):
-        answer = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
+        result = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
         if with_patches:
             selected = outputs.selected_patches[index]
-            answer["grid"] = outputs.spatial_shapes[index].tolist()
-            answer["selected_patches"] = selected[selected >= 0].tolist()
-        answers[file] = answer
-    return answers
+            result["grid"] = outputs.spatial_shapes[index].tolist()
+            result["selected_patches"] = selected[selected >= 0].tolist()
+        results[file] = result
+    return results
 
 
 def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
@@ -225,10 +225,10 @@ class TilingArguments:
             "whole"
         },
     )
-    overlap: float = field(default=0.25, metadata={"help": "share of a tile that the next one covers again"})
+    overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
     aggregate: str = field(
         default="mean",
-        metadata={"help": "how tiles make the answer of the image", "choices": tuple(TILE_AGGREGATIONS)},
+        metadata={"help": "how tile predictions are aggregated", "choices": tuple(TILE_AGGREGATIONS)},
     )
     heat_maps: str | None = field(
         default=None,
@@ -259,7 +259,7 @@ def predict_files_tiled(
         image_processor: the one that goes with it.
         files: to read.
         tiling: with `tile` set.
-        top_k: how many labels to tell.
+        top_k: number of labels to list.
         with_patches: refused, as every tile has patches of its own.
         batch_size: tiles at a time.
 
@@ -299,5 +299,5 @@ def _tiled_predictions(
         except ValueError as error:
             yield FilePrediction(file, error=f"{file}: {error}")
             continue
-        answer = {"file": file} | describe(prediction.logits, model.config, top_k)
-        yield FilePrediction(file, answer | {"num_tiles": len(prediction.grid)})
+        result = {"file": file} | describe(prediction.logits, model.config, top_k)
+        yield FilePrediction(file, result | {"num_tiles": len(prediction.grid)})

@@ -124,8 +124,8 @@ class Worker:
                 yield batch
 
         for prepared in _map_ahead(prepare, batches(), arguments.num_workers):
-            answers = predict_prepared(self.model, prepared, arguments.top_k, arguments.with_patches)
-            predictions += [replace(answer, file=paths[answer.file]) for answer in answers]
+            results = predict_prepared(self.model, prepared, arguments.top_k, arguments.with_patches)
+            predictions += [replace(found, file=paths[found.file]) for found in results]
         folder.write(part, predictions, self.settings.schema)
 
 
@@ -135,10 +135,10 @@ class CollectionRun:
 
     Attributes:
         settings: of the workers.
-        concurrency: how many of them, if that was asked for.
+        concurrency: number of workers; None for the default.
         num_images: in all.
-        pending: parts that have no answers yet.
-        notes: what folders have beside images, for people.
+        pending: parts without predictions.
+        notes: lines for the user about skipped files.
     """
 
     settings: WorkerSettings
@@ -160,7 +160,7 @@ class CollectionRun:
     def describe(self) -> str:
         """Describes the run in a few lines."""
         arguments, num_done = self.settings.arguments, self.num_images - self.num_pending
-        done = f"; {num_done} have answers" if num_done else ""
+        done = f"; {num_done} are done" if num_done else ""
         where = os.environ.get("RAY_ADDRESS")
         notes = "".join(f"         {note}\n" for note in self.notes)
         return (
@@ -223,7 +223,7 @@ class CollectionRun:
         ]
         workers = self.concurrency or max(1, int(sum(slots)))
         rows = [{"part": json.dumps(asdict(part))} for part in parts]
-        answered = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS)).map_batches(
+        written = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS)).map_batches(
             Worker,
             fn_constructor_args=(self.settings, Attempts.remote()),
             batch_size=1,
@@ -231,7 +231,7 @@ class CollectionRun:
             num_cpus=num_cpus,
             num_gpus=int(needs_gpu),
         )
-        for row in answered.iter_rows():
+        for row in written.iter_rows():
             if row["failure"]:
                 raise RuntimeError(row["failure"])
             yield int(row["count"])
@@ -249,8 +249,8 @@ def prepare_collection(
 
     Raises:
         OSError: if there is no such checkpoint, or there are no images.
-        TypeError: for `with_patches` with a model that does not say which patches it selected.
-        ValueError: without `output`, with one that has answers of something else, and as `load_classifier`
+        TypeError: for `with_patches` with a model that does not output selected patches.
+        ValueError: without `output`, with one made with other settings, and as `load_classifier`
             and `find_collection` do.
     """
     if arguments.output is None:
@@ -263,7 +263,7 @@ def prepare_collection(
     folder = ParquetWriter(arguments.output, stores)
     model, _ = load_classifier(arguments.model_name_or_path, **arguments.changes())
     check_with_patches(model, arguments.with_patches)
-    told = (
+    recorded = (
         "model_name_or_path",
         *SELECTION_FIELDS,
         "native_resolution",
@@ -271,7 +271,7 @@ def prepare_collection(
         "top_k",
         "with_patches",
     )
-    origin = {name: getattr(arguments, name) for name in told} | {"image_column": collection.image_column}
+    origin = {name: getattr(arguments, name) for name in recorded} | {"image_column": collection.image_column}
     folder.check_origin(origin)
     left_out = LeftOut()
     files, tables = find_collection(

@@ -82,29 +82,29 @@ class StreamedImage:
 
     # What is remembered must serve training, though it was read while predicting.
     @torch.inference_mode(False)
-    def patches(self, places: list[int]) -> torch.Tensor:
+    def patches(self, indices: list[int]) -> torch.Tensor:
         """Returns the pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
-        missing = sorted(set(places) - self._patches.keys())
-        self._patches = {place: self._patches[place] for place in places if place in self._patches}
+        missing = sorted(set(indices) - self._patches.keys())
+        self._patches = {index: self._patches[index] for index in indices if index in self._patches}
         height, width = self.patch_size
         step = max(1, BAND_PIXELS // (height * width))
         for start in range(0, len(missing), step):
             some = missing[start : start + step]
-            # One above the other, so that they are prepared at once.
-            pixels = np.concatenate([self._read(place) for place in some])
+            # Stacked vertically, so that they are prepared at once.
+            pixels = np.concatenate([self._read(index) for index in some])
             prepared = self.prepare(pixels)[0].unflatten(1, (len(some), height)).transpose(0, 1)
             self._patches.update(zip(some, prepared, strict=True))
-        return torch.stack([self._patches[place] for place in places])
+        return torch.stack([self._patches[index] for index in indices])
 
-    def _read(self, place: int) -> np.ndarray:
+    def _read(self, index: int) -> np.ndarray:
         height, width = self.patch_size
-        row, column = divmod(place, self.grid[1])
+        row, column = divmod(index, self.grid[1])
         return self.source.read(row * height, column * width, height, width)
 
     @torch.inference_mode(False)
-    def remember(self, places: torch.Tensor, pixels: torch.Tensor) -> None:
+    def remember(self, indices: torch.Tensor, pixels: torch.Tensor) -> None:
         """Caches `(K, C, P, P)` pixels of raster indices `(K,)` for `patches`."""
-        self._patches = dict(zip(places.tolist(), pixels.cpu().clone(), strict=True))
+        self._patches = dict(zip(indices.tolist(), pixels.cpu().clone(), strict=True))
 
     @torch.inference_mode(False)
     def thumbnail(self, size: tuple[int, int]) -> torch.Tensor:
@@ -131,8 +131,8 @@ class StreamedImage:
                 band = nn.functional.interpolate(band, narrow, mode="bilinear", antialias=True)
             if result is None:
                 result = band.new_zeros(*band.shape[:2], *size)
-            first, last, share = weights.for_band(top, top + band.shape[2])
-            result[:, :, first:last] += share @ band
+            first, last, row_weights = weights.for_band(top, top + band.shape[2])
+            result[:, :, first:last] += row_weights @ band
         return result
 
 
@@ -232,8 +232,7 @@ class StreamedPatches(ImagePatches):
 
     @torch.no_grad()
     def score_chunked(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
-        # One piece of memory: small ones that stay would keep the system from using again what lies between
-        # them.
+        # One allocation: small ones that stay would fragment the memory between them.
         scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
         for image, row in zip(self.images, scores, strict=True):
             first, best = 0, None
@@ -241,15 +240,15 @@ class StreamedPatches(ImagePatches):
                 for_band = score(band)
                 row[first : first + for_band.shape[1]] = for_band[0]
                 first += for_band.shape[1]
-                places = raster_indices(band.coordinates, band.grid)
-                some = _best(num_selected, for_band, places, band.pixels)
+                indices = raster_indices(band.coordinates, band.grid)
+                some = _best(num_selected, for_band, indices, band.pixels)
                 # Earlier ones first, so that ties go to them as they would in the whole image.
                 if best is not None:
                     joined = (torch.cat(pair, dim=1) for pair in zip(best, some, strict=True))
                     some = _best(num_selected, *joined)
                 best = some
-            _, places, pixels = best
-            image.remember(places[0], pixels[0])
+            _, indices, pixels = best
+            image.remember(indices[0], pixels[0])
         return scores
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
@@ -276,8 +275,8 @@ class StreamedPatches(ImagePatches):
             return PatchTokens(pixels.flatten(2), self.coordinates, self.grid, self.mask)
         coordinates = gather_tokens(self.coordinates, indices)
         mask = None if self.mask is None else self.mask.gather(1, indices)
-        places = raster_indices(coordinates, self.grid).tolist()
-        pixels = [image.patches(row) for image, row in zip(self.images, places, strict=True)]
+        rasters = raster_indices(coordinates, self.grid).tolist()
+        pixels = [image.patches(row) for image, row in zip(self.images, rasters, strict=True)]
         pixels = torch.stack(pixels).to(coordinates.device)
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
@@ -297,8 +296,8 @@ class StreamedPatches(ImagePatches):
         wrong = selected >= self.grid.prod(dim=1, keepdim=True)
         if wrong.any():
             raise ValueError(
-                f"selected_patches has {selected[wrong][0].item()}, which is no patch of its image (grids of "
-                f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
+                f"selected_patches has {selected[wrong][0].item()}, which is not a patch of its image (grids "
+                f"of {self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
             )
         present = selected >= 0
         return selected.clamp(min=0), None if present.all() else present

@@ -147,9 +147,9 @@ def select_streaming(
     """Selects patches of an image read a band at a time, as the model would from the whole image.
 
     Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors
-    that look at a thumbnail score the places of the full grid by it; then the K patches alone are read.
-    Memory does not grow with the image, but for a score and a place for each patch. Chance plays no part,
-    though the model be in training.
+    that look at a thumbnail score the full grid by it; then the K patches alone are read.
+    Memory does not grow with the image, except for a score and an index for each patch. Selection is
+    deterministic, even in training mode.
 
     Args:
         model, source, image_processor, thumbnails, progress: see `stream_images`.

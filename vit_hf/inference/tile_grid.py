@@ -33,7 +33,7 @@ class TileGrid:
         Args:
             image_size: height and width in pixels.
             tile: side in pixels, or height and width.
-            overlap: share in [0, 1), rounded to whole pixels; tiles are at least one pixel apart.
+            overlap: fraction in [0, 1), rounded to whole pixels; tiles are at least one pixel apart.
 
         Raises:
             ValueError: for a tile of less than one pixel, or an overlap outside [0, 1).
@@ -77,7 +77,7 @@ def check_overlap(overlap: Any) -> None:
     """
     if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise ValueError(
-            f"overlap={overlap!r} must be the share of a tile that the next one covers again, in "
+            f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in "
             "[0, 1), such as 0.25."
         )
 

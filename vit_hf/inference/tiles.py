@@ -161,8 +161,7 @@ def find_image_processor(
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"There is no image processor beside the model, whose checkpoint is {path!r}: give "
-            "image_processor."
+            f"No image processor is saved with the model, whose checkpoint is {path!r}: give image_processor."
         ) from error
 
 
@@ -179,7 +178,7 @@ class TiledPrediction:
         grid: where the tiles are; `len(grid)` of them.
         id2label: names of the classes.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        feature_map: `(D, R, S)` float32 states of patches, if asked for.
+        feature_map: `(D, R, S)` float32 states of patches, with `feature_maps`.
     """
 
     logits: torch.Tensor
@@ -269,7 +268,7 @@ class TiledPrediction:
         index = numbers.get(label, label)
         if type(index) is not int or not 0 <= index < len(self.logits):
             raise ValueError(
-                f"label={label!r} is no class of the model. Choose a number in "
+                f"label={label!r} is not a class of the model. Choose a number in "
                 f"0..{len(self.logits) - 1}, or one of "
                 f"{', '.join(map(repr, list(self.id2label.values())[:10]))}{', ...' if len(numbers) > 10 else ''}."  # noqa: E501
             )
@@ -314,16 +313,14 @@ def predict_tiled(
         image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
             is left open.
         tile: side of a tile in pixels of the image, or height and width.
-        overlap: share in [0, 1) of a tile that the next one covers again.
-        aggregate: how tiles make the answer, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean" are
-            taken of the logits of each label: all tiles, the best one, or the best `num_top_tiles` (MI-Zero,
-                Lu et al., 2023; all
-            if there are fewer). "attention" is the mean of logits with weights exp(-entropy /
+        overlap: fraction of a tile in [0, 1) that the next one overlaps.
+        aggregate: aggregation of tile predictions, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean"
+            are taken of the logits of each label: over all tiles, the best one, or the best `num_top_tiles`
+            (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of logits with weights exp(-entropy /
             attention_temperature) over their sum, so that sure tiles count more (the weights of EATA, Niu et
-            al., 2022). "vote" counts what tiles answer; its logits are such that probabilities are shares of
-            votes, and ties go to the mean probability. For several labels an image each is voted on, and
-            attended to, by itself. A regression has no "attention" and no "vote", as these go by
-            probabilities.
+            al., 2022). "vote" counts the tiles' predictions; its logits are such that probabilities are
+            fractions of votes, and ties go to the mean probability. In multi-label problems each label is
+            treated by itself. A regression has no "attention" and no "vote", which use probabilities.
         batch_size: tiles at a time.
         image_processor: the model's; None loads that of its checkpoint.
         num_top_tiles: of "topk-mean".

@@ -100,7 +100,7 @@ class FileSource(ImageSource):
     It may be pickled and used in forked processes, each of which opens the file for itself, and by several
     threads, which take turns.
 
-    Below, "stored" means before the image is turned as its orientation says.
+    Below, "stored" means before EXIF orientation is applied.
 
     Args:
         path: the file or folder.
@@ -201,7 +201,7 @@ class FileSource(ImageSource):
                 return self._read_level(level, top, left, height, width)
             except ImportError:
                 raise
-            # Decoders meet damaged files with whatever error they trip over.
+            # Decoders raise arbitrary errors on damaged files.
             except Exception as error:
                 of = f" of its copy of {self.levels[level][0]}x{self.levels[level][1]}" if level else ""
                 raise ValueError(
@@ -276,7 +276,7 @@ def _one_line(error: Exception) -> str:
     return f"{text[:300]}..." if len(text) > 300 else text or type(error).__name__
 
 
-# Decoded tiles that are kept for the regions beside; 16 MiB.
+# Decoded tiles that are cached for neighboring regions; 16 MiB.
 CACHE_BYTES = 2**24
 # A tile that takes more than this to decode is refused; 1 GiB.
 MAX_TILE_BYTES = 2**30

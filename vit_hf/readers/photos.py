@@ -35,7 +35,7 @@ class RowStream:
 
     The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading
     regions from top to bottom, in any order within a band, decodes the image once; each step back above what
-    is kept decodes it anew from the top.
+    is kept decodes it again from the top.
 
     Args:
         strips: starts decoding; gives strips `(rows, width, 3)` uint8, whose heights add up to the image's.
@@ -156,9 +156,8 @@ def no_bomb_limit() -> Iterator[None]:
 
 # Rows that are converted and kept together.
 STRIP_ROWS = 32
-# What is asked of libvips at once. For each request it aligns a buffer of that size, and glibc does not use
-# the hole again that this leaves (sourceware.org, bug 14581): large requests make it take four times the
-# memory it works with.
+# Bytes requested from libvips at once. For each request it aligns a buffer of that size, and glibc does not
+# reuse the hole that this leaves (sourceware.org, bug 14581): large requests quadruple its memory.
 FETCH_BYTES = 2**16
 # libjpeg decodes to these fractions of the size for less than the whole costs.
 JPEG_SHRINKS = (2, 4, 8)

@@ -50,7 +50,7 @@ class SlideSource(FileSource):
         try:
             image = self._slide.read_region(place, level, (width, height))
         except Exception:
-            # After an error OpenSlide answers every question with the same error.
+            # After an error OpenSlide repeats the same error for every call.
             self._close()
             self._open()
             raise

@@ -17,7 +17,7 @@ WHOLE_SUFFIXES = frozenset(
 )
 
 
-# Whole slides whose format cannot be told from how the file begins.
+# Whole slides whose format cannot be inferred from the first bytes.
 SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
 
 

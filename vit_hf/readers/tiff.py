@@ -18,7 +18,7 @@ MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3,
 CHANNELS = {MIN_IS_WHITE: 1, MIN_IS_BLACK: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}
 # JPEG decoders already return RGB.
 JPEG_COMPRESSIONS = {6, 7, 33007, 34892}
-# Aperio's JPEG 2000 in YCbCr, whatever the page says.
+# Aperio's JPEG 2000 in YCbCr, regardless of the page's tags.
 JPEG2000_YCBCR = 33003
 # Values of ExtraSamples.
 PREMULTIPLIED, ALPHA = 1, 2
