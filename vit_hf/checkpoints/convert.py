@@ -48,9 +48,9 @@ from .timm_models import SWINS, convert_timm, is_timm
 
 logger = logging.get_logger(__name__)
 
-# What a selector or a reducer adds starts at random.
+# Weights of selectors and reducers start at random.
 ADDED = ("selector.", "reducers.", "embeddings.scale_embedding")
-# Of an image processor, what ours does as well.
+# Options of image processors that ours supports.
 PREPARATION = (
     "do_resize",
     "size",
@@ -87,9 +87,9 @@ def convert(
             `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them
             runs.
-        architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
-        fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
-            num_selected_patches=196`; of a Swin, of `AdaptiveSwinConfig`.
+        architecture: timm's name of the model of a state dict, such as "vit_small_patch16_224".
+        fields: fields of `AdaptiveViTConfig` to set, such as `patch_selector="variance",
+            num_selected_patches=196`; for a Swin, of `AdaptiveSwinConfig`.
 
     Returns:
         The model, in evaluation mode and of the source's dtype, and the image processor, for videos
@@ -106,9 +106,8 @@ def convert(
         return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel | Mapping | str | PathLike):
         raise ValueError(
-            "convert takes a model of transformers or timm, a state dict, or the name of a "
-            "checkpoint, not a "
-            f"{type(source).__name__}."
+            "convert takes a model of transformers or timm, a state dict, or the name of a checkpoint, not "
+            f"a {type(source).__name__}."
         )
     if (
         isinstance(source, str | PathLike)
@@ -264,8 +263,7 @@ def load_weights(
     missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"This {model_type} has weights unknown to AdaptiveViT, "
-            f"{report.unexpected_keys[:5]}, or lacks "
+            f"This {model_type} has weights unknown to AdaptiveViT, {report.unexpected_keys[:5]}, or lacks "
             f"some, {missing[:5]}."
         )
 
@@ -295,9 +293,9 @@ def convert_processor(
     if not saved and "max_num_patches" not in options:
         if path:
             logger.warning(
-                f"No image processor is saved with {path}: ours prepares as "
-                f"{type(theirs).__name__} does by default, at "
-                f"{config.image_size} pixels. Check mean, std and size against the training of the model."
+                f"No image processor is saved with {path}: ours prepares as {type(theirs).__name__} does by "
+                f"default, at {config.image_size} pixels. Check mean, std and size against the training of "
+                "the model."
             )
         height, width = to_pair(config.image_size)
         options |= {"size": {"height": height, "width": width}, "do_center_crop": False}

@@ -58,9 +58,8 @@ def load_state(model: nn.Module, weights: Weights) -> Any:
     except RuntimeError as error:
         raise CannotConvert(
             "Weights do not have the shapes of our parameters. Leave out fields that change shapes; "
-            "image_size is the native "
-            "size of a table of positions, and a converted model takes images of any size all "
-            f"the same. {error}"
+            "image_size is the native size of a table of positions, and a converted model takes images of "
+            f"any size all the same. {error}"
         ) from error
 
 
@@ -81,8 +80,8 @@ def no_head(model: nn.Module) -> None:
     """Raises: CannotConvert if there is one after all."""
     if linear_head(model) is not None:
         raise CannotConvert(
-            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its "
-            "encoder alone."
+            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its encoder "
+            "alone."
         )
 
 
@@ -94,10 +93,10 @@ class Family:
         fields: converts their configuration to our fields, in addition to `SHARED`.
         rename: patterns and replacements, applied in order to each name of a weight, without the prefix of
             the base model; `None` for weights that are left out.
-        prefix: of the base model within one with a head.
+        prefix: prefix of the base model in a model with a head.
         head: weight and bias of the classifier of a model; None if it has none.
         processor: name in transformers of the image processor that models without a path get.
-        finish: what renaming alone cannot do, given all weights by our names, and their configuration.
+        finish: changes beyond renaming, given all weights by our names, and their configuration.
         with_head: fields of our configuration where there is a classifier.
         pooled: weights of a norm of what a model with a classifier pools, by our names.
     """
@@ -153,8 +152,8 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
 def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
     if not (config.query_bias == config.value_bias):
         raise CannotConvert(
-            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; "
-            "AdaptiveViT has one qkv_bias."
+            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; AdaptiveViT has one "
+            "qkv_bias."
         )
     return {
         "intermediate_size": config.intermediate_size,
@@ -413,9 +412,8 @@ def videomae_head(model: nn.Module) -> Weights | None:
     head = linear_head(model)
     if head is not None and model.fc_norm is None:
         raise CannotConvert(
-            "With use_mean_pooling=False this classifier reads the first patch alone, which "
-            "AdaptiveViT may not select; "
-            "convert its encoder, model.videomae."
+            "With use_mean_pooling=False this classifier reads the first patch alone, which AdaptiveViT may "
+            "not select; convert its encoder, model.videomae."
         )
     return head
 
@@ -477,7 +475,7 @@ def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVid
     )
 
 
-# Of our configuration, what needs the encoder alone.
+# Fields of our configuration that only the encoder supports.
 NOT_PRETRAINED_WITH = ("patch_selector", "token_reducer", "thumbnail_context")
 DECODER_FIELDS = (
     "decoder_hidden_size",

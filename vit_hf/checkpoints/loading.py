@@ -57,10 +57,10 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
 
     Args:
         fields: some of either configuration.
-        path: of the checkpoint that they are to change; None for a model from scratch.
+        path: the checkpoint that they override; None for a model from scratch.
 
     Raises:
-        ValueError: for others that it does not have, naming the reason.
+        ValueError: for other fields that a Swin lacks, with the reason.
     """
     left = {
         name: value
@@ -189,8 +189,8 @@ def check_reduces(config: PreTrainedConfig) -> None:
     merges_number = options_of(config.token_reducer).get("r") is not None
     if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
         raise ValueError(
-            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate "
-            "below 1, such as 0.7"
+            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate below 1, such "
+            "as 0.7"
         )
 
 
@@ -204,17 +204,17 @@ def load_classifier(
     """Loads any saved image classifier and its image processor, optionally with another selection or
     reduction.
 
-    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have
-    these.
+    A Swin selects windows: a number of patches means the first-stage windows that hold as many
+    patches.
 
     Args:
         path: checkpoint, local or on the Hub.
-        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
-            "none" takes a selector away.
+        patch_selector, num_selected_patches: override the checkpoint's; turn any ViT into an
+            adaptive one. "none" removes a selector.
         resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor
             does.
-        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer
-            away.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" removes
+            a reducer.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -229,9 +229,9 @@ def load_classifier(
     if is_timm_processor(processor):
         changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
         raise ValueError(
-            f"{path} is a timm checkpoint with transformations of its own, in which "
-            f"{', '.join(changed)} cannot be "
-            "changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, vit_hf.convert)"
+            f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} "
+            "cannot be changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, "
+            "vit_hf.convert)"
         )
     set_resolution(processor, resolution)
     replaced = bool(selection)
@@ -239,7 +239,7 @@ def load_classifier(
         selection = {"patch_selector": None, "num_selected_patches": None}
     if fields.get("token_reducer") == "none":
         fields |= {"token_reducer": None, "keep_rate": 1.0}
-    # Two ways of saying how much goes on: the one that is given holds.
+    # Two options for one budget: an explicit value wins.
     own = PreTrainedConfig.get_config_dict(path)[0].get("token_reducer")
     if options_of(fields.get("token_reducer")).get("r") is not None:
         fields.setdefault("keep_rate", 1.0)
@@ -262,9 +262,9 @@ def load_classifier(
             else "such as saliency, variance or attention"
         )
         raise ValueError(
-            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and "
-            f"{path} was not trained with it: "
-            f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
+            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was "
+            "not trained with it: fine-tune it with scripts/finetune.py, or choose one that needs no "
+            f"training, {free}"
         )
     config = model.config
     if "keep_rate" not in fields and not is_swin(path):
@@ -283,7 +283,7 @@ def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["nat
     processor.do_resize, processor.do_center_crop = resolution != "native", False
     if resolution != "native":
         processor.size = type(processor.size)(height=resolution, width=resolution)
-        if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
+        if getattr(processor, "max_num_patches", None) is not None:  # it would take precedence over size
             processor.max_num_patches = None
 
 

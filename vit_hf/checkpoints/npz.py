@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Flax' defaults.
 ACTIVATION, EPSILON = "gelu_pytorch_tanh", 1e-6
-# Fields that a file says something of; how a table is resized, files leave to their readers.
+# Fields that a file determines; resizing of the table is left to its readers.
 KEPT = ("backbone_config", "classifier_hidden_size", "position_encoding")
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
@@ -37,7 +37,7 @@ BLOCK = r"Transformer/encoderblock_(\d+)/"
 NORMS = {"LayerNorm_0": "layernorm_before", "LayerNorm_2": "layernorm_after"}
 ATTENTION = "MultiHeadDotProductAttention_1"
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-# What training leaves in a file in addition to the weights.
+# Entries of training in a file, in addition to the weights.
 LEFTOVERS = ("opt/state/", "extra/")
 DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
 
@@ -46,7 +46,7 @@ class Arrays(dict[str, np.ndarray]):
     """Arrays of a file by name, with a record of which were read.
 
     Raises:
-        CannotConvert: at the reading of one that is not there, or is not of real numbers.
+        CannotConvert: when an array is read that is missing or not of real numbers.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -100,9 +100,8 @@ def load_npz(
     unread = sorted(arrays.keys() - arrays.read)
     if unread:
         raise CannotConvert(
-            f"{path} has arrays that are none of a ViT of google-research/vision_transformer: "
-            f"{unread[:5]}. If they mean "
-            "nothing to the model's outputs, save the file without them."
+            f"{path} has arrays unknown to the ViT of google-research/vision_transformer: {unread[:5]}. If "
+            "they mean nothing to the model's outputs, save the file without them."
         )
     report = load_state(model, weights)
     missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
@@ -230,9 +229,8 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
         raise CannotConvert("qkv_bias=False cannot be stored in a .npz of ViT.")
     if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):
         logger.warning(
-            f"{path} cannot say hidden_act={config.hidden_act!r} and "
-            f"layer_norm_eps={config.layer_norm_eps}: pass both to "
-            f"load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
+            f"{path} cannot say hidden_act={config.hidden_act!r} and layer_norm_eps={config.layer_norm_eps}: "
+            f"pass both to load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
         )
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
     heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads

@@ -21,7 +21,7 @@ UNIT = r"block(\d+)/unit(\d+)/"
 PARTS = {f"conv{index}": f"conv{index}" for index in (1, 2, 3)}
 PARTS |= {f"gn{index}": f"norm{index}" for index in (1, 2, 3)}
 SHORTCUT = {"conv_proj": "downsample.conv", "gn_proj": "downsample.norm"}
-# What all of theirs are, of `BitConfig`.
+# Options of `BitConfig` that all their files share.
 THEIRS = {
     "layer_type": "bottleneck",
     "global_padding": "SAME",
@@ -46,8 +46,8 @@ def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict
     units = [(int(found[1]), int(found[2])) for name in arrays if (found := re.match(UNIT, name))]
     if not units:
         raise CannotConvert(
-            "This is a hybrid with the root of a ResNet and none of its stages; only those with "
-            "stages can be read."
+            "This is a hybrid with the root of a ResNet and none of its stages; only those with stages can "
+            "be read."
         )
     if fields["patch_size"] != 1:
         raise CannotConvert(
@@ -115,9 +115,8 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
     for name, value in required.items():
         if getattr(config, name, None) != value:
             raise CannotConvert(
-                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a "
-                ".npz of a hybrid needs "
-                f"{value!r}."
+                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a .npz of a "
+                f"hybrid needs {value!r}."
             )
     arrays = {}
     for theirs, ours in _modules(config.depths).items():

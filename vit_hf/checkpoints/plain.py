@@ -31,7 +31,7 @@ ELSEWHERE = (
 )
 # ... and those of reducers and other heads, none of which a plain model has.
 OPTIONS = ("reduction_layers", "masked_autoencoder", "segmentation_decoder", "elastic_space")
-# Of an image processor: what transformers' ViT has not.
+# Options of image processors that transformers' ViT lacks.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
 
 
@@ -39,13 +39,13 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
     """Refuses fields unknown to transformers' `ViTConfig`, unless they have their default or no effect.
 
     Args:
-        what: where the configuration is to fit, for the message.
-        keeps: other fields that fit.
+        what: name of the target format, for the message.
+        keeps: further fields that the target supports.
 
     Raises:
         CannotConvert: naming the field.
     """
-    # What every configuration has, and what every ViT has.
+    # Fields of every configuration, and of every ViT.
     fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *ELSEWHERE, *keeps}
     if head_dim_of(config) * config.num_attention_heads == config.hidden_size:
         fits.add("head_dim")

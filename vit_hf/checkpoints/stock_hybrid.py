@@ -43,8 +43,7 @@ def load_stock_hybrid(
     missing = [name for name in report["missing_keys"] if not name.startswith(added)]
     if missing or report["unexpected_keys"]:
         raise CannotConvert(
-            f"{path} has weights unknown to AdaptiveViT, "
-            f"{sorted(report['unexpected_keys'])[:5]}, or lacks "
+            f"{path} has weights unknown to AdaptiveViT, {sorted(report['unexpected_keys'])[:5]}, or lacks "
             f"some, {sorted(missing)[:5]}."
         )
     return model.eval(), _load_processor(path, model.config)

@@ -23,14 +23,14 @@ from .timm_parts import ACTIVATIONS, read_labels, refuse
 # Image processors in transformers that models without a path get, by `model_type`.
 SWIN_FAMILIES = {"swin": "ViTImageProcessor", "swinv2": "ViTImageProcessor"}
 
-# Ours of a class there, which may be named after either family.
+# Our class for each of theirs, which may be named after either family.
 CLASSES: dict[str, type[AdaptiveSwinPreTrainedModel]] = {
     "Model": AdaptiveSwinModel,
     "ForImageClassification": AdaptiveSwinForImageClassification,
     "ForMaskedImageModeling": AdaptiveSwinForMaskedImageModeling,
     "Backbone": AdaptiveSwinBackbone,
 }
-# Of a configuration, what is about the object and not the model.
+# Entries of a configuration about the object, not the model.
 ELSEWHERE = (
     "model_type",
     "architectures",

@@ -25,7 +25,7 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Buffers of Swin that older files hold, and which are computed.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# Under which a training script may have put the weights.
+# Keys under which a training script may store the weights.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the
 # architecture.
@@ -67,8 +67,7 @@ def read_weights(path: str | PathLike) -> Weights:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise CannotConvert(
-            f"{path} is not a tensor file of torch.save; it may be TorchScript or cut "
-            "short: save the "
+            f"{path} is not a tensor file of torch.save; it may be TorchScript or cut short: save the "
             "model's state_dict()."
         ) from error
     if not isinstance(weights, dict):
@@ -87,9 +86,8 @@ def refusing_pickles(path: str | PathLike) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise CannotConvert(
-            f"{path} holds more than tensors. A pickle of anything else could run any code, "
-            "so it was not loaded: "
-            "ask for a .safetensors file, or for one with nothing but tensors."
+            f"{path} holds more than tensors. A pickle of anything else could run any code, so it was not "
+            "loaded: ask for a .safetensors file, or for one with nothing but tensors."
         ) from error
 
 
@@ -124,9 +122,8 @@ def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture:
     """
     if architecture is None:
         raise CannotConvert(
-            "Weights alone do not say of what model they are: pass "
-            "architecture='vit_small_patch16_224' or whatever "
-            "else timm calls it."
+            "Weights alone do not say of what model they are: pass architecture='vit_small_patch16_224' or "
+            "whatever else timm calls it."
         )
     weights = dict(source) if isinstance(source, Mapping) else read_weights(source)
     return build(architecture, weights, {})
@@ -174,9 +171,8 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotConvert(
-            f"These are not weights of {architecture!r}. If they are of a variant of it, or of "
-            "images that are not "
-            f"square, build that with timm.create_model, load them, and convert the module. {error}"
+            f"These are not weights of {architecture!r}. If they are of a variant of it, or of images that "
+            f"are not square, build that with timm.create_model, load them, and convert the module. {error}"
         ) from error
     if size is not None or "img_size" in options:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
@@ -219,9 +215,8 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - known)
     if unknown:
         raise CannotConvert(
-            f"config.json has model_args {unknown}, which are not arguments of timm's "
-            "VisionTransformer, Eva or SwinTransformer. If the "
-            "architecture does not depend on them, delete them there."
+            f"config.json has model_args {unknown}, which are not arguments of timm's VisionTransformer, Eva "
+            "or SwinTransformer. If the architecture does not depend on them, delete them there."
         )
     return {name: model_args[name] for name in model_args if name in known and name not in NOT_ARCHITECTURE}
 
@@ -234,7 +229,7 @@ def infer_image_size(weights: Weights, model: nn.Module) -> int | None:
     if table is None or own is None or patches is None or table.ndim != 3 or patches.ndim != 4:
         return None
     if any(name.startswith("patch_embed.backbone.") for name in weights):
-        return None  # what a hybrid's CNN leaves of a pixel, weights do not say
+        return None  # weights do not tell the stride of a hybrid's CNN
     if table.shape[1] == own.shape[1]:
         return None
     length = table.shape[1] - (0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens)

@@ -149,11 +149,9 @@ def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImag
         size = {"shortest_edge": resized[0]}
     elif mode != "squash":
         logger.warning(
-            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which "
-            "keeps their aspect. The "
-            f"image processor has no such option, and resizes them to {resized[0]}x{resized[1]} "
-            "whatever their aspect: "
-            "for outputs as timm's, prepare images with timm.data.create_transform."
+            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which keeps their "
+            f"aspect. The image processor has no such option, and resizes them to {resized[0]}x{resized[1]} "
+            "whatever their aspect: for outputs as timm's, prepare images with timm.data.create_transform."
         )
     return AdaptiveViTImageProcessor(
         size=size,

@@ -121,9 +121,8 @@ def check_blocks(model: nn.Module, kind: str) -> None:
     kinds = {type(part).__name__ for part in model.blocks}
     if kinds != {kind}:
         raise CannotConvert(
-            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only "
-            f"{kind} can be "
-            "converted."
+            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only {kind} can "
+            "be converted."
         )
 
 
@@ -276,7 +275,7 @@ def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
         if getattr(model, "no_embed_class", False):  # the table has places for patches alone
             table = torch.cat((table.new_zeros(1, num_cls, table.shape[2]), table), dim=1)
         elif registers is not None:
-            # What the table adds to registers is a part of them.
+            # Add the table's entries for registers to the registers.
             rest = num_cls + registers.shape[1]
             registers = registers + table[:, num_cls:rest]
             table = torch.cat((table[:, :num_cls], table[:, rest:]), dim=1)

@@ -41,8 +41,8 @@ class DataArguments:
     dataset: str = field(
         metadata={
             "help": "folder of images (a subfolder for each class, nested folders allowed; optionally "
-            "under train, validation, "
-            f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
+            "under train, validation, test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, "
+            f"or {MEGAPIXEL_DIGITS}"
         }
     )
     dataset_options: dict | str | None = field(
@@ -58,9 +58,9 @@ class DataArguments:
     )
     validation_fraction: float = field(
         default=0.1,
-        metadata={"help": "of each class in train, held out if the data have no validation split"},
+        metadata={"help": "fraction of each class in train, held out if the data have no validation split"},
     )
-    validation_seed: int = field(default=0, metadata={"help": "of drawing them"})
+    validation_seed: int = field(default=0, metadata={"help": "seed of that draw"})
     skip_corrupt: bool = field(
         default=False,
         metadata={"help": "leave damaged images out instead of failing; decodes all of them first"},

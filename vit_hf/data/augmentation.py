@@ -32,8 +32,7 @@ class AugmentationArguments:
         default="none",
         metadata={
             "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; "
-            "'plain' cuts out "
-            "crop_size pixels without resizing, for large images"
+            "'plain' cuts out crop_size pixels without resizing, for large images"
         },
     )
     crop_scale: float = field(
@@ -78,8 +77,8 @@ def make_augmentation(
     """Builds a random function of uint8 images `(C, H, W)`; None if there is nothing to do.
 
     Args:
-        arguments: what to do.
-        image_size: height and width that images are resized to; None if they keep theirs.
+        arguments: the augmentation.
+        image_size: height and width that images are resized to; None without resizing.
 
     Raises:
         ValueError: for `random_crop="resized"` when images are not resized.
@@ -89,8 +88,7 @@ def make_augmentation(
         if image_size is None:
             raise ValueError(
                 "random_crop='resized' needs images of one size; at their native size use "
-                "random_crop='plain' with a "
-                "crop_size"
+                "random_crop='plain' with a crop_size"
             )
         steps.append(v2.RandomResizedCrop(image_size, (arguments.crop_scale, 1.0), antialias=True))
     elif arguments.random_crop == "plain":
@@ -122,9 +120,9 @@ class TrainingExamples(Dataset):
     `augmentation_seed`, all of them functions of (seed, epoch, index).
 
     Args:
-        images: what to read.
+        images: the images to augment.
         augment: a random function of a uint8 tensor `(C, H, W)`, drawing from torch's global generator.
-        seed: of the run.
+        seed: seed of the run.
         convert_rgb: whether images become RGB before they are augmented.
     """
 

@@ -29,7 +29,7 @@ class VocAnnotation(NamedTuple):
     Attributes:
         image: the file that it annotates, in the same folder.
         boxes: `(T, 4)` float64: left, top, right, bottom in pixels.
-        names: of the classes of the boxes; None where there is none.
+        names: classes of the boxes; None where missing.
     """
 
     image: Path
@@ -70,8 +70,7 @@ def read_voc(path: Path) -> VocAnnotation:
     return VocAnnotation(image, np.array(boxes, np.float64).reshape(-1, 4), names)
 
 
-# How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count
-# from 1.
+# Tolerated overhang of a box beyond its image, in pixels: tools round, and some count from 1.
 TOLERANCE = 1.0
 ONE_CLASS = "object"
 
@@ -82,8 +81,8 @@ class BoxData:
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
-        names: of the classes.
-        notes: what was left out or changed, for people.
+        names: class names.
+        notes: lines for the user about unused or changed data.
     """
 
     splits: dict[str, BoxedImages]
@@ -121,9 +120,9 @@ class FoundSplit:
             cut, wrong = fit_boxes(boxes, size)
             if wrong.any() and not clip_boxes:
                 raise ValueError(
-                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, "
-                    "bottom) is empty or reaches "
-                    f"beyond the image of {size[0]}x{size[1]} pixels. Fix it, or set clip_boxes"
+                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, bottom) is "
+                    f"empty or reaches beyond the image of {size[0]}x{size[1]} pixels. Fix it, or set "
+                    "clip_boxes"
                 )
             num_changed += int(wrong.sum())
             kept = (cut[:, :2] < cut[:, 2:]).all(axis=1)
@@ -146,7 +145,7 @@ def load_boxed_images(
     "megapixel_digits" has its digits.
 
     Args:
-        data: which; `label_column` is the column of boxes.
+        data: the data to load; `label_column` is the column of boxes.
         class_names: all classes, in order; by default those of the data.
         known_names: classes of a model, which are taken instead of those of the data if they include them.
         single_class: take all classes for one.

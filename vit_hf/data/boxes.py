@@ -24,9 +24,9 @@ def crop_boxes(boxes: np.ndarray, window: Window, min_area_fraction: float) -> t
 
     Args:
         boxes: `(T, 4)`.
-        window: what is cut out.
-        min_area_fraction: of a box's area that must be inside for it to stay; a box that is all outside never
-            stays.
+        window: left, top, right, bottom.
+        min_area_fraction: fraction of a box's area that must be inside to keep it; boxes entirely outside
+            are always dropped.
 
     Returns:
         Those that stay `(S, 4)`, in pixels of the window, and which they are `(S,)` int64.
@@ -43,7 +43,7 @@ def flip_boxes(boxes: np.ndarray, size: int, axis: int) -> np.ndarray:
 
     Args:
         boxes: `(T, 4)`.
-        size: of the image along `axis`, in pixels.
+        size: size of the image along `axis`, in pixels.
         axis: 0 swaps left and right, 1 top and bottom.
     """
     flipped = boxes.copy()
@@ -92,8 +92,8 @@ class FoundBoxes(NamedTuple):
     """Boxes of all images of a split.
 
     Attributes:
-        boxes: of each image `(T, 4)` float64: left, top, right, bottom in pixels.
-        names: of each image, the classes of its boxes.
+        boxes: for each image `(T, 4)` float64: left, top, right, bottom in pixels.
+        names: for each image, the classes of its boxes.
         classes: all names in their order, where the data set knows it.
     """
 
@@ -125,9 +125,9 @@ def read_objects(rows: datasets.Dataset, column: str, row_names: list[str] | Non
     """Reads `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
 
     Args:
-        rows: of one split.
-        column: which of them holds the boxes.
-        row_names: what to call each row in errors; by default "image" and its number.
+        rows: rows of one split.
+        column: the column of boxes.
+        row_names: names of the rows in errors; by default "image" and its number.
 
     Raises:
         ValueError: if the column is neither, an image has not as many categories as boxes, or a category is
@@ -187,11 +187,11 @@ class BoxedImages:
     """One split: images, decoded on access, with their boxes.
 
     Attributes:
-        rows: where the images are.
+        rows: the rows that hold the images.
         image_column: the column of `rows` that holds them.
-        boxes: of each image `(T, 4)` float64: left, top, right, bottom in pixels of the upright image.
-        classes: of each image `(T,)` int64.
-        sizes: of each image (width, height).
+        boxes: for each image `(T, 4)` float64: left, top, right, bottom in pixels of the upright image.
+        classes: for each image `(T,)` int64.
+        sizes: for each image (width, height).
     """
 
     rows: datasets.Dataset
@@ -235,13 +235,13 @@ class BoxExamples(Dataset):
     is filled up with black on the right and at the bottom, so that all pieces have one size.
 
     Args:
-        images: what to read.
+        images: the images to crop.
         crop_size: pixels a side of pieces; None for whole images.
-        min_area_fraction: of a box that must be on a piece for it to count there.
+        min_area_fraction: fraction of a box's area that a crop must contain to keep the box.
         random: whether pieces are anywhere in their image, a function of seed, epoch and index; otherwise
             they are the tiles of it, which may overlap.
         horizontal_flip, vertical_flip: probabilities of mirroring.
-        seed: of what is random.
+        seed: seed of crops and mirroring.
     """
 
     def __init__(

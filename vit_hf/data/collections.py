@@ -126,10 +126,9 @@ class CollectionArguments:
         default="local",
         metadata={
             "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this "
-            "machine, or of the "
-            "cluster that RAY_ADDRESS names; inputs are files, folders and Parquet files, of "
-            "this machine or of an object "
-            "store (s3://, gs://, hf://), output is a folder of Parquet files, there too",
+            "machine, or of the cluster that RAY_ADDRESS names; inputs are files, folders and Parquet "
+            "files, of this machine or of an object store (s3://, gs://, hf://), output is a folder of "
+            "Parquet files, there too",
             "choices": ("local", "ray"),
         },
     )
@@ -205,7 +204,7 @@ def find_collection(
     Args:
         inputs: paths, local patterns and URIs; folders are searched recursively, by the files' endings.
         stores: learns where the files are.
-        image_column: of the Parquet files; by default the only one that can hold images.
+        image_column: column of the Parquet files; by default the only one that can hold images.
         without: folder to leave out.
         left_out: collects files in folders that are neither images nor Parquet files.
 
@@ -343,9 +342,8 @@ def _image_column(name: str, schema: pyarrow.Schema, column_name: str | None) ->
     found = found or [column.name for column in schema if _is_text(column.type)]
     if len(found) != 1:
         raise ValueError(
-            f"{name} has {'several columns' if found else 'no column'} that may be images; name "
-            "the right one of "
-            f"{', '.join(schema.names)} with image_column"
+            f"{name} has {'several columns' if found else 'no column'} that may be images; name the right "
+            f"one of {', '.join(schema.names)} with image_column"
         )
     return found[0]
 

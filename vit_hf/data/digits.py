@@ -148,14 +148,14 @@ class CanvasRecipe(NamedTuple):
     """Everything needed to draw one canvas.
 
     Attributes:
-        height: of the canvas, in pixels.
-        width: of the canvas, in pixels.
-        glyphs: which digits, as indices into `load_digits().images`.
-        boxes: where each goes, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive.
+        height: height of the canvas in pixels.
+        width: width of the canvas in pixels.
+        glyphs: indices of the digits in `load_digits().images`.
+        boxes: box of each digit, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive.
         noise: a key of `NOISE_PATTERNS`, or None for a clean canvas.
-        num_noise: how many patterns are placed.
-        noise_seed: of the bank of patterns, the same throughout a split.
-        seed: of this canvas: which patterns, and where.
+        num_noise: number of noise patterns.
+        noise_seed: seed of the bank of patterns, shared by a split.
+        seed: seed of this canvas's patterns and their positions.
     """
 
     height: int
@@ -286,6 +286,6 @@ def add_digit_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
 
 
 with warnings.catch_warnings():
-    # As above.
+    # See above.
     warnings.simplefilter("ignore", UserWarning)
     register_feature(DigitMask, "DigitMask")

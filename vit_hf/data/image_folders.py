@@ -30,7 +30,7 @@ TOOL_NAMES = frozenset(
 )
 NAMES_SHOWN = 3
 
-# Kinds of what is left out, for one and for several.
+# Kinds of unused files and folders, singular and plural.
 UNKNOWN = ("file of unknown type", "files of unknown type")
 REGIONS_ONLY = (
     "image of a kind that only predict.py --tile reads",
@@ -144,7 +144,7 @@ class FolderFile:
     """A file of a split.
 
     Attributes:
-        path: where it is.
+        path: path of the file.
         parts: the folders between the split's folder and the file, then the file's name.
     """
 
@@ -222,11 +222,9 @@ class ImageFolder:
         if not alike:
             return False
         raise ValueError(
-            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is "
-            "not part of "
-            "it, or both are folders of equal rank, all for training. For the first, give "
-            f"{show(self.path / name)} "
-            f"or move {show(alike[0])} away; for the second, rename {show(name)}."
+            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is not "
+            "part of it, or both are folders of equal rank, all for training. For the first, give "
+            f"{show(self.path / name)} or move {show(alike[0])} away; for the second, rename {show(name)}."
         )
 
     def _check_deeper_splits(self, files: list[tuple[str, ...]], tops: list[str]) -> None:
@@ -242,10 +240,8 @@ class ImageFolder:
                 names = ", ".join(show(f"{inside}/{name}") for name in sorted(splits.values()))
                 raise ValueError(
                     f"{show(self.path)} has folders named like splits further down: {names}. Either these "
-                    "are its "
-                    f"splits: give {show(self.path / inside)}, or move them to the top, with the class "
-                    "folders in "
-                    "them; or everything is for training: rename them."
+                    f"are its splits: give {show(self.path / inside)}, or move them to the top, with the "
+                    "class folders in them; or everything is for training: rename them."
                 )
         alike = {}
         for name in tops:
@@ -256,8 +252,7 @@ class ImageFolder:
             names = ", ".join(sorted(show(name) for found in alike.values() for name in found))
             raise ValueError(
                 f"the folders {names} of {show(self.path)} are named much like splits. Either they are its "
-                "splits: "
-                f"name them {', '.join(alike)}; or they are classes of their own: rename them."
+                f"splits: name them {', '.join(alike)}; or they are classes of their own: rename them."
             )
 
     def note_empty(self, used: Collection[Path]) -> None:

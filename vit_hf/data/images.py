@@ -48,15 +48,15 @@ def prepare_images(
     """Prepares and stacks the inputs of a model.
 
     Args:
-        image_processor: of the model.
+        image_processor: the model's.
         images: to prepare.
-        options: others of a call of the image processor.
+        options: further arguments of the image processor.
 
     Raises:
         ValueError: as the image processor does, for instance for sizes that do not stack.
     """
     if not isinstance(image_processor, ImagePreparation):
-        # Those of transformers fail on gray and transparent images.
+        # Processors of transformers fail on gray and transparent images.
         images = [_pixels_for(image_processor, image, place) for place, image in enumerate(images)]
     return dict(image_processor(images, return_tensors="pt", **options))
 
@@ -131,9 +131,9 @@ def find_images(
     """Expands files, folders (searched recursively, see `list_files`) and glob patterns, in order.
 
     Args:
-        patterns: what to find.
+        patterns: files, folders and glob patterns.
         left_out: collects the other files in folders.
-        accepts: which files of folders are taken, by their endings: by default all that `open_image` reads.
+        accepts: selects the files in folders; by default all that `open_image` reads.
 
     Returns:
         Files, each once. A file that was named is returned regardless of its ending and existence.

@@ -31,8 +31,8 @@ class Table:
         path: the file.
         columns: their names.
         rows: a dict for each.
-        lines: how to call each row in errors, such as "line 3".
-        features: of columns whose types the file knows.
+        lines: names of the rows in errors, such as "line 3".
+        features: types of columns that the file defines.
     """
 
     path: Path
@@ -90,8 +90,8 @@ def _read_csv(path: Path) -> Table:
                 continue
             if len(values) != len(header):
                 raise ValueError(
-                    f"{show(path)}, line {line} has {len(values)} values, and the header {len(header)}: "
-                    "put values with a comma in quotes, and leave missing ones empty"
+                    f"{show(path)}, line {line} has {len(values)} values, and the header {len(header)}: put "
+                    "values with a comma in quotes, and leave missing ones empty"
                 )
             rows.append({name: value.strip() or None for name, value in zip(header, values, strict=True)})
             lines.append(f"line {line}")
@@ -167,7 +167,7 @@ class NamedImages:
         row_names: names file and row of each.
         images: the file of each.
         used: all files that are named, masks as well.
-        notes: for people.
+        notes: lines for the user.
     """
 
     rows: datasets.Dataset
@@ -193,8 +193,7 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
         if FILE_COLUMN not in table.columns:
             raise ValueError(
                 f"{show(table.path)} has no column {FILE_COLUMN}, which names each image relative to the "
-                "table; it has "
-                f"{', '.join(table.columns)}"
+                f"table; it has {', '.join(table.columns)}"
             )
     rows, row_names, images, used = [], [], [], set()
     first: dict[Path, str] = {}
@@ -322,8 +321,7 @@ def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[st
             words = Counter(value for value in given if value.lower() in MISSING_WORDS - {"-"})
             notes += [
                 f"{number} rows have {word!r} in the column {name}, which is taken for text: leave it empty "
-                "where a value "
-                "is missing"
+                "where a value is missing"
                 for word, number in words.items()
             ]
     return notes

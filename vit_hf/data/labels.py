@@ -13,7 +13,7 @@ class EncodedLabels:
 
     Attributes:
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        names: of the classes, in the order of the model's outputs; of a regression, empty.
+        names: class names in the order of the model's outputs; empty for a regression.
         num_labels: outputs that the model needs.
         splits: for each split, `(N,)` int64 classes, `(N, num_labels)` float32 of 0 and 1, or float32 values
             `(N,)` or `(N, num_labels)`.
@@ -41,7 +41,7 @@ def encode_labels(
         feature: the feature of the label column in `datasets`.
         columns: for each split, the labels of its rows.
         label2id: the model's classes. Labels are then encoded as these, by name.
-        row_names: of some splits, what to call each row in errors, such as its file and line.
+        row_names: for some splits, names of the rows in errors, such as its file and line.
 
     Raises:
         ValueError: for a missing label, a label the model does not know, or only one class.
@@ -100,8 +100,8 @@ def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> En
         missing = next((number for number, value in enumerate(column) if value is None), None)
         if missing is not None:
             raise ValueError(
-                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or "
-                "remove the row"
+                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or remove "
+                "the row"
             )
         try:
             splits[split] = np.array(column, np.float32)
@@ -110,8 +110,8 @@ def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> En
         wrong = np.flatnonzero(~np.isfinite(splits[split].reshape(len(column), -1)).all(-1))
         if wrong.size:
             raise ValueError(
-                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or "
-                "remove the row"
+                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or remove "
+                "the row"
             )
     widths = {values.shape[1:] for values in splits.values() if len(values)}
     if len(widths) != 1:
@@ -155,7 +155,7 @@ def _align(names: list[str], label2id: dict[str, int]) -> list[str]:
     if generic and len(names) == len(ordered):
         return names
     raise ValueError(
-        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} "
-        "classes are unknown to "
-        f"it); it has {len(ordered)}: {', '.join(ordered[:8])}{', ...' if len(ordered) > 8 else ''}"
+        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} classes are "
+        f"unknown to it); it has {len(ordered)}: "
+        f"{', '.join(ordered[:8])}{', ...' if len(ordered) > 8 else ''}"
     )

@@ -19,7 +19,7 @@ class LabeledImages:
     """One split: images, decoded on access, and their labels.
 
     Attributes:
-        rows: where the images are.
+        rows: the rows that hold the images.
         image_column: the column of `rows` that holds them, files not yet decoded.
         labels: `(N,)` int64 classes, `(N, num_labels)` float32 of 0 and 1, or float32 values.
     """
@@ -54,7 +54,7 @@ class ImageDataset:
         num_labels: outputs that a model needs.
         id2label, label2id: names of the classes; empty for a regression.
         skipped: why, for each damaged image that was left out.
-        notes: what else was left out, a line each.
+        notes: a line about each other kind of unused data.
     """
 
     splits: dict[str, LabeledImages]
@@ -94,7 +94,7 @@ def load_image_dataset(
         label2id: classes of a model that the labels have to fit.
         validation_fraction: fraction of each class in `train` that becomes `validation` if the data have
             none. 0 for none.
-        seed: of that draw.
+        seed: seed of that draw.
         skip_corrupt: leave damaged images out instead of failing; decodes every image once.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
 
@@ -228,8 +228,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
 
     Args:
         labels: `(N,)` classes, or anything else of length N.
-        fraction: how much to hold out.
-        seed: of the draw.
+        fraction: fraction to hold out.
+        seed: seed of the draw.
 
     Returns:
         Ascending indices of what stays, and of what is held out.
@@ -246,9 +246,8 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
         held_out.extend(members[: min(num_held, len(members) - 1)])
     if not held_out:
         raise ValueError(
-            f"no class has two images, so that none of the {len(labels)} can be held out for "
-            "validation: add images, "
-            "give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
+            f"no class has two images, so that none of the {len(labels)} can be held out for validation: add "
+            "images, give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
         )
     mask = np.zeros(len(labels), bool)
     mask[held_out] = True

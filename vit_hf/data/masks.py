@@ -46,12 +46,12 @@ class MaskedImages(Dataset):
     """Images and their masks, decoded on access: `image` (a PIL image) and `mask` `(H, W)` uint8.
 
     Args:
-        rows: where they are.
+        rows: the rows that hold them.
         image_column, mask_column: columns of `rows`.
-        values: what values of masks mean.
-        row_names: what to call each row in errors; by default the mask's file.
+        values: meaning of the mask values.
+        row_names: names of the rows in errors; by default the mask's file.
         horizontal_flip: probability of mirroring both, a function of seed, epoch and index alone.
-        seed: of that.
+        seed: seed of the mirroring.
     """
 
     def __init__(
@@ -118,8 +118,7 @@ class MaskedImages(Dataset):
         if mask.shape[::-1] != size:
             raise ValueError(
                 f"{self.row_name(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
-                "image "
-                f"{size[0]}x{size[1]}; both must be of one size"
+                f"image {size[0]}x{size[1]}; both must be of one size"
             )
 
     def _read_mask(self, row: dict[str, Any], index: int) -> np.ndarray:
@@ -132,8 +131,7 @@ class MaskedImages(Dataset):
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
                 f"{self.row_name(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
-                "not the shape "
-                f"{mask.shape} with values from {mask.min()} to {mask.max()}"
+                f"not the shape {mask.shape} with values from {mask.min()} to {mask.max()}"
             )
         return mask.astype(np.uint8)
 
@@ -144,8 +142,8 @@ class MaskData:
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
-        names: of the classes.
-        notes: what was left out or ignored, a line each, for people.
+        names: class names.
+        notes: lines for the user about unused data and ignored pixels.
     """
 
     splits: dict[str, MaskedImages]
@@ -161,7 +159,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     `file_name`. Where the names of classes are not known they are numbers, up to the highest in any mask.
 
     Args:
-        data: which.
+        data: the data to load.
         binary: whether all classes but 0 count as class 1.
         ignore_label: the value of pixels that do not count: a number, "none", or "auto", which is 255 unless
             masks are black and white.
@@ -228,7 +226,7 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
         ignore_label: see `load_masked_images`.
 
     Raises:
-        ValueError: if 255 may as well be a class, and nobody said which.
+        ValueError: if 255 may be a class and `ignore_label` is "auto".
     """
     if ignore_label == "none":
         ignored = None
@@ -256,16 +254,15 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
                 else "'none' takes it for foreground"
             )
             raise ValueError(
-                f"the masks have the values {shown} and 255, which look like shades rather than class numbers, "
-                f"so 255 may be a class. Set ignore_label: 255 ignores such pixels, {foreground}; or save "
-                "masks with classes 0, 1, 2 and so on"
+                f"the masks have the values {shown} and 255, which look like shades rather than class "
+                f"numbers, so 255 may be a class. Set ignore_label: 255 ignores such pixels, {foreground}; "
+                "or save masks with classes 0, 1, 2 and so on"
             )
         return IGNORED
     if not binary and ignored != IGNORED and counts[IGNORED]:
         raise ValueError(
             f"ignore_label is {ignore_label}, so that 255 is a class, and classes go from 0 to 254: set "
-            "binary to take all "
-            "but 0 for one class, or save the masks with other numbers"
+            "binary to take all but 0 for one class, or save the masks with other numbers"
         )
     return ignored
 
@@ -288,8 +285,8 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
     if len(classes) < 2:
         raise ValueError(
             f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of "
-            "the masks are of "
-            f"class {', '.join(map(str, classes)) or 'none'}: training needs at least two classes"
+            f"the masks are of class {', '.join(map(str, classes)) or 'none'}: training needs at least two "
+            "classes"
         )
     if "train" in present and (unseen := sorted(classes - present["train"])):
         notes.append(
@@ -317,10 +314,9 @@ def find_columns(
     others = [name for name in pictures if name != mask_column]
     if mask_column is None or (image_column is None and len(others) != 1):
         raise ValueError(
-            "name the columns of images and masks with image_column and label_column; those that "
-            "hold images are "
-            f"{', '.join(pictures) or 'none'}. A folder of images needs a metadata.csv with "
-            "the columns file_name and mask_file_name"
+            "name the columns of images and masks with image_column and label_column; those that hold "
+            f"images are {', '.join(pictures) or 'none'}. A folder of images needs a metadata.csv with the "
+            "columns file_name and mask_file_name"
         )
     return image_column or others[0], mask_column
 
@@ -333,8 +329,7 @@ class MaskCollator:
         if image_processor.do_resize and "height" not in size:
             raise ValueError(
                 "Masks are resized as images are, to a height and width: give image_size or "
-                "native_resolution, not "
-                "longest_edge."
+                "native_resolution, not longest_edge."
             )
         self.image_processor = image_processor
         self.size = (size["width"], size["height"]) if size else None
@@ -347,8 +342,7 @@ class MaskCollator:
             masks = [np.asarray(PIL.Image.fromarray(mask).resize(self.size, nearest)) for mask in masks]
         if len({mask.shape for mask in masks}) > 1:
             raise ValueError(
-                "Images of one batch have one size, got "
-                f"{sorted({mask.shape for mask in masks})}: give image_size, or "
-                "batches of one image."
+                f"Images of one batch have one size, got {sorted({mask.shape for mask in masks})}: give "
+                "image_size, or batches of one image."
             )
         return batch | {"labels": torch.from_numpy(np.stack(masks)).long()}

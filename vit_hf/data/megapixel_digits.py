@@ -89,14 +89,14 @@ def megapixel_digits(
     does not depend on how many there are.
 
     Args:
-        size: of the canvas in pixels, one side or (height, width).
+        size: size of the canvas in pixels, one side or (height, width).
         task: "majority" (the class of most digits), "max" (the largest digit), "top" (the digit nearest the
             top), "multi" (which classes appear), or "single" (one digit, its class).
         noise: "strokes" (straight, as published), "bezier" (curved, harder) or None.
         num_noise: noise patterns of 28 x 28 pixels on each canvas.
         num_train: rows of the train split.
         num_test: rows of the test split.
-        seed: of the canvases; which digits are for testing does not depend on it.
+        seed: seed of the canvases; the test digits do not depend on it.
         num_digits: on each canvas; 5 by default, 1 for "single".
         digit_size: side of a digit in pixels, or (smallest, largest) to draw it from.
 
@@ -166,7 +166,7 @@ def multi_hot(labels: list[list[int]], num_classes: int = len(DIGIT_NAMES)) -> n
 
     Args:
         labels: for each of B images, the classes that appear in it.
-        num_classes: how many classes there are.
+        num_classes: number of classes.
 
     Returns:
         `(B, num_classes)` float32 of zeros and ones.
@@ -219,7 +219,7 @@ def place(
     one.
 
     Args:
-        generator: where randomness comes from.
+        generator: source of randomness.
         canvas: height and width in pixels.
         sides: `(R, D)` int, the side of each square in pixels.
         distinct_top: whether one square alone must start nearest the top.
@@ -272,9 +272,8 @@ def _no_room(
 ) -> ValueError:
     wish = "without overlap and with one alone nearest the top" if distinct_top else "without overlap"
     return ValueError(
-        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} "
-        f"x {width} {wish}: "
-        "enlarge size, or lower num_digits or digit_size"
+        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} x {width} "
+        f"{wish}: enlarge size, or lower num_digits or digit_size"
     )
 
 

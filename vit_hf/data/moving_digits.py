@@ -29,11 +29,11 @@ def draw_video(moving: int, still: Sequence[np.ndarray], num_frames: int, size: 
     """Draws a digit that moves over a static background on black; overlaps take the brighter pixel.
 
     Args:
-        moving: which digit moves, an index into `load_digits().images`.
-        still: `(28, 28)` uint8 pictures of what does not.
+        moving: the moving digit, an index into `load_digits().images`.
+        still: `(28, 28)` uint8 pictures of static objects.
         num_frames: T.
         size: side of a frame in pixels, at least 28.
-        seed: of places and of the direction.
+        seed: seed of positions and direction.
 
     Returns:
         `(T, size, size)` uint8, white on black.
@@ -60,17 +60,17 @@ class MovingDigits(Dataset):
     """Videos of real MNIST digits, drawn on access; the label is the class of the moving digit.
 
     Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with
-    `num_channels=1` takes them. The same arguments give the same clips; no test clip has a digit of a
-    training clip.
+    `num_channels=1` takes them. The same arguments give the same videos; test and training
+    videos share no digit.
 
     Args:
         split: "train" or "test".
-        number: of clips.
+        number: number of videos.
         num_frames: T.
         size: side of a frame in pixels.
         num_still: digits that do not move.
         num_strokes: strokes that do not move (see `straight_strokes`).
-        seed: of the clips.
+        seed: seed of the videos.
 
     Raises:
         ValueError: for a frame that is smaller than a digit, or an unknown split.
@@ -91,7 +91,7 @@ class MovingDigits(Dataset):
             raise ValueError(f"size={size} is smaller than a digit: at least {GLYPH_SIZE} pixels.")
         self.num_frames, self.size = num_frames, size
         digits = digits_of_split(split)
-        # Of its own stream in each split, or the clips of both would be alike in all but the digits.
+        # A stream of its own for each split; otherwise their videos would differ only in the digits.
         generator = np.random.default_rng((seed, split == "test"))
         self.labels = np.arange(number) % len(digits)
         self.moving = digits[self.labels, generator.integers(0, digits.shape[1], number)]

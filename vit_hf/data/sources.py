@@ -41,8 +41,8 @@ class LoadedSplits:
 
     Attributes:
         splits: their rows.
-        notes: what was left out, a line each, for people.
-        row_names: of some splits, what to call each row in errors.
+        notes: lines for the user about unused data.
+        row_names: for some splits, names of the rows in errors.
     """
 
     splits: dict[str, datasets.Dataset]
@@ -54,7 +54,7 @@ def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | 
     """Loads the data that `name_or_path` names (see `load_image_dataset`).
 
     Args:
-        name_or_path: where the data are.
+        name_or_path: see `load_image_dataset`.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
         has_classes: whether folders of images are classes: True, False for images without labels, None where
             folders other than splits mean nothing.
@@ -159,8 +159,8 @@ def _load_folder(
     notes = folder.left_out.notes()
     raise ValueError(
         f"the folder {show(path)} has no images in "
-        f"it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, "
-        f"and no parquet, CSV or JSON files{f' ({notes[0]})' if notes else ''}"
+        f"it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, and no parquet, CSV "
+        f"or JSON files{f' ({notes[0]})' if notes else ''}"
     )
 
 
@@ -295,8 +295,8 @@ def find_label_column(rows: datasets.Dataset, column_name: str | None, image_col
         return column_name
     if not others:
         raise ValueError(
-            "the images have no labels: put each class in a folder of its own (two at least), or "
-            "add a metadata file"
+            "the images have no labels: put each class in a folder of its own (two at least), or add a "
+            "metadata file"
         )
     usual = [name for name in LABEL_COLUMNS if name in others]
     if not usual and len(others) > 1:

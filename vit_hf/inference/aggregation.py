@@ -20,8 +20,8 @@ class AggregationOptions:
 
     Attributes:
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        num_top_tiles: of "topk-mean".
-        attention_temperature: of "attention".
+        num_top_tiles: number of tiles of "topk-mean".
+        attention_temperature: temperature of "attention".
     """
 
     problem_type: str = "single_label_classification"
@@ -36,9 +36,8 @@ class AggregationOptions:
         temperature = self.attention_temperature
         if not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(
-                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile "
-                "decides, and the larger "
-                "it is, the more alike all tiles count."
+                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile decides, and "
+                "the larger it is, the more alike all tiles count."
             )
 
     @property
@@ -142,9 +141,8 @@ def check_aggregation(aggregate: Any, problem_type: str) -> None:
     if problem_type == "regression" and TILE_AGGREGATIONS[aggregate].needs_classes:
         fitting = [name for name, entry in TILE_AGGREGATIONS.items() if not entry.needs_classes]
         raise ValueError(
-            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has "
-            "none. Choose from "
-            f"{', '.join(map(repr, fitting))}."
+            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has none. "
+            f"Choose from {', '.join(map(repr, fitting))}."
         )
 
 
@@ -156,7 +154,7 @@ def aggregate_tiles(
     Args:
         tile_logits: `(T, L)`; for a regression, its numbers.
         aggregate: a key of `TILE_AGGREGATIONS`; see `predict_tiled`.
-        options: what the aggregation goes by; by default that of one label an image.
+        options: options of the aggregation; by default for a single-label problem.
 
     Raises:
         ValueError: if the aggregation is unknown, or needs classes in a regression.

@@ -18,7 +18,7 @@ from ..data.collation import ImageCollator
 from .metrics import compute_metrics_for
 
 
-# Which split is evaluated if none is named: the first of these that there is.
+# The default split: the first of these that the data have.
 SPLITS = ("test", "validation", "train")
 
 
@@ -67,7 +67,7 @@ def evaluate_model(
     held out as for fine-tuning; otherwise nothing is held out.
 
     Args:
-        arguments: what to evaluate, and how.
+        arguments: model and options of the evaluation.
         data_arguments: on which images.
         log: receives a line about each kind of data left out.
 
@@ -102,9 +102,8 @@ def evaluate_model(
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(
-                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the "
-                "model is made for a "
-                f"{problem_type} with {model.config.num_labels}"
+                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the model is made "
+                f"for a {problem_type} with {model.config.num_labels}"
             )
         split = arguments.split or next(name for name in SPLITS if name in data.splits)
         if split not in data.splits:

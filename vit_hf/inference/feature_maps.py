@@ -34,11 +34,11 @@ class BlendedAxis:
     is.
 
     Args:
-        starts: of the tiles, in pixels.
+        starts: first pixels of the tiles.
         tile: length of a tile in pixels.
-        length: of the axis in pixels.
-        num_cells: of the map, all of one length; their centers are where it is evaluated.
-        num_values: that each tile has along this axis, at even distances.
+        length: length of the axis in pixels.
+        num_cells: number of cells of the map, of equal length; it is evaluated at their centers.
+        num_values: number of evenly spaced values of each tile along this axis.
     """
 
     def __init__(self, starts: Sequence[int], tile: int, length: int, num_cells: int, num_values: int = 1):
@@ -118,7 +118,7 @@ class BlendedFeatures:
     As many cells to a pixel as the tiles have values, rounded to whole rows and columns of the image.
 
     Args:
-        grid: of the tiles.
+        grid: positions of the tiles.
         tile_shape: D, r and s of the map of a tile.
         file: a `.npy` file to hold the map, `(R, S, D)` float32, where it is larger than memory; None for
             memory.
@@ -208,9 +208,8 @@ def _to_map(states: torch.Tensor, config: object, input_size: tuple[int, int]) -
 def _check(model: PreTrainedModel, states: torch.Tensor | None) -> torch.Tensor:
     if not isinstance(states, torch.Tensor) or states.ndim != 4:
         raise TypeError(
-            f"{type(model).__name__} has no states of patches in a grid, of which feature maps "
-            "are made. Give a model "
-            "whose base has last_hidden_state, as ViT, Swin and ResNet have, or an AutoBackbone; "
-            "or feature_maps=False."
+            f"{type(model).__name__} has no states of patches in a grid, of which feature maps are made. "
+            "Give a model whose base has last_hidden_state, as ViT, Swin and ResNet have, or an "
+            "AutoBackbone; or feature_maps=False."
         )
     return states

@@ -29,8 +29,8 @@ def draw_heat_map(
     Args:
         picture: `(h, w, 3)` uint8, a thumbnail of the image.
         heat_map: `(R, S)`.
-        label: that it is of.
-        name: of the image.
+        label: label of the heat map.
+        name: name of the image.
     """
     is_regression = prediction.problem_type == "regression"
     height, width = prediction.grid.image_size
@@ -84,6 +84,6 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
     number = len(prediction.grid)
     return (
         f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
-        f"{by(tile_width, tile_height)}. "
-        "Predictions are blended where tiles overlap; the map shows nothing finer than a tile."
+        f"{by(tile_width, tile_height)}. Predictions are blended where tiles overlap; the map shows nothing "
+        "finer than a tile."
     )

@@ -26,7 +26,7 @@ def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict
     Parquet file and the row in it, from 0. With `error`, the columns of the prediction are null.
 
     Args:
-        config: of the model.
+        config: config of the model.
         with_patches: whether to output the selected patches.
         origin: settings of the prediction.
     """
@@ -134,9 +134,8 @@ class ParquetWriter:
             ]
             if differing:
                 raise ValueError(
-                    f"the predictions in {self.name} were made with other settings: "
-                    f"{'; '.join(differing)}. Give the same "
-                    "as before, or another output."
+                    f"the predictions in {self.name} were made with other settings: {'; '.join(differing)}. "
+                    "Give the same as before, or another output."
                 )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:

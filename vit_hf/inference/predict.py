@@ -221,8 +221,7 @@ class TilingArguments:
         default=None,
         metadata={
             "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
-            "images are seen "
-            "whole"
+            "images are seen whole"
         },
     )
     overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})

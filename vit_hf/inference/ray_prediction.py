@@ -51,7 +51,7 @@ try:
 except ImportError as error:
     raise ImportError("engine ray needs Ray Data: pip install vit_hf[ray]") from error
 
-# How often a part is begun whose worker dies, and into how many tasks parts are put at most.
+# Attempts at a part whose worker dies, and the largest number of tasks.
 MAX_ATTEMPTS = 3
 MAX_TASKS = 10_000
 
@@ -134,7 +134,7 @@ class CollectionRun:
     """A validated run, ready to start.
 
     Attributes:
-        settings: of the workers.
+        settings: settings of the workers.
         concurrency: number of workers; None for the default.
         num_images: in all.
         pending: parts without predictions.
@@ -216,7 +216,7 @@ class CollectionRun:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needs_gpu = not arguments.use_cpu and any(node.get("GPU") for node in nodes)
         nodes = [node for node in nodes if node.get("GPU") or not needs_gpu]
-        # Of a node that there is: Ray waits for more, and forever.
+        # Request no more than one existing node has: Ray would wait forever.
         num_cpus = min(max(1, arguments.num_workers), max([1, *(node.get("CPU", 0) for node in nodes)]))
         slots = [
             min(node.get("CPU", 0) // num_cpus, node["GPU"] if needs_gpu else math.inf) for node in nodes
@@ -244,7 +244,7 @@ def prepare_collection(
 
     Args:
         arguments: `output` is a folder of Parquet files, see `prediction_schema`.
-        collection: how to work on it.
+        collection: options of the engine.
         inputs: see `find_collection`.
 
     Raises:
@@ -291,7 +291,7 @@ def _start_ray() -> None:
     try:
         with _no_stderr():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    # Whatever it may be: of no type in particular where a machine is too busy.
+    # Any exception: its type varies on a busy machine.
     except Exception as error:
         ray.shutdown()
         raise RuntimeError(f"Ray does not start: {error}") from error

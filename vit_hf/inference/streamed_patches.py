@@ -57,7 +57,7 @@ class StreamedImage:
             raise ValueError(f"thumbnails={thumbnails!r} is unknown. Choose 'exact' or 'source'.")
         self.thumbnails, self.progress = thumbnails, progress
         self._thumbnails: dict[tuple[int, int], torch.Tensor] = {}
-        # By raster index, what was last asked for: a policy's greedy are mostly those that it drew.
+        # Last requested patches by raster index: a policy's greedy patches are mostly those that it drew.
         self._patches: dict[int, torch.Tensor] = {}
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
@@ -80,7 +80,7 @@ class StreamedImage:
             number = min(step, rows - start)
             yield start, self.prepare(self.source.read(start * height, 0, number * height, columns * width))
 
-    # What is remembered must serve training, though it was read while predicting.
+    # Cached pixels must serve training even if they were read in inference mode.
     @torch.inference_mode(False)
     def patches(self, indices: list[int]) -> torch.Tensor:
         """Returns the pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
@@ -165,8 +165,8 @@ class StreamedPatches(ImagePatches):
     """All patches of images that are never whole in memory: a model's `pixel_values`, in training as well.
 
     Pixels are read when they are taken: those of patches that were selected, once more with every forward.
-    Selectors that look at one patch at a time are given a band of rows after the other, without gradient, and
-    of each image the patches with the K highest scores so far are remembered; the others see thumbnails.
+    Pointwise selectors score one band of rows at a time, without gradient, and the patches of
+    each image with the K highest scores so far are cached; other selectors score thumbnails.
 
     What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which
     training `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
@@ -174,9 +174,9 @@ class StreamedPatches(ImagePatches):
     `"policy"` draws from all N, which takes some hundred bytes for each.
 
     Args:
-        images: of the batch, of any sizes.
-        device: of coordinates, and of pixels that are taken.
-        num_selected: what the model will keep.
+        images: images of the batch, of any sizes.
+        device: device of coordinates and gathered pixels.
+        num_selected: number of patches that the model selects.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class StreamedPatches(ImagePatches):
         )
         same = len(set(grids)) == 1 and not is_short
         shape = grids[0] if same else (int(numbers.max()),)
-        # Of one large image they are most of what grows with it: views where a copy can be had without.
+        # These grow most with a large image: views instead of copies where possible.
         if len(set(grids)) == 1:
             coordinates = grid_coordinates(*grids[0]).expand(len(grids), -1, -1)
         else:
@@ -202,7 +202,7 @@ class StreamedPatches(ImagePatches):
                 [grid_coordinates(*grid) for grid in grids], batch_first=True
             )
         super().__init__(
-            # Whoever looks at pixels after all fails at once: there are none.
+            # Access to pixels fails at once: there are none.
             pixels=torch.empty(len(images), *shape, 3, *images[0].patch_size, device="meta"),
             coordinates=coordinates.to(device),
             grid=torch.tensor(grids, device=device),
@@ -285,7 +285,7 @@ class StreamedPatches(ImagePatches):
             coordinates = weights @ self.coordinates
         mixed = []
         for image, of_image in zip(self.images, weights, strict=True):
-            # The others count for nothing, and their weights have no gradient.
+            # Zero weights contribute nothing and have no gradient.
             used = (of_image != 0).any(dim=0).nonzero()[:, 0]
             pixels = image.patches(used.tolist()).flatten(1).to(weights.device)
             mixed.append(of_image[:, used].to(pixels.dtype) @ pixels)

@@ -32,7 +32,7 @@ class StreamedSelection:
         pixels: `(1, K, C, P, P)` float32.
         coordinates: `(1, K, 2)` float32.
         scores: `(1, K)` float32; None if nobody scored.
-        image: where they came from.
+        image: the image that they came from.
     """
 
     pixels: torch.Tensor
@@ -82,7 +82,7 @@ def stream_images(
         model: with a `patch_selector`.
         sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer
             than `num_selected_patches` patches keeps all it has.
-        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of
+        image_processor: how pixels are normalized; its resizing and cropping are left out. Default: that of
             the checkpoint, or our own defaults if there is none.
         thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller
             versions that the file has, without reading all of it.
@@ -115,14 +115,13 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
         )
     if config.num_frames is not None:
         raise ValueError(
-            f"The model was built for videos or volumes (num_frames={config.num_frames}), which "
-            "are not read by bands: give "
-            "it whole ones, (B, T, C, H, W)."
+            f"The model was built for videos or volumes (num_frames={config.num_frames}), which are not read "
+            "by bands: give it whole ones, (B, T, C, H, W)."
         )
     if config.patch_selector is None:
         raise ValueError(
-            "The model has patch_selector=None and would keep every patch: load it with a patch_selector and "
-            "num_selected_patches, or use predict_tiled."
+            "The model has patch_selector=None and would keep every patch: load it with a patch_selector "
+            "and num_selected_patches, or use predict_tiled."
         )
     if config.backbone_config is not None:
         raise ValueError(
@@ -130,9 +129,8 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
         )
     if config.num_channels != 3:
         raise ValueError(
-            "Sources give images in RGB, and the model was built for "
-            f"num_channels={config.num_channels}: load it "
-            "with num_channels=3."
+            f"Sources give images in RGB, and the model was built for num_channels={config.num_channels}: "
+            "load it with num_channels=3."
         )
 
 
@@ -146,8 +144,8 @@ def select_streaming(
 ) -> StreamedSelection:
     """Selects patches of an image read a band at a time, as the model would from the whole image.
 
-    Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors
-    that look at a thumbnail score the full grid by it; then the K patches alone are read.
+    Pointwise selectors score each band once, and the best K patches are kept. Selectors
+    that read a thumbnail score the full grid by it; then the K patches alone are read.
     Memory does not grow with the image, except for a score and an index for each patch. Selection is
     deterministic, even in training mode.
 
@@ -245,9 +243,8 @@ class StreamingCollator:
         """
         if "image" not in rows[0]:
             raise ValueError(
-                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward "
-                "does not name, unless "
-                "TrainingArguments(remove_unused_columns=False)."
+                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward does not "
+                "name, unless TrainingArguments(remove_unused_columns=False)."
             )
         images = [_source(row["image"]) for row in rows]
         batch = {"pixel_values": stream_images(self.model, images, self.image_processor, self.thumbnails)}

@@ -13,7 +13,7 @@ class TileGrid:
     Attributes:
         image_size: height and width in pixels.
         tile_size: height and width in pixels; no more than the image has.
-        tops, lefts: where the rows and columns begin, in pixels.
+        tops, lefts: first pixels of the rows and columns of tiles.
     """
 
     image_size: tuple[int, int]
@@ -77,8 +77,8 @@ def check_overlap(overlap: Any) -> None:
     """
     if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise ValueError(
-            f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in "
-            "[0, 1), such as 0.25."
+            f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in [0, 1), such "
+            "as 0.25."
         )
 
 

@@ -57,27 +57,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class TilePreparation:
     """Prepares batches of tiles of one size.
 
-    Each is resized to what the model takes, aspect and all: to `crop_size` where the processor would crop to
-    that, and to a square of the shortest edge where it would keep the aspect. Nothing is cropped, as what is
-    cut from a tile would be missing from the image; so an object appears somewhat larger or smaller than in a
-    picture that is cropped. A processor that does not resize, caps the longest edge or fits to
+    Each is resized to the model's input size, ignoring the aspect: to `crop_size` if the processor would crop
+    to that, and to a square of the shortest edge if it would keep the aspect. Nothing is cropped, so that no
+    part of the image is missing; an object therefore appears somewhat larger or smaller than in a cropped
+    picture. A processor that does not resize, caps the longest edge or fits to
     `max_num_patches` does so here as well.
 
     Args:
-        image_processor: of the model.
+        image_processor: the model's.
         num_channels: 3, or 1 for gray (ITU-R 601, as Pillow computes it).
 
     Raises:
-        TypeError: if it is none that can be told not to crop.
+        TypeError: if its cropping cannot be turned off.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, num_channels: int = 3):
         image_processor = with_options(image_processor)
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
-                f"image_processor is a {type(image_processor).__name__}, which cannot be told not "
-                "to crop, so borders of "
-                "tiles would be lost. Give one of transformers or vit_hf with the same size, mean and std."
+                f"image_processor is a {type(image_processor).__name__}, whose cropping cannot be turned off, "
+                "so borders of tiles would be lost. Give one of transformers or vit_hf with the same size, mean "
+                "and std."
             )
         self.image_processor = image_processor
         self.num_channels = num_channels
@@ -85,7 +85,7 @@ class TilePreparation:
         self.size = self._fixed_size()
         if getattr(image_processor, "do_center_crop", None):
             self.options["do_center_crop"] = False
-        # Those with crop_pct, of ConvNeXt and PoolFormer, crop or magnify as part of resizing.
+        # Processors with crop_pct, of ConvNeXt and PoolFormer, crop or magnify as part of resizing.
         self.resizes_first = self.size is not None and hasattr(image_processor, "crop_pct")
         if self.resizes_first:
             self.options["do_resize"] = False
@@ -175,7 +175,7 @@ class TiledPrediction:
         tile_coordinates: `(T, 4)` int64 top, left, height and width of each tile in pixels.
         label: name of the best class; of several labels an image, a list of those with a probability of at
             least 0.5; of a regression None.
-        grid: where the tiles are; `len(grid)` of them.
+        grid: positions of the `len(grid)` tiles.
         id2label: names of the classes.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
         feature_map: `(D, R, S)` float32 states of patches, with `feature_maps`.
@@ -236,7 +236,7 @@ class TiledPrediction:
         Args:
             image: the one that this is of.
             label: number or name; by default the best one.
-            name: what the image is called.
+            name: name of the image.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -247,9 +247,8 @@ class TiledPrediction:
         with as_source(image) as source:
             if (source.height, source.width) != self.grid.image_size:
                 raise ValueError(
-                    f"{source.name} has {source.height}x{source.width} pixels, and the image that "
-                    "was predicted has "
-                    f"{self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
+                    f"{source.name} has {source.height}x{source.width} pixels, and the image that was "
+                    f"predicted has {self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
                 )
             shrunk = min(PICTURE_SIZE, max(self.grid.image_size))
             picture = source.thumbnail(*self._map_size(shrunk))
@@ -268,8 +267,8 @@ class TiledPrediction:
         index = numbers.get(label, label)
         if type(index) is not int or not 0 <= index < len(self.logits):
             raise ValueError(
-                f"label={label!r} is not a class of the model. Choose a number in "
-                f"0..{len(self.logits) - 1}, or one of "
+                f"label={label!r} is not a class of the model. Choose a number in 0..{len(self.logits) - 1}, "
+                "or one of "
                 f"{', '.join(map(repr, list(self.id2label.values())[:10]))}{', ...' if len(numbers) > 10 else ''}."  # noqa: E501
             )
         return index
@@ -278,8 +277,8 @@ class TiledPrediction:
         sides = resolution if isinstance(resolution, list | tuple) else (resolution,)
         if len(sides) > 2 or not all(type(side) is int and side >= 1 for side in sides):
             raise ValueError(
-                f"resolution={resolution!r} must be a whole number of at least 1, or a pair "
-                "(rows, columns) of them."
+                f"resolution={resolution!r} must be a whole number of at least 1, or a pair (rows, columns) "
+                "of them."
             )
         if len(sides) == 2:
             return tuple(sides)
@@ -310,28 +309,28 @@ def predict_tiled(
     Args:
         model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels
             or one, for which tiles become gray.
-        image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
+        image: input of `open_image`: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
             is left open.
         tile: side of a tile in pixels of the image, or height and width.
         overlap: fraction of a tile in [0, 1) that the next one overlaps.
-        aggregate: aggregation of tile predictions, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean"
-            are taken of the logits of each label: over all tiles, the best one, or the best `num_top_tiles`
-            (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of logits with weights exp(-entropy /
-            attention_temperature) over their sum, so that sure tiles count more (the weights of EATA, Niu et
-            al., 2022). "vote" counts the tiles' predictions; its logits are such that probabilities are
-            fractions of votes, and ties go to the mean probability. In multi-label problems each label is
-            treated by itself. A regression has no "attention" and no "vote", which use probabilities.
+        aggregate: aggregation of tile predictions, a key of `TILE_AGGREGATIONS`. "mean", "max" and
+            "topk-mean" pool the logits of each label: over all tiles, the best one, or the best `num_top_tiles`
+            (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of logits with weights
+            exp(-entropy / attention_temperature), normalized, so that certain tiles count more (the weights
+            of EATA, Niu et al., 2022). "vote" counts the tiles' predictions; its logits are such that
+            probabilities are fractions of votes, and ties go to the mean probability. In multi-label problems
+            each label is treated by itself. A regression has no "attention" and no "vote", which use probabilities.
         batch_size: tiles at a time.
         image_processor: the model's; None loads that of its checkpoint.
-        num_top_tiles: of "topk-mean".
-        attention_temperature: of "attention"; above 0.
+        num_top_tiles: number of tiles of "topk-mean".
+        attention_temperature: temperature of "attention"; above 0.
         feature_maps: also put the states of patches together to `feature_map`; see `feature_map_tiled`.
         feature_map_file: a `.npy` file that holds it, `(R, S, D)`; it is overwritten.
         progress: whether to show a bar.
 
     Raises:
         TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an
-            image processor that cannot be told not to crop.
+            image processor whose cropping cannot be turned off.
         ValueError: for an image that cannot be read, or an argument outside what is said above.
     """
     problem_type = problem_type_of(model.config)
@@ -417,15 +416,13 @@ class _TiledRun:
         if getattr(model.config, "num_frames", None) is not None:
             raise ValueError(
                 "Tiles are images, and the model is for videos or volumes "
-                f"(num_frames={model.config.num_frames}): give it "
-                "whole ones, (B, T, C, H, W)."
+                f"(num_frames={model.config.num_frames}): give it whole ones, (B, T, C, H, W)."
             )
         num_channels = getattr(model.config, "num_channels", 3)
         if num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of {num_channels} channels, and tiles are RGB or gray: "
-                "give one with num_channels "
-                "of 3 or 1."
+                f"The model takes images of {num_channels} channels, and tiles are RGB or gray: give one "
+                "with num_channels of 3 or 1."
             )
         self.model, self.overlap, self.batch_size, self.progress = model, overlap, batch_size, progress
         self.prepare = TilePreparation(find_image_processor(model, image_processor), num_channels)
@@ -461,9 +458,9 @@ def _logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise TypeError(
-            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, "
-            "num_labels): load it with "
-            "AutoModelForImageClassification. For feature maps alone there is feature_map_tiled."
+            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, num_labels): "
+            "load it with AutoModelForImageClassification. For feature maps alone there is "
+            "feature_map_tiled."
         )
     return logits
 

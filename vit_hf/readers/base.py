@@ -21,7 +21,7 @@ class ImageSource(AbstractContextManager, ABC):
     """An image that is read region by region, as uint8 RGB `(height, width, 3)`.
 
     Attributes:
-        name: what errors call it: its file, or what it was made of.
+        name: name in errors: the file, or the type of the object.
         height, width: in pixels at full resolution.
     """
 
@@ -37,9 +37,8 @@ class ImageSource(AbstractContextManager, ABC):
         """
         if not (0 <= top < top + height <= self.height and 0 <= left < left + width <= self.width):
             raise ValueError(
-                f"The region of {height}x{width} pixels at row {top}, column {left} reaches "
-                f"beyond {self.name}, which has "
-                f"{self.height}x{self.width}."
+                f"The region of {height}x{width} pixels at row {top}, column {left} reaches beyond "
+                f"{self.name}, which has {self.height}x{self.width}."
             )
         return self._read(top, left, height, width)
 
@@ -66,11 +65,11 @@ def check_thumbnail_size(name: str, height: int, width: int) -> None:
 REDUCING_GAP = 3
 
 
-# 92,681 x 92,681 pixels, what large slides have.
+# 92,681 x 92,681 pixels, as in large slides.
 MAX_PIXELS = 2**33
-# What cannot be decoded in parts takes up to 1.5 GiB.
+# Limit of files that must be decoded whole: 1.5 GiB.
 MAX_WHOLE_PIXELS = 2**29
-# Pixels of a block that is made small at once: 12 MiB.
+# Pixels of a block that is reduced at once: 12 MiB.
 BLOCK_PIXELS = 2**22
 # EXIF orientation -> whether the upright image has (rows, columns) reversed; from 5 on, after transposing it.
 REVERSED = {
@@ -111,7 +110,7 @@ class FileSource(ImageSource):
         ImportError: if the package is missing that reads this format.
     """
 
-    # EXIF's number of how the stored image lies.
+    # EXIF orientation of the stored image.
     orientation: int = 1
     # The stored (height, width) of the image, then of its smaller copies.
     levels: list[tuple[int, int]]
@@ -205,9 +204,8 @@ class FileSource(ImageSource):
             except Exception as error:
                 of = f" of its copy of {self.levels[level][0]}x{self.levels[level][1]}" if level else ""
                 raise ValueError(
-                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row "
-                    f"{top}, column {left}{of}: "
-                    f"{_one_line(error)}. Replace the file, or leave it out."
+                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row {top}, column "
+                    f"{left}{of}: {_one_line(error)}. Replace the file, or leave it out."
                 ) from error
 
     def _open_here(self) -> None:
@@ -225,9 +223,8 @@ class FileSource(ImageSource):
         except Exception as error:
             self.close()
             raise ValueError(
-                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged "
-                "image file: replace "
-                "it, or leave it out."
+                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged image file: "
+                "replace it, or leave it out."
             ) from error
         height, width = self.levels[0]
         self.height, self.width = (width, height) if self.orientation >= 5 else (height, width)
@@ -240,9 +237,8 @@ class FileSource(ImageSource):
         if self.max_pixels is not None and height * width > self.max_pixels:
             raise _TooLargeError(
                 f"{self.name} declares {height}x{width} pixels, {height * width} in all, more than "
-                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger "
-                "max_pixels (None for no "
-                "limit)."
+                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger max_pixels (None "
+                "for no limit)."
             )
 
     def _check_whole(self, height: int, width: int, reason: str, remedy: str) -> None:
@@ -297,9 +293,8 @@ class TileLayout:
         size = self.tile_height * self.tile_width * bytes_per_pixel
         if size > MAX_TILE_BYTES:
             raise ValueError(
-                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} "
-                "bytes each, more than "
-                f"{MAX_TILE_BYTES}: save it with smaller tiles"
+                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} bytes each, "
+                f"more than {MAX_TILE_BYTES}: save it with smaller tiles"
             )
 
     def inside(self, row: int, column: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from .tiff import TiffSource
 
 __all__ = ["ArraySource", "ImageSource", "open_image"]
 
-# How a file begins -> what reads it.
+# First bytes of a file -> its reader.
 SIGNATURES: dict[bytes, type[FileSource]] = {
     b"\x93NUMPY": NpySource,
     **dict.fromkeys(TIFF_SIGNATURES, TiffSource),

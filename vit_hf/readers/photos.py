@@ -39,10 +39,10 @@ class RowStream:
 
     Args:
         strips: starts decoding; gives strips `(rows, width, 3)` uint8, whose heights add up to the image's.
-        cache_bytes: of rows that are kept.
+        cache_bytes: size of the cache of rows.
 
     Attributes:
-        passes: how often decoding was started.
+        passes: number of times that decoding was started.
     """
 
     def __init__(self, strips: Callable[[], Iterator[np.ndarray]], cache_bytes: int = CACHE_BYTES):
@@ -92,7 +92,7 @@ class RowStream:
         self._decoding: Iterator[np.ndarray] | None = None
         self._kept: deque[np.ndarray] = deque()
         self._kept_bytes = 0
-        # Of the rows that are kept; the row after them.
+        # The first cached row, and the row after the last.
         self._first = 0
         self._next = 0
 
@@ -106,7 +106,7 @@ class PillowSource(FileSource):
     """Any file that Pillow reads, decoded whole at first access: 3 bytes per pixel, and as many to decode
     it."""
 
-    # What would read this format in parts, for the error of an image too large to decode whole.
+    # The remedy in the error for an image too large to decode whole.
     remedy = "save it as a tiled TIFF"
 
     def _open(self) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ FETCH_BYTES = 2**16
 JPEG_SHRINKS = (2, 4, 8)
 # Orientations in which upright rows are stored rows, from top to bottom.
 ROWS_IN_ORDER = (1, 2)
-# Of images in other orientations, those up to this size are kept in memory when they were decoded: 64 MiB.
+# Decoded images in other orientations are kept in memory up to this size: 64 MiB.
 TURNED_BYTES = 2**26
 
 
@@ -262,9 +262,8 @@ class PhotoSource(FileSource):
         free = shutil.disk_usage(folder).free
         if size > free:
             raise ValueError(
-                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of "
-                "scratch space, and "
-                f"{folder} has {free}; set TMPDIR to a larger folder, or save the image upright"
+                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of scratch "
+                f"space, and {folder} has {free}; set TMPDIR to a larger folder, or save the image upright"
             )
         with tempfile.TemporaryFile() as file:
             for strip in self._strips(0):

@@ -33,8 +33,8 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
     photometric = int(page.photometric)
     if photometric not in CHANNELS:
         raise ValueError(
-            f"its colors are {getattr(page.photometric, 'name', photometric)}: save it as gray, "
-            "RGB, palette, CMYK or YCbCr"
+            f"its colors are {getattr(page.photometric, 'name', photometric)}: save it as gray, RGB, "
+            "palette, CMYK or YCbCr"
         )
     channels, samples = CHANNELS[photometric], values.shape[2]
     extra = tuple(page.extrasamples or ())
@@ -97,18 +97,18 @@ def _looked_up(page: Any, indices: np.ndarray) -> np.ndarray:
     return table.T.astype(np.uint8)[indices.astype(np.intp)]
 
 
-# Compressions whose data are an image of its own, which says how large it is, and may lie.
+# Compressions whose data are a complete image, whose declared size may be wrong.
 JPEG = 7
 IMAGE_READERS = {
     **dict.fromkeys((33003, 33004, 33005, 34712), Jpeg2KImagePlugin.Jpeg2KImageFile),
     34933: PngImagePlugin.PngImageFile,
     50001: WebPImagePlugin.WebPImageFile,
 }
-# Markers among those of JPEG's frames that begin none.
+# Markers in the range of JPEG's frame headers that start no frame.
 NO_FRAME = (0xC4, 0xC8, 0xCC)
-# Of one uncompressed piece, what is converted at once, in pixels.
+# Rows and columns of an uncompressed page that are converted at once.
 MAPPED_TILE = (256, 1024)
-# Pages that are looked through for smaller copies of the first one.
+# Pages searched for smaller copies of the first one.
 MAX_PAGES = 64
 # Series of pages that tifffile merely finds alike; the others are planes of one image.
 UNRELATED_PAGES = ("generic", "uniform")
@@ -155,9 +155,8 @@ class TiffSource(TiledSource):
         }
         if many and series.kind not in UNRELATED_PAGES:
             raise UnsupportedImageError(
-                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): "
-                "save the plane that you "
-                "mean as an image of its own"
+                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): save the "
+                "plane that you mean as an image of its own"
             )
         pages = [level.keyframe for level in series.levels]
         if len(pages) == 1:
