@@ -24,7 +24,7 @@ class ImageCollator:
         image_processor: turns a list of images into tensors.
         num_labels: classes, where labels are to be mixed or smoothed; None where they are not.
         mixup_alpha: alpha of MixUp (Zhang et al. 2018), 0 for none.
-        cutmix_alpha: alpha of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one of the two.
+        cutmix_alpha: alpha of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one.
         label_smoothing: probability that is spread evenly over all classes.
 
     Raises:

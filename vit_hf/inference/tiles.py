@@ -75,9 +75,9 @@ class TilePreparation:
         image_processor = with_options(image_processor)
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
-                f"image_processor is a {type(image_processor).__name__}, whose cropping cannot be turned off, "
-                "so borders of tiles would be lost. Give one of transformers or vit_hf with the same size, mean "
-                "and std."
+                f"image_processor is a {type(image_processor).__name__}, whose cropping cannot be turned "
+                "off, so borders of tiles would be lost. Give one of transformers or vit_hf with the same "
+                "size, mean and std."
             )
         self.image_processor = image_processor
         self.num_channels = num_channels
@@ -314,12 +314,13 @@ def predict_tiled(
         tile: side of a tile in pixels of the image, or height and width.
         overlap: fraction of a tile in [0, 1) that the next one overlaps.
         aggregate: aggregation of tile predictions, a key of `TILE_AGGREGATIONS`. "mean", "max" and
-            "topk-mean" pool the logits of each label: over all tiles, the best one, or the best `num_top_tiles`
-            (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of logits with weights
-            exp(-entropy / attention_temperature), normalized, so that certain tiles count more (the weights
-            of EATA, Niu et al., 2022). "vote" counts the tiles' predictions; its logits are such that
-            probabilities are fractions of votes, and ties go to the mean probability. In multi-label problems
-            each label is treated by itself. A regression has no "attention" and no "vote", which use probabilities.
+            "topk-mean" pool the logits of each label: over all tiles, the best one, or the best
+            `num_top_tiles` (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of
+            logits with weights exp(-entropy / attention_temperature), normalized, so that certain tiles count
+            more (the weights of EATA, Niu et al., 2022). "vote" counts the tiles' predictions; its logits are
+            such that probabilities are fractions of votes, and ties go to the mean probability. In
+            multi-label problems each label is treated by itself. A regression has no "attention" and no
+            "vote", which use probabilities.
         batch_size: tiles at a time.
         image_processor: the model's; None loads that of its checkpoint.
         num_top_tiles: number of tiles of "topk-mean".
