@@ -263,7 +263,7 @@ def test_answers_of_something_else_are_refused(folder, tmp_path):
     (part,) = make_parts(["/a.png"], [], 3)
     answer(folder, part)
     folder.check_origin(ORIGIN)
-    with pytest.raises(ValueError, match=r"made with something else: top_k was 2 and is 3\. Give the same"):
+    with pytest.raises(ValueError, match=r"made with other settings: top_k was 2 and is 3\. Give the same"):
         folder.check_origin(ORIGIN | {"top_k": 3})
     path = write_table(tmp_path / "other.parquet", image=[b""])
     write_file(folder, f"{part.name}.parquet", path.read_bytes())

@@ -38,7 +38,9 @@ class TestErrors:
             predict_tiled(vit(num_channels=4), picture(40, 40), image_processor=PROCESSOR)
 
     def test_no_image_processor(self):
-        with pytest.raises(ValueError, match=r"no image processor beside the model.*give image_processor"):
+        with pytest.raises(
+            ValueError, match=r"No image processor is saved with the model.*give image_processor"
+        ):
             predict_tiled(vit(), picture(40, 40))
 
     def test_image_processor_that_may_crop(self):

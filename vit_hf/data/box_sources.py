@@ -165,7 +165,7 @@ def load_boxed_images(
             split.names = [[ONE_CLASS] * len(names) for names in split.names]
     present = {name for split in found.values() for names in split.names for name in names}
     if not present:
-        raise ValueError(f"no image has a box: nothing to detect in of {data.dataset}: nothing to detect")
+        raise ValueError(f"no image of {data.dataset} has a box: nothing to detect")
     if known_names is not None and present <= {*known_names}:
         known = known_names
     classes = class_names or known or sorted(present - {None}, key=_in_order)

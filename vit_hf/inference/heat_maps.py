@@ -64,7 +64,7 @@ def draw_heat_map(
             interpolation="nearest",
         )
         sheet.color_bar(image, map_cell)
-        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, color=FAINT_INK)
+        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, colour=FAINT_INK)
     return sheet.figure
 
 
