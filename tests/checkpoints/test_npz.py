@@ -165,7 +165,7 @@ def test_selection_at_once_and_without_a_head(tmp_path):
     [
         (
             {"Transformer/encoderblock_0/ls1/gamma": np.ones(HIDDEN)},
-            r"none of a ViT .*encoderblock_0/ls1/gamma.*without them",
+            r"unknown to the ViT .*encoderblock_0/ls1/gamma.*without them",
         ),
         ({"head/bias": None}, "incomplete: it lacks head/bias"),
         (

@@ -119,7 +119,7 @@ def test_refuses_to_write_other_cnns(backbone, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block1/unit1/se/kernel": np.ones(3)}, "none of a ViT .*block1/unit1/se/kernel"),
+        ({"block1/unit1/se/kernel": np.ones(3)}, "unknown to the ViT .*block1/unit1/se/kernel"),
         ({"gn_root/bias": None}, "it lacks gn_root/bias"),
     ],
 )

@@ -155,7 +155,7 @@ class TestPascalVoc:
 
     def test_no_box_anywhere(self, tmp_path):
         voc(tmp_path, "a", [])
-        with pytest.raises(ValueError, match="no image of .* has a box"):
+        with pytest.raises(ValueError, match=r"no image of .* has a box"):
             load(tmp_path)
 
 

@@ -36,7 +36,7 @@ def test_words_for_missing_values_are_classes_among_words(tmp_path, word):
 @pytest.mark.parametrize("word", ["NA", "", "null"])
 @pytest.mark.parametrize(("number", "match"), [("1", "has no label"), ("1.5", "has no finite value")])
 def test_missing_numbers_are_named(tmp_path, word, number, match):
-    with pytest.raises(ValueError, match=rf"metadata\.csv, line 3 {match}.*take"):
+    with pytest.raises(ValueError, match=rf"metadata\.csv, line 3 {match}.*remove"):
         load_image_dataset(write(tmp_path, table(number, word, "2", "3")))
 
 
