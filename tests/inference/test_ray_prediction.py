@@ -201,7 +201,7 @@ def test_goes_on_after_the_whole_run_was_killed(cluster, model, photos, tmp_path
     write_images(tmp_path / "new", 3, seed=9)
     run = prepare(model, [tmp_path / "new", photos], answers)
     assert (run.num_images, run.num_pending) == (43, 43 - done)
-    assert f"43; {done} have answers; {43 - done} in" in run.describe()
+    assert f"43; {done} are done; {43 - done} in" in run.describe()
     assert sum(run.execute()) == 43 - done
     names = sorted(row["file"] for row in rows_of(answers))
     assert names == sorted(find_images([str(photos), str(tmp_path / "new")]))

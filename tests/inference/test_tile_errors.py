@@ -47,7 +47,7 @@ class TestErrors:
         class Transforms:
             """Like that of timm's models in transformers."""
 
-        with pytest.raises(TypeError, match="Transforms, which cropping cannot be turned off"):
+        with pytest.raises(TypeError, match="Transforms, whose cropping cannot be turned off"):
             predict_tiled(vit(), picture(40, 40), image_processor=Transforms())
 
     def test_logits_of_something_else(self):
