@@ -163,7 +163,7 @@ def test_parts_with_options_from_flags_and_from_a_file(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"base": 10}', "needs the name of a part"), ("{base", "no JSON")]
+    ("text", "words"), [('{"base": 10}', "needs the name of a part"), ("{base", "not valid JSON")]
 )
 @pytest.mark.parametrize("name", ["position_encoding", "patch_selector", "token_reducer"])
 def test_parts_that_are_none_are_refused(name, text, words):
