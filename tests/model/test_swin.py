@@ -246,7 +246,7 @@ class TestRefuses:
             ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must lie in \[0, 1\)"),
             (
                 {"token_reducer": "merge"},
-                r"token_reducer='merge' is not supported by Swin: windows need a full grid",
+                r"token_reducer='merge' is not for Swin: windows need a full grid",
             ),
             ({"num_selected_patches": 9}, r"use num_selected_windows"),
             ({"thumbnail_context": True}, r"a window's attention sees nothing beyond it"),

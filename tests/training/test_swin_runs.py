@@ -127,12 +127,12 @@ def test_layers_of_learning_rates():
         ({"return_patches": True}, "return_patches is not for Swin"),
         (
             {"token_reducer": "merge", "keep_rate": 0.5},
-            "token_reducer='merge' is not supported by Swin: windows need",
+            "token_reducer='merge' is not for Swin: windows need",
         ),
         ({"patch_selector": "policy"}, "rewarded for one draw of patches"),
         (
             {"config_overrides": {"hidden_layers": 3}},
-            "hidden_layers=3 is not supported by Swin: AdaptiveSwinConfig has no such",
+            "hidden_layers=3 is not for Swin: AdaptiveSwinConfig has no such",
         ),
         ({"model_type": "resnet"}, "choose one of adaptive_vit, adaptive_swin"),
     ],

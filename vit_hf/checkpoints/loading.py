@@ -72,7 +72,7 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
     unknown = [name for name in (*FOREIGN, *left) if name in left and name not in known]
     if unknown:
         reason = FOREIGN.get(unknown[0], "AdaptiveSwinConfig has no such field")
-        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not supported by Swin: {reason}.")
+        raise ValueError(f"{unknown[0]}={left[unknown[0]]!r} is not for Swin: {reason}.")
     if "num_selected_patches" not in fields:
         return left
     if number is not None and not Budget(number).is_fraction:
