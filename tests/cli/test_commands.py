@@ -74,7 +74,9 @@ def test_overview_names_every_command(capsys):
     assert max(map(len, text.splitlines())) <= 110
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("finetun", "finetune"), ("explian", "explain"), ("pus", "push")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("finetun", "finetune"), ("explian", "explain"), ("pus", "push")]
+)
 def test_misspelt_command(typed, meant, capsys):
     assert main([typed]) == 2
     assert f"there is no command '{typed}'. Did you mean '{meant}'?" in capsys.readouterr().err
@@ -83,8 +85,14 @@ def test_misspelt_command(typed, meant, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["finetune", "--patch_selektor", "variance"], "there is no flag --patch_selektor; did you mean --patch_selector?"),
-        (["finetune", "--learning_rat=1e-4"], "there is no flag --learning_rat; did you mean --learning_rate?"),
+        (
+            ["finetune", "--patch_selektor", "variance"],
+            "there is no flag --patch_selektor; did you mean --patch_selector?",
+        ),
+        (
+            ["finetune", "--learning_rat=1e-4"],
+            "there is no flag --learning_rat; did you mean --learning_rate?",
+        ),
         (["predict", "a.png", "--modle_name_or_path", "x"], "did you mean --model_name_or_path?"),
         (["convert", "x", "--outptu", "y"], "did you mean --output?"),
         (["finetune", "--config", "smal_digits"], "there is no configuration 'smal_digits'"),
@@ -123,7 +131,9 @@ def test_choices_are_those_of_the_tables(module, table):
 
 
 def test_fields_read_from_sources_are_those_of_the_classes():
-    assert set(trainer_flags()) == {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert set(trainer_flags()) == {
+        field.name for field in dataclasses.fields(TrainingArguments) if field.init
+    }
     own = read_fields("training.arguments", "RunArguments")
     assert own.keys() == RunArguments.__annotations__.keys()
     assert own["hub_license"] == RunArguments.__dataclass_fields__["hub_license"].metadata["help"]

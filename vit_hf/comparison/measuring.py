@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
-from ..data.loading import LabelledImages
+from ..data.loading import LabeledImages
 from ..measure import alternate, resident_growth, return_free_memory
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .predictors import Predictor
@@ -120,7 +120,7 @@ class Measurement:
 def measure_strategy(
     strategy: Strategy,
     path: str,
-    images: LabelledImages,
+    images: LabeledImages,
     examples: Sequence[int],
     typical: int,
     largest: int,

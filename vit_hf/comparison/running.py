@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from transformers import AutoConfig
 
-from ..data.loading import ImageDataset, LabelledImages
+from ..data.loading import ImageDataset, LabeledImages
 from ..inference.evaluation import SPLITS
 from ..measure import in_fresh_process
 from ..model.options import type_of
@@ -74,7 +74,7 @@ def check_same_classes(checkpoint: Checkpoint, hybrid: Checkpoint) -> None:
         )
 
 
-def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabelledImages:
+def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabeledImages:
     """Chooses the images to measure on.
 
     Raises:

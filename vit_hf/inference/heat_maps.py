@@ -1,4 +1,4 @@
-"""The picture of a heat map, beside the image it is of."""
+"""Figure of a heat map next to its image."""
 
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,8 @@ def draw_heat_map(
     Args:
         picture: `(h, w, 3)` uint8, a thumbnail of the image.
         heat_map: `(R, S)`.
-        label: that it is of.
-        name: of the image.
+        label: label of the heat map.
+        name: name of the image.
     """
     is_regression = prediction.problem_type == "regression"
     height, width = prediction.grid.image_size
@@ -80,7 +80,7 @@ def draw_heat_map(
 
 
 def _panel(sheet: Sheet, cell: Cell, background: np.ndarray, title: str, size: tuple[int, int]) -> Axes:
-    """Axes in pixels of the image, whose height and width are `size`."""
+    """Axes in pixels of the image, of height and width `size`."""
     height, width = size
     axes = sheet.axes(cell)
     axes.imshow(background, extent=(0, width, height, 0), aspect="auto", interpolation="auto")
@@ -95,6 +95,6 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
     number = len(prediction.grid)
     return (
         f"{name}: {format_size(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
-        f"{format_size(tile_width, tile_height)}. "
-        "What tiles say is blended where they overlap; the map shows nothing finer than a tile."
+        f"{format_size(tile_width, tile_height)}. Predictions are blended where tiles overlap; the map shows "
+        "nothing finer than a tile."
     )
