@@ -13,6 +13,12 @@ is made of those of tiles at full resolution, whatever the size of the image, an
 well. Files that cannot be used have no line: they are listed at the end on standard error, and the exit code
 is 1 (0 if all went well, 2 for wrong arguments).
 
+A segmentation model or a detector of transformers works tile by tile, whatever the size of the image, and
+writes masks (GeoTIFF, npy, zarr, GeoJSON) or objects (COCO, GeoJSON) and a picture into the folder --output; a
+line has the classes and their fractions, or the objects and their number, and the names of the files.
+    python scripts/predict.py scenes/ --model_name_or_path nvidia/segformer-b0-finetuned-ade-512-512 --output masks
+    python scripts/predict.py scenes/ --model_name_or_path facebook/detr-resnet-50 --output boxes --scales 1 0.5
+
 With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well.
 Answers are rows with the columns file, table and row (of a Parquet file that has the image), label, score,
 top_k and error. Started again with the same arguments, it goes on with the images that have no row yet.
@@ -24,15 +30,26 @@ import contextlib
 import json
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
 
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
 
 from vit_hf.checkpoints.loading import load_classifier
 from vit_hf.data.collections import CollectionArguments
 from vit_hf.data.image_folders import LeftOut
 from vit_hf.data.images import find_images
-from vit_hf.inference.predict import PredictionArguments, TilingArguments, predict_files, predict_files_tiled
+from vit_hf.inference.dense_arguments import DenseArguments
+from vit_hf.inference.dense_prediction import dense_class_of, load_dense_model, predict_files_dense
+from vit_hf.inference.predict import (
+    FilePrediction,
+    PredictionArguments,
+    TilingArguments,
+    predict_files,
+    predict_files_tiled,
+)
 from vit_hf.readers.suffixes import is_image, is_whole_image
 from vit_hf.training.command_line import make_parser, parse_arguments
 
@@ -42,7 +59,7 @@ MAX_ERRORS_SHOWN = 10
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(
-        [PredictionArguments, TilingArguments, CollectionArguments],
+        [PredictionArguments, TilingArguments, DenseArguments, CollectionArguments],
         __doc__,
         usage="%(prog)s [CONFIG.yaml] INPUT ... --model_name_or_path MODEL [flag ...]",
     )
@@ -52,37 +69,46 @@ def main(argv: list[str] | None = None) -> int:
         metavar="INPUT",
         help="image file, folder or pattern; for ray, Parquet or URI, too",
     )
-    arguments, tiling, collection, namespace = parse_arguments(parser, argv)
+    arguments, tiling, dense, collection, namespace = parse_arguments(parser, argv)
     if collection.engine == "local":
-        return predict_here(parser, arguments, tiling, namespace.inputs)
+        return predict_here(parser, arguments, tiling, dense, namespace.inputs)
     if tiling.tile is not None:
         parser.error("engine ray sees images whole: leave out tile, or the engine")
     return predict_on_ray(parser, arguments, collection, namespace.inputs)
 
 
 def predict_here(
-    parser: ArgumentParser, arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
+    parser: ArgumentParser,
+    arguments: PredictionArguments,
+    tiling: TilingArguments,
+    dense: DenseArguments,
+    inputs: list[str],
 ) -> int:
     errors = []
     with contextlib.ExitStack() as stack:
         try:
+            is_dense = dense_class_of(arguments.model_name_or_path) is not None
             left_out = LeftOut()
             # Images that are read a region at a time have to be cut into tiles.
-            files = find_images(inputs, left_out, is_whole_image if tiling.tile is None else is_image)
+            is_wanted = is_image if is_dense or tiling.tile is not None else is_whole_image
+            files = find_images(inputs, left_out, is_wanted)
             for note in left_out.notes():
                 print(note, file=sys.stderr)
-            model, image_processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
+            load = load_dense_model if is_dense else load_classifier
+            model, image_processor = load(arguments.model_name_or_path, **arguments.changes())
             if torch.accelerator.is_available() and not arguments.use_cpu:
                 model.to(torch.accelerator.current_accelerator())
             common = {name: getattr(arguments, name) for name in ("top_k", "with_patches", "batch_size")}
-            if tiling.tile is None:
+            if is_dense:
+                predictions = predict_dense(model, image_processor, files, arguments, tiling, dense)
+            elif tiling.tile is None:
                 num_workers = arguments.num_workers
                 predictions = predict_files(model, image_processor, files, **common, num_workers=num_workers)
             else:
                 predictions = predict_files_tiled(model, image_processor, files, tiling, **common)
             output = (
                 stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
-                if arguments.output
+                if arguments.output and not is_dense
                 else sys.stdout
             )
         except (OSError, TypeError, ValueError) as error:
@@ -101,6 +127,31 @@ def predict_here(
     if errors:
         print(f"{len(errors)} of {len(files)} files could not be used", file=sys.stderr)
     return 1 if errors else 0
+
+
+def predict_dense(
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: list[str],
+    arguments: PredictionArguments,
+    tiling: TilingArguments,
+    dense: DenseArguments,
+) -> Iterator[FilePrediction]:
+    """Masks or boxes, written to the folder `output`."""
+    if arguments.output is None:
+        raise ValueError("a segmentation model or a detector writes several files: set output to a folder")
+    if arguments.with_patches or tiling.heat_maps is not None:
+        raise ValueError("with_patches and heat_maps are for classifiers: leave them out")
+    return predict_files_dense(
+        model,
+        image_processor,
+        files,
+        arguments.output,
+        dense,
+        tile=tiling.tile,
+        overlap=tiling.overlap,
+        batch_size=arguments.batch_size,
+    )
 
 
 def predict_on_ray(

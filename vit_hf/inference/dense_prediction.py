@@ -5,9 +5,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -27,12 +27,13 @@ from ..data.images import unique_names
 from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.options import keep_options
 from ..readers.opening import ImageSource, open_image
-from .box_merging import BOX_MERGERS, check_merging
+from .box_merging import check_merging
+from .dense_arguments import DenseArguments
 from .dense_pictures import picture_of
 from .dense_tiles import check_nodata, check_pixels, check_scales, check_tile_selector
 from .detect_tiles import TiledDetection, detect_tiled
 from .mask_files import check_map_file
-from .predict import Prediction
+from .predict import FilePrediction
 from .segment_tiles import TiledSegmentation, segment_tiled
 from .vector_output import coco_annotations, detection_features, segmentation_features, write_json
 
@@ -52,69 +53,21 @@ FORMATS = {
 DEFAULT_FORMATS = {"masks": ("tif", "picture"), "objects": ("coco", "geojson", "picture")}
 
 
-@dataclass(kw_only=True)
-class DenseArguments:
-    """What is made of a segmentation model or a detector."""
-
-    _argument_group_name = "masks and boxes"
-
-    halo: int = field(
-        default=0, metadata={"help": "pixels at each inner side of a tile that are computed and thrown away"}
-    )
-    scales: list[float] = field(
-        default_factory=lambda: [1.0],
-        metadata={
-            "help": "by which images are resized, all at once, such as 1 0.5 for objects of different size"
-        },
-    )
-    format: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "of what is written to the folder output: tif, npy, zarr, geojson, picture of masks (default: "
-            "tif picture); coco, geojson, picture of objects (default: all)"
-        },
-    )
-    threshold: float = field(default=0.5, metadata={"help": "least score of an object"})
-    merging: str = field(
-        default="match",
-        metadata={"help": "how objects of several tiles become one", "choices": tuple(BOX_MERGERS)},
-    )
-    class_wise: bool = field(default=True, metadata={"help": "merge only objects of one class"})
-    tolerance: float = field(
-        default=1.0, metadata={"help": "most pixels that outlines in GeoJSON are simplified by"}
-    )
-    tile_selector: str | None = field(
-        default=None,
-        metadata={
-            "help": "pixel scorer that says which tiles matter, such as variance; the others are background"
-        },
-    )
-    num_selected_tiles: float | str | None = field(
-        default=None,
-        metadata={"help": "number (98) or fraction (0.25) of the tiles that tile_selector keeps"},
-    )
-    nodata: int | None = field(
-        default=None, metadata={"help": "value in 0..255 of all channels of pixels without data"}
-    )
-    universal: Literal["objects", "masks"] = field(
-        default="objects",
-        metadata={
-            "help": "whether models like Mask2Former, which can do both, give objects or masks of classes"
-        },
-    )
-
-    def __post_init__(self):
-        self.num_selected_tiles = parse_budget(self.num_selected_tiles)
-        self.scales = list(check_scales(self.scales))
-        check_pixels("halo", self.halo)
-        check_merging(self.merging, None, self.class_wise)
-        check_nodata(self.nodata)
-        check_tile_selector(self.tile_selector, self.num_selected_tiles, None)
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance={self.tolerance!r} must be a number of pixels, 0 or more")
-        known = {name for names in FORMATS.values() for name in names}
-        if unknown := sorted(set(self.format or ()) - known):
-            raise ValueError(f"format {unknown[0]!r} is unknown. Choose from {', '.join(sorted(known))}")
+def check_dense_arguments(arguments: DenseArguments) -> None:
+    """
+    Raises:
+        ValueError: for an option outside its range, or an unknown format.
+    """
+    check_scales(arguments.scales)
+    check_pixels("halo", arguments.halo)
+    check_merging(arguments.merging, None, arguments.class_wise)
+    check_nodata(arguments.nodata)
+    check_tile_selector(arguments.tile_selector, parse_budget(arguments.num_selected_tiles), None)
+    if not arguments.tolerance >= 0:
+        raise ValueError(f"tolerance={arguments.tolerance!r} must be a number of pixels, 0 or more.")
+    known = sorted({name for names in FORMATS.values() for name in names})
+    if unknown := sorted(set(arguments.format or ()) - set(known)):
+        raise ValueError(f"format={unknown[0]!r} is unknown. Choose from {', '.join(known)}.")
 
 
 def dense_class_of(path: str) -> str | None:
@@ -176,11 +129,11 @@ def predict_files_dense(
     overlap: float = 0.25,
     batch_size: int = 8,
     progress: bool | None = None,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     """Masks or boxes of image files, in order, written to a folder.
 
-    Each file has its name there with other endings; `NAME.json`, which is written last, has the answer. A file
-    whose answer is there, for the same image and arguments, is not computed again, and one that was interrupted
+    Each file has its name there with other endings; `NAME.json`, which is written last, has the result. A file
+    whose result is there, for the same image and arguments, is not computed again, and one that was interrupted
     goes on.
 
     Args:
@@ -192,8 +145,9 @@ def predict_files_dense(
         tile, overlap, batch_size, progress: see `segment_tiled`.
 
     Raises:
-        ValueError: for a format that the model's kind does not have.
+        ValueError: for an option outside its range, or a format that the model's output does not have.
     """
+    check_dense_arguments(arguments)
     kind = kind_of(model, arguments)
     formats = arguments.format or DEFAULT_FORMATS[kind]
     if wrong := [name for name in formats if name not in FORMATS[kind]]:
@@ -214,7 +168,7 @@ def predict_files_dense(
         "scales": tuple(arguments.scales),
         "batch_size": batch_size,
         "tile_selector": arguments.tile_selector,
-        "num_selected_tiles": arguments.num_selected_tiles,
+        "num_selected_tiles": parse_budget(arguments.num_selected_tiles),
         "nodata": arguments.nodata,
         "progress": progress,
     }
@@ -231,21 +185,21 @@ def kind_of(model: PreTrainedModel, arguments: DenseArguments) -> str:
 
 def _predictions(
     model, image_processor, files, folder, arguments, kind, formats, common
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     write = _write_masks if kind == "masks" else _write_objects
     for file, name in zip(files, unique_names(files), strict=True):
         try:
             settings = _settings(model, file, arguments, common)
-            answer = _earlier_answer(folder / f"{name}.json", settings)
-            if answer is None:
+            result = _earlier_result(folder / f"{name}.json", settings)
+            if result is None:
                 with open_image(file) as source:
-                    answer = {"file": file, "kind": kind}
-                    answer |= write(model, image_processor, source, folder, name, arguments, formats, common)
-                write_json(folder / f"{name}.json", {**answer, "settings": settings})
+                    result = {"file": file, "kind": kind}
+                    result |= write(model, image_processor, source, folder, name, arguments, formats, common)
+                write_json(folder / f"{name}.json", {**result, "settings": settings})
         except (OSError, ValueError) as error:
-            yield Prediction(file, error=f"{file}: {error}")
+            yield FilePrediction(file, error=f"{file}: {error}")
             continue
-        yield Prediction(file, answer)
+        yield FilePrediction(file, result)
 
 
 def _settings(
@@ -262,14 +216,14 @@ def _settings(
     return json.loads(json.dumps(settings))
 
 
-def _earlier_answer(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _earlier_result(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(answer, dict) or answer.pop("settings", None) != settings:
+    if not isinstance(result, dict) or result.pop("settings", None) != settings:
         return None
-    return answer if all((path.parent / name).exists() for name in answer["outputs"]) else None
+    return result if all((path.parent / name).exists() for name in result["outputs"]) else None
 
 
 def _mask_path(folder: Path, name: str, formats: Sequence[str]) -> Path:
@@ -296,7 +250,7 @@ def _write_masks(
     outputs += _write_picture(result, source, folder, name, formats)
     background = result.name_of(result.background)
     return {
-        **_common_answer(result),
+        **_common_result(result),
         "classes": {key: round(value, 6) for key, value in result.fractions.items()},
         "background": {"value": result.background, "class": background},
         "outputs": outputs,
@@ -336,14 +290,14 @@ def _write_objects(
     journal.unlink()
     counts = Counter(result.name_of(label) for label in result.labels.tolist())
     return {
-        **_common_answer(result),
+        **_common_result(result),
         "num_objects": len(result),
         "objects": dict(counts.most_common()),
         "outputs": outputs,
     }
 
 
-def _common_answer(result: TiledDetection | TiledSegmentation) -> dict[str, Any]:
+def _common_result(result: TiledDetection | TiledSegmentation) -> dict[str, Any]:
     place = result.georeference
     return {
         "height": result.image_size[0],
