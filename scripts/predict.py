@@ -14,10 +14,11 @@ well. Files that cannot be used have no line: they are listed at the end on stan
 is 1 (0 if all went well, 2 for wrong arguments).
 
 A segmentation model or a detector of transformers works tile by tile, whatever the size of the image, and
-writes masks (GeoTIFF, npy, zarr, GeoJSON) or objects (COCO, GeoJSON) and a picture into the folder --output; a
-line has the classes and their fractions, or the objects and their number, and the names of the files.
-    python scripts/predict.py scenes/ --model_name_or_path nvidia/segformer-b0-finetuned-ade-512-512 --output masks
-    python scripts/predict.py scenes/ --model_name_or_path facebook/detr-resnet-50 --output boxes --scales 1 0.5
+writes masks (GeoTIFF, npy, zarr, GeoJSON) or objects (COCO, GeoJSON) and a picture into the folder --output;
+a line has the classes and their fractions, or the objects and their number, and the names of the files.
+    python scripts/predict.py scenes/ --model_name_or_path nvidia/segformer-b0-finetuned-ade-512-512 --output
+    masks python scripts/predict.py scenes/ --model_name_or_path facebook/detr-resnet-50 --output boxes
+    --scales 1 0.5
 
 With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well.
 Answers are rows with the columns file, table and row (of a Parquet file that has the image), label, score,

@@ -2,8 +2,8 @@
 
 A detector that sees an image window by window finds an object once in each window that it reaches into, in
 pieces where a border cuts it. Two windows agree on an object if what they say of it is alike in the part that
-both see; so neighbors that crowd each other stay apart, and pieces find each other however little they overlap.
-Windows that do not meet are never compared: their grid is the spatial index.
+both see; so neighbors that crowd each other stay apart, and pieces find each other however little they
+overlap. Windows that do not meet are never compared: their grid is the spatial index.
 
 Shapes: N detections, of all windows; boxes are left, top, right, bottom in pixels of the image.
 """
@@ -165,8 +165,8 @@ class _Pairs:
         return labels[first][:, None] == labels[second][None]
 
     def overlaps(self, over_smaller: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of detections of different windows that overlap: indices, and IoU, or the intersection over the
-        smaller area."""
+        """Pairs of detections of different windows that overlap: indices, and IoU, or the intersection over
+        the smaller area."""
         parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
         for first, second, _ in self:
             boxes = self.found.boxes
@@ -273,8 +273,8 @@ class _Groups:
 def suppress(
     found: Candidates, windows: Sequence[Window], grids: Sequence[WindowGrid], options: MergeOptions
 ) -> Merged:
-    """Non-maximum suppression between windows: of detections whose IoU is above the threshold, the one with the
-    best score stays as it is."""
+    """Non-maximum suppression between windows: of detections whose IoU is above the threshold, the one with
+    the best score stays as it is."""
     kept, boxes = _greedy(found, windows, grids, options, over_smaller=False)
     return Merged(boxes, [members[:1] for members in kept])
 

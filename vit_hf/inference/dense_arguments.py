@@ -22,8 +22,8 @@ class DenseArguments:
     format: list[str] | None = field(
         default=None,
         metadata={
-            "help": "files to write into the folder output; of masks tif, npy, zarr, geojson, picture (default: "
-            "tif picture), of objects coco, geojson, picture (default: all three)"
+            "help": "files to write into the folder output; of masks tif, npy, zarr, geojson, picture "
+            "(default: tif picture), of objects coco, geojson, picture (default: all three)"
         },
     )
     threshold: float = field(default=0.5, metadata={"help": "least score of an object"})

@@ -30,7 +30,8 @@ def class_colors(number: int = 256, background: int | None = None) -> np.ndarray
 
 
 def picture_of(result: TiledDetection | TiledSegmentation, image: AnyImage) -> PIL.Image.Image:
-    """A thumbnail of the image with its objects or classes in color, and their names with numbers or fractions.
+    """A thumbnail of the image with its objects or classes in color, and their names with numbers or
+    fractions.
 
     Args:
         image: the one that the result is of.

@@ -86,7 +86,8 @@ def load_dense_model(path: str, **changes: Any) -> tuple[PreTrainedModel, BaseIm
 
     Args:
         path: checkpoint, local or on the Hub.
-        changes: `resolution` of the image processor, and fields of an adaptive ViT, which may be the backbone.
+        changes: `resolution` of the image processor, and fields of an adaptive ViT, which may be the
+            backbone.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -102,8 +103,8 @@ def load_dense_model(path: str, **changes: Any) -> tuple[PreTrainedModel, BaseIm
         inner = config if isinstance(config, AdaptiveViTConfig) else getattr(config, "backbone_config", None)
         if not isinstance(inner, AdaptiveViTConfig):
             raise ValueError(
-                f"{next(iter(changes))} is for adaptive ViTs, and {path} is a {config.model_type} without one: leave "
-                "it out"
+                f"{next(iter(changes))} is for adaptive ViTs, and {path} is a {config.model_type} without "
+                "one: leave it out"
             )
         changes = {name: None if value == "none" else value for name, value in changes.items()}
         if "token_reducer" in changes and changes["token_reducer"] is None:
@@ -132,9 +133,9 @@ def predict_files_dense(
 ) -> Iterator[FilePrediction]:
     """Masks or boxes of image files, in order, written to a folder.
 
-    Each file has its name there with other endings; `NAME.json`, which is written last, has the result. A file
-    whose result is there, for the same image and arguments, is not computed again, and one that was interrupted
-    goes on.
+    Each file has its name there with other endings; `NAME.json`, which is written last, has the result. A
+    file whose result is there, for the same image and arguments, is not computed again, and one that was
+    interrupted goes on.
 
     Args:
         model: a segmentation model or a detector, on the device to use.

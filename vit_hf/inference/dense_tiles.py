@@ -1,8 +1,8 @@
 """Windows of an image for models that say something of every place: which there are, and how a model runs on
 them.
 
-A window is what a model sees. Its core is the part that counts: the window without a halo at each side that is
-not the image's own border. Cores cover the image.
+A window is what a model sees. Its core is the part that counts: the window without a halo at each side that
+is not the image's own border. Cores cover the image.
 """
 
 import os
@@ -34,8 +34,8 @@ from .tiles import TilePreparation, find_image_processor
 DEFAULT_TILE = 512
 # Pixels of the longer side of the thumbnail that windows are scored by, and of the patches in it.
 SCORED_SIDE, SCORED_PATCH = 2048, 8
-# A map of how much each place of an image matters, of any size; or what makes one: the name of a pixel scorer,
-# or a function of a thumbnail `(h, w, 3)` uint8.
+# A map of how much each place of an image matters, of any size; or what makes one: the name of a pixel
+# scorer, or a function of a thumbnail `(h, w, 3)` uint8.
 TileSelector = str | np.ndarray | torch.Tensor | Callable[[np.ndarray], Any]
 
 
@@ -204,7 +204,8 @@ def cover_windows(
     check_pixels("halo", halo)
     if 2 * halo >= min(tile):
         raise ValueError(
-            f"halo={halo} leaves nothing of a tile of {tile[0]}x{tile[1]} pixels: give less than half of its side."
+            f"halo={halo} leaves nothing of a tile of {tile[0]}x{tile[1]} pixels: give less than half of its "
+            "side."
         )
     grids = []
     for number, scale in enumerate(check_scales(scales)):
@@ -230,8 +231,8 @@ class WindowPreparation(TilePreparation):
     """Prepares windows for a model.
 
     A window is resized by its scale. One that is less than a tile, as the image is, is filled up to it in the
-    mean color, right and below, so that objects keep their size. Then, where the image processor resizes, tiles
-    get the size that it makes; nothing is cropped, padded or split.
+    mean color, right and below, so that objects keep their size. Then, where the image processor resizes,
+    tiles get the size that it makes; nothing is cropped, padded or split.
 
     Args:
         model: that takes them.
@@ -255,7 +256,8 @@ class WindowPreparation(TilePreparation):
         self.fill = np.array([min(255, max(0, round(255 * value))) for value in mean[:3]], np.uint8)
 
     def resized(self, pixels: np.ndarray, grid: WindowGrid) -> tuple[np.ndarray, tuple[int, int]]:
-        """What the model sees of a window, and the part of the window's pixels, with a border, that it covers."""
+        """Resizes a window for the model; returns it, and the size, in pixels of the image, that it covers
+        with its border."""
         height, width = pixels.shape[:2]
         scaled = (max(1, round(height * grid.scale)), max(1, round(width * grid.scale)))
         if scaled != (height, width):
@@ -295,7 +297,7 @@ def cut_to_window(maps: torch.Tensor, covered: tuple[int, int], window: Window) 
 
 @dataclass
 class WindowChoice:
-    """Which windows are computed, and how many are not.
+    """The windows to compute.
 
     Attributes:
         windows: in order.
@@ -307,7 +309,8 @@ class WindowChoice:
 
 
 class DenseRun:
-    """How a dense model runs on the windows of an image; errors in the arguments come before anything is read.
+    """How a dense model runs on the windows of an image; errors in the arguments come before anything is
+    read.
 
     Args:
         tile: None for what the image processor resizes to, or else 512 pixels.
@@ -351,7 +354,7 @@ class DenseRun:
         self.nodata = check_nodata(nodata)
 
     def settings(self, source: ImageSource) -> dict[str, Any]:
-        """What an interrupted run must have in common with the one that goes on."""
+        """Settings and fingerprints that an interrupted run must share with the one that goes on."""
         sample = source.thumbnail(min(16, source.height), min(16, source.width))
         path = getattr(source, "path", None)
         changed = os.stat(path).st_mtime_ns if path is not None and os.path.isfile(path) else None
@@ -387,13 +390,14 @@ class DenseRun:
         decode: Callable[[Any, list[tuple[Window, tuple[int, int]]]], list[Any]],
         num_done: int = 0,
     ) -> Iterator[tuple[Window, np.ndarray | None, Any]]:
-        """Each window in order, where its pixels are data (None for everywhere), and what `decode` makes of it.
+        """Yields each window in order, where its pixels are data (None for everywhere), and its part of what
+        `decode` returns.
 
         A window without data is not computed; what is decoded of it is None.
 
         Args:
-            decode: from the outputs of a batch, and the windows with what the outputs cover, to what each window
-                has.
+            decode: takes the outputs of a batch, and the windows with the sizes that the outputs cover;
+                returns an object for each window.
             num_done: windows that were computed before, for the bar.
         """
         batch: list[tuple[Window, np.ndarray | None, np.ndarray | None, tuple[int, int]]] = []
@@ -437,7 +441,8 @@ class DenseRun:
         decoded = iter(())
         if computed:
             outputs = self.compute([seen for _, _, seen, _ in computed])
-            decoded = iter(decode(outputs, [(window, covered) for window, _, _, covered in computed]))
+            with torch.inference_mode():
+                decoded = iter(decode(outputs, [(window, covered) for window, _, _, covered in computed]))
         for window, valid, seen, _ in batch:
             yield window, valid, None if seen is None else next(decoded)
 
@@ -456,8 +461,8 @@ def check_nodata(nodata: Any) -> np.ndarray | None:
         or not ((color >= 0) & (color <= 255)).all()
     ):
         raise ValueError(
-            f"nodata={nodata!r} must be the color of pixels without data: a number in 0..255, or three, as images "
-            "are read (uint8 RGB)."
+            f"nodata={nodata!r} must be the color of pixels without data: a number in 0..255, or three, "
+            "as images are read (uint8 RGB)."
         )
     return np.broadcast_to(color.astype(np.uint8), (3,))
 
@@ -479,12 +484,13 @@ def check_tile_selector(
     if isinstance(selector, str):
         if selector not in PIXEL_SCORERS:
             raise ValueError(
-                f"tile_selector={selector!r} is unknown. Choose from {', '.join(map(repr, PIXEL_SCORERS))}, or give "
-                "a map of scores or a function that makes one."
+                f"tile_selector={selector!r} is unknown. Choose from {', '.join(map(repr, PIXEL_SCORERS))}, "
+                "or give a map of scores or a function that makes one."
             )
     elif not callable(selector) and not isinstance(selector, np.ndarray | torch.Tensor):
         raise TypeError(
-            f"tile_selector is a {type(selector).__name__}; give a name, a map (rows, columns), or a function."
+            f"tile_selector is a {type(selector).__name__}; give a name, a map (rows, columns), or "
+            "a function."
         )
     number = num_selected_tiles
     fraction = isinstance(number, float) and 0 < number <= 1
@@ -551,7 +557,7 @@ def _pixel_scores(picture: np.ndarray, name: str) -> np.ndarray:
 
 
 def _select(scores: np.ndarray, number: int | float | None, least: float | None) -> np.ndarray:
-    """Which windows are computed."""
+    """Selects windows by their scores, `(N,)` bool."""
     # Of a mask, what is marked.
     kept = scores > 0 if number is None and least is None else np.ones(len(scores), bool)
     if least is not None:

@@ -45,7 +45,7 @@ class ObjectMask:
 
     @classmethod
     def of(cls, pixels: np.ndarray, top: int = 0, left: int = 0) -> "ObjectMask":
-        """Of `(h, w)` bool whose upper left pixel is at a place; what is empty around it is left out."""
+        """Makes one of `(h, w)` bool, whose upper left pixel is at `top` and `left`; crops empty borders."""
         rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
         if not len(rows):
             return cls(top, left, (0, 0), b"")
@@ -126,7 +126,7 @@ class TiledDetection:
 
 @dataclass
 class _Found:
-    """What one window has, in pixels of the image."""
+    """Objects of one window, in pixels of the image."""
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -196,11 +196,12 @@ def detect_tiled(
 
     Args:
         model: any of `AutoModelForObjectDetection`; or of `AutoModelForInstanceSegmentation` and
-            `AutoModelForUniversalSegmentation` (Mask2Former, MaskFormer, EoMT, DETR), which make masks as well.
+            `AutoModelForUniversalSegmentation` (Mask2Former, MaskFormer, EoMT, DETR), which make masks as
+            well.
         image, image_processor, tile, overlap, batch_size: see `segment_tiled`. Objects that are smaller than
             the overlap are whole in some tile; larger ones are put together of pieces.
-        halo: pixels at each inner side of a tile in which objects do not count if their center lies there: the
-            neighbor sees more of them.
+        halo: pixels at each inner side of a tile in which objects do not count if their center lies there:
+            the neighbor sees more of them.
         scales: by which the image is resized, all at once: at 0.5 tiles cover twice the side, for large
             objects.
         threshold: least score of an object.
@@ -213,11 +214,11 @@ def detect_tiled(
         merge_threshold: of the above; None for 0.4 of "match", 0.5 of the others.
         class_wise: whether only objects of one class are merged.
         border: an object that comes as many pixels near an inner border of its tile counts as cut by it.
-        tile_selector, num_selected_tiles, min_tile_score: which tiles are computed; see `segment_tiled`. There
-            are no objects in the others.
+        tile_selector, num_selected_tiles, min_tile_score: which tiles are computed; see `segment_tiled`.
+            There are no objects in the others.
         nodata: color of pixels without data; tiles that have no others are not computed.
-        journal: file of JSON lines for what each tile finds. An interrupted run that is started again with the
-            same arguments goes on with the tiles that are not in it. It is yours to remove.
+        journal: file of JSON lines for what each tile finds. An interrupted run that is started again with
+            the same arguments goes on with the tiles that are not in it. It is yours to remove.
         resume: False begins anew.
         progress: whether to show a bar; None for on a terminal.
 
@@ -284,7 +285,7 @@ def _key(window: Window) -> tuple[int, int, int]:
 
 
 class _Journal:
-    """What the windows have found, in memory, and in a file if there is one."""
+    """Objects of all windows, in memory, and in a file if there is one."""
 
     def __init__(self, path: str | os.PathLike | None, settings: dict[str, Any], resume: bool):
         self.path = None if path is None else Path(path)
@@ -356,20 +357,20 @@ class _Decoder:
         if getattr(outputs, "pred_boxes", None) is None or read is None:
             found = "no pred_boxes" if read is not None else "boxes"
             raise TypeError(
-                f"{type(self.model).__name__} with {type(self.processor).__name__} gives {found}, and objects need a "
-                "model of AutoModelForObjectDetection, AutoModelForInstanceSegmentation or "
-                "AutoModelForUniversalSegmentation, and an image processor with post_process_object_detection. For "
-                "masks of classes there is segment_tiled."
+                f"{type(self.model).__name__} with {type(self.processor).__name__} gives {found}, and "
+                "objects need a model of AutoModelForObjectDetection, AutoModelForInstanceSegmentation or "
+                "AutoModelForUniversalSegmentation, and an image processor with "
+                "post_process_object_detection. For masks of classes there is segment_tiled."
             )
         sizes = torch.tensor([covered for _, covered in windows])
         results = read(outputs, threshold=self.threshold, target_sizes=sizes)
         decoded = []
         for result, (window, _) in zip(results, windows, strict=True):
-            boxes = result["boxes"].double().cpu().numpy().reshape(-1, 4)
+            boxes = result["boxes"].detach().double().cpu().numpy().reshape(-1, 4)
             limit = np.array([window.width, window.height] * 2)
             boxes = np.clip(boxes, 0, limit) + np.array([window.left, window.top] * 2)
             found = _Found(
-                boxes, result["scores"].double().cpu().numpy(), result["labels"].long().cpu().numpy()
+                boxes, result["scores"].detach().double().cpu().numpy(), result["labels"].long().cpu().numpy()
             )
             decoded.append(found[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)])
         return decoded
@@ -377,7 +378,7 @@ class _Decoder:
     def _instances(
         self, logits: torch.Tensor, masks: torch.Tensor, window: Window, covered: tuple[int, int]
     ) -> _Found:
-        """As MaskFormer's instances: the score of a query's class times its mask's mean probability inside."""
+        """Scores queries as MaskFormer does: by class, times the mean probability inside the mask."""
         scores, labels = query_scores(logits, num_labels_of(self.model)).max(dim=-1)
         found = _Found(masks=[])
         boxes, kept_scores, kept_labels = [], [], []
@@ -397,7 +398,7 @@ class _Decoder:
 
 
 def _inside_core(found: _Found, window: Window) -> _Found:
-    """Without those whose center lies in the halo."""
+    """Drops objects whose center lies in the halo."""
     top, left, bottom, right = window.core
     across = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
     down = (found.boxes[:, 1] + found.boxes[:, 3]) / 2
@@ -405,7 +406,7 @@ def _inside_core(found: _Found, window: Window) -> _Found:
 
 
 def _on_data(boxes: np.ndarray, window: Window, valid: np.ndarray) -> np.ndarray:
-    """Whether there are data anywhere in each box."""
+    """Selects boxes in which there are data, `(N,)` bool."""
     kept = np.zeros(len(boxes), bool)
     for index, (left, top, right, bottom) in enumerate(boxes - np.array([window.left, window.top] * 2)):
         part = valid[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]

@@ -1,8 +1,8 @@
 """Files of maps that are written a band of rows at a time: `.npy`, zarr, tiled TIFF.
 
 Rows go to `NAME.partial`, an array in NumPy's format, and the number of them that are complete to
-`NAME.partial.json`. At the end the file is made of it, and only then has its name; what was interrupted goes on
-with the first row that is missing.
+`NAME.partial.json`. At the end the file is made of it, and only then has its name; what was interrupted goes
+on with the first row that is missing.
 """
 
 import json
@@ -216,8 +216,8 @@ class MemoryMap:
 
 
 def read_bands(source: np.ndarray | Path, rows: int = FILE_TILE) -> Iterator[tuple[int, np.ndarray]]:
-    """The first row of each band, and its values `(n, W)` or `(n, W, C)`, of a map in memory or in a file that
-    `MapWriter` wrote.
+    """The first row of each band, and its values `(n, W)` or `(n, W, C)`, of a map in memory or in a file
+    that `MapWriter` wrote.
 
     Raises:
         ValueError: if the file has another format.

@@ -1,9 +1,9 @@
 """Outlines of masks, along the edges of pixels, and simplified.
 
-The corners of a mask are all that is kept of it. On each line between rows of pixels, corners are in pairs from
-left to right, which are the ends of its horizontal edges; so are those on each line between columns, from top to
-bottom. A ring goes along the one and the other by turns. So a mask may come a band of rows at a time, and memory
-depends on the number of corners alone.
+The corners of a mask are all that is kept of it. On each line between rows of pixels, corners are in pairs
+from left to right, which are the ends of its horizontal edges; so are those on each line between columns,
+from top to bottom. A ring goes along the one and the other by turns. So a mask may come a band of rows at a
+time, and memory depends on the number of corners alone.
 
 Pixels that only touch at a corner are apart.
 """
@@ -66,8 +66,8 @@ class CornerTable:
         return _trace(corners)
 
     def _note(self, padded: np.ndarray) -> None:
-        """Corners of `(n + 1, W + 2)`: y, x, order among those at one place by row and by column, and whether the
-        pixel right below is in the mask."""
+        """Corners of `(n + 1, W + 2)`: y, x, order among those at one place by row and by column, and whether
+        the pixel right below is in the mask."""
         above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
         below_left, below_right = padded[1:, :-1], padded[1:, 1:]
         odd = above_left ^ above_right ^ below_left ^ below_right
@@ -170,7 +170,7 @@ def simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _kept(points: np.ndarray, tolerance: float) -> np.ndarray:
-    """Which points of an open line remain, `(N,)` bool."""
+    """Selects the points of an open line that remain, `(N,)` bool."""
     kept = np.zeros(len(points), bool)
     kept[[0, -1]] = True
     todo = [(0, len(points) - 1)]
@@ -188,7 +188,7 @@ def _kept(points: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """From points to the line between two others, no farther than its ends."""
+    """Distances of points from the line between two others, which ends there."""
     direction = end - start
     length = float(direction @ direction)
     along = np.clip((points - start) @ direction / length, 0, 1) if length else np.zeros(len(points))
@@ -196,7 +196,7 @@ def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 
 
 def _crosses(ring: np.ndarray, rows: int = 512) -> bool:
-    """Whether two edges that are no neighbors have a point in common."""
+    """Returns whether two edges that are no neighbors have a point in common."""
     first, second = ring, np.roll(ring, -1, axis=0)
     number = len(ring)
     places = np.arange(number)

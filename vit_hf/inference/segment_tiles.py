@@ -19,8 +19,8 @@ from .mask_files import BAND_BYTES, MapWriter, MemoryMap, check_map_file, read_b
 from .tiles import AnyImage, as_source, evaluating
 
 
-# A band of blended logits that takes more is kept in a file.
-MAX_BAND_BYTES = 2**28
+# A band of blended logits that takes more is kept in a file, as much of which is in memory at a time: 32 MiB.
+MAX_BAND_BYTES = 2**25
 # Names of the class that pixels have where nothing was computed.
 BACKGROUND_NAMES = ("background", "nothing", "none", "unlabeled")
 
@@ -56,8 +56,8 @@ class TiledSegmentation:
 
     @property
     def mask(self) -> np.ndarray:
-        """`(H, W)` uint8, or uint16 of more than 255 classes: read from the file, if there is one, a `.npy` by
-        memory map."""
+        """`(H, W)` uint8, or uint16 of more than 255 classes: read from the file, if there is one, a `.npy`
+        by memory map."""
         return read_map(self.path) if self._mask is None else self._mask
 
     @property
@@ -90,8 +90,8 @@ class TiledSegmentation:
 class BlendedBand:
     """Running means of what tiles say of the pixels of an image, for the rows that may still change.
 
-    A mean is moved toward each new value by that value's part of the weights so far, so that values that agree
-    stay exactly what they are.
+    A mean is moved toward each new value by that value's part of the weights so far, so that values that
+    agree stay exactly what they are.
 
     Args:
         rows: that are held at most.
@@ -104,9 +104,10 @@ class BlendedBand:
         self.first = 0
         self.rows = rows
         self._file = self._map = None
+        self._touched = 0
         shape = (rows, width, num_channels + 1)
         if 4 * int(np.prod(shape, dtype=np.int64)) > MAX_BAND_BYTES:
-            self._file = tempfile.TemporaryFile(dir=folder)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
             self._map = np.memmap(self._file, np.float32, "w+", shape=shape)
             self._values = self._map
         else:
@@ -127,6 +128,9 @@ class BlendedBand:
             share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
             held[..., :-1] += share[..., None] * (values[part] - held[..., :-1])
             held[..., -1] = total
+        self._touched += 4 * values.size
+        if self._touched > MAX_BAND_BYTES // 2:
+            self.release()
 
     def take(self, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows from the first that is held to `last`, a part at a time, which are then forgotten.
@@ -141,13 +145,15 @@ class BlendedBand:
                 held = self._values[rows]
                 yield held[..., :-1], held[..., -1]
                 held[:] = 0
+                self.release()
             self.first = stop
         self.release()
 
     def release(self) -> None:
-        """Lets the system write what is held to the file, where there is one."""
+        """Takes what is held in a file, if there is one, out of the memory of this process."""
+        self._touched = 0
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.flush()
+            # The map is shared: pages that were written stay in the file.
             self._map._mmap.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
@@ -188,22 +194,23 @@ def segment_tiled(
     """Assigns a class to each pixel of an image of any size, at full resolution, tile by tile.
 
     Logits are brought to the size of the image and blended where tiles overlap, by raised cosines. A band of
-    rows is complete when no later tile reaches it, and is then written, so memory does not grow with the image
-    where there is an `output`. A run that was interrupted goes on with the rows that are missing when it is
-    started again with the same arguments.
+    rows is complete when no later tile reaches it, and is then written, so memory does not grow with the
+    image where there is an `output`. A run that was interrupted goes on with the rows that are missing when
+    it is started again with the same arguments.
 
     Args:
         model: any of `AutoModelForSemanticSegmentation`, or of `AutoModelForUniversalSegmentation` and
-            `AutoModelForInstanceSegmentation` (Mask2Former, MaskFormer, EoMT, DETR), whose masks are summed by
-            class. A model of one class says yes (1) or no (0).
+            `AutoModelForInstanceSegmentation` (Mask2Former, MaskFormer, EoMT, DETR), whose masks are summed
+            by class. A model of one class says yes (1) or no (0).
         image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
             is left open.
         image_processor: the model's; None loads that of its checkpoint.
         tile: side in pixels of what the model sees, or height and width; None for what the image processor
             resizes to, or else 512. Other tiles are resized to that.
         overlap: fraction in [0, 1) of a tile, without its halo, that the next one covers again.
-        halo: pixels at each inner side of a tile that are computed and thrown away. With a halo of the model's
-            receptive field or more, and tiles that are not resized, the mask is that of the whole image.
+        halo: pixels at each inner side of a tile that are computed and thrown away. With a halo of the
+            model's receptive field or more, and tiles that are not resized, the mask is that of the whole
+            image.
         scales: by which the image is resized, all blended: at 0.5 tiles cover twice the side.
         batch_size: tiles at a time.
         output: file of the mask, `.npy`, `.zarr`, `.tif`; None for memory. A TIFF has a color table, and the
@@ -226,8 +233,8 @@ def segment_tiled(
 
     Raises:
         TypeError: for a model without masks, or an image processor that cannot be told not to crop.
-        ValueError: for an image that cannot be read, an argument outside what is said above, or logits that are
-            not finite.
+        ValueError: for an image that cannot be read, an argument outside what is said above, or logits that
+            are not finite.
         ImportError: if the package that writes the file is missing.
     """
     run = DenseRun(
@@ -353,7 +360,8 @@ class _Segmenter:
             )
         if not torch.isfinite(scores).all():
             raise ValueError(
-                "The model's logits are not finite: try torch.float32 or torch.bfloat16, or check its weights."
+                "The model's logits are not finite: try torch.float32 or torch.bfloat16, or check its "
+                "weights."
             )
         decoded = []
         for maps, (window, covered) in zip(scores, windows, strict=True):
@@ -388,10 +396,11 @@ class _Segmenter:
                     writer.commit()
 
     def _fill(self, last: int) -> None:
-        """Background down to where the first window begins."""
+        """Writes background down to where the first window begins."""
         self._place = last
-        for first in range(self.done, last, 256):
-            rows = min(256, last - first)
+        step = max(1, BAND_BYTES // (4 * self.size[1] * self.num_labels))
+        for first in range(self.done, last, step):
+            rows = min(step, last - first)
             values = np.zeros((rows, self.size[1], self.num_labels), np.float32)
             self._write(values, values[..., 0])
 
@@ -462,15 +471,17 @@ def semantic_logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
             "no logits" if not isinstance(logits, torch.Tensor) else f"logits of shape {tuple(logits.shape)}"
         )
         raise TypeError(
-            f"{type(model).__name__} gives {found}, where a segmentation model gives (batch, num_labels, rows, "
-            "columns): load it with AutoModelForSemanticSegmentation or AutoModelForUniversalSegmentation. For "
-            "boxes there is detect_tiled, for classes of images predict_tiled."
+            f"{type(model).__name__} gives {found}, where a segmentation model gives (batch, num_labels, "
+            "rows, columns): load it with AutoModelForSemanticSegmentation or "
+            "AutoModelForUniversalSegmentation. For boxes there is detect_tiled, for classes of images "
+            "predict_tiled."
         )
     return logits
 
 
 def query_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Logits of classes `(B, Q, L + 1)` and of masks `(B, Q, h, w)` of models that predict masks by queries."""
+    """Logits of classes `(B, Q, L + 1)` and of masks `(B, Q, h, w)` of models that predict masks by
+    queries."""
     masks = getattr(outputs, "masks_queries_logits", None)
     if masks is not None:
         return outputs.class_queries_logits, masks

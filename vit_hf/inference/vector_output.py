@@ -100,7 +100,8 @@ def mask_polygons(mask: ObjectMask, tolerance: float = 0.0) -> list[Polygon]:
 def detection_features(
     result: TiledDetection, tolerance: float = 1.0, georeference: Georeference | None = None
 ) -> dict[str, Any]:
-    """Objects as a GeoJSON feature collection; properties are `label`, `class`, `score` and the box in pixels.
+    """Objects as a GeoJSON feature collection; properties are `label`, `class`, `score` and the box in
+    pixels.
 
     Args:
         tolerance: most pixels that the outlines of masks are simplified by; 0 keeps the edges of pixels.
@@ -132,8 +133,8 @@ def segmentation_features(
     min_area: float = 1.0,
     georeference: Georeference | None = None,
 ) -> dict[str, Any]:
-    """The areas of each class but the background as a GeoJSON feature collection; properties are `label`, `class`
-    and `pixels`, before outlines are simplified.
+    """The areas of each class but the background as a GeoJSON feature collection; properties are `label`,
+    `class` and `pixels`, before outlines are simplified.
 
     Args:
         tolerance: most pixels that outlines are simplified by; 0 keeps the edges of pixels.

@@ -119,7 +119,7 @@ def _shifted(transform: Sequence[float], pixels: float) -> Affine:
 
 
 def _of_world_file(path: str) -> Georeference | None:
-    """From six lines a, d, b, e, c, f, of which c and f are of the center of the first pixel."""
+    """Reads six lines a, d, b, e, c, f; c and f are the place of the center of the first pixel."""
     stem, suffix = os.path.splitext(path)
     suffixes = [".wld", f"{suffix}w"]
     if len(suffix) >= 4:
