@@ -36,8 +36,8 @@ class TestGeotiff:
     def test_points_are_centers(self, tmp_path):
         path = write_geotiff(tmp_path / "image.tif", PIXELS, NORTH_UP, is_point=True)
         with open_image(path) as source:
-            a, b, c, d, e, f = read_georeference(source).transform
-        assert (c, f) == (400000.0 - 0.25, 5500000.0 + 0.25)
+            transform = read_georeference(source).transform
+        assert (transform[2], transform[5]) == (400000.0 - 0.25, 5500000.0 + 0.25)
 
     def test_image_that_is_shown_turned(self, tmp_path):
         upright = write_geotiff(tmp_path / "stored.tif", PIXELS, NORTH_UP)

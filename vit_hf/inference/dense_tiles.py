@@ -7,7 +7,7 @@ is not the image's own border. Cores cover the image.
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -355,13 +355,17 @@ class DenseRun:
 
     def settings(self, source: ImageSource) -> dict[str, Any]:
         """Settings and fingerprints that an interrupted run must share with the one that goes on."""
-        sample = source.thumbnail(min(16, source.height), min(16, source.width))
         path = getattr(source, "path", None)
-        changed = os.stat(path).st_mtime_ns if path is not None and os.path.isfile(path) else None
+        if path is not None:
+            status = os.stat(path)
+            pixels = [status.st_size, status.st_mtime_ns]
+        else:
+            sample = source.thumbnail(min(32, source.height), min(32, source.width))
+            pixels = [zlib.crc32(np.ascontiguousarray(sample))]
         weights = [parameter.detach().flatten()[:8].float().cpu() for parameter in self.model.parameters()]
         checksum = float(torch.cat(weights).double().abs().sum()) if weights else 0.0
         return {
-            "image": [source.height, source.width, zlib.crc32(np.ascontiguousarray(sample)), changed],
+            "image": [source.height, source.width, *pixels],
             "model": [type(self.model).__name__, self.model.num_parameters(), checksum],
             "tile": list(self.tile),
             "overlap": self.overlap,
@@ -387,7 +391,7 @@ class DenseRun:
         source: ImageSource,
         grids: Sequence[WindowGrid],
         windows: Sequence[Window],
-        decode: Callable[[Any, list[tuple[Window, tuple[int, int]]]], list[Any]],
+        decode: Callable[[Any, list[tuple[Window, tuple[int, int]]]], Iterable[Any]],
         num_done: int = 0,
     ) -> Iterator[tuple[Window, np.ndarray | None, Any]]:
         """Yields each window in order, where its pixels are data (None for everywhere), and its part of what

@@ -350,7 +350,7 @@ class _Segmenter:
             )
         return given
 
-    def _decode(self, outputs: Any, windows: list[tuple[Window, tuple[int, int]]]) -> list[np.ndarray]:
+    def _decode(self, outputs: Any, windows: list[tuple[Window, tuple[int, int]]]) -> Iterator[np.ndarray]:
         """Logits `(h, w, L)` of the core of each window."""
         scores = semantic_logits(self.run.model, outputs)
         if scores.shape[1] != self.num_labels:
@@ -363,13 +363,15 @@ class _Segmenter:
                 "The model's logits are not finite: try torch.float32 or torch.bfloat16, or check its "
                 "weights."
             )
-        decoded = []
-        for maps, (window, covered) in zip(scores, windows, strict=True):
-            maps = cut_to_window(maps.float(), covered, window)
-            top, left, bottom, right = window.core
-            maps = maps[:, top - window.top : bottom - window.top, left - window.left : right - window.left]
-            decoded.append(maps.permute(1, 2, 0).cpu().numpy())
-        return decoded
+        # One at a time, as at the size of the image they take much memory.
+        return (self._core_values(*item) for item in zip(scores, windows, strict=True))
+
+    def _core_values(self, maps: torch.Tensor, place: tuple[Window, tuple[int, int]]) -> np.ndarray:
+        window, covered = place
+        maps = cut_to_window(maps.float(), covered, window)
+        top, left, bottom, right = window.core
+        maps = maps[:, top - window.top : bottom - window.top, left - window.left : right - window.left]
+        return maps.permute(1, 2, 0).cpu().numpy()
 
     def _add(self, window: Window, valid: np.ndarray | None, values: np.ndarray) -> None:
         top, left, bottom, right = window.core
