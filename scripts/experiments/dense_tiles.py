@@ -11,6 +11,7 @@ on disk).
 """
 
 import argparse
+import gc
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from vit_hf.data.measurement_images import write_tiff
 from vit_hf.inference.box_merging import BOX_MERGERS, Candidates, check_merging
 from vit_hf.inference.dense_tiles import cover_windows, windows_in_order
 from vit_hf.inference.vector_output import coco_annotations, write_json
-from vit_hf.measure import in_fresh_process, peak_resident
+from vit_hf.measure import in_fresh_process, peak_resident, resident_growth
 
 
 TILE, OVERLAP, NUM_LABELS, BOXES_PER_TILE = 512, 0.25, 8, 20
@@ -82,29 +83,35 @@ class SteadyProcessor(ViTImageProcessor):
 PROCESSOR = SteadyProcessor(do_resize=False)
 
 
-def measure_masks(path: str, output: str, selector: str | None = None) -> tuple[float, float, int, int]:
-    """Peak MiB, seconds, tiles and those computed."""
+def measure(kind: str, path: str, warmup: str, output: str) -> tuple[float, float, int, int]:
+    """Peak MiB, seconds, tiles, and tiles computed or boxes found.
+
+    Works on a small picture first: what libraries and the allocator need once is then there.
+    """
+    work = {"masks": segment, "selected": segment_selected, "boxes": detect}[kind]
+    work(warmup, output)
+    gc.collect()
+    start = time.perf_counter()
+    results = []
+    resident_growth(lambda: results.append(work(path, output)))
+    return peak_resident(), time.perf_counter() - start, *results[0]
+
+
+def segment(path: str, output: str, **selection: object) -> tuple[int, int]:
     torch.manual_seed(0)
-    start = time.perf_counter()
-    selection = {} if selector is None else {"tile_selector": selector, "num_selected_tiles": 0.25}
-    result = segment_tiled(
-        PixelSegmenter(),
-        path,
-        PROCESSOR,
-        tile=TILE,
-        overlap=OVERLAP,
-        output=output,
-        resume=False,
-        **selection,
-    )
-    return peak_resident(), time.perf_counter() - start, result.num_tiles, result.num_computed
+    options = {"tile": TILE, "overlap": OVERLAP, "output": f"{output}/mask.tif", "resume": False, **selection}
+    result = segment_tiled(PixelSegmenter(), path, PROCESSOR, **options)
+    return result.num_tiles, result.num_computed
 
 
-def measure_boxes(path: str, output: str) -> tuple[float, float, int, int]:
-    start = time.perf_counter()
+def segment_selected(path: str, output: str) -> tuple[int, int]:
+    return segment(path, output, tile_selector="variance", num_selected_tiles=0.25)
+
+
+def detect(path: str, output: str) -> tuple[int, int]:
     result = detect_tiled(SteadyDetector(), path, PROCESSOR, tile=TILE, overlap=OVERLAP)
-    write_json(output, coco_annotations(result, Path(path).name))
-    return peak_resident(), time.perf_counter() - start, result.num_tiles, len(result)
+    write_json(f"{output}/boxes.json", coco_annotations(result, Path(path).name))
+    return result.num_tiles, len(result)
 
 
 def memory(folder: Path, sides: list[int]) -> None:
@@ -113,20 +120,27 @@ def memory(folder: Path, sides: list[int]) -> None:
         "boxes |"
     )
     print("|---|---|---|---|---|---|---|---|")
+    warmup = str(picture(folder, 1024))
     for side in sides:
-        path = folder / f"{side}.tif"
-        if not path.is_file():
-            write_tiff(folder / "part.tif", side)
-            (folder / "part.tif").rename(path)
+        path = str(picture(folder, side))
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            masks = in_fresh_process(measure_masks, str(path), f"{out}/mask.tif")
-            fewer = in_fresh_process(measure_masks, str(path), f"{out}/mask.tif", "variance")
-            boxes = in_fresh_process(measure_boxes, str(path), f"{out}/boxes.json")
+            masks, fewer, boxes = (
+                in_fresh_process(measure, kind, path, warmup, out) for kind in ("masks", "selected", "boxes")
+            )
         print(
-            f"| {side} | {masks[2]} | {masks[0]:.0f} | {masks[1]:.1f} | {fewer[1]:.1f} ({fewer[3]} of "
-            f"{fewer[2]}) | {boxes[0]:.0f} | {boxes[1]:.1f} | {boxes[3]} |",
+            f"| {side} | {masks[2]} | {masks[0]:.0f} | {masks[1]:.1f} | {fewer[1]:.1f} ({fewer[3]} tiles) | "
+            f"{boxes[0]:.0f} | {boxes[1]:.1f} | {boxes[3]} |",
             flush=True,
         )
+
+
+def picture(folder: Path, side: int) -> Path:
+    """A TIFF of a generated picture, which is made if it is not there."""
+    path = folder / f"{side}.tif"
+    if not path.is_file():
+        write_tiff(folder / "part.tif", side)
+        (folder / "part.tif").rename(path)
+    return path
 
 
 def merging(num_scenes: int) -> None:
