@@ -6,8 +6,8 @@ skipped.
 
 The model of the masks sees single pixels, and the detectors know the objects or find as many in each tile, so
 that the figures are those of the tiling. Peak memory is the most that a process of its own had resident, with
-Python, torch and the model, from its start until the files are written. Pictures are generated once (0.8 GB
-on disk).
+Python, torch and the model, after it had done the same with a picture of 1024 pixels. Pictures are generated
+once (0.8 GB on disk).
 """
 
 import argparse
