@@ -11,10 +11,10 @@ import pytest
 from tests.helpers.classifiers import picture
 from tests.helpers.dense import detr, mask2former, ours, segformer
 from tests.helpers.rasters import write_geotiff
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
+from vit_hf.arguments import DenseArguments
 from vit_hf.inference import dense_prediction
 from vit_hf.inference.box_merging import BOX_MERGERS
-from vit_hf.inference.dense_arguments import DenseArguments
 from vit_hf.inference.dense_prediction import (
     check_dense_arguments,
     dense_class_of,
@@ -23,7 +23,7 @@ from vit_hf.inference.dense_prediction import (
 )
 
 
-main = load_script("predict").main
+main = command("predict")
 TRANSFORM = (0.5, 0.0, 400000.0, 0.0, -0.5, 5500000.0)
 
 

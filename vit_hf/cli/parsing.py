@@ -14,10 +14,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from . import PROGRAM
-from .choices import read_choices, read_fields, trainer_flags
+from .choices import PACKAGE, read_choices, read_fields, trainer_flags
 
 
-CONFIGS = importlib.resources.files(__package__.partition(".")[0]) / "configs"
+CONFIGS = importlib.resources.files(PACKAGE) / "configs"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # Flags whose choices come from a table of classes: its module and name.
 TABLES = {
@@ -187,7 +187,7 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 
 def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
-    """Returns an object for each dataclass of the parser, and a namespace of other arguments if there are any.
+    """Returns an object for each dataclass of the parser, and a namespace of the other arguments.
 
     Raises:
         SystemExit: for wrong arguments; what a dataclass refuses (ValueError) is the message.
@@ -202,7 +202,7 @@ def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def given_flags(parser: CommandParser, argv: Sequence[str]) -> set[str]:
-    """Names of the fields that `argv`, as `read_arguments` returns it, sets and does not leave to defaults."""
+    """Names the fields that `argv`, as `read_arguments` returns it, does not leave to defaults."""
     known = parser.known_flags()
     return {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
 
@@ -275,8 +275,12 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
 
 
 def announce(text: str) -> None:
-    """Says on standard error what begins, before torch is imported, so that nobody waits without a word."""
+    """Prints on standard error what begins, so that nobody waits without a word; then imports the models.
+
+    Commands call it after they have read their arguments: it imports torch, and registers the models.
+    """
     print(text, file=sys.stderr, flush=True)
+    importlib.import_module(f"{PACKAGE}.auto")
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:

@@ -22,13 +22,13 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..checkpoints.loading import check_path, parse_budget, set_resolution
+from ..arguments import DenseArguments, parse_budget
+from ..checkpoints.loading import check_path, set_resolution
 from ..data.images import unique_names
 from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.options import keep_options
 from ..readers.opening import ImageSource, open_image
 from .box_merging import check_merging
-from .dense_arguments import DenseArguments
 from .dense_pictures import picture_of
 from .dense_tiles import check_nodata, check_pixels, check_scales, check_tile_selector
 from .detect_tiles import TiledDetection, detect_tiled

@@ -35,9 +35,6 @@ from .tiles import TilePreparation, find_image_processor
 DEFAULT_TILE = 512
 # Pixels of the longer side of the thumbnail that windows are scored by, and of the patches in it.
 SCORED_SIDE, SCORED_PATCH = 2048, 8
-# What is kept of tiles lies between the large blocks that batches need, so the C library would hold on to
-# more and more free memory.
-BATCHES_BETWEEN_TRIMS = 4
 # A map of how much each place of an image matters, of any size; or what makes one: the name of a pixel
 # scorer, or a function of a thumbnail `(h, w, 3)` uint8.
 TileSelector = str | np.ndarray | torch.Tensor | Callable[[np.ndarray], Any]
@@ -409,7 +406,6 @@ class DenseRun:
             num_done: windows that were computed before, for the bar.
         """
         batch: list[tuple[Window, np.ndarray | None, np.ndarray | None, tuple[int, int]]] = []
-        num_batches = 0
         with tqdm(
             total=num_done + len(windows),
             initial=num_done,
@@ -430,9 +426,8 @@ class DenseRun:
                     yield from self._run(batch, decode)
                     bar.update(len(batch))
                     batch = []
-                    num_batches += 1
-                    if num_batches % BATCHES_BETWEEN_TRIMS == 0:
-                        return_free_memory()
+                    # glibc does not use aligned blocks, as torch's are, again for others of their size.
+                    return_free_memory()
                 batch.append(item)
             yield from self._run(batch, decode)
             bar.update(len(batch))

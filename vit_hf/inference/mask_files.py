@@ -130,6 +130,11 @@ class MapWriter:
             self.partial.unlink()
         self._journal.unlink(missing_ok=True)
 
+    def abandon(self) -> None:
+        """Removes an interrupted file of which no row is complete."""
+        if not self._journal.exists():
+            self.partial.unlink(missing_ok=True)
+
     def read_rows(self, first: int, last: int) -> np.ndarray:
         """Rows that were written."""
         count = (last - first) * int(np.prod(self.shape[1:]))
@@ -212,6 +217,9 @@ class MemoryMap:
         """Needs nothing."""
 
     def finish(self, **options: Any) -> None:
+        """Needs nothing."""
+
+    def abandon(self) -> None:
         """Needs nothing."""
 
 

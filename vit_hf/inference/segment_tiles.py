@@ -315,6 +315,10 @@ class _Segmenter:
                     self.num_computed += 1
                     self._add(window, valid, values)
             self._flush(self.size[0])
+        except BaseException:
+            for writer in writers:
+                writer.abandon()
+            raise
         finally:
             self.band.close()
         return self._finish()
