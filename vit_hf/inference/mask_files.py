@@ -21,8 +21,6 @@ from ..readers.georeference import Georeference
 MASK_SUFFIXES = (".npy", ".zarr", ".tif", ".tiff")
 # Pixels a side of the tiles and chunks of files.
 FILE_TILE = 256
-# Of what is read and written at once.
-BAND_BYTES = 2**24
 # Classic TIFF has offsets of 32 bits.
 BIG_TIFF = 2**31
 GDAL_NODATA, TIFF_ASCII = 42113, 2

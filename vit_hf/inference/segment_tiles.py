@@ -15,12 +15,14 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..readers.georeference import Georeference, read_georeference
 from .dense_tiles import DenseRun, TileSelector, Window, WindowGrid, class_names, cut_to_window, num_labels_of
-from .mask_files import BAND_BYTES, MapWriter, MemoryMap, check_map_file, read_bands, read_map
+from .mask_files import MapWriter, MemoryMap, check_map_file, read_bands, read_map
 from .tiles import AnyImage, as_source, evaluating
 
 
-# A band of blended logits that takes more is kept in a file, as much of which is in memory at a time: 32 MiB.
+# A band of blended logits that takes more than 32 MiB is kept in a file.
 MAX_BAND_BYTES = 2**25
+# Logits that become classes at once: 4 MiB.
+STEP_BYTES = 2**22
 # Names of the class that pixels have where nothing was computed.
 BACKGROUND_NAMES = ("background", "nothing", "none", "unlabeled")
 
@@ -104,7 +106,6 @@ class BlendedBand:
         self.first = 0
         self.rows = rows
         self._file = self._map = None
-        self._touched = 0
         shape = (rows, width, num_channels + 1)
         if 4 * int(np.prod(shape, dtype=np.int64)) > MAX_BAND_BYTES:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by `close`)
@@ -128,9 +129,7 @@ class BlendedBand:
             share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
             held[..., :-1] += share[..., None] * (values[part] - held[..., :-1])
             held[..., -1] = total
-        self._touched += 4 * values.size
-        if self._touched > MAX_BAND_BYTES // 2:
-            self.release()
+        self.release()
 
     def take(self, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows from the first that is held to `last`, a part at a time, which are then forgotten.
@@ -138,7 +137,7 @@ class BlendedBand:
         Yields:
             Values `(n, W, C)` and weights `(n, W)`.
         """
-        step = max(1, BAND_BYTES // (4 * self._values[0].size))
+        step = max(1, STEP_BYTES // (4 * self._values[0].size))
         while self.first < last:
             stop = min(last, self.first + step)
             for rows, _ in self._slices(self.first, stop):
@@ -151,7 +150,6 @@ class BlendedBand:
 
     def release(self) -> None:
         """Takes what is held in a file, if there is one, out of the memory of this process."""
-        self._touched = 0
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             # The map is shared: pages that were written stay in the file.
             self._map._mmap.madvise(mmap.MADV_DONTNEED)
@@ -404,7 +402,7 @@ class _Segmenter:
     def _fill(self, last: int) -> None:
         """Writes background down to where the first window begins."""
         self._place = last
-        step = max(1, BAND_BYTES // (4 * self.size[1] * self.num_labels))
+        step = max(1, STEP_BYTES // (4 * self.size[1] * self.num_labels))
         for first in range(self.done, last, step):
             rows = min(step, last - first)
             values = np.zeros((rows, self.size[1], self.num_labels), np.float32)
