@@ -1,7 +1,7 @@
-"""Pages that `mkdocs build` makes from the code: the reference, all commands, the measurements and the home page.
+"""Pages that `mkdocs build` makes from the code: reference, commands, measurements and home page.
 
-The build is strict: it fails for a public name without a docstring or without a place in the reference, for a field,
-option or flag without a meaning, and for a link to a file of the repository that does not exist.
+The build is strict: it fails for a public name without a docstring or without a place in the reference, for a
+field, option or flag without a meaning, and for a link to a file of the repository that does not exist.
 """
 
 import argparse
@@ -205,7 +205,9 @@ def check_public_names() -> None:
     placed = [name for _, members in NAMES.values() for name in members] + CONFIGS + list(CONSTANTS)
     problems = [f"{name} has no page in docs/hooks.py" for name in set(vit_hf.__all__) - set(placed)]
     problems += [f"{name} of docs/hooks.py is not public" for name in set(placed) - set(vit_hf.__all__)]
-    problems += [f"{name} is there {placed.count(name)} times" for name in set(placed) if placed.count(name) > 1]
+    problems += [
+        f"{name} is there {placed.count(name)} times" for name in set(placed) if placed.count(name) > 1
+    ]
     for name in set(placed) - set(CONSTANTS):
         thing = getattr(vit_hf, name, None)
         problems += [f"{where} has no docstring" for where in undocumented(name, thing)]
@@ -298,6 +300,11 @@ def code(value: Any) -> str:
     return f"`{str(value).replace('|', chr(92) + '|')}`"
 
 
+def name_code(name: str) -> str:
+    """Returns a name as code that may break after an underscore, on narrow screens."""
+    return f"<code>{name.replace('_', '_<wbr>')}</code>"
+
+
 def argument_meanings(docstring: str | None) -> dict[str, str]:
     """Returns the meaning of each argument in the section `Args` of a docstring.
 
@@ -338,7 +345,9 @@ def meanings_of(options: type, what: str) -> dict[str, str]:
         meanings |= argument_meanings(vars(base).get("__doc__"))
     for entry in fields(options):
         if not meanings.get(entry.name):
-            raise PluginError(f"Reference: option {entry.name} of {what} has no meaning in {options.__name__}")
+            raise PluginError(
+                f"Reference: option {entry.name} of {what} has no meaning in {options.__name__}"
+            )
     return meanings
 
 
@@ -348,6 +357,7 @@ def meanings_of(options: type, what: str) -> dict[str, str]:
 def configuration_page() -> str:
     """Lists the fields of both configurations with defaults and meanings."""
     import transformers
+
     import vit_hf
 
     stock = {"AdaptiveViTConfig": transformers.ViTConfig, "AdaptiveSwinConfig": transformers.SwinConfig}
@@ -372,13 +382,16 @@ def configuration_page() -> str:
             table[field] = (code(repr(default_of(entry))), cell(meaning))
         for title, group in ((f"Fields of {name}", ours), (f"Fields from {stock[name].__name__}", theirs)):
             blocks.append(f"### {title}")
-            rows = [f"| `{field}` | {' | '.join(table[field])} |" for field in table if field in group]
+            rows = [
+                f"| {name_code(field)} | {' | '.join(table[field])} |" for field in table if field in group
+            ]
             blocks.append("\n".join(["| field | default | meaning |", "|---|---|---|", *rows]))
     return "\n\n".join(blocks) + "\n"
 
 
 CONFIGURATION_TEXT = """\
-Every field may be given to `from_pretrained`, to the configuration, or to `vit-hf finetune` by `--config_overrides`:
+Every field may be given to `from_pretrained`, to the configuration, or to `vit-hf finetune` by
+`--config_overrides`:
 
 ```text
 AdaptiveViTForImageClassification.from_pretrained(name, patch_selector="attention", num_selected_patches=196)
@@ -386,8 +399,9 @@ AdaptiveViTConfig(position_encoding={"type": "rotary", "base": 10.0})
 vit-hf finetune --config_overrides '{"drop_path_rate": 0.1}' ...
 ```
 
-A part with options is a name, or a dictionary with the name as `type`: [all parts and their options](parts.md). Common
-fields of transformers, such as `num_labels` and `id2label`, are those of
+A part with options is a name, or a dictionary with the name as `type`:
+[all parts and their options](parts.md). Common fields of transformers, such as `num_labels` and `id2label`,
+are those of
 [`PreTrainedConfig`](https://huggingface.co/docs/transformers/main_classes/configuration)."""
 
 
@@ -409,8 +423,9 @@ def parts_page() -> str:
 
 PARTS_TEXT = """\
 A part is named by a field of the configuration: `position_encoding="rotary"`, or, with options,
-`position_encoding={"type": "rotary", "base": 10.0}`. Fields with options alone take a dictionary without `type`. A
-misspelt name or option is an error that lists the legal ones. A class of your own: [own parts](../guides/own-parts.md)."""
+`position_encoding={"type": "rotary", "base": 10.0}`. Fields with options alone take a dictionary without
+`type`. A misspelt name or option is an error that lists the legal ones. A class of your own:
+[own parts](../guides/own-parts.md)."""
 FIELDS_OF_PARTS = {
     "position_encoding": "Keys of `vit_hf.POSITION_ENCODINGS`. Which one: [choose](../guides/positions.md).",
     "patch_selector": "Keys of `vit_hf.PATCH_SELECTORS`. Which one: [choose](../guides/choose.md).",
@@ -436,8 +451,13 @@ def part_class(field: str, name: str | None) -> Any:
     if field in ("patch_selector", "videos and volumes") and name in scorers:
         return scorers[name]
     tables = {**registry.TABLES, "patch_embedding": patch_embeddings.PATCH_EMBEDDINGS}
-    tables |= {"feed_forward": layers.FEED_FORWARDS, "segmentation_decoder": segmentation.SEGMENTATION_DECODERS}
-    tables["videos and volumes"] = {k: v for table in registry.VOLUME_TABLES.values() for k, v in table.items()}
+    tables |= {
+        "feed_forward": layers.FEED_FORWARDS,
+        "segmentation_decoder": segmentation.SEGMENTATION_DECODERS,
+    }
+    tables["videos and volumes"] = {
+        k: v for table in registry.VOLUME_TABLES.values() for k, v in table.items()
+    }
     return tables.get(field, {}).get(name)
 
 
@@ -460,7 +480,8 @@ def options_table(options: type, what: str) -> str:
         return "No options."
     meanings = meanings_of(options, what)
     rows = [
-        f"| `{entry.name}` | {code(repr(default_of(entry)))} | {cell(meanings[entry.name])} |" for entry in entries
+        f"| {name_code(entry.name)} | {code(repr(default_of(entry)))} | {cell(meanings[entry.name])} |"
+        for entry in entries
     ]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows])
 
@@ -531,7 +552,7 @@ def flags_of(actions: list[argparse.Action], command: str) -> str:
             raise PluginError(f"Reference: {action.dest} of vit-hf {command} has no help")
         # --patch_selector and --patch-selector both work; one is enough to read.
         spellings = [name for name in action.option_strings if "-" not in name[2:]] or action.option_strings
-        names = ", ".join(code(name) for name in spellings) or code(action.metavar or action.dest)
+        names = ", ".join(map(name_code, spellings)) or name_code(action.metavar or action.dest)
         default = "required" if action.required else ""
         if not action.required and action.default not in (None, argparse.SUPPRESS, [], {}):
             default = code(action.default)
@@ -549,7 +570,9 @@ def is_of_trainer(action: argparse.Action) -> bool:
     from vit_hf.training.arguments import RunArguments
 
     name = action.dest.removeprefix("no_")
-    return name in TrainingArguments.__dataclass_fields__ and name not in vars(RunArguments)["__annotations__"]
+    return (
+        name in TrainingArguments.__dataclass_fields__ and name not in vars(RunArguments)["__annotations__"]
+    )
 
 
 def commands_page() -> str:
@@ -570,9 +593,9 @@ def commands_page() -> str:
 
 
 COMMANDS_TEXT = """\
-`vit-hf COMMAND --help` says the same in a terminal; `--help-all` adds all flags of Trainer. `python -m vit_hf COMMAND` is
-the same command. Every flag can stand in a YAML or JSON file: `vit-hf finetune my.yaml --learning_rate 1e-4`, or
-`vit-hf finetune --config small_digits` for one that `vit-hf configs` lists; flags override it."""
+`vit-hf COMMAND --help` says the same in a terminal; `--help-all` adds all flags of Trainer.
+`python -m vit_hf` is the same as `vit-hf`. Every flag can stand in a YAML or JSON file:
+`vit-hf finetune my.yaml --learning_rate 1e-4`, or `vit-hf finetune --config small_digits` for one that `vit-hf configs` lists; flags override it."""
 
 
 def trainer_page() -> str:
@@ -585,5 +608,5 @@ def trainer_page() -> str:
 
 TRAINER_TEXT = """\
 `vit-hf finetune`, `segment`, `detect`, `pretrain`, `tune` and `search` hand these to transformers'
-[`TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer), whose words these are. Those whose
-defaults differ here stand with [each command](commands.md)."""
+[`TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer), whose words these are.
+Those whose defaults differ here stand with [each command](commands.md)."""

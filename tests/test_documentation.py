@@ -1,5 +1,5 @@
-"""The Python of README.md, CONTRIBUTING.md and docs/ runs, on small models and images under the names that it uses;
-commands there have the flags that they are given; error messages that are quoted exist."""
+"""The Python of README.md, CONTRIBUTING.md and docs/ runs, on small models and images under the names that it
+uses; commands there have the flags that they are given; error messages that are quoted exist."""
 
 import ast
 import configparser
@@ -220,7 +220,9 @@ def literal(node: ast.AST) -> str:
 
 
 def test_quoted_errors_exist():
-    nodes = (node for path in (ROOT / "vit_hf").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
+    nodes = (
+        node for path in (ROOT / "vit_hf").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    )
     known = {literal(node) for node in nodes if isinstance(node, ast.JoinedStr | ast.Constant)}
     quoted = re.findall(r"^### (.*)$", (ROOT / "docs/guides/questions.md").read_text(), re.MULTILINE)
     assert quoted
