@@ -516,7 +516,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     def give(parser):
         raise ParserFound(parser)
 
-    if (ROOT / "vit_hf" / "cli").is_dir():
+    if "vit_hf.cli" in (ROOT / "setup.cfg").read_text():  # the console command is there
         from vit_hf.cli import main
 
         attempts = [lambda: main([command, "--help-all"]), lambda: main([command, "--help"])]
@@ -595,7 +595,8 @@ def commands_page() -> str:
 COMMANDS_TEXT = """\
 `vit-hf COMMAND --help` says the same in a terminal; `--help-all` adds all flags of Trainer.
 `python -m vit_hf` is the same as `vit-hf`. Every flag can stand in a YAML or JSON file:
-`vit-hf finetune my.yaml --learning_rate 1e-4`, or `vit-hf finetune --config small_digits` for one that `vit-hf configs` lists; flags override it."""
+`vit-hf finetune my.yaml --learning_rate 1e-4`, or `vit-hf finetune --config small_digits` for one that
+`vit-hf configs` lists; flags override it."""
 
 
 def trainer_page() -> str:
