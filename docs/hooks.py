@@ -430,7 +430,7 @@ FIELDS_OF_PARTS = {
     "position_encoding": "Keys of `vit_hf.POSITION_ENCODINGS`. Which one: [choose](../guides/positions.md).",
     "patch_selector": "Keys of `vit_hf.PATCH_SELECTORS`. Which one: [choose](../guides/choose.md).",
     "token_reducer": "Keys of `vit_hf.TOKEN_REDUCERS`. Which one: [choose](../guides/choose.md).",
-    "videos and volumes": "For `num_frames`, beside the parts above.",
+    "videos and volumes": "For `num_frames`, in addition to the parts above.",
 }
 
 

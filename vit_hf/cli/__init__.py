@@ -71,7 +71,8 @@ def overview() -> str:
     """Describes all commands, a line each."""
     lines = [f"usage: {PROGRAM} COMMAND [argument ...]", ""]
     lines += textwrap.wrap(
-        "Vision Transformers for large images: compute on the patches that matter, and stay in transformers.", 100
+        "Vision Transformers for large images: compute on the patches that matter, and stay in transformers.",
+        100,
     )
     for heading, commands in COMMANDS.items():
         lines += ["", f"{heading}:", *(f"  {name:<10} {summary}" for name, summary in commands.items())]

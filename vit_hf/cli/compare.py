@@ -52,7 +52,9 @@ def run(name: str, argv: list[str]) -> None:
     except (OSError, ValueError) as error:
         fail(parser, error)
     except KeyboardInterrupt:
-        sys.exit(f"\n{parser.prog}: interrupted. Started again with the same arguments, it goes on where it was")
+        sys.exit(
+            f"\n{parser.prog}: interrupted. Started again with the same arguments, it goes on where it was"
+        )
     output = Path(arguments.output)
     print(f"\n{write_report(comparison, output)}\n\nLook at {output / 'report.html'}")
     if arguments.card is not None:

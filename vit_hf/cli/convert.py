@@ -55,7 +55,9 @@ def _read_fields(text: str) -> dict:
     return fields
 
 
-def load(source: str, architecture: str | None, fields: dict) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
+def load(
+    source: str, architecture: str | None, fields: dict
+) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
     """Loads a checkpoint as ours, which it may be already."""
     from transformers import PreTrainedConfig
 

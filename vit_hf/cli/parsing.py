@@ -81,9 +81,13 @@ class CommandParser(HfArgumentParser):
             add_help=False,
         )
         # Its option, for files of flags, is ours.
-        self.add_argument("-h", "--help", action="store_true", help="describe this command and its usual flags")
+        self.add_argument(
+            "-h", "--help", action="store_true", help="describe this command and its usual flags"
+        )
         if trains:
-            self.add_argument("--help-all", action="store_true", help="describe all flags, those of Trainer too")
+            self.add_argument(
+                "--help-all", action="store_true", help="describe all flags, those of Trainer too"
+            )
         self.add_argument(
             "--config",
             metavar="NAME",
@@ -109,7 +113,9 @@ class CommandParser(HfArgumentParser):
         if self.trains:
             fields = {**trainer_flags(), **read_fields("training.arguments", "RunArguments")}
             usual = {name: fields[name] for name in USUAL}
-            parts.append(_list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--"))
+            parts.append(
+                _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
+            )
         for field, table in TABLES.items():
             if any(action.dest == field for action in self._actions):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
@@ -206,7 +212,9 @@ def expand_config(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 def config_names() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def read_config(parser: CommandParser, name: str) -> list[str]:
