@@ -9,8 +9,8 @@ import textwrap
 from ..model.version import __version__
 
 
-# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. Set before
-# torch starts its threads.
+# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. This is
+# set before torch starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PROGRAM = "vit-hf"

@@ -1,4 +1,4 @@
-"""Names that options may have, each with a line, read from source files: importing them would import torch."""
+"""Legal names of options, with a line on each, read from source files: importing them imports torch."""
 
 import ast
 import importlib.util

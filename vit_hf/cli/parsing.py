@@ -2,12 +2,11 @@
 
 import argparse
 import difflib
-import functools
 import importlib.resources
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,12 +26,30 @@ TABLES = {
     "token_reducer": ("model.reducers", "TOKEN_REDUCERS"),
 }
 # Flags of Trainer that `--help` shows; `--help-all` shows all.
-USUAL = (
-    "output_dir overwrite_output_dir num_train_epochs max_steps per_device_train_batch_size "
-    "gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 "
-    "torch_compile gradient_checkpointing seed dataloader_num_workers logging_steps eval_strategy save_strategy "
-    "report_to push_to_hub hub_model_id"
-).split()
+USUAL = [
+    "output_dir",
+    "overwrite_output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "torch_compile",
+    "gradient_checkpointing",
+    "seed",
+    "dataloader_num_workers",
+    "logging_steps",
+    "eval_strategy",
+    "save_strategy",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -170,7 +187,7 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 
 def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
-    """Returns an object for each dataclass of the parser, and a namespace of other arguments if there are any.
+    """Returns an object for each dataclass of the parser, and a namespace of the other arguments.
 
     Raises:
         SystemExit: for wrong arguments; what a dataclass refuses (ValueError) is the message.
@@ -185,7 +202,7 @@ def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def given_flags(parser: CommandParser, argv: Sequence[str]) -> set[str]:
-    """Names of the fields that `argv`, as `read_arguments` returns it, sets and does not leave to defaults."""
+    """Names the fields that `argv`, as `read_arguments` returns it, does not leave to defaults."""
     known = parser.known_flags()
     return {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
 
