@@ -5,11 +5,11 @@ field, option or flag without a meaning, and for a link to a file of the reposit
 """
 
 import argparse
+import functools
 import importlib
 import inspect
 import posixpath
 import re
-import runpy
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
@@ -489,53 +489,18 @@ def options_table(options: type, what: str) -> str:
 # Commands
 
 
-SCRIPTS = {
-    "finetune": "finetune",
-    "segment": "segment",
-    "detect": "detect",
-    "pretrain": "pretrain",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "explain": "explain",
-    "compare": "compare",
-    "convert": "convert",
-    "tune": "tune",
-    "search": "search",
-    "app": "app",
-    "push": "push_to_hub",
-}
-
-
-class ParserFound(BaseException):
-    """Carries the parser of a command out of its `main`."""
-
-
+@functools.cache
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """Returns the parser of a command, as it is when it formats its whole help."""
+    """Returns the parser of a command, with all flags of Trainer if it trains."""
+    from vit_hf.cli import TRAINING
+    from vit_hf.search.tuning import TrialArguments
+    from vit_hf.training.arguments import RunArguments
 
-    def give(parser):
-        raise ParserFound(parser)
-
-    if "vit_hf.cli" in (ROOT / "setup.cfg").read_text():  # the console command is there
-        from vit_hf.cli import main
-
-        attempts = [lambda: main([command, "--help-all"]), lambda: main([command, "--help"])]
-    else:
-        script = runpy.run_path(str(ROOT / "scripts" / f"{SCRIPTS[command]}.py"))
-        attempts = [lambda: script["main"](["--help"])]
-    original = argparse.ArgumentParser.format_help
-    argparse.ArgumentParser.format_help = give
-    try:
-        for attempt in attempts:
-            try:
-                attempt()
-            except ParserFound as found:
-                return found.args[0]
-            except SystemExit:
-                continue
-    finally:
-        argparse.ArgumentParser.format_help = original
-    raise PluginError(f"Reference: vit-hf {command} shows no help")
+    module = importlib.import_module(f"vit_hf.cli.{'train' if command in TRAINING else command}")
+    parser = module.make_parser(command)
+    if parser.trains:
+        parser.complete(TrialArguments if command == "tune" else RunArguments)
+    return parser
 
 
 def flags_of(actions: list[argparse.Action], command: str) -> str:
@@ -577,9 +542,13 @@ def is_of_trainer(action: argparse.Action) -> bool:
 
 def commands_page() -> str:
     """Describes every command with its flags."""
+    from vit_hf.cli import COMMANDS
+
     blocks = ["# Commands", COMMANDS_TEXT]
-    blocks.append("\n".join(f"- [`vit-hf {command}`](#{command})" for command in SCRIPTS))
-    for command in SCRIPTS:
+    for heading, commands in COMMANDS.items():
+        rows = [f"| [`vit-hf {name}`](#{name}) | {cell(summary)} |" for name, summary in commands.items()]
+        blocks.append("\n".join([f"| {heading} | |", "|---|---|", *rows]))
+    for command in [name for commands in COMMANDS.values() for name in commands]:
         parser = parser_of(command)
         blocks += [f"## {command}", f"```text\n{inspect.cleandoc(parser.description or '')}\n```"]
         for group in parser._action_groups:

@@ -3,7 +3,6 @@ uses; commands there have the flags that they are given; error messages that are
 
 import ast
 import configparser
-import functools
 import re
 import runpy
 import shlex
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 import vit_hf
+import vit_hf.cli
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTConfig,
@@ -36,6 +36,7 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     AdaptiveViTModel,
 )
+from vit_hf.cli.parsing import config_names
 from vit_hf.data.measurement_images import write_tiff
 from vit_hf.model import positions
 
@@ -163,8 +164,7 @@ def test_contributing(monkeypatch):
 
 
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
-parser_of = functools.cache(HOOKS["parser_of"])
-CONFIGS = {path.stem for path in ROOT.glob("*/configs/*.yaml")}
+COMMANDS = {name for commands in vit_hf.cli.COMMANDS.values() for name in commands}
 
 
 def commands_of(page: str) -> list[str]:
@@ -177,13 +177,15 @@ def commands_of(page: str) -> list[str]:
 def check_vit_hf(words: list[str]) -> None:
     """Checks name and flags of a command of `vit-hf`."""
     command, *arguments = words
-    if command in ("--help", "configs"):
+    if command == "--help":
         return
-    assert command in HOOKS["SCRIPTS"], command
-    flags = {option for action in parser_of(command)._actions for option in action.option_strings}
+    assert command in COMMANDS, command
+    if command == "configs":
+        assert {word for word in arguments if word != "--path"} <= set(config_names()), arguments
+    flags = {option for action in HOOKS["parser_of"](command)._actions for option in action.option_strings}
     for flag, value in zip(arguments, [*arguments[1:], ""], strict=True):
         if flag == "--config":
-            assert value in CONFIGS, value
+            assert value in config_names(), value
         elif flag.startswith("--"):
             assert flag in flags | {"--help", "--help-all"}, f"{command} {flag}"
 
@@ -206,6 +208,8 @@ def test_commands_of_pages_exist(page):
             check_vit_hf(words[1:])
         elif words[0] in ("torchrun", "accelerate"):
             check_vit_hf(words[words.index("vit_hf") + 1 :])
+            for inner in re.findall(r"\$\(vit-hf (.*?)\)", line):
+                check_vit_hf(shlex.split(inner))
         else:
             assert words[0] == "hf", line
 
