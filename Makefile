@@ -33,7 +33,7 @@ quality: install  ## Lint, check the format, that imports lead down, and build t
 	$(MAKE) docs
 
 docs: install  ## Pages in build/docs; fails for dead links and undocumented names, fields and flags.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 style: install  ## Mend what `quality` complains of, where a tool can.
 	$(BIN)/ruff check --fix .

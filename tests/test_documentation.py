@@ -214,6 +214,14 @@ def test_commands_of_pages_exist(page):
             assert words[0] == "hf", line
 
 
+def test_readme_renders_on_a_package_index():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((.*?)\)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert len(text.splitlines()) <= 150
+
+
 def literal(node: ast.AST) -> str:
     """Text of a string with … for what is filled in."""
     if isinstance(node, ast.Constant):
