@@ -134,7 +134,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Checks links to files of the repository."""
+    """Turns links that work on GitHub into those of this site, and checks links to files of the repository."""
+    markdown = re.sub(
+        r"\]\(\.\./\.\./model_cards/([\w-]+)/README\.md\)", r"](../measurements/\1.md)", markdown
+    )
+    markdown = markdown.replace("](../../CONTRIBUTING.md", "](../contributing.md")
     for path in LINK.findall(markdown):
         if not (ROOT / path).exists():
             raise PluginError(f"{page.file.src_uri} links to {path}, which the repository does not have.")
