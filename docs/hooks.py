@@ -134,7 +134,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links that work on GitHub into those of this site, and checks links to files of the repository."""
+    """Turns links that work on GitHub into those of this site; checks links to files of the repository."""
     markdown = re.sub(
         r"\]\(\.\./\.\./model_cards/([\w-]+)/README\.md\)", r"](../measurements/\1.md)", markdown
     )
