@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 # Processes that start later import in half the time, also where Python was told to write no bytecode.
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: quickstart test test-fast test-slow quality style benchmark install clean
+.PHONY: quickstart test test-fast test-slow quality docs style benchmark install clean
 
 quickstart: install  ## Fine-tune on megapixel digits, show the result, reload it.
 	$(BIN)/python scripts/quickstart.py
@@ -26,10 +26,14 @@ test-fast: install  ## The quick tests of the model and of data sets, for the da
 test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs what they need beside the others.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
-quality: install  ## Lint, check the format, and that imports lead down.
+quality: install  ## Lint, check the format, that imports lead down, and build the documentation.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports setup.cfg
+	$(MAKE) docs
+
+docs: install  ## Pages in build/docs; fails for dead links and undocumented names, fields and flags.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 style: install  ## Mend what `quality` complains of, where a tool can.
 	$(BIN)/ruff check --fix .
