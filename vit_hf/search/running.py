@@ -22,9 +22,8 @@ from ..model.elastic_space import SearchSpace, SubNetwork, subnetwork_config
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
 from ..training.classification import Classification
-from ..training.model_loading import make_model
 from ..training.output_dir import find_last_checkpoint
-from ..training.task import prepare
+from ..training.task import build, prepare
 from .arguments import SearchArguments, check_model_arguments
 from .evolution import evolve, hand_made_networks
 from .fitness import COSTS, History, PreparedSplit, measure_costs, timed_forward
@@ -58,6 +57,10 @@ class Recipe:
     method: FinetuningArguments
     training: RunArguments
 
+    def task(self, model: ModelArguments | None = None) -> Classification:
+        """Returns the task that trains a model, by default the supernet."""
+        return Classification(model or self.model, self.data, self.augmentation, self.method)
+
     def train(
         self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
     ) -> dict[str, float]:
@@ -82,10 +85,7 @@ class Recipe:
             training.max_steps = round(training.max_steps * factor)
         # What was killed where there is nothing to go on from begins again.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
-        run = prepare(
-            Classification(model or self.model, self.data, self.augmentation, self.method), training
-        )
-        metrics = run.execute()
+        metrics = prepare(self.task(model), training).execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
 
@@ -345,17 +345,18 @@ def prepare_search(
     search: SearchArguments,
     training: RunArguments,
 ) -> SearchRun:
-    """Everything up to the first step.
+    """Checks a search, loads its data and builds the supernet, up to the first step.
 
     Raises:
-        OSError, TypeError, ValueError: for arguments or data that are wrong.
+        OSError, TypeError, ValueError: for wrong arguments or data.
     """
     check_model_arguments(model_arguments, search)
+    if search.budget not in COSTS:
+        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet by torchrun and "
-            "scripts/finetune.py, with the choices as "
-            "config_overrides, and name it as supernet"
+            "a search runs in one process: train the supernet by torchrun and scripts/finetune.py, with the "
+            "choices as config_overrides, and name it as supernet"
         )
     if training.push_to_hub:
         raise ValueError(
@@ -365,26 +366,19 @@ def prepare_search(
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
-    data = data_arguments.load()
-    if "validation" not in data.splits:
-        raise ValueError(
-            "there is no validation split to search on: give one, or set validation_fraction above 0"
-        )
-    overrides = model_arguments.config_overrides | search.elastic_fields()
-    named = replace(
+    supernet_arguments = replace(
         model_arguments,
-        config_overrides=overrides,
+        config_overrides=model_arguments.config_overrides | search.elastic_fields(),
         model_name_or_path=search.supernet or model_arguments.model_name_or_path,
     )
-    model = make_model(named, data)
+    recipe = Recipe(supernet_arguments, data_arguments, augmentation, method, training)
+    task = recipe.task()
+    # A copy, because each run sets its own.
+    model, _, _ = build(task, copy.deepcopy(training), needs_validation=True)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
-            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, "
-            "elastic_num_attention_heads, "
-            "elastic_mlp_ratios or elastic_keep_rates"
+            "the search space has a single network: give elastic_hidden_sizes, elastic_depths, "
+            "elastic_num_attention_heads, elastic_mlp_ratios or elastic_keep_rates"
         )
-    if search.budget not in COSTS:
-        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     hand_made = hand_made_networks(model.space, search.num_hand_made)
-    recipe = Recipe(named, data_arguments, augmentation, method, training)
-    return SearchRun(recipe, search, data, model.space, hand_made, Path(training.output_dir))
+    return SearchRun(recipe, search, task.data, model.space, hand_made, Path(training.output_dir))

@@ -14,7 +14,7 @@ from ..training.arguments import FinetuningArguments, ModelArguments, RunArgumen
 from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
 from ..training.output_dir import check_output_dir
-from ..training.task import check_splits, make_trainer, optimizer_of
+from ..training.task import build, make_trainer, optimizer_of
 
 
 if TYPE_CHECKING:
@@ -242,6 +242,10 @@ def prepare_tuning(
                 f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it "
                 "to finetune.py with best.yaml"
             )
+    if training.eval_strategy == IntervalStrategy.NO:
+        raise ValueError(
+            "eval_strategy is 'no', but trials are compared on the validation split: give 'epoch' or 'steps'"
+        )
     folder = Path(training.output_dir)
     if not (folder / JOURNAL_NAME).is_file():
         check_output_dir(folder)
@@ -253,19 +257,9 @@ def prepare_tuning(
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]
-    task = Classification(model_arguments, data_arguments, augmentation, method)
-    splits = task.load_data()
-    if "validation" not in splits or training.eval_strategy == IntervalStrategy.NO:
-        raise ValueError(
-            "trials are judged on a validation split: add one, or set validation_fraction above 0, and leave "
-            "eval_strategy"
-        )
-    check_splits(splits, training)
     training.push_to_hub = False
-
-    model = task.make_model()
-    processor = task.make_processor(model)
-    examples = task.examples(model, processor, training)
+    task = Classification(model_arguments, data_arguments, augmentation, method)
+    model, processor, examples = build(task, training, needs_validation=True)
     trainer = make_trainer(task, model, processor, examples, training)
     trainer.model_init = task.make_model
     metric, more_is_better = task.best_metric()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy
 
@@ -20,10 +20,9 @@ from ..data.boxes import BoxExamples, to_coco
 from ..data.images import prepare_images
 from ..explanations.detections import backbone_of
 from .arguments import DenseTaskArguments, ModelArguments, RunArguments
-from .callbacks import KeepRateSchedule
 from .detectors import DETECTORS, make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
-from .task import Task, check_schedule, describe_selection
+from .task import Task, describe_selection, refuse_classification_options
 
 
 # Of a box that is none: batches have as many for each image. The number with which Trainer pads between
@@ -234,10 +233,7 @@ class Detection(Task):
 
     def check(self, training: RunArguments) -> None:
         method = self.method
-        if self.data_arguments.skip_corrupt:
-            raise ValueError("skip_corrupt is for classification: mend or remove damaged images")
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
         if training.push_to_hub:
             raise ValueError(
                 "push_to_hub publishes models with their code, and a detector is a model of "
@@ -283,7 +279,7 @@ class Detection(Task):
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
         """Returns random pieces of training images, tiles of the others; or all of them whole."""
-        method, splits = self.method, self.data.splits
+        method, splits = self.method, self.splits
         check_sizes(self.data, model, processor, method, training)
         tile = None if method.evaluate_whole_images else method.crop_size
         held_out = {
@@ -307,12 +303,6 @@ class Detection(Task):
 
     def best_metric(self) -> tuple[str, bool]:
         return "map", True
-
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return []
-        check_schedule(backbone_of(model).config)
-        return [KeepRateSchedule()]
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
         # Otherwise the boxes of all images would be kept until the end.

@@ -1,22 +1,20 @@
 """Pretraining by masked autoencoding."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.arguments import DataArguments, given_fields
-from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..data.augmentation import AugmentationArguments
 from ..data.images import prepare_images
-from ..data.loading import LabeledImages, load_unlabeled
+from ..data.loading import load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import ArchitectureArguments, RunArguments
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
+from .model_loading import load_or_build
 from .task import Task, describe_sizes
 
 
@@ -53,11 +51,10 @@ class Pretraining(Task):
     """Reconstructs masked patches of images without labels.
 
     Attributes:
-        splits, notes: set by `load_data`.
+        notes: descriptions of images that are left out, set by `load_data`.
     """
 
     argument_groups = (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments)
-    splits: dict[str, LabeledImages]
     notes: list[str]
     method: PretrainingArguments
 
@@ -69,7 +66,7 @@ class Pretraining(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabeled(
+        splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -77,7 +74,7 @@ class Pretraining(Task):
             skip_corrupt=data.skip_corrupt,
             options=data.dataset_options,
         )
-        return self.splits
+        return splits
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
@@ -92,25 +89,8 @@ class Pretraining(Task):
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        return make_image_processor(self.model_arguments, model.config)
-
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
-
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
         return UnlabeledCollator(processor)
-
-    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        return None
-
-    def best_metric(self) -> tuple[str, bool]:
-        return "loss", False
-
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        return []
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
         # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
@@ -125,6 +105,3 @@ class Pretraining(Task):
             f"{model.vit.num_parameters() / 1e6:.1f} M parameters, and {decoder / 1e6:.1f} M of the decoder; "
             f"{model.options.mask_ratio:.1%} of the patches are dropped",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

@@ -7,17 +7,15 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.arguments import DataArguments
 from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
 from .arguments import DenseTaskArguments, ModelArguments, RunArguments
-from .callbacks import KeepRateSchedule, LogSelectionLoss
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
-from .task import Task, check_schedule, describe_selection, describe_sizes
+from .model_loading import load_or_build
+from .task import Task, describe_selection, describe_sizes, refuse_classification_options
 
 
 @dataclass
@@ -101,12 +99,7 @@ class Segmentation(Task):
     method: SegmentationArguments
 
     def check(self, training: RunArguments) -> None:
-        if self.data_arguments.skip_corrupt:
-            raise ValueError(
-                "skip_corrupt is for classification: mend or remove damaged images, or their masks"
-            )
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
 
     def load_data(self) -> dict[str, Any]:
         self.data = load_masked_images(self.data_arguments, self.method.binary, self.method.ignore_label)
@@ -127,16 +120,12 @@ class Segmentation(Task):
             )
         return model
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        select = not self.method.keep_rate_schedule
-        return make_image_processor(self.model_arguments, model.config, select=select)
-
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        train = self.data.splits["train"]
+        train = self.splits["train"]
         train.horizontal_flip, train.seed = self.method.horizontal_flip, training.seed
-        return self.data.splits
+        return self.splits
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> MaskCollator:
         return MaskCollator(processor)
@@ -146,12 +135,6 @@ class Segmentation(Task):
 
     def best_metric(self) -> tuple[str, bool]:
         return "mean_iou", True
-
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return [LogSelectionLoss()]
-        check_schedule(model.config)
-        return [LogSelectionLoss(), KeepRateSchedule()]
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
         # Otherwise the masks of all images would be kept until the end.
@@ -164,6 +147,3 @@ class Segmentation(Task):
             f"{model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}; "
             f"{self.method.segmentation_decoder} decoder",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""
