@@ -348,7 +348,7 @@ class TestRefuses:
             **HEAD, backbone_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
         )
         DETECTORS["detr"].model(config).save_pretrained(tmp_path / "theirs")
-        with pytest.raises(ValueError, match="is a detr over resnet, which does not select"):
+        with pytest.raises(ValueError, match="is a detr over resnet, which cannot select"):
             make_detection(model_name_or_path=str(tmp_path / "theirs"))
 
     def test_what_is_no_vit(self, make_detection, tmp_path):

@@ -106,7 +106,7 @@ def test_decay_warms_up():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_refuses_nonsense(decay):
-    with pytest.raises(ValueError, match=f"moving average is {decay}"):
+    with pytest.raises(ValueError, match=rf"ema_decay\) is {decay}"):
         EmaCallback(decay)
 
 

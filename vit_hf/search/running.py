@@ -1,4 +1,4 @@
-"""A search from its arguments to checkpoints, a table and a plot."""
+"""Architecture search, from arguments to checkpoints, a table and a plot."""
 
 import copy
 import hashlib
@@ -30,9 +30,9 @@ from .fitness import COSTS, History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
-# Written when a training is complete: its metrics.
+# Holds the metrics of a complete training.
 DONE_NAME = "done.json"
-# What a configuration says of its labels and its file, which a run finds out for itself.
+# Fields of a configuration that each run sets itself.
 OWN_FIELDS = {
     "_name_or_path",
     "architectures",
@@ -49,7 +49,7 @@ OWN_FIELDS = {
 
 @dataclass
 class Recipe:
-    """Arguments of `scripts/finetune.py` for all runs of a search."""
+    """Arguments of fine-tuning for all runs of a search."""
 
     model: ModelArguments
     data: DataArguments
@@ -64,16 +64,16 @@ class Recipe:
     def train(
         self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
     ) -> dict[str, float]:
-        """Trains in a folder, or goes on there; what was complete already is not trained again.
+        """Trains in a folder, or resumes there; a complete training is not repeated.
 
         Args:
-            folder: of the run.
-            seed: added to that of the arguments.
-            model: another than the supernet.
-            factor: of the number of steps or epochs.
+            folder: folder of the run.
+            seed: number added to the seed of the arguments.
+            model: arguments of the model; the supernet by default.
+            factor: factor of the number of steps or epochs.
 
         Returns:
-            Metrics, as `execute` of a run.
+            Metrics of `Run.execute`.
         """
         done = folder / DONE_NAME
         if done.is_file():
@@ -83,14 +83,14 @@ class Recipe:
         training.num_train_epochs *= factor
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
-        # What was killed where there is nothing to go on from begins again.
+        # A run that was killed before its first checkpoint starts over.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
         metrics = prepare(self.task(model), training).execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
 
     def model_of(self, config: AdaptiveViTConfig, network: SubNetwork) -> ModelArguments:
-        """A sub-network as a model to be trained from scratch, on images prepared as the supernet's."""
+        """Returns arguments to train a sub-network from scratch, with the images of the supernet."""
         ordinary = subnetwork_config(config, network)
         fields = {name: value for name, value in ordinary.to_diff_dict().items() if name not in OWN_FIELDS}
         known = AdaptiveViTConfig().to_dict().keys()
@@ -103,7 +103,7 @@ class Recipe:
         )
 
     def prepared_as(self, processor: BaseImageProcessor) -> "Recipe":
-        """The same with images prepared as an image processor of ours does."""
+        """Returns a recipe that prepares images as `processor` does."""
         size = dict(processor.size or {}) if processor.do_resize else {}
         return replace(
             self,
@@ -116,22 +116,22 @@ class Recipe:
         )
 
 
-# Within a budget is what exceeds it by no more than rounding.
+# Costs may exceed a budget by rounding.
 TOLERANCE = 1 + 1e-9
 LATENCY_REPEATS = 15
 
 
 @dataclass
 class SearchRun:
-    """A search about which nothing is left to be found wrong.
+    """Validated search, ready to start.
 
     Attributes:
-        recipe: how everything is trained.
-        search: what was asked for.
-        data: all splits; what is found is chosen on "validation".
-        space: to search in.
+        recipe: arguments of all trainings.
+        search: arguments of the search.
+        data: all splits; networks are chosen on "validation".
+        space: search space.
         hand_made: networks to compare with, from small to large.
-        folder: for everything.
+        folder: folder of all results.
     """
 
     recipe: Recipe
@@ -143,11 +143,10 @@ class SearchRun:
     budgets: list[float] = field(default_factory=list)
 
     def execute(self) -> str:
-        """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
+        """Trains, searches, extracts and compares; steps that are complete in the folder are not repeated.
 
         Returns:
-            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there
-            after each seed.
+            Table, as in `results.md`; it is written with `results.json` and `pareto.png` after each seed.
         """
         rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
@@ -160,7 +159,7 @@ class SearchRun:
         return table
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Returns a summary of data, search space and search in a few lines."""
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         choices = "; ".join(
             f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
@@ -249,17 +248,17 @@ class SearchRun:
 
 
 class Bench:
-    """Where networks of a supernet are measured; what was measured is remembered.
+    """Measures sub-networks of a supernet and caches the results.
 
     Args:
-        supernet: in evaluation mode.
-        processor: prepares its images.
-        data: with a validation and perhaps a test split.
+        supernet: supernet in evaluation mode.
+        processor: image processor of the supernet.
+        data: data with a validation split, and optionally a test split.
         training: batch size and workers of evaluation.
-        path: of the history.
+        path: file of the history.
 
     Raises:
-        ValueError: if that is the history of another supernet, or of other data.
+        ValueError: if the history belongs to another supernet or other data.
     """
 
     def __init__(
@@ -288,7 +287,7 @@ class Bench:
         self.history = History(path, {"supernet": fingerprint(supernet), "images": sizes})
 
     def cost(self, network: SubNetwork, kind: str) -> float:
-        """One of `COSTS`."""
+        """Returns one of `COSTS` of a sub-network."""
         known = self.history.get(network, kind)
         if known is None:
             if kind == "parameters":
@@ -300,8 +299,7 @@ class Bench:
         return known
 
     def fitness(self, network: SubNetwork) -> float:
-        """The metric on the validation split, with the supernet's weights; negative where less of it is
-        better."""
+        """Returns the validation metric with the supernet's weights; negated if lower is better."""
         value = self.history.get(network, self.metric)
         if value is None:
             value = self._score("validation", self.supernet.extract(network))
@@ -309,13 +307,13 @@ class Bench:
         return value if self.more_is_better else -value
 
     def measure(self, row: Row, model: AdaptiveViTForImageClassification | None = None) -> Row:
-        """A row with its metrics, of a model or with the supernet's weights."""
+        """Adds the metrics of `model`, by default of the extracted sub-network, to a row."""
         model = model or self.supernet.extract(row.network)
         test = self._score("test", model) if "test" in self.splits else None
         return replace(row, validation=self._score("validation", model), test=test)
 
     def time(self, rows: list[Row]) -> None:
-        """Gives rows their costs; latencies are taken by turns."""
+        """Adds costs to rows; latencies are measured in turns."""
         inputs = self.splits["validation"].one_image()
         models = {network: self.supernet.extract(network) for network in {row.network for row in rows}}
         calls = [timed_forward(model, inputs) for model in models.values()]
@@ -329,7 +327,7 @@ class Bench:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Of all weights."""
+    """Returns a hash of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

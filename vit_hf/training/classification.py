@@ -64,7 +64,7 @@ class Classification(Task):
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
         callbacks, method = super().callbacks(model), self.method
         freeze = FreezeBackbone(method.freeze_backbone_ratio, method.freeze_head)
-        if freeze.share > 0:
+        if freeze.ratio > 0:
             freeze.parameters_of(model)
             callbacks.append(freeze)
         if method.ema_decay is not None:
@@ -75,8 +75,8 @@ class Classification(Task):
         # The collator smooths labels; see there.
         training.label_smoothing_factor = 0.0
         if training.ddp_find_unused_parameters is None:
-            # Only predictors, what is frozen, and what an elastic model leaves out can be without a gradient,
-            # and torch warns if it searches in vain.
+            # Only predictors, frozen weights and skipped elastic blocks can lack gradients; in other models
+            # DDP warns that the search is needless.
             has_predictors = any(part_of(model, name) == "predictor" for name, _ in model.named_parameters())
             draws_one = is_elastic(model.config) and not read_elastic_options(model.config).distillation
             training.ddp_find_unused_parameters = (

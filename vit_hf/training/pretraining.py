@@ -37,7 +37,7 @@ class PretrainingArguments:
 
 
 class UnlabeledCollator:
-    """Prepares and stacks images, and leaves out what else an example has."""
+    """Prepares and stacks images without their labels."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
@@ -84,7 +84,7 @@ class Pretraining(Task):
                 own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
             fields["masked_autoencoder"] = (own or {}) | given
         if path is not None:
-            # What a checkpoint selects, fine-tuning may select again.
+            # Pretraining sees all patches; fine-tuning may select again.
             fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
@@ -93,7 +93,7 @@ class Pretraining(Task):
         return UnlabeledCollator(processor)
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
+        # Trainer evaluates a loss only if there are labels; here these are the images.
         training.label_names = ["pixel_values"]
         training.prediction_loss_only = True
 

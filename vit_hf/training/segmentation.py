@@ -49,14 +49,14 @@ class SegmentationArguments(DenseTaskArguments):
 
 
 class MeanIoU:
-    """Intersection over union, summed over the batches of an evaluation (`batch_eval_metrics`).
+    """Computes intersection over union over the batches of an evaluation (`batch_eval_metrics`).
 
-    Returns `mean_iou` over the classes that appear in masks or answers, `overall_accuracy` of pixels, and
-    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou has them.
+    Returns `mean_iou` over the classes that appear in masks or predictions, `overall_accuracy` of pixels, and
+    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou defines them.
 
     Args:
-        names: of the classes.
-        ignored: label of pixels that do not count.
+        names: names of the classes.
+        ignored: label of ignored pixels.
     """
 
     def __init__(self, names: list[str], ignored: int):
@@ -78,7 +78,7 @@ class MeanIoU:
         confusion, self.confusion = self.confusion.double(), torch.zeros_like(self.confusion)
         right = confusion.diagonal()
         union = confusion.sum(dim=0) + confusion.sum(dim=1) - right
-        iou = right / union  # NaN for a class that is nowhere
+        iou = right / union  # NaN for an absent class
         return {
             "mean_iou": iou.nanmean().item(),
             "overall_accuracy": (right.sum() / confusion.sum()).item(),
@@ -114,9 +114,9 @@ class Segmentation(Task):
         model = load_or_build(AdaptiveViTForSemanticSegmentation, self.model_arguments, fields)
         if model.ignore_index != IGNORED:
             raise ValueError(
-                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, and pixels that "
-                f"do not count are {IGNORED} in training: leave it out, and give their value in your masks "
-                "as ignore_label"
+                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training "
+                f"marks ignored pixels by {IGNORED}: leave it out, and give their value in your masks as "
+                "ignore_label"
             )
         return model
 
@@ -137,7 +137,7 @@ class Segmentation(Task):
         return "mean_iou", True
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Otherwise the masks of all images would be kept until the end.
+        # Otherwise the masks of all images would be kept until the end of an evaluation.
         training.batch_eval_metrics = True
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:

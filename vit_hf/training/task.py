@@ -151,11 +151,11 @@ class Run:
     """A validated run, ready to start.
 
     Attributes:
-        task: what is trained for, with all data.
-        trainer: holds the model, the training data and the arguments.
-        examples: "validation" and "test", if present, as the trainer evaluates them.
-        checkpoint: where the run resumes; None at the beginning.
-        description: of data and model, a line each.
+        task: task with all data.
+        trainer: trainer with model, training data and arguments.
+        examples: examples of "validation" and "test", if present.
+        checkpoint: checkpoint to resume; None for a new run.
+        description: data and model, a line each.
     """
 
     task: Task
@@ -194,7 +194,7 @@ class Run:
             steps_done = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
         trainer = self.trainer
         result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        # Not pushed before it was measured.
+        # Pushed later, with its metrics.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         # A run that was complete already has no training loss.
@@ -207,11 +207,11 @@ class Run:
 def prepare(task: Task, training: RunArguments) -> Run:
     """Prepares a new run, or one that resumes in `training.output_dir`, up to its first step.
 
-    All that can be wrong with the arguments or the data is found here, before anything is written.
+    Arguments and data are checked here, before anything is written.
 
     Raises:
-        ImportError: if what the task needs is not installed.
-        OSError, TypeError, ValueError: for arguments, data or a folder that do not fit.
+        ImportError: if a package that the task needs is not installed.
+        OSError, TypeError, ValueError: for wrong arguments, data or folder.
     """
     check_output_dir(training.output_dir)
     # As given: some are about to be changed.
@@ -273,20 +273,20 @@ def make_trainer(
     examples: dict[str, Dataset],
     training: RunArguments,
 ) -> HubTrainer:
-    """Returns the `Trainer` of a task; sets in `training` what the task or this package does itself."""
+    """Makes the `Trainer` of a task; changes the arguments in `training` that task or package decide."""
     collator = task.collator(processor, training)
     task.adjust(model, training)
     if training.metric_for_best_model == "auto":
         training.metric_for_best_model, training.greater_is_better = task.best_metric()
     callbacks = [ReproducibleTraining(), NonFiniteGuard(), *task.callbacks(model)]
-    # Behind ours, and not before as Trainer would put them, so that they report what ours log.
+    # After ours, not before as Trainer would put them, so that they report what ours log.
     callbacks += [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
     training.report_to = []
     return task.trainer_class(
         model=model,
         args=training,
         data_collator=collator,
-        # A run that only evaluates draws nothing, and `check_batch` looks at held-out images.
+        # With `evaluate_only` there is nothing to train on; `check_batch` then uses held-out images.
         train_dataset=next(iter(examples.values())) if task.evaluate_only else examples["train"],
         eval_dataset=examples.get("validation"),
         processing_class=processor,
@@ -321,7 +321,7 @@ def check_splits(splits: dict[str, Any], training: RunArguments, needs_validatio
 
 @torch.no_grad()
 def check_batch(trainer: HubTrainer) -> None:
-    """Runs the model on one or two images, so that what does not fit fails before training begins.
+    """Runs the model on one or two images, so that mismatches fail before training starts.
 
     Raises:
         ValueError: from the image processor or the model, for instance if images have fewer patches than
@@ -334,7 +334,7 @@ def check_batch(trainer: HubTrainer) -> None:
 
 
 def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoint: Path | None) -> None:
-    """Creates the folder of a run and writes its arguments there; what is in the way is renamed."""
+    """Creates the folder of a run and writes its arguments there; earlier files are renamed."""
     with training.main_process_first():
         if training.process_index == 0:
             if training.overwrite_output_dir:
@@ -359,7 +359,7 @@ def describe_sizes(splits: dict[str, Any]) -> str:
 
 
 def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
-    """Returns a phrase for the patches and tokens that a model computes on."""
+    """Describes the patches and tokens that a model processes."""
     is_swin = isinstance(config, AdaptiveSwinConfig)
     parts = "windows" if is_swin else "patches"
     text = f"all {parts}"
@@ -372,7 +372,7 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
         if (merged := options_of(config.token_reducer).get("r")) is not None:
-            amount = f"takes away {merged} tokens"
+            amount = f"merges {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
@@ -396,7 +396,7 @@ def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = N
         run = prepare(task(*arguments), training)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"{script}: {error}")
-    # A bar for each file of a checkpoint would tear Trainer's own apart.
+    # Bars for each file of a checkpoint would interrupt Trainer's own.
     disable_progress_bar()
     is_main = training.process_index == 0
     if is_main:
@@ -405,13 +405,13 @@ def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = N
         metrics = run.execute()
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{script}: interrupted. Start it again with the same arguments: it goes on from the last "
+            f"\n{script}: interrupted. Start it again with the same arguments: it resumes from the last "
             f"checkpoint in {training.output_dir}, if one was saved"
         )
     except FloatingPointError as error:
         sys.exit(f"\n{script}: {error}")
     except OSError as error:
-        if not getattr(error, "__notes__", None):  # which a failed push has
+        if not getattr(error, "__notes__", None):  # a failed push has some
             raise
         sys.exit("\n".join([f"\n{script}: {error}", *error.__notes__]))
     if is_main:
