@@ -372,7 +372,7 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
         if (merged := options_of(config.token_reducer).get("r")) is not None:
-            amount = f"merges {merged} tokens"
+            amount = f"removes {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
