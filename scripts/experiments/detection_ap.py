@@ -14,8 +14,9 @@ from functools import partial
 
 import harness
 
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.detection import Detection, DetectionArguments
+from vit_hf.arguments import DetectionArguments, ModelArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.detection import Detection
 from vit_hf.training.task import prepare
 
 

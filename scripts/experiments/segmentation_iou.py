@@ -11,8 +11,9 @@ from functools import partial
 
 import harness
 
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.segmentation import Segmentation, SegmentationArguments
+from vit_hf.arguments import ModelArguments, SegmentationArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.segmentation import Segmentation
 from vit_hf.training.task import prepare
 
 

@@ -9,8 +9,8 @@ import textwrap
 from ..model.version import __version__
 
 
-# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. Set before
-# torch starts its threads.
+# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. This is
+# set before torch starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PROGRAM = "vit-hf"
@@ -71,7 +71,8 @@ def overview() -> str:
     """Describes all commands, a line each."""
     lines = [f"usage: {PROGRAM} COMMAND [argument ...]", ""]
     lines += textwrap.wrap(
-        "Vision Transformers for large images: compute on the patches that matter, and stay in transformers.", 100
+        "Vision Transformers for large images: compute on the patches that matter, and stay in transformers.",
+        100,
     )
     for heading, commands in COMMANDS.items():
         lines += ["", f"{heading}:", *(f"  {name:<10} {summary}" for name, summary in commands.items())]

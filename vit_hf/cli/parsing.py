@@ -2,12 +2,11 @@
 
 import argparse
 import difflib
-import functools
 import importlib.resources
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,10 +14,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from . import PROGRAM
-from .choices import read_choices, read_fields, trainer_flags
+from .choices import PACKAGE, read_choices, read_fields, trainer_flags
 
 
-CONFIGS = importlib.resources.files(__package__.partition(".")[0]) / "configs"
+CONFIGS = importlib.resources.files(PACKAGE) / "configs"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # Flags whose choices come from a table of classes: its module and name.
 TABLES = {
@@ -27,12 +26,30 @@ TABLES = {
     "token_reducer": ("model.reducers", "TOKEN_REDUCERS"),
 }
 # Flags of Trainer that `--help` shows; `--help-all` shows all.
-USUAL = (
-    "output_dir overwrite_output_dir num_train_epochs max_steps per_device_train_batch_size "
-    "gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 "
-    "torch_compile gradient_checkpointing seed dataloader_num_workers logging_steps eval_strategy save_strategy "
-    "report_to push_to_hub hub_model_id"
-).split()
+USUAL = [
+    "output_dir",
+    "overwrite_output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "torch_compile",
+    "gradient_checkpointing",
+    "seed",
+    "dataloader_num_workers",
+    "logging_steps",
+    "eval_strategy",
+    "save_strategy",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -81,9 +98,13 @@ class CommandParser(HfArgumentParser):
             add_help=False,
         )
         # Its option, for files of flags, is ours.
-        self.add_argument("-h", "--help", action="store_true", help="describe this command and its usual flags")
+        self.add_argument(
+            "-h", "--help", action="store_true", help="describe this command and its usual flags"
+        )
         if trains:
-            self.add_argument("--help-all", action="store_true", help="describe all flags, those of Trainer too")
+            self.add_argument(
+                "--help-all", action="store_true", help="describe all flags, those of Trainer too"
+            )
         self.add_argument(
             "--config",
             metavar="NAME",
@@ -109,7 +130,9 @@ class CommandParser(HfArgumentParser):
         if self.trains:
             fields = {**trainer_flags(), **read_fields("training.arguments", "RunArguments")}
             usual = {name: fields[name] for name in USUAL}
-            parts.append(_list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--"))
+            parts.append(
+                _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
+            )
         for field, table in TABLES.items():
             if any(action.dest == field for action in self._actions):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
@@ -164,7 +187,7 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 
 def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
-    """Returns an object for each dataclass of the parser, and a namespace of other arguments if there are any.
+    """Returns an object for each dataclass of the parser, and a namespace of the other arguments.
 
     Raises:
         SystemExit: for wrong arguments; what a dataclass refuses (ValueError) is the message.
@@ -179,7 +202,7 @@ def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def given_flags(parser: CommandParser, argv: Sequence[str]) -> set[str]:
-    """Names of the fields that `argv`, as `read_arguments` returns it, sets and does not leave to defaults."""
+    """Names the fields that `argv`, as `read_arguments` returns it, does not leave to defaults."""
     known = parser.known_flags()
     return {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
 
@@ -206,7 +229,9 @@ def expand_config(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 def config_names() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def read_config(parser: CommandParser, name: str) -> list[str]:
@@ -250,8 +275,12 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
 
 
 def announce(text: str) -> None:
-    """Says on standard error what begins, before torch is imported, so that nobody waits without a word."""
+    """Prints on standard error what begins, so that nobody waits without a word; then imports the models.
+
+    Commands call it after they have read their arguments: it imports torch, and registers the models.
+    """
     print(text, file=sys.stderr, flush=True)
+    importlib.import_module(f"{PACKAGE}.auto")
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:

@@ -22,9 +22,9 @@ class TrainingCommand:
 
 
 COMMON = f"""
-The first argument may be a YAML or JSON file of flags, or --config a name that `{PROGRAM} configs` lists; flags
-override it. A run that was interrupted goes on where it was when it is started again with the same arguments.
-For several GPUs: accelerate launch -m vit_hf COMMAND [argument ...]
+The first argument may be a YAML or JSON file of flags, or --config a name that `{PROGRAM} configs`
+lists; flags override it. A run that was interrupted goes on where it was when it is started again with
+the same arguments. For several GPUs: accelerate launch -m vit_hf COMMAND [argument ...]
 """
 COMMANDS = {
     "finetune": TrainingCommand(
@@ -38,8 +38,8 @@ Fine-tune a Vision Transformer, with or without adaptive patch selection, on you
       --token_reducer merge --keep_rate 0.8 --reduction_layers 3 6 9 --output_dir runs/photos
   {PROGRAM} finetune --config small_digits
 
-photos/ has a folder for each class (optionally under train, validation, test); or it is a CSV, JSON lines or
-Parquet file of labels, or a data set on the Hub.
+photos/ has a folder for each class (optionally under train, validation, test); or it is a CSV, JSON
+lines or Parquet file of labels, or a data set on the Hub.
 """,
     ),
     "segment": TrainingCommand(
@@ -51,9 +51,9 @@ Fine-tune a Vision Transformer, with or without adaptive patch selection, to tel
       --patch_selector saliency --num_selected_patches 0.25 --output_dir runs/fields
   {PROGRAM} segment --config segment_digits
 
-fields/ is an image folder whose metadata.csv has the columns file_name and mask_file_name; a Parquet file or a
-data set with a column of masks works as well. Masks have one channel: a class for each pixel, 255 for pixels to
-ignore (another value with --ignore_label); black and white ones need --binary.
+fields/ is an image folder whose metadata.csv has the columns file_name and mask_file_name; a Parquet
+file or a data set with a column of masks works as well. Masks have one channel: a class for each pixel,
+255 for pixels to ignore (another value with --ignore_label); black and white ones need --binary.
 """,
     ),
     "detect": TrainingCommand(
@@ -65,8 +65,8 @@ Fine-tune one of transformers' detectors over an adaptive ViT, from boxes.
       --patch_selector saliency --num_selected_patches 0.5 --output_dir runs/boxes
   {PROGRAM} detect --config detect_digits
 
-photos/ holds images and Pascal VOC files of their boxes, or metadata.jsonl with a column of objects, as in the
-image folders of datasets.
+photos/ holds images and Pascal VOC files of their boxes, or metadata.jsonl with a column of objects, as
+in the image folders of datasets.
 """,
     ),
     "pretrain": TrainingCommand(

@@ -10,8 +10,15 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.arguments import DataArguments
-from ..data.augmentation import AugmentationArguments, EvaluationExamples
+from ..arguments import (
+    COSTS,
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    SearchArguments,
+)
+from ..data.augmentation import EvaluationExamples
 from ..data.collation import ImageCollator
 from ..data.loading import ImageDataset
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
@@ -20,13 +27,12 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import SearchSpace, SubNetwork, subnetwork_config
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.output_dir import find_last_checkpoint
 from ..training.task import build, prepare
-from .arguments import SearchArguments, check_model_arguments
 from .evolution import evolve, hand_made_networks
-from .fitness import COSTS, History, PreparedSplit, measure_costs, timed_forward
+from .fitness import History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
@@ -45,6 +51,12 @@ OWN_FIELDS = {
     "transformers_version",
     "vit_hf_version",
 }
+
+
+def check_model_arguments(arguments: ModelArguments, search: SearchArguments) -> None:
+    """Raises ValueError if a model and a supernet are both given."""
+    if search.supernet is not None and (arguments.model_name_or_path or arguments.config_overrides):
+        raise ValueError("supernet is the model: leave model_name_or_path and config_overrides out")
 
 
 @dataclass
@@ -371,8 +383,7 @@ def prepare_search(
     )
     recipe = Recipe(supernet_arguments, data_arguments, augmentation, method, training)
     task = recipe.task()
-    # A copy, because each run sets its own.
-    model, _, _ = build(task, copy.deepcopy(training), needs_validation=True)
+    model, _, _ = build(task, training, needs_validation=True)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
             "the search space has a single network: give elastic_hidden_sizes, elastic_depths, "
