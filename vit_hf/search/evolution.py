@@ -121,8 +121,8 @@ def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
     networks = []
     for place in range(1, number + 1):
 
-        def choose(choices: tuple, share: float = place / (number + 1)):
-            return choices[int(share * (len(choices) - 1) + 0.5)]
+        def choose(choices: tuple, fraction: float = place / (number + 1)):
+            return choices[int(fraction * (len(choices) - 1) + 0.5)]
 
         depth = choose(space.depths)
         networks.append(

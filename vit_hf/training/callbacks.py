@@ -49,7 +49,7 @@ def dense_fraction_at(
         ValueError: for a ratio outside [0, 1], ratios whose sum exceeds 1, or no bucket.
     """
     _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
-    # Whole steps, because shares that add up to 1 need not do so in floating point.
+    # Whole steps, because fractions that add up to 1 may not do so in floating point.
     decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
     if step >= decay_end:
         return 0.0
