@@ -497,13 +497,10 @@ def options_table(options: type, what: str) -> str:
 def parser_of(command: str) -> argparse.ArgumentParser:
     """Returns the parser of a command, with all flags of Trainer if it trains."""
     from vit_hf.cli import TRAINING
-    from vit_hf.search.tuning import TrialArguments
-    from vit_hf.training.arguments import RunArguments
 
     module = importlib.import_module(f"vit_hf.cli.{'train' if command in TRAINING else command}")
     parser = module.make_parser(command)
-    if parser.trains:
-        parser.complete(TrialArguments if command == "tune" else RunArguments)
+    parser.complete()
     return parser
 
 
