@@ -152,7 +152,7 @@ def save(folder: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def run_readme(code: list[str], folder: Path) -> str:
-    """Runs pieces of the README one after the other; the last answer."""
+    """Runs pieces of the guide to the Hub one after the other; the last answer."""
     os.chdir(folder)
     picture().save("large.jpg")
     model, image_processor = make()

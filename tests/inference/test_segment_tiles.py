@@ -302,7 +302,7 @@ class TestFiles:
     def test_memory_does_not_grow_with_height(self, tmp_path):
         model = pixel_segmenter(num_labels=2)
         peaks = []
-        for height in (1024, 4096):
+        for height in (1024, 1024, 12_288):  # the first one imports and caches what is needed once
             np.save(tmp_path / "image.npy", np.zeros((height, 128, 3), np.uint8))
             tracemalloc.start()
             segment_tiled(
@@ -310,7 +310,8 @@ class TestFiles:
             )
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        assert peaks[1] < 1.1 * peaks[0]
+        # The larger mask has 1.4 million pixels more, the image three times as many bytes.
+        assert peaks[2] < peaks[1] + 300_000
 
 
 def pixel_segmenter_like(model):
