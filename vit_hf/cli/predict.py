@@ -74,11 +74,7 @@ def run(name: str, argv: list[str]) -> int:
 
 
 def start(
-<<<<<<< HEAD
     arguments: PredictionArguments, tiling: TilingArguments, dense: DenseArguments, inputs: list[str]
-=======
-    arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
->>>>>>> main
 ) -> tuple[list["Path"], "Iterator[FilePrediction]"]:
     """Finds the files and loads the model; returns the files, and an iterator of their predictions."""
     import torch

@@ -29,16 +29,10 @@ from .hub_trainer import HubTrainer
 from .task import Task, describe_selection, refuse_classification_options
 
 
-<<<<<<< HEAD
-# Of a box that is none: batches have as many for each image. The number with which Trainer pads between
-# processes.
-NONE = -100
-# Of an object that counts in merged tiles: below, there are too many to merge, and they add little.
-LEAST_SCORE = 0.05
-=======
 # Label of padding: a batch has equally many boxes for each image. Trainer pads with it between processes.
 PADDING = -100
->>>>>>> main
+# Least score of boxes of merged tiles: below, there are too many to merge, and they add little.
+LEAST_SCORE = 0.05
 
 
 class AveragePrecision:
@@ -277,17 +271,13 @@ class Detection(Task):
         )
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-<<<<<<< HEAD
-        """Measures held-out images by merged tiles if `evaluate_merged` says so, and draws what was found."""
+        """Measures held-out images by merged tiles if `evaluate_merged` says so, and draws predictions."""
         if self.method.evaluate_merged and trainer.is_world_process_zero():
             for name, pieces in examples.items():
                 if name != "train":
                     metrics = self._merged_precision(trainer, pieces)
                     trainer.log_metrics(f"{name}_merged", metrics)
                     trainer.save_metrics(f"{name}_merged", metrics)
-=======
-        """Draws predictions on held-out images."""
->>>>>>> main
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
             from ..explanations.detections import draw_detections
