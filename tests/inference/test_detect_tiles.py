@@ -249,6 +249,15 @@ class TestRunning:
             assert np.array_equal(mask.box, box)
             assert mask.top + mask.shape[0] <= 80 and mask.left + mask.shape[1] <= 100
 
+    def test_masks_of_an_interrupted_run(self, tmp_path):
+        model, processor = mask2former()
+        common = {"threshold": 0.05, "tile": 64, "journal": tmp_path / "tiles.jsonl"}
+        first = detect_tiled(model, picture(80, 100), processor, **common)
+        model.forward = None  # all tiles are in the journal
+        again = detect_tiled(model, picture(80, 100), processor, **common)
+        assert again.masks == first.masks
+        assert torch.equal(again.boxes, first.boxes)
+
 
 class TestObjectMask:
     def test_round_trip_and_union(self):
@@ -273,6 +282,7 @@ class TestErrors:
             ({"border": -1}, "border=-1"),
             ({"journal": "nowhere/tiles.jsonl"}, "there is no folder 'nowhere'"),
             ({"tile": 0}, "tile=0"),
+            ({"journal": __file__}, "is a file of another kind"),
         ],
     )
     def test_arguments(self, arguments, message):

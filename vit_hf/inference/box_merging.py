@@ -289,7 +289,14 @@ def merge_greedily(
     return Merged(np.array(boxes).reshape(-1, 4), kept)
 
 
-def _greedy(found, windows, grids, options, over_smaller: bool) -> tuple[list[np.ndarray], np.ndarray]:
+def _greedy(
+    found: Candidates,
+    windows: Sequence[Window],
+    grids: Sequence[WindowGrid],
+    options: MergeOptions,
+    over_smaller: bool,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Groups detections around those with the best scores; returns their members, and the box of the first."""
     first, second, value = _Pairs(found, windows, grids, options.class_wise).overlaps(over_smaller)
     close = value > options.threshold
     neighbors: dict[int, list[int]] = {}

@@ -185,7 +185,14 @@ def kind_of(model: PreTrainedModel, arguments: DenseArguments) -> str:
 
 
 def _predictions(
-    model, image_processor, files, folder, arguments, kind, formats, common
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    files: Sequence[str],
+    folder: Path,
+    arguments: DenseArguments,
+    kind: str,
+    formats: Sequence[str],
+    common: dict[str, Any],
 ) -> Iterator[FilePrediction]:
     write = _write_masks if kind == "masks" else _write_objects
     for file, name in zip(files, unique_names(files), strict=True):

@@ -273,7 +273,7 @@ def detect_tiled(
         labels=torch.from_numpy(labels),
         id2label=names,
         num_tiles=choice.num_all,
-        num_computed=len(choice.windows) - len(record.skipped),
+        num_computed=sum(_key(window) not in record.skipped for window in choice.windows),
         num_candidates=len(candidates),
         masks=merged_masks,
         georeference=georeference,
@@ -291,7 +291,6 @@ class _Journal:
         self.path = None if path is None else Path(path)
         self.found: dict[tuple[int, int, int], _Found] = {}
         self.skipped: set[tuple[int, int, int]] = set()
-        self._file = None
         if self.path is None:
             return
         if not self.path.parent.is_dir():
@@ -299,7 +298,7 @@ class _Journal:
                 f"journal={str(path)!r}: there is no folder {str(self.path.parent)!r}. Make it first."
             )
         settings = json.loads(json.dumps(settings))
-        lines = self._read(settings) if resume else []
+        lines = self._read(settings, resume)
         # Without a line that was cut short.
         self.path.write_text("".join(f"{json.dumps(line)}\n" for line in [settings, *lines]))
         for line in lines:
@@ -308,18 +307,19 @@ class _Journal:
             if line.get("skipped"):
                 self.skipped.add(key)
 
-    def _read(self, settings: dict[str, Any]) -> list[dict[str, Any]]:
-        lines = []
-        try:
-            text = self.path.read_text()
-        except OSError:
-            return lines
+    def _read(self, settings: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         for line in text.splitlines():
             try:
                 lines.append(json.loads(line))
             except ValueError:
                 break
-        return lines[1:] if lines and lines[0] == settings else []
+        if text and not (lines and isinstance(lines[0], dict) and settings.keys() <= lines[0].keys()):
+            raise ValueError(
+                f"journal={str(self.path)!r} is a file of another kind: give one that does not exist yet."
+            )
+        return lines[1:] if resume and lines and lines[0] == settings else []
 
     def add(self, window: Window, found: _Found) -> None:
         if len(found.boxes):

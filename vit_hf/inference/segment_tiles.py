@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..readers.georeference import Georeference, read_georeference
+from ..readers.opening import ImageSource
 from .dense_tiles import DenseRun, TileSelector, Window, WindowGrid, class_names, cut_to_window, num_labels_of
 from .mask_files import MapWriter, MemoryMap, check_map_file, read_bands, read_map
 from .tiles import AnyImage, as_source, evaluating
@@ -260,7 +261,16 @@ def segment_tiled(
 class _Segmenter:
     """One image that is segmented."""
 
-    def __init__(self, run, source, output, logits_output, keep_logits, background, resume):
+    def __init__(
+        self,
+        run: DenseRun,
+        source: ImageSource,
+        output: Path | None,
+        logits_output: Path | None,
+        keep_logits: bool,
+        background: int | None,
+        resume: bool,
+    ):
         self.run, self.source = run, source
         self.output, self.logits_output, self.keep_logits = output, logits_output, keep_logits
         self.given_background, self.resume = background, resume
