@@ -168,13 +168,6 @@ class AugmentationArguments:
         metadata={"help": "pixels a side of random_crop='plain'; smaller images are padded with black"},
     )
     horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
-    evaluate_merged: bool = field(
-        default=False,
-        metadata={
-            "help": "also measure held-out images whole at the end: boxes of overlapping tiles of crop_size, "
-            "merged"
-        },
-    )
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     rand_augment: int = field(
         default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0 leaves it out"}
@@ -831,6 +824,13 @@ class DetectionArguments(DenseTaskArguments):
     )
     evaluate_whole_images: bool = field(
         default=False, metadata={"help": "evaluate on whole images, whatever crop_size is"}
+    )
+    evaluate_merged: bool = field(
+        default=False,
+        metadata={
+            "help": "also measure held-out images whole at the end: boxes of overlapping tiles of crop_size, "
+            "merged"
+        },
     )
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})

@@ -296,7 +296,7 @@ def _greedy(
     options: MergeOptions,
     over_smaller: bool,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Groups detections around those with the best scores; returns their members, and the box of the first."""
+    """Groups detections around the best ones; returns the members, and the box of the first of each."""
     first, second, value = _Pairs(found, windows, grids, options.class_wise).overlaps(over_smaller)
     close = value > options.threshold
     neighbors: dict[int, list[int]] = {}
