@@ -47,7 +47,7 @@ class MergeOptions:
         class_wise: whether only those of one class are.
     """
 
-    threshold: float = 0.4
+    threshold: float = 0.3
     class_wise: bool = True
 
 
@@ -330,7 +330,7 @@ def check_merging(merging: str, threshold: float | None, class_wise: bool) -> Me
     """
     if merging not in BOX_MERGERS:
         raise ValueError(f"merging={merging!r} is unknown. Choose from {', '.join(map(repr, BOX_MERGERS))}.")
-    threshold = (0.4 if merging == "match" else 0.5) if threshold is None else threshold
+    threshold = (0.3 if merging == "match" else 0.5) if threshold is None else threshold
     if not isinstance(threshold, int | float) or not 0 < threshold < 1:
         raise ValueError(f"merge_threshold={threshold!r} must be between 0 and 1, such as 0.5.")
     return MergeOptions(threshold, class_wise)

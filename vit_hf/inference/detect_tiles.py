@@ -180,7 +180,7 @@ def detect_tiled(
     merging: str = "match",
     merge_threshold: float | None = None,
     class_wise: bool = True,
-    border: int = 2,
+    border: int = 4,
     tile_selector: TileSelector | None = None,
     num_selected_tiles: int | float | None = None,
     min_tile_score: float | None = None,
@@ -211,7 +211,7 @@ def detect_tiled(
             around them. "nms": of boxes whose IoU is above the threshold the best stays. "greedy": the best
             takes in all whose intersection over the smaller area is above the threshold, and becomes the box
             around them.
-        merge_threshold: of the above; None for 0.4 of "match", 0.5 of the others.
+        merge_threshold: of the above; None for 0.3 of "match", 0.5 of the others.
         class_wise: whether only objects of one class are merged.
         border: an object that comes as many pixels near an inner border of its tile counts as cut by it.
         tile_selector, num_selected_tiles, min_tile_score: which tiles are computed; see `segment_tiled`.
