@@ -356,7 +356,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
                 raise OSError(
                     f"{source} has no weights in model.safetensors. If it has a pickle "
                     "(pytorch_model.bin), which could "
-                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, "
+                    "hold code: vit-hf convert reads the tensors of it, and nothing else, "
                     "and writes safetensors. "
                     "use_safetensors=False here reads them in the same way."
                 ) from error
