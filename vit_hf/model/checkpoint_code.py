@@ -31,7 +31,7 @@ IMAGE_PROCESSORS = {
 class CodeWriter:
     """Hooks that run when a model is built or saved.
 
-    This class does nothing, for remote code; the package's is `GeneratedFiles` in `hub/remote_code.py`.
+    This class does nothing, which suits remote code; that of the package is in `hub/remote_code.py`.
     """
 
     def check(self, model: Any) -> None:
