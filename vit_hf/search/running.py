@@ -365,13 +365,11 @@ def prepare_search(
         raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet by torchrun and scripts/finetune.py, with the "
+            "a search runs in one process: train the supernet by torchrun and vit-hf finetune, with the "
             "choices as config_overrides, and name it as supernet"
         )
     if training.push_to_hub:
-        raise ValueError(
-            "push_to_hub is not for a search, which makes many models: use scripts/push_to_hub.py"
-        )
+        raise ValueError("push_to_hub is not for a search, which makes many models: use vit-hf push")
     if training.overwrite_output_dir:
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"

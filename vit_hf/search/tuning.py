@@ -49,7 +49,7 @@ class TuningRun:
         tuning: ranges of the settings.
         task: fine-tuning, with its other settings.
         metric, more_is_better: metric on the validation split that trials are compared by, and its direction.
-        given: arguments given on the command line, by the flags of `scripts/finetune.py`.
+        given: arguments given on the command line, by the flags of `vit-hf finetune`.
         folder: folder of the study.
         notes: descriptions of data that are left out, a line each.
     """
@@ -66,7 +66,7 @@ class TuningRun:
     def execute(self) -> "optuna.Study":
         """Runs the trials that the study in the folder does not have yet.
 
-        A trial that was killed does not count. Writes `best.yaml`, which `scripts/finetune.py` takes, and
+        A trial that was killed does not count. Writes `best.yaml`, which `vit-hf finetune` takes, and
         `study.png`.
         """
         import optuna
@@ -174,7 +174,7 @@ def prepare_tuning(
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name} is {value}, but is not for tuning: leave it out, and give it to finetune.py with "
+                f"{name} is {value}, but is not for tuning: leave it out, and give it to finetune with "
                 "best.yaml"
             )
     if training.eval_strategy == IntervalStrategy.NO:
@@ -188,7 +188,7 @@ def prepare_tuning(
     for group in (model_arguments, data_arguments, augmentation, method):
         values |= asdict(group)
     repeated = {name: values[name] for name in values if name in given and name not in KEPT_FOR_TRIALS}
-    # finetune.py saves whenever it evaluates, to end with the best checkpoint.
+    # finetune saves whenever it evaluates, to end with the best checkpoint.
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]

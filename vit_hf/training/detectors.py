@@ -229,7 +229,7 @@ def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
         if name in LEARN_FROM_EXTRA_LOSS and any(key.startswith(beginning) for key in missing):
             raise ValueError(
                 f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a ViT with it "
-                "by scripts/finetune.py and give that as model_name_or_path, or choose another, such as "
+                "by vit-hf finetune and give that as model_name_or_path, or choose another, such as "
                 "saliency"
             )
     check_reduces(config)

@@ -107,7 +107,7 @@ def load_or_build(
     if found != config_class.model_type:
         raise ValueError(
             f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this task needs "
-            f"{config_class.model_type}: use classification (scripts/finetune.py), which takes both"
+            f"{config_class.model_type}: use classification (vit-hf finetune), which takes both"
         )
     unknown = fields.keys() - config_class().to_dict().keys() - {"num_labels"}
     if unknown:
