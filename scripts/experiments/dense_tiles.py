@@ -25,7 +25,7 @@ from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
 
 from vit_hf import detect_tiled, segment_tiled
 from vit_hf.data.measurement_images import write_tiff
-from vit_hf.inference.box_merging import BOX_MERGERS, Candidates, check_merging
+from vit_hf.inference.box_merging import BOX_MERGERS, Candidates, areas, check_merging, intersection_sides
 from vit_hf.inference.dense_tiles import cover_windows, windows_in_order
 from vit_hf.inference.vector_output import coco_annotations, write_json
 from vit_hf.measure import in_fresh_process, peak_resident, resident_growth
@@ -162,6 +162,63 @@ def merging(num_scenes: int) -> None:
             print(f"| {name} | {merger} | {exact} of {there} | {lost:.1f} | {more:.1f} |")
 
 
+def jittered_merging(num_scenes: int) -> None:
+    """F1 of boxes at IoU 0.6 where each tile errs by pixels, and misses most of what it sees little of."""
+    print("| boxes | error, pixels | unmerged | " + " | ".join(BOX_MERGERS) + " |")
+    print("|---|---|---|" + "---|" * len(BOX_MERGERS))
+    for name, spacing in (("apart", 90), ("crowded", 45)):
+        for error in (1, 2, 4):
+            generator = np.random.default_rng(0)
+            scenes = [_jittered(generator, *_scene(generator, spacing), error) for _ in range(num_scenes)]
+            scores = [_f1([(boxes, found.boxes) for boxes, found, _, _ in scenes])]
+            for merger, merge in BOX_MERGERS.items():
+                options = check_merging(merger, None, True)
+                scores.append(
+                    _f1(
+                        [
+                            (boxes, merge(found, windows, grids, options).boxes)
+                            for boxes, found, windows, grids in scenes
+                        ]
+                    )
+                )
+            print(f"| {name} | {error} | " + " | ".join(f"{score:.3f}" for score in scores) + " |")
+
+
+def _jittered(generator: np.random.Generator, boxes, found: Candidates, windows, grids, error: float):
+    limits = np.array([(w.left, w.top, w.right, w.bottom) for w in windows], np.float64)[found.windows]
+    places = found.boxes + generator.normal(0, error, found.boxes.shape)
+    places[:, :2] = np.maximum(places[:, :2], limits[:, :2])
+    places[:, 2:] = np.minimum(places[:, 2:], limits[:, 2:])
+    common = np.maximum(intersection_sides(found.boxes, boxes), 0).prod(axis=2)
+    # Of the box that a piece is all of: the part that is visible.
+    visible = np.where(common >= 0.999 * areas(found.boxes)[:, None], common / areas(boxes)[None], 0).max(
+        axis=1
+    )
+    kept = (generator.random(len(places)) < 2.5 * visible) & (places[:, 2:] > places[:, :2]).all(axis=1)
+    inner = np.concatenate(
+        (
+            np.where(limits[:, :2] > 0, limits[:, :2], -np.inf),
+            np.where(limits[:, 2:] < 600, limits[:, 2:], np.inf),
+        ),
+        axis=1,
+    )
+    cut = (places[:, :2] <= inner[:, :2] + 4).any(axis=1) | (places[:, 2:] >= inner[:, 2:] - 4).any(axis=1)
+    scores = (0.4 + 0.5 * visible + generator.normal(0, 0.08, len(places))).clip(0.05, 1)
+    parts = (places, scores, found.labels, found.windows, cut)
+    return boxes, Candidates(*(part[kept] for part in parts)), windows, grids
+
+
+def _f1(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    right = number = 0
+    for truth, found in pairs:
+        common = np.maximum(intersection_sides(found, truth), 0).prod(axis=2)
+        iou = common / (areas(found)[:, None] + areas(truth)[None] - common)
+        # Each true box counts once.
+        right += len(set(iou.argmax(axis=1)[iou.max(axis=1) >= 0.6].tolist()))
+        number += len(truth) + len(found)
+    return 2 * right / number
+
+
 def _scene(generator: np.random.Generator, spacing: int):
     """Boxes of 20 to 60 pixels in an image of 600 x 600, as windows of 160 see them."""
     places = np.arange(spacing / 2, 600, spacing)
@@ -215,12 +272,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--sides", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--sides", type=int, nargs="*", default=[1024, 4096, 16384])
     parser.add_argument("--scenes", type=int, default=50)
     parser.add_argument("--folder", type=Path, default=Path("runs/large_images"), help="for the pictures")
     arguments = parser.parse_args()
     exactness()
     merging(arguments.scenes)
+    jittered_merging(arguments.scenes)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     memory(arguments.folder, arguments.sides)
 
