@@ -140,6 +140,15 @@ class TestRunning:
         assert next(predictions) == other
         assert (tmp_path / "out" / "raster_mask.tif").exists()
 
+    def test_another_selection_is_computed_anew(self, scenes, tmp_path, capsys):
+        model = save(ours, tmp_path / "model", patch_selector="variance", num_selected_patches=0.5)
+        run(model)
+        first = (tmp_path / "out" / "photo_mask.tif").stat().st_mtime_ns
+        run(model)
+        assert (tmp_path / "out" / "photo_mask.tif").stat().st_mtime_ns == first
+        run(model, "--num_selected_patches", "0.25")
+        assert (tmp_path / "out" / "photo_mask.tif").stat().st_mtime_ns > first
+
     def test_changes_of_an_adaptive_vit(self, tmp_path):
         path = save(ours, tmp_path / "model")
         assert dense_class_of(path) == "ForSemanticSegmentation"

@@ -17,8 +17,7 @@ Classify images: one JSON line for each, in order; or, of large collections, one
   {PROGRAM} predict photos/ --model_name_or_path google/vit-base-patch16-224 --output labels.jsonl
   {PROGRAM} predict photos/ --model_name_or_path runs/photos --token_reducer merge --keep_rate 0.7
   {PROGRAM} predict scans/ --model_name_or_path runs/photos --tile 224 --aggregate topk-mean --heat_maps maps
-  {PROGRAM} predict s3://bucket/photos --model_name_or_path runs/photos --engine ray --output
-  s3://bucket/labels
+  {PROGRAM} predict s3://bucket/photos --model_name_or_path runs/photos --engine ray --output s3://bucket/labels
 
 Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for
 several labels an image, top_k ranks them all by probability; a regression has value instead. With

@@ -30,7 +30,13 @@ from ..model.options import keep_options
 from ..readers.opening import ImageSource, open_image
 from .box_merging import check_merging
 from .dense_pictures import picture_of
-from .dense_tiles import check_nodata, check_pixels, check_scales, check_tile_selector
+from .dense_tiles import (
+    check_nodata,
+    check_pixels,
+    check_scales,
+    check_tile_selector,
+    model_fingerprint,
+)
 from .detect_tiles import TiledDetection, detect_tiled
 from .mask_files import check_map_file
 from .predict import FilePrediction
@@ -215,7 +221,7 @@ def _settings(
 ) -> dict[str, Any]:
     status = os.stat(file)
     settings = {
-        "model": model.config.name_or_path,
+        "model": model_fingerprint(model),
         "bytes": status.st_size,
         "modified": status.st_mtime_ns,
         **asdict(arguments),

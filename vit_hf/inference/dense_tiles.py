@@ -5,6 +5,7 @@ A window is what a model sees. Its core is the part that counts: the window with
 is not the image's own border. Cores cover the image.
 """
 
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -363,11 +364,10 @@ class DenseRun:
         else:
             sample = source.thumbnail(min(32, source.height), min(32, source.width))
             pixels = [zlib.crc32(np.ascontiguousarray(sample))]
-        weights = [parameter.detach().flatten()[:8].float().cpu() for parameter in self.model.parameters()]
-        checksum = float(torch.cat(weights).double().abs().sum()) if weights else 0.0
         return {
             "image": [source.height, source.width, *pixels],
-            "model": [type(self.model).__name__, self.model.num_parameters(), checksum],
+            "model": model_fingerprint(self.model),
+            "image_processor": zlib.crc32(repr(self.prepare.image_processor).encode()),
             "tile": list(self.tile),
             "overlap": self.overlap,
             "halo": self.halo,
@@ -452,6 +452,19 @@ class DenseRun:
                 decoded = iter(decode(outputs, [(window, covered) for window, _, _, covered in computed]))
         for window, valid, seen, _ in batch:
             yield window, valid, None if seen is None else next(decoded)
+
+
+def model_fingerprint(model: PreTrainedModel) -> list[Any]:
+    """Class, configuration and some weights of a model, by which two runs are known to be of one model."""
+    # A sample is enough: training changes all weights.
+    weights = [parameter.detach().flatten()[:8].float().cpu() for parameter in model.parameters()]
+    checksum = float(torch.cat(weights).double().abs().sum()) if weights else 0.0
+    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
+    return [
+        type(model).__name__,
+        zlib.crc32(json.dumps(config, default=str, sort_keys=True).encode()),
+        checksum,
+    ]
 
 
 def check_nodata(nodata: Any) -> np.ndarray | None:
