@@ -357,6 +357,12 @@ class TestErrors:
         with pytest.raises(TypeError, match="detect_tiled"):
             segment_tiled(model, picture(64, 64), processor)
 
+    def test_model_that_needs_text(self):
+        model = pixel_segmenter()
+        model.config.model_type = "oneformer"
+        with pytest.raises(TypeError, match="takes a task as text with each image"):
+            segment_tiled(model, picture(20, 20), PLAIN)
+
     def test_logits_that_are_not_finite(self):
         model = pixel_segmenter()
         torch.nn.init.constant_(model.weight, torch.nan)

@@ -343,6 +343,11 @@ class DenseRun:
             raise ValueError(
                 f"{type(model).__name__} takes no single images of three channels or one, which tiles are."
             )
+        if model.config.model_type == "oneformer":
+            raise TypeError(
+                f"{type(model).__name__} takes a task as text with each image, which tiles do not have. Use "
+                "Mask2Former, MaskFormer or EoMT."
+            )
         self.model = active_subnetwork(model)
         self.prepare = WindowPreparation(model, find_image_processor(model, image_processor), num_channels)
         self.tile = check_tile(tile if tile is not None else self.prepare.size or DEFAULT_TILE)
