@@ -105,6 +105,7 @@ class TestCommand:
             ("--tile_selector variance", "needs num_selected_tiles"),
             ("--patch_selector variance", "patch_selector is for adaptive ViTs"),
             ("--heat_maps maps --tile 32", "are for classifiers"),
+            ("--engine ray", "engine ray predicts labels|pip install"),
         ],
     )
     def test_refusals(self, scenes, tmp_path, capsys, flags, message):

@@ -166,8 +166,11 @@ def predict_by_ray(
     from tqdm.auto import tqdm
 
     try:
+        from ..inference.dense_prediction import dense_class_of
         from ..inference.ray_prediction import prepare_collection
 
+        if dense_class_of(arguments.model_name_or_path) is not None:
+            raise ValueError("engine ray predicts labels, not masks or boxes: leave out the engine")
         run = prepare_collection(arguments, collection, inputs)
     except (ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
