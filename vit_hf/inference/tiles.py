@@ -13,12 +13,12 @@ from torch import nn
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
-from transformers.utils import logging
 
 from ..arguments import check_overlap, check_tile
 from ..data.images import is_timm_processor
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessorPil
+from ..progress import progress_bar
 from ..readers.opening import ImageSource, open_image
 from .aggregation import (
     AggregationOptions,
@@ -299,7 +299,7 @@ def predict_tiled(
     attention_temperature: float = 1.0,
     feature_maps: bool = False,
     feature_map_file: str | os.PathLike | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TiledPrediction:
     """Classifies an image of any size by its tiles, at full resolution, with a model made for small ones.
 
@@ -328,7 +328,7 @@ def predict_tiled(
         attention_temperature: temperature of "attention"; above 0.
         feature_maps: also put the states of patches together to `feature_map`; see `feature_map_tiled`.
         feature_map_file: a `.npy` file that holds it, `(R, S, D)`; it is overwritten.
-        progress: whether to show a bar.
+        progress: whether to show a bar; None shows it in a terminal.
 
     Raises:
         TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an
@@ -370,7 +370,7 @@ def feature_map_tiled(
     batch_size: int = 8,
     image_processor: BaseImageProcessor | None = None,
     file: str | os.PathLike | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Computes patch states of an image of any size, `(D, R, S)` float32, blended without seams where tiles
     overlap.
@@ -409,7 +409,7 @@ class _TiledRun:
         overlap: float,
         batch_size: int,
         image_processor: BaseImageProcessor | None,
-        progress: bool,
+        progress: bool | None,
     ):
         self.tile = check_tile(tile)
         check_overlap(overlap)
@@ -439,7 +439,7 @@ class _TiledRun:
         s)`."""
         coordinates = grid.coordinates.tolist()
         model = self.model
-        with logging.tqdm(total=len(grid), unit="tile", disable=not self.progress) as bar:
+        with progress_bar(progress=self.progress, total=len(grid), unit="tile", leave=None) as bar:
             for first in range(0, len(grid), self.batch_size):
                 tiles = [source.read(*place) for place in coordinates[first : first + self.batch_size]]
                 inputs = {
