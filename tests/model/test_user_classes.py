@@ -26,7 +26,7 @@ from vit_hf import (
     register_position_encoding,
 )
 from vit_hf.hub.code_bundle import reachable_modules
-from vit_hf.hub.remote_code import RemoteCodeError, generated_file, rewrite_imports
+from vit_hf.hub.remote_code import NoSourceFileError, RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
@@ -250,7 +250,7 @@ class TestUse:
         assert "save_pretrained will refuse this model" in caplog.text
         with pytest.raises(NoSourceFileError, match=r"Put the class into a file of its own") as refused:
             model.save_pretrained(own_files / "saved")
-        assert "The rest was saved to" in refused.value.__notes__[0]
+        assert "The rest of the checkpoint was saved to" in refused.value.__notes__[0]
         # Training goes on: `Trainer` needs its checkpoints.
         model.save_pretrained(own_files / "checkpoint-7")
         assert "The code of your classes was not saved: Rings is defined in a notebook" in caplog.text

@@ -117,6 +117,10 @@ def write_card(
     if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
         card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
+    for caption, file in pictures.items():
+        if (path := Path(file)).is_file() and not (folder / file).is_file():
+            shutil.copy(path, folder / path.name)
+            pictures[caption] = path.name
     if len(examples):
         explanations = explain(model, image_processor, list(examples), folder / "examples", ["overview"])
         for explanation in explanations:

@@ -99,8 +99,8 @@ class GeneratedFiles(CodeWriter):
                 logger.warning(f"The code of your classes was not saved: {error}")
                 return
             error.add_note(
-                f"The rest was saved to {folder}: weights, configuration and code of {PACKAGE}. The code of "
-                "your class was not, so that it loads only where the class is defined first."
+                f"The rest of the checkpoint was saved to {folder}: weights, configuration and the code of "
+                f"{PACKAGE}. Your code was not, so it loads only where your class is defined first."
             )
             raise
         path.write_text(generate(name, [*roots, *used], functions), encoding="utf-8")
