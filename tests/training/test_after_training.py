@@ -60,7 +60,7 @@ def test_without_matplotlib_or_a_log_a_line_says_so(tmp_path, monkeypatch):
 def test_a_finished_run_says_so_and_trains_on_when_asked(make_run, tmp_path):
     run = make_run()
     assert "Run:    begins" in run.describe()
-    assert "2 of 16 patches of the first image" in run.describe()
+    assert "2 of 4 patches of the first image" in run.describe()
     run.execute()
     folder = tmp_path / "run"
     assert run.notes == [f"Learning curves: {folder / CURVES_NAME}"]
