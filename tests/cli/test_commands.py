@@ -56,6 +56,47 @@ def test_help_of_every_command_needs_no_torch():
     assert result.stdout == "done\n", result.stderr
 
 
+FIRST_LINE = """
+import importlib, sys
+sys.argv = ["vit-hf"]
+from vit_hf.cli import TRAINING
+
+def announce(text):
+    assert "torch" not in sys.modules, text
+    print(text)
+    sys.exit()
+
+for name, argv in {calls!r}.items():
+    module = importlib.import_module(f"vit_hf.cli.{{'train' if name in TRAINING else name}}")
+    module.announce = announce
+    try:
+        module.run(name, argv)
+    except SystemExit as end:
+        assert not end.code, (name, end.code)
+"""
+TRAINED = ["--dataset", "photos", "--output_dir", "run"]
+CALLS = {
+    **dict.fromkeys([*TRAINING, "tune", "search"], TRAINED),
+    "predict": ["a.png", "--model_name_or_path", "m"],
+    "evaluate": ["--dataset", "photos", "--model_name_or_path", "m"],
+    "compare": ["--demo"],
+    "explain": ["--images", "a.png", "--model_name_or_path", "m"],
+    "app": ["--model_name_or_path", "m"],
+    "convert": ["m", "--output", "o"],
+    "push": ["m", "me/m"],
+}
+
+
+def test_every_command_says_a_line_before_torch_is_imported():
+    assert CALLS.keys() == set(NAMES) - {"configs"}  # which answers at once
+    result = subprocess.run(
+        [sys.executable, "-c", FIRST_LINE.format(calls=CALLS)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"vit-hf {name}" for name in CALLS]
+
+
 def test_the_package_installs_the_command():
     [script] = importlib.metadata.entry_points(group="console_scripts", name="vit-hf")
     assert script.load() is main

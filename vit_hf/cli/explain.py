@@ -135,7 +135,8 @@ def explain_each(
             failures.append(f"{image}: {error}")
             continue
         tqdm.write(f"{image}: {explanation.prediction.summary}, {explanation.amount}")
-        tqdm.write("".join(f"  {path}\n" for path in explanation.files.values()), end="")
+        for path in explanation.files.values():
+            tqdm.write(f"{image}: {path}")
         # About the model, which stays the same.
         pictures = [picture for picture in pictures if picture != "positions"]
         yield explanation

@@ -450,7 +450,9 @@ def to_html(comparison: Comparison) -> str:
     lines += [[row.name, f"not measured: {row.reason}"] for row in rows if row.reason is not None]
     template = jinja2.Environment(autoescape=True).from_string(NOTEBOOK)
     header = ["strategy", "accuracy", "latency ms", "GFLOPs", "tokens"]
-    return template.render(advice=recommend(rows, chance, facts["adapt"]), plot=plot, header=header, lines=lines)
+    return template.render(
+        advice=recommend(rows, chance, facts["adapt"]), plot=plot, header=header, lines=lines
+    )
 
 
 def chance_of(facts: dict[str, Any]) -> float:
