@@ -255,7 +255,7 @@ class TestScores:
         # Those of the model for all patches, which select in the same way.
         np.testing.assert_allclose(explanation.patch_scores, whole.patch_scores, rtol=1e-4)
         assert explanation.pictures == ("overview", "patches", "scores", "attention", "rollout")
-        assert "the 6 highest are kept" in explanation.figure("scores").texts[0].get_text()
+        assert "the 6 highest are kept" in explanation.figure("scores").texts[1].get_text()
         np.testing.assert_array_equal(explanation.kept_boxes, whole.kept_boxes)
         np.testing.assert_allclose(explanation.rollout, whole.rollout, rtol=1e-4)
 

@@ -358,7 +358,7 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
 
 
 def describe_tokens(row: Row, facts: dict[str, Any]) -> str:
-    """Says how many tokens a row computes on, of how many patches, and how many leave the encoder if fewer."""
+    """Formats the tokens of a row: of how many patches, and how many leave the encoder if fewer."""
     if row.tokens is None:
         return "-"
     whole = f" of {facts['num_patches']}" if row.strategy == "select" else ""
@@ -381,10 +381,10 @@ def _line(row: Row, facts: dict[str, Any]) -> str:
 
 
 NOTEBOOK = """<p>{{ advice }}</p>
-<img src="{{ plot }}" style="max-width: 60rem; width: 100%" alt="Accuracy against latency and against GFLOPs">
+<img src="{{ plot }}" style="max-width: 60rem; width: 100%" alt="Accuracy against cost">
 <table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for line in lines %}<tr>{% for cell in line %}<td{% if loop.last and line|length < 3 %} colspan="4"{% endif %}>
-{{- cell }}</td>{% endfor %}</tr>
+{% for line in lines %}<tr>{% for cell in line %}<td
+{%- if line|length < 3 and loop.last %} colspan="4"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>"""
 TEMPLATE = Path(__file__).with_name("report.html")
 
