@@ -80,7 +80,7 @@ def run(name: str, argv: list[str]) -> None:
     """Publishes, and says where."""
     parser = make_parser(name)
     (arguments,) = parse(parser, read_arguments(parser, argv))
-    announce(f"{parser.prog}: checking token, repository and network ...")
+    announce(f"{parser.prog}: checking token, repository and network ...", imports=False)
     from ..hub.access import check_access
 
     try:

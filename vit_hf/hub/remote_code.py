@@ -80,8 +80,9 @@ class GeneratedFiles(CodeWriter):
         """Writes the generated file, and those of a user's own classes.
 
         Raises:
-            RemoteCodeError: if a user's class could not be loaded elsewhere; the rest was saved. In a folder
-                named as `Trainer` names checkpoints, a class without a file is a warning, and training goes on.
+            RemoteCodeError: if a user's class could not be loaded elsewhere; the rest was saved. For a
+                class without a file, a checkpoint that `Trainer` writes during training is saved with a
+                warning instead.
         """
         name, roots = generated_file(saved)
         path, functions = Path(folder) / f"{name}.py", {}
