@@ -97,6 +97,7 @@ def test_next_commands_are_accepted_by_the_command_line(image_folder, tmp_path):
 
 
 def test_flags_leave_out_defaults():
+    assert flags_of(DataArguments("photos")) == "--dataset photos"
     words = shlex.split(flags_of(DataArguments("photos", dataset_options='{"size": 9}', skip_corrupt=True)))
     assert words[:3] == ["--dataset", "photos", "--dataset_options"]
     assert json.loads(words[3]) == {"size": 9}

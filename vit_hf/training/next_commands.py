@@ -45,7 +45,7 @@ def flags_of(arguments: Any) -> str:
     words = []
     for entry in fields(arguments):
         value = getattr(arguments, entry.name)
-        if value != entry.default:
+        if value not in (entry.default, {}):  # options that were not given are an empty dict
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             words += [f"--{entry.name}", text]
     return shlex.join(words)
