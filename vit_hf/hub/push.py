@@ -118,7 +118,9 @@ def write_card(
         card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
     for caption, file in pictures.items():
-        if (path := Path(file)).is_file() and not (folder / file).is_file():
+        path = Path(file)
+        is_there = not path.is_absolute() and (folder / path).is_file()
+        if path.is_file() and not is_there:
             shutil.copy(path, folder / path.name)
             pictures[caption] = path.name
     if len(examples):
