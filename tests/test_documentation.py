@@ -136,7 +136,8 @@ def test_python_of_pages(page, code, names, checkpoint, swin_checkpoint, video_c
     code = re.sub(r'"MCG-NJU/[^"]*"', repr(video_checkpoint), code)
     code = code.replace("1024, 1024", "96, 96")
     # Small images have fewer patches.
-    code = re.sub(r"\b(392|196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
+    code = re.sub(r"\b(392|196|98)\b", "20", code)
+    code = code.replace("num_selected_patches=1000", "num_selected_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):
         Path(file[1]).write_text(code)
     exec(compile(code, page, "exec"), names)

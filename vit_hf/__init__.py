@@ -6,6 +6,7 @@ imported when it is first used, since each part needs libraries of its own.
 
 import importlib
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ def _is_command_line() -> bool:
 
 
 check_versions()
+# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared (of two
+# threads on two busy cores, sixfold). OpenMP reads this when torch is imported, later it has no effect.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING or not _is_command_line():
     from .auto import (
         PATCH_SELECTORS,

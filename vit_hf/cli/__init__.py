@@ -9,10 +9,6 @@ import textwrap
 from ..model.version import __version__
 
 
-# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. This is
-# set before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 PROGRAM = "vit-hf"
 # Commands with a summary of each, by heading. The module of a command has its name, `train` has several.
 COMMANDS: dict[str, dict[str, str]] = {

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import importlib.resources
 import json
 import sys
@@ -280,13 +281,17 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
     return flags
 
 
-def announce(text: str) -> None:
-    """Prints on standard error what begins, so that nobody waits without a word; then imports the models.
+def announce(text: str, imports: bool = True) -> None:
+    """Says on standard error what begins, so that nobody waits without a word, and then imports the models.
 
-    Commands call it after they have read their arguments: it imports torch, and registers the models.
+    Args:
+        text: what is said.
+        imports: whether to import torch, transformers and the models of this package, which registers them
+            with the Auto classes; `vit_hf` itself leaves that to its commands.
     """
     print(text, file=sys.stderr, flush=True)
-    importlib.import_module(f"{PACKAGE}.auto")
+    if imports:
+        importlib.import_module("..auto", __package__)
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:

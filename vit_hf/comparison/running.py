@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..arguments import SPLITS, ComparedDataArguments, ComparisonArguments
@@ -24,7 +25,8 @@ from ..model.selectors import PATCH_SELECTORS
 from ..model.version import __version__
 from .checkpoints import Checkpoint, open_checkpoint
 from .measuring import Measurement, measure_speed, measure_strategy, share_weights
-from .results import Row, mark, write_rows
+from .results import Row, best_of, mark, write_rows
+from .results import measured as find_measured
 from .strategies import STRATEGIES, Setting, Strategy
 from .training import adapt, adapted_folder
 
@@ -132,7 +134,7 @@ def make_setting(
 NUM_EXAMPLES = 3
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """Result of a comparison.
 
@@ -145,6 +147,23 @@ class Comparison:
     rows: list[Row]
     examples: list[tuple[PIL.Image.Image, str]]
     facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        known = find_measured(self.rows)
+        best = best_of(known) if known else None
+        answer = f"most accurate: {best.name}, {best.accuracy:.1%}" if best else "none could be measured"
+        return (
+            f"Comparison({len(self.rows)} strategies on {self.facts['num_images']} images of "
+            f"{self.facts['data']}; {answer})"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """Shows recommendation, plot and table in a notebook."""
+        try:
+            from .report import to_html
+        except ImportError:  # matplotlib is missing, and notebooks show the text
+            return None
+        return to_html(self)
 
 
 def compare(
@@ -170,18 +189,20 @@ def compare(
     setting = run.setting
     measured: dict[str, Measurement] = {}
     strategies, rows = {}, []
-    for strategy in run.strategies():
+    listed = run.strategies()
+    for number, strategy in enumerate(tqdm(listed, unit="strategy", disable=None), start=1):
+        counted = f"{number} of {len(listed)}: {strategy.name}"
         start = time.perf_counter()
         result, is_new = run.measure(strategy)
         if isinstance(result, str):
             rows.append(_failed(strategy, result))
-            log(f"{strategy.name}: not measured: {result}")
+            log(f"{counted}: not measured: {result}")
             continue
         strategies[strategy.name], measured[strategy.name] = strategy, result
         added = [_row(strategy, answer, result, arguments) for answer in result.right]
         rows += added
         how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-        log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+        log(f"{counted}: {max(row.accuracy for row in added):.1%} ({how})")
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     speeds, failures = run.speeds(strategies, measured)
@@ -392,6 +413,11 @@ class _Run:
         numbers = [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
         return ", ".join(self.data.id2label[number] for number in numbers)
 
+    def num_patches(self, side: int) -> int:
+        """Counts the patches of `side` pixels in the typical image, on which tokens are counted."""
+        width, height = self.sizes[self.typical]
+        return (width // side) * (height // side)
+
     def facts(self, setting: Setting) -> dict[str, Any]:
         heights, widths = [height for _, height in self.sizes], [width for width, _ in self.sizes]
         is_one_size = len(set(self.sizes)) == 1
@@ -409,6 +435,7 @@ class _Run:
             "new_head": setting.new_head,
             "own_side": setting.checkpoint.side,
             "patch_size": setting.checkpoint.patch_size,
+            "num_patches": self.num_patches(setting.checkpoint.patch_size),
             "budgets": list(setting.budgets),
             "adapt": self.arguments.adapt,
             "adapt_batch_size": self.arguments.adapt_batch_size,

@@ -419,11 +419,16 @@ def select_patches(
                 patches.full_grid,
             )
         return patches.gather()
-    options = read_scorer_options(patch_selector)
-    seed = getattr(options, "seed", 0)
-    scores = pixel_scores(type_of(patch_selector), patches, num_selected, seed)
-    indices, _ = keep_top(scores, num_selected)
+    indices, _ = keep_top(score_patches(patches, patch_selector, num_selected), num_selected)
     return patches.gather(indices)
+
+
+def score_patches(
+    patches: ImagePatches, patch_selector: str | dict[str, Any], num_selected: int
+) -> torch.Tensor:
+    """Scores all patches as an image processor with this selector does, `(B, N)`."""
+    seed = getattr(read_scorer_options(patch_selector), "seed", 0)
+    return pixel_scores(type_of(patch_selector), patches, num_selected, seed)
 
 
 def pad_patches(
