@@ -130,15 +130,28 @@ def test_help_and_configurations(vit_hf_command):
     assert all(name in vit_hf_command("configs") for name in config_names())
 
 
-def test_finetune_saves_model_code_and_card(trained):
-    assert {"config.json", "model.safetensors", "modeling_adaptive_vit.py"} <= {
-        path.name for path in trained.iterdir()
-    }
-    assert "## How to use" in (trained / "README.md").read_text()
+def test_finetune_by_a_configuration_of_the_package(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= names
+
+
+CARD = """
+import sys
+from transformers import AutoModelForImageClassification
+import vit_hf
+from vit_hf.hub.model_card import make_model_card
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+print(make_model_card(model, model_name="digits"))
+"""
+
+
+def test_card_template_is_found(vit_hf_command, trained):
+    said = call(vit_hf_command.program.with_name("python"), "-c", CARD, trained, **vit_hf_command.options)
+    assert "## How to use" in said and "# digits" in said
 
 
 def test_predict(vit_hf_command, trained, image):
-    said = vit_hf_command("predict", "--model_name_or_path", trained, "--images", image)
+    said = vit_hf_command("predict", image, "--model_name_or_path", trained)
     assert "noise.png" in said
 
 

@@ -143,7 +143,7 @@ def test_fields_read_from_sources_are_those_of_the_classes():
 def test_complete_parser_knows_the_same_flags(name):
     parser = make_training_parser(name)
     foreseen = set(parser.known_flags())
-    parser.complete(RunArguments)
+    parser.complete()
     assert set(parser.known_flags()) <= foreseen
 
 
@@ -183,3 +183,18 @@ def test_flags_override_a_file(tmp_path):
     parser = parser_of("predict")
     values, _, _, namespace = parse(parser, read_arguments(parser, [str(file), "--top_k", "2"]))
     assert (values.model_name_or_path, values.top_k, namespace.inputs) == ("runs/a", 2, ["a.png", "b.png"])
+
+
+@pytest.mark.parametrize("name", ["finetune", "tune", "evaluate"])
+def test_help_all_describes_every_flag(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help-all"])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert ("--adam_beta1" in text) == (name != "evaluate") and "--config NAME" in text
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m vit_hf configs token_reduction | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("#") and not result.stderr

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..arguments import TASKS
 from . import PROGRAM
-from .parsing import CommandParser, announce, format_metrics, parse, read_arguments
+from .parsing import RUN_ARGUMENTS, CommandParser, announce, format_metrics, parse, read_arguments
 
 
 @dataclass(frozen=True)
@@ -86,25 +86,18 @@ def make_parser(name: str) -> CommandParser:
     """Makes the parser of a command, without the flags of Trainer."""
     usage = "[CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
     return CommandParser(
-        name, TASKS[name], COMMANDS[name].description.strip() + "\n" + COMMON, usage, trains=True
+        name, TASKS[name], COMMANDS[name].description.strip() + "\n" + COMMON, usage, RUN_ARGUMENTS
     )
 
 
 def run(name: str, argv: list[str]) -> None:
     """Trains, and prints the metrics."""
     parser = make_parser(name)
-    if "--help-all" in argv:
-        from ..training.arguments import RunArguments
-
-        parser.complete(RunArguments)
-        print(parser.format_help(), end="")
-        return
     argv = read_arguments(parser, argv)
     announce(f"{PROGRAM} {name}: loading torch and transformers ...")
-    from ..training.arguments import RunArguments
     from ..training.task import run_task
 
-    parser.complete(RunArguments)
+    parser.complete()
     *arguments, training, _ = parse(parser, argv)
     module, task = COMMANDS[name].task
     task = getattr(importlib.import_module(f"..training.{module}", __package__), task)
