@@ -146,6 +146,22 @@ class TestChoice:
         choice = choose({"variance": 1024, "saliency": 1024})
         assert choice.row is None and choice.describe().startswith("Keep all patches")
 
+    def test_the_most_that_fit_may_be_needed(self):
+        choice = choose({"variance": 256}, obstacle=(None, 512))
+        assert choice.row is None and "Keep 256 patches: on 2000 images" in choice.describe()
+
+    def test_more_accurate_numbers_are_named(self):
+        """A small number is as accurate as all patches, and another one more accurate."""
+        plain = planted({"variance": 10})
+
+        def measure(selector, budget):
+            row = plain(selector, budget)
+            return Row(row.name, "select", selector, budget, right=[True] * 2000) if budget == 64 else row
+
+        text = choose_tokens(measure, ["variance"], 1024, 0.01, 0.1, lambda text: None).describe()
+        assert "Keep 10 of 1024 patches by variance: 90.0%" in text
+        assert "More accurate than that is 64 of 1024 patches by variance: 100.0%." in text
+
     def test_chance_allows_no_choice(self):
         measured = []
 

@@ -113,18 +113,28 @@ class Choice:
             ]
         sentences = []
         if self.row is None:
+            kept = "all" if self.obstacle is None else most
             sentences.append(
-                f"Keep all patches: on {number} images every smaller number loses more than {margin} of "
+                f"Keep {kept} patches: on {number} images every smaller number loses more than {margin} of "
                 f"{reference}. A larger --margin allows fewer."
             )
         elif self.shown is not None:
+            bound = self.shown.behind_all_high
+            loss = (
+                f"The loss is at most {_points(bound)} points (95 % interval), within the margin of {margin}."
+            )
+            if bound < 0:
+                loss = f"It is more accurate than all, by at least {_points(-bound)} points (95 % interval)."
             sentences.append(
                 f"Keep {self._name(self.shown)}: {self.shown.accuracy:.1%}, and {reference}, on the same "
-                f"{number} images. The loss is at most {_points(self.shown.behind_all_high)} points (95 % "
-                f"interval), within the margin of {margin}."
+                f"{number} images. {loss}"
             )
         if self.estimated is not None and self.estimated is not self.shown:
             sentences += self._estimate(number, margin, reference)
+        # A checkpoint that was trained on few patches may be better with them than with all.
+        best = max(self.rows, key=lambda row: row.accuracy, default=None)
+        if self.row is not None and not best.as_good_as(self.row):
+            sentences.append(f"More accurate than that is {self._name(best)}: {best.accuracy:.1%}.")
         if adapt:
             sentences.append(
                 f"Each number of patches was fine-tuned for {adapt} steps with one seed, so that differences "
@@ -141,8 +151,8 @@ class Choice:
         row = self.estimated
         needed = images_needed(self.reference.right, row.right, self.margin)
         loss = (
-            f"{_points(row.behind_all)} points less on these images, at most "
-            f"{_points(row.behind_all_high)} by the 95 % interval, p = {row.p_value_all:.2f}"
+            f"{_points(abs(row.behind_all))} points {'less' if row.behind_all >= 0 else 'more'} on these images, "
+            f"by the 95 % interval at most {_points(row.behind_all_high)} less, p = {row.p_value_all:.2f}"
         )
         remedy = f"about {needed} images like these are needed"
         if needed is None:
