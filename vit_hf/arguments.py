@@ -23,6 +23,8 @@ PICTURES = (*IMAGE_PICTURES, "positions")
 # Names in tables of other modules, which import torch; tests compare them.
 STRATEGIES = ("resize", "tiles", "dense", "select", "reduce", "hybrid")
 DETECTORS = ("deformable_detr", "conditional_detr", "detr")
+# Value of `tokens` that finds the number of patches, and the percentage points of accuracy it may cost.
+AUTO, MARGIN = "auto", 1.0
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
 
 
@@ -78,6 +80,24 @@ def parse_budget(value: float | str | None) -> int | float | None:
         ValueError: if it is neither.
     """
     return None if value is None else Budget.parse(value).value
+
+
+def parse_tokens(tokens: list[int | str] | None) -> list[int] | list[str] | None:
+    """Converts numbers of patches; `["auto"]` stays.
+
+    Raises:
+        ValueError: if they are neither numbers of at least 1 nor `auto` alone.
+    """
+    if tokens is None or list(tokens) == [AUTO]:
+        return tokens
+    try:
+        numbers = [int(number) for number in tokens]
+    except ValueError:
+        numbers = []
+    if min(numbers, default=0) < 1:
+        given = " ".join(map(str, tokens))
+        raise ValueError(f"tokens are {given}; give numbers of at least 1 patch, or {AUTO} alone")
+    return numbers
 
 
 def check_tile(tile: Any) -> tuple[int, int]:
@@ -419,11 +439,19 @@ class ComparisonArguments:
         default_factory=lambda: list(STRATEGIES),
         metadata={"help": "strategies to compare", "choices": tuple(STRATEGIES)},
     )
-    tokens: list[int] | None = field(
+    tokens: list[str] | None = field(
         default=None,
         metadata={
             "help": "numbers of patches to select, and to resize images to; default: half, once and twice "
-            "those of an image at the checkpoint's own size"
+            "those of an image at the checkpoint's own size; auto: the fewest patches that are as accurate "
+            "as all, up to --margin, by the best two selectors"
+        },
+    )
+    margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "with --tokens auto: accuracy that may be lost, in percentage points; default: "
+            f"{MARGIN:g}"
         },
     )
     selectors: list[str] | None = field(
@@ -493,11 +521,31 @@ class ComparisonArguments:
         for name in ("limit", "adapt"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.tokens is not None and min(self.tokens, default=0) < 1:
-            raise ValueError(f"tokens are {self.tokens}; give numbers of at least 1 patch")
+        self.tokens = parse_tokens(self.tokens)
         for rate in self.keep_rates:
             if not 0 < rate < 1:
                 raise ValueError(f"keep_rates has {rate}; give fractions of the tokens between 0 and 1")
+        self._check_choice()
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """True if the number of patches is to be found."""
+        return self.tokens == [AUTO]
+
+    def _check_choice(self) -> None:
+        if not self.chooses_tokens:
+            if self.margin is not None:
+                raise ValueError(f"margin is for --tokens {AUTO}, which finds the number of patches")
+            return
+        self.margin = MARGIN if self.margin is None else self.margin
+        if not 0 < self.margin < 100:
+            raise ValueError(f"margin is {self.margin}; give percentage points between 0 and 100, such as 1")
+        for name, unused in (("strategies", self.strategies != list(STRATEGIES)), ("hybrid", self.hybrid)):
+            if unused:
+                raise ValueError(
+                    f"--tokens {AUTO} compares all patches of the model with selected ones: leave --{name} "
+                    "out, or give numbers of tokens"
+                )
 
 
 @dataclass

@@ -24,8 +24,9 @@ from ..model.reducers import TOKEN_REDUCERS
 from ..model.selectors import PATCH_SELECTORS
 from ..model.version import __version__
 from .checkpoints import Checkpoint, open_checkpoint
+from .choosing import MIN_IMAGES, Choice, choose_tokens, finetune_command
 from .measuring import Measurement, measure_speed, measure_strategy, share_weights
-from .results import Row, best_of, mark, write_rows
+from .results import Row, best_of, chance_of, mark, write_rows
 from .results import measured as find_measured
 from .strategies import STRATEGIES, Setting, Strategy
 from .training import adapt, adapted_folder
@@ -75,13 +76,18 @@ def check_same_classes(checkpoint: Checkpoint, hybrid: Checkpoint) -> None:
         )
 
 
+def split_of(data: ImageDataset, arguments: ComparisonArguments) -> str:
+    """Returns the name of the split to measure on."""
+    return arguments.split or next(name for name in SPLITS if name in data.splits)
+
+
 def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabeledImages:
     """Chooses the images to measure on.
 
     Raises:
         ValueError: if the split does not exist, or if there is no other split to fine-tune on.
     """
-    split = arguments.split or next(name for name in SPLITS if name in data.splits)
+    split = split_of(data, arguments)
     if split not in data.splits:
         raise ValueError(f"split={split!r} is not in the data; choose from {', '.join(data.splits)}")
     if arguments.adapt and (split == "train" or "train" not in data.splits):
@@ -106,7 +112,8 @@ def make_setting(
         ValueError: for a selector that does not exist.
     """
     own, patches = checkpoint.num_tokens, area // checkpoint.patch_size**2
-    budgets = arguments.tokens or [max(1, own // 2), own, 2 * own]
+    chosen = None if arguments.chooses_tokens else arguments.tokens
+    budgets = chosen or [max(1, own // 2), own, 2 * own]
     selectors = arguments.selectors
     if selectors is None:
         learned = [name for name in PATCH_SELECTORS if name not in UNTRAINED]
@@ -127,8 +134,22 @@ def make_setting(
         tile=arguments.tile or checkpoint.side,
         overlap=arguments.overlap,
         side=int(area**0.5),
+        num_patches=patches,
         new_head=new_head,
     )
+
+
+def check_enough(images: LabeledImages) -> None:
+    """Checks that there are enough images to compare numbers of patches.
+
+    Raises:
+        ValueError: for fewer than `MIN_IMAGES`.
+    """
+    if len(images) < MIN_IMAGES:
+        raise ValueError(
+            f"--tokens auto has {len(images)} images to measure on, and needs at least {MIN_IMAGES}, better "
+            "some hundreds: label more, choose a larger split with --split, or raise --limit (0: all)."
+        )
 
 
 NUM_EXAMPLES = 3
@@ -142,11 +163,13 @@ class Comparison:
         rows: see `Row`.
         examples: images that the strategies' pictures show, with the names of their classes.
         facts: facts about data, model and machine, for reports.
+        choice: number of patches that was found, with `--tokens auto`.
     """
 
     rows: list[Row]
     examples: list[tuple[PIL.Image.Image, str]]
     facts: dict[str, Any]
+    choice: Choice | None = None
 
     def __repr__(self) -> str:
         known = find_measured(self.rows)
@@ -186,23 +209,23 @@ def compare(
         OSError, ValueError: for a model or data that do not exist or do not match.
     """
     run = _Run(arguments, data_arguments, log)
-    setting = run.setting
-    measured: dict[str, Measurement] = {}
-    strategies, rows = {}, []
-    listed = run.strategies()
-    for number, strategy in enumerate(tqdm(listed, unit="strategy", disable=None), start=1):
-        counted = f"{number} of {len(listed)}: {strategy.name}"
-        start = time.perf_counter()
-        result, is_new = run.measure(strategy)
-        if isinstance(result, str):
-            rows.append(_failed(strategy, result))
-            log(f"{counted}: not measured: {result}")
-            continue
-        strategies[strategy.name], measured[strategy.name] = strategy, result
-        added = [_row(strategy, answer, result, arguments) for answer in result.right]
-        rows += added
-        how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-        log(f"{counted}: {max(row.accuracy for row in added):.1%} ({how})")
+    choice = None
+    if arguments.chooses_tokens:
+        check_enough(run.images)
+        choice = choose_tokens(
+            run.measure_patches,
+            run.setting.selectors,
+            run.setting.num_patches,
+            arguments.margin / 100,
+            chance=chance_of(run.data.num_labels, run.is_multi_label),
+            log=log,
+        )
+        choice.num_labeled = len(run.data.splits[split_of(run.data, arguments)])
+        choice.command = finetune_command(choice, arguments, data_arguments, run.setting.checkpoint)
+    else:
+        for strategy in tqdm(run.strategies(), unit="strategy", disable=None):
+            run.add(strategy)
+    strategies, measured, rows = run.measured_strategies, run.measured, run.rows
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     speeds, failures = run.speeds(strategies, measured)
@@ -217,7 +240,7 @@ def compare(
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     examples = [(run.images.read(index), run.label(index)) for index in run.examples]
-    return Comparison(rows, examples, run.facts(setting))
+    return Comparison(rows, examples, run.facts(run.setting), choice)
 
 
 def _row(strategy: Strategy, answer: str, result: Measurement, arguments: ComparisonArguments) -> Row:
@@ -277,6 +300,8 @@ class _Run:
         if torch.accelerator.is_available() and not arguments.use_cpu:
             self.device = str(torch.accelerator.current_accelerator())
         checkpoint = open_checkpoint(arguments.model_name_or_path, self.output / "converted")
+        if arguments.chooses_tokens and checkpoint.obstacle:
+            raise ValueError(f"no number of patches can be chosen: {checkpoint.obstacle}")
         hybrid = None
         if arguments.hybrid is not None:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
@@ -292,7 +317,11 @@ class _Run:
         self.largest = int(np.argmax(areas))
         self.sizes = sizes
         self.examples = list(range(min(NUM_EXAMPLES, len(self.images))))
+        self.is_multi_label = self.data.problem_type == "multi_label_classification"
         self.setting = make_setting(arguments, checkpoint, hybrid, areas[self.typical], new_head)
+        self.rows: list[Row] = []
+        self.measured: dict[str, Measurement] = {}
+        self.measured_strategies: dict[str, Strategy] = {}
         self.shared = {
             "data": asdict(data_arguments),
             "content": {name: split.rows._fingerprint for name, split in self.data.splits.items()},
@@ -313,6 +342,30 @@ class _Run:
                 variants = [replace(variants[0], name=name)]
             found += variants
         return list({strategy.name: strategy for strategy in found}.values())
+
+    def add(self, strategy: Strategy) -> list[Row]:
+        """Measures a strategy and adds its rows; one row with the reason if it fails."""
+        start = time.perf_counter()
+        result, is_new = self.measure(strategy)
+        if isinstance(result, str):
+            added = [_failed(strategy, result)]
+            self.log(f"{strategy.name}: not measured: {result}")
+        else:
+            self.measured_strategies[strategy.name], self.measured[strategy.name] = strategy, result
+            added = [_row(strategy, answer, result, self.arguments) for answer in result.right]
+            how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
+            self.log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+        self.rows += added
+        return added
+
+    def measure_patches(self, selector: str | None, budget: int | None) -> Row:
+        """Measures a number of selected patches, or all patches."""
+        setting, family = self.setting, "dense"
+        if selector is not None:
+            setting, family = replace(setting, selectors=(selector,), budgets=(budget,)), "select"
+        [strategy] = STRATEGIES[family].variants(setting)
+        [row] = self.add(strategy)
+        return row
 
     def measure(self, strategy: Strategy) -> tuple[Measurement | str, bool]:
         """Returns the measurement, or the reason why there is none, and whether it is new."""
@@ -428,7 +481,7 @@ class _Run:
             "data_options": self.shared["data"]["dataset_options"],
             "num_images": len(self.images),
             "num_classes": self.data.num_labels,
-            "is_multi_label": self.data.problem_type == "multi_label_classification",
+            "is_multi_label": self.is_multi_label,
             "image_size": f"{widths[0]}x{heights[0]}"
             if is_one_size
             else f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}",
