@@ -53,7 +53,9 @@ class Task(ABC):
     """
 
     argument_groups: ClassVar[tuple[type, ...]]
-    trainer_class: ClassVar[type[HubTrainer]] = HubTrainer
+    # Arguments of Trainer, with the defaults of the task.
+    run_arguments: ClassVar[type[RunArguments]] = RunArguments
+    trainer_class: ClassVar[Callable[..., HubTrainer]] = HubTrainer
     # From model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
 
@@ -342,7 +344,7 @@ def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = N
         text: description of the script for `--help`.
         argv: flags; by default those of the process.
     """
-    groups = [*task.argument_groups, RunArguments]
+    groups = [*task.argument_groups, task.run_arguments]
     usage = "%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
     *arguments, training = parse_arguments(make_parser(groups, text, usage=usage), argv)
     try:
