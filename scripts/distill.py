@@ -1,7 +1,8 @@
 """Teach a Vision Transformer, on images without labels, to keep its answer with few of its patches.
 
     python scripts/distill.py --dataset photos/ --model_name_or_path facebook/dinov2-small --image_size 518 \\
-        --patch_selector '{"type": "attention", "coverage": 0.5}' --num_selected_patches 0.1 --output_dir runs/sparse
+        --patch_selector '{"type": "attention", "coverage": 0.5}' --num_selected_patches 0.1 \\
+        --output_dir runs/sparse
     python scripts/distill.py scripts/configs/distill_photos.yaml --dataset photos/
 
 The checkpoint itself, frozen and with all patches, is the teacher; the model that is saved is the checkpoint,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class Fidelity:
 
     Attributes:
         fraction: of the patches.
-        image_cosine: of the image states, `(B, D)`; the CLS states where the head reads them.
+        image_cosine: of the image states; the CLS states where the head reads them.
+        worst_image_cosine: of the image where it is lowest.
         patch_cosine: of the states of kept patches.
         nearest: fraction of the images whose nearest other image is the same.
         neighbors: fraction of the nearest other images that are the same, of `num_neighbors` each.
@@ -57,6 +58,7 @@ class Fidelity:
 
     fraction: float
     image_cosine: float
+    worst_image_cosine: float
     patch_cosine: float
     nearest: float | None
     neighbors: float | None
@@ -65,7 +67,7 @@ class Fidelity:
     def as_metrics(self) -> dict[str, float]:
         """Measured values by name, each with the percentage of the patches, such as `image_cosine_10`."""
         percentage = f"{100 * self.fraction:g}"
-        names = ("image_cosine", "patch_cosine", "nearest", "neighbors", "top1")
+        names = [entry.name for entry in fields(self) if entry.name != "fraction"]
         values = {f"{name}_{percentage}": getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -233,6 +235,7 @@ def summarize(
     return Fidelity(
         fraction,
         values["image_cosine"].mean().item(),
+        values["image_cosine"].min().item(),
         values["patch_cosine"].mean().item(),
         nearest,
         neighbors,
