@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--demo", action="store_true", help="on the embedded data; some minutes on two cores")
     arguments, data_arguments, namespace = parse_arguments(parser, argv)
     disable_progress_bar()
-    say = lambda text: print(text, flush=True)  # noqa: E731
+    log = lambda text: print(text, flush=True)  # noqa: E731
     try:
         if namespace.demo:
             given = given_flags(parser, argv)
-            arguments, data_arguments = demonstration(arguments, data_arguments, given, say)
-        comparison = compare(arguments, data_arguments, say)
+            arguments, data_arguments = demonstration(arguments, data_arguments, given, log)
+        comparison = compare(arguments, data_arguments, log)
     except (OSError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
     except KeyboardInterrupt:

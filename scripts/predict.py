@@ -93,7 +93,7 @@ def predict_here(
                 errors.append(prediction.error)
                 continue
             # Names of files need not be UTF-8; JSON has a way to write those.
-            line = json.dumps(prediction.answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            line = json.dumps(prediction.result, ensure_ascii=False).encode("utf-8", "backslashreplace")
             # Around the bar, if both are on a terminal.
             tqdm.write(line.decode(), file=output)
     for error in errors:

@@ -1,4 +1,4 @@
-"""Figures laid out in inches, so that no label is clipped, whatever the shape of an image."""
+"""Figures laid out in inches, so that no label is clipped for any shape of image."""
 
 import textwrap
 from collections.abc import Iterator
@@ -30,18 +30,18 @@ STYLE = {
 }
 INK, FAINT_INK = "#1a1a1a", "#666666"
 
-# Inches.
+# In inches.
 MARGIN = 0.35
-# Side of a picture that stands alone.
+# Side of a single picture.
 SIDE = 5.6
-COLOUR_BAR_GAP, COLOUR_BAR_WIDTH = 0.07, 0.1
-# What a colour bar and the numbers beside it take on the right of a cell.
-COLOUR_BAR_SPACE = 0.67
+COLOR_BAR_GAP, COLOR_BAR_WIDTH = 0.07, 0.1
+# Room for a color bar and its numbers on the right of a cell.
+COLOR_BAR_SPACE = 0.67
 
 
 @dataclass
 class Cell:
-    """A place on a sheet, in inches from its top left corner."""
+    """Rectangle on a sheet, in inches from its top left corner."""
 
     x: float
     y: float
@@ -51,7 +51,7 @@ class Cell:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Everything that is drawn inside looks the same whatever the user's settings, which are left alone."""
+    """Applies one style to all drawing in the context; the user's settings are restored after it."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -59,7 +59,7 @@ def house_style() -> Iterator[None]:
 
 
 class Sheet:
-    """A white figure with places given in inches from its top left corner."""
+    """White figure with positions in inches from its top left corner."""
 
     def __init__(self, width: float, height: float):
         self.width, self.height = width, height
@@ -72,22 +72,22 @@ class Sheet:
         )
 
     def write(
-        self, text: str, x: float, y: float, size: float, colour: str = INK, weight: str = "normal"
+        self, text: str, x: float, y: float, size: float, color: str = INK, weight: str = "normal"
     ) -> None:
         self.figure.text(
             x / self.width,
             1 - y / self.height,
             text,
             fontsize=size,
-            color=colour,
+            color=color,
             fontweight=weight,
             verticalalignment="top",
             linespacing=1.35,
         )
 
-    def colour_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
-        """Explains the colours of `image` on the right of `cell`."""
-        axes = self.axes(Cell(cell.x + cell.width + COLOUR_BAR_GAP, cell.y, COLOUR_BAR_WIDTH, cell.height))
+    def color_bar(self, image: AxesImage, cell: Cell, extend: str = "neither") -> Axes:
+        """Draws the color bar of `image` on the right of `cell`."""
+        axes = self.axes(Cell(cell.x + cell.width + COLOR_BAR_GAP, cell.y, COLOR_BAR_WIDTH, cell.height))
         bar = self.figure.colorbar(image, cax=axes, extend=extend, extendfrac=0.03)
         bar.locator = MaxNLocator(nbins=max(1, min(5, int(cell.height / 0.4))))
         bar.formatter = FuncFormatter(lambda value, _: f"{value:.4g}")
@@ -98,7 +98,7 @@ class Sheet:
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines of at most about `width` inches at a font size in points."""
+    """Splits a text into lines of about `width` inches at a font size in points."""
     return textwrap.wrap(text, characters(width, size))
 
 
@@ -108,13 +108,9 @@ def shorten(text: str, width: float, size: float) -> str:
 
 
 def characters(width: float, size: float) -> int:
-    """How many characters fit: those of DejaVu Sans are about 0.52 of their size wide in words, 0.62 in
-    numbers."""
+    """Estimates how many characters fit: in DejaVu Sans, letters are about 0.52 em wide, digits 0.62."""
     return max(8, int(width * 72 / (0.57 * size)))
 
 
-def by(first: int, second: int) -> str:
+def format_size(first: int, second: int) -> str:
     return f"{first} \N{MULTIPLICATION SIGN} {second}"
-
-
-# First: it says what to do where matplotlib is missing.

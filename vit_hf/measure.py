@@ -1,4 +1,4 @@
-"""Time and memory, measured so that they can be compared."""
+"""Comparable measurements of time and memory."""
 
 import ctypes
 import multiprocessing
@@ -19,13 +19,12 @@ Result = TypeVar("Result")
 
 
 def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[float]:
-    """Median seconds of each of `calls`, which take turns (A B A B), so that what else the machine does hits
-    all.
+    """Measures the median seconds of each of `calls`, which take turns (A B A B) and so share disturbances.
 
     Args:
-        calls: functions without arguments; on a GPU each must end with a synchronisation.
+        calls: functions without arguments; on a GPU each must end with a synchronization.
         repeats: timed turns.
-        warmup: turns before them that do not count.
+        warmup: untimed turns before them.
     """
     seconds = [[] for _ in calls]
     for turn in range(warmup + repeats):
@@ -40,11 +39,10 @@ def alternate(calls: Sequence[Callable[[], object]], repeats: int, warmup: int =
 def peak_memory(
     make: Callable[..., Callable[[], object]], *args: object, device: str = "cpu"
 ) -> float | None:
-    """MiB by which memory grows, at the most, while the function that `make(*args)` returns runs for the
-    first time.
+    """Measures the peak growth of memory, in MiB, in the first call of the result of `make(*args)`.
 
-    On a CPU it runs in a fresh process (so `make` and `args` must be picklable), where the growth of the
-    resident set is read; None where the system does not tell. On a GPU it is what torch allocated.
+    On a CPU, the growth of the resident set in a fresh process (so `make` and `args` must be picklable); None
+    where the system does not report it. On a GPU, the memory that torch allocated.
     """
     if device == "cpu":
         return in_fresh_process(_resident_growth, make, args)
@@ -56,23 +54,23 @@ def peak_memory(
 
 
 def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
-    """Returns `function(*args)`, computed in a process of its own whose memory nobody has used yet.
+    """Returns `function(*args)`, computed in a process with fresh memory.
 
-    Where the system can fork, such processes are forks of one server that has imported what this process has
-    imported by the first call, and has done nothing else: a process costs milliseconds instead of the seconds
-    that torch and transformers take to import, and the memory that their code takes is there before
-    `function` begins.
+    Where the system can fork, processes are forks of one server that has only imported the modules that this
+    process had imported at the first call: a fork takes milliseconds instead of the seconds of importing
+        torch
+    and transformers, and the memory of their code is in use before `function` begins.
 
     Args:
-        function, args: what can be pickled.
+        function, args: picklable objects.
 
     Raises:
-        MemoryError: if the process was killed, which is what the system does when memory runs out.
+        MemoryError: if the process was killed, as the system does when memory runs out.
     """
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(slow_imports())  # a server that runs keeps what it has
+        context.set_forkserver_preload(slow_imports())  # no effect on a running server
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(function, *args).result()
@@ -80,13 +78,15 @@ def in_fresh_process(function: Callable[..., Result], *args: object) -> Result:
             raise MemoryError("the process was killed, most likely because memory ran out") from error
 
 
-# Packages that take long to import and start no thread by it, for a fork has only the thread that made it.
+# Packages that are slow to import and start no thread at import: a fork keeps only the thread that forked.
 SLOW_PACKAGES = ("torch", "torchvision", "transformers", "timm", "mlxtend")
 
 
 def slow_imports() -> list[str]:
-    """Names the modules of this process that a fork server should import: these packages, all modules of ours
-    with what those import, and what transformers and torch import only when it is needed."""
+    """Lists the modules of this process that a fork server should import.
+
+    These are the slow packages, all modules of this package, and what transformers and torch import lazily.
+    """
     late = re.compile(
         r"transformers\.models\..*\.\w*(modeling|image_processing)_\w+|torch\._dynamo|mlxtend\.data"
     )
@@ -99,23 +99,23 @@ def slow_imports() -> list[str]:
 
 
 def peak_resident() -> float | None:
-    """MiB that this process had resident at most since it began; None where the system does not tell."""
+    """Returns the peak resident memory of this process in MiB; None where the system does not report it."""
     peak = _status("VmHWM")
     return None if peak is None else peak / 1024
 
 
 class SavedForBackward:
-    """Counts the memory that autograd keeps for the backward pass of what runs in its `with` statement.
+    """Context manager that counts the memory that autograd saves for the backward pass.
 
-    Each storage counts once, however many operations keep it or a view of it; parameters do not count, for
-    they are there anyway, and neither does a model's input.
+    Each storage counts once, even if several operations save it or views of it. Parameters and a model's
+    input do not count, since they exist anyway.
 
     Args:
-        model: whose parameters and buffers are left out.
-        inputs: tensors that are left out as well.
+        model: its parameters and buffers do not count.
+        inputs: more tensors that do not count.
 
     Attributes:
-        num_bytes: of what was kept.
+        num_bytes: size of the saved storages.
     """
 
     def __init__(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor] = ()):
@@ -148,8 +148,7 @@ def _resident_growth(make: Callable[..., Callable[[], object]], args: tuple) -> 
 
 
 def return_free_memory() -> None:
-    """Gives what was freed back to the system, where the C library can (glibc), so that it counts when it
-    is used again."""
+    """Returns freed memory to the system, where the C library can (glibc), so that reusing it counts."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
@@ -157,10 +156,9 @@ def return_free_memory() -> None:
 
 
 def resident_growth(call: Callable[[], object]) -> float | None:
-    """MiB by which the resident set of this process grows, at the most, while `call` runs; None where none
-    tells.
+    """Measures the peak growth of the resident set, in MiB, while `call` runs; None where it is not reported.
 
-    Code that runs for the first time counts: some 20 MiB of torch's libraries for a forward pass.
+    Code that runs for the first time counts: about 20 MiB of torch's libraries for a forward pass.
     """
     before = _status("VmRSS")
     _reset_peak()
@@ -173,12 +171,12 @@ def _reset_peak() -> None:
     """Forgets the peak of loading the model (proc(5), `clear_refs`)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # not Linux, or not allowed: the peak is then that of the process
+    except OSError:  # not Linux, or not permitted: the peak is then that of the process
         return
 
 
 def _status(field: str) -> int | None:
-    """KiB of a field of /proc/self/status."""
+    """Returns a field of /proc/self/status in KiB."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

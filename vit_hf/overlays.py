@@ -8,22 +8,20 @@ MIN_PICTURE = 768
 
 
 def enlarge(picture: np.ndarray) -> np.ndarray:
-    """`(h, w, 3)`, each pixel repeated until the longer side has at least `MIN_PICTURE`."""
+    """Repeats each pixel of `(h, w, 3)` until the longer side has at least `MIN_PICTURE`."""
     factor = -(-MIN_PICTURE // max(picture.shape[:2]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def pale(picture: np.ndarray, contrast: float = 0.35, level: float = 165.0) -> np.ndarray:
-    """Grey, with little contrast, neither black nor white: both are common in images, and neither will
-    hide it."""
-    grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    faint = contrast * grey + (1 - contrast) * level
+    """Converts a picture to gray of low contrast, unlike black and white, which are common in images."""
+    gray = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    faint = contrast * gray + (1 - contrast) * level
     return np.repeat(faint[..., None], 3, axis=-1).astype(np.uint8)
 
 
 def upper_limit(values: np.ndarray) -> float:
-    """Of the colours for `values`: a few outliers, which attention is known for, would leave the rest
-    dark."""
+    """Returns the upper limit of a color map, without outliers, which would darken the rest."""
     numbers = values[np.isfinite(values)]
     high = float(np.quantile(numbers, 0.99))
     return high if high > numbers.min() else float(numbers.max())
@@ -32,7 +30,7 @@ def upper_limit(values: np.ndarray) -> float:
 def spread(
     values: np.ndarray, size: tuple[int, int], patch_span: tuple[float, float], beyond: int = 0
 ) -> np.ndarray:
-    """`values` `(R, S)` of the patch that each pixel of a picture of `size` (h, w) lies in.
+    """Gives each pixel of a picture of `size` (h, w) the value `(R, S)` of its patch.
 
     Pixels beyond whole patches get `beyond`.
     """
@@ -45,21 +43,20 @@ def spread(
 
 
 def dim_dropped(picture: np.ndarray, kept: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
-    """`picture` `(h, w, 3)`, in pale grey where `kept` `(R, S)` is False."""
+    """Makes `picture` `(h, w, 3)` pale gray where `kept` `(R, S)` is False."""
     return np.where(spread(kept, picture.shape[:2], patch_span)[..., None], picture, pale(picture))
 
 
 def merged(groups: np.ndarray) -> np.ndarray:
-    """`(R, S)` bool, True where `groups` `(R, S)` holds a number of 0 or more that it holds elsewhere,
-    too."""
+    """Marks patches `(R, S)` whose group (0 or more) in `groups` `(R, S)` has other members."""
     members = np.bincount(groups[groups >= 0], minlength=1)
     return np.append(members > 1, False)[groups]  # -1 finds the appended one
 
 
-def colour_groups(picture: np.ndarray, groups: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
-    """`picture` `(h, w, 3)` in which patches of one group have the mean colour of all of them.
+def color_groups(picture: np.ndarray, groups: np.ndarray, patch_span: tuple[float, float]) -> np.ndarray:
+    """Gives the patches of each group in `picture` `(h, w, 3)` their mean color.
 
-    A patch that is a group of its own keeps its pixels, and those of no group are pale.
+    A patch that is a group of its own keeps its pixels; patches of no group are pale.
 
     Args:
         groups: `(R, S)` int64, -1 for no group.

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import harness
-import torch
 
 from vit_hf import AdaptiveViTImageProcessor, AdaptiveViTModel
 from vit_hf.data.arguments import DataArguments

@@ -28,7 +28,7 @@ from vit_hf.explanations.explanation import Prediction
 NOISE = np.random.default_rng(0).random((48, 64, 4))
 KINDS = {
     "rgb": PIL.Image.fromarray((NOISE[..., :3] * 255).astype(np.uint8)),
-    "grey": PIL.Image.fromarray((NOISE[..., 0] * 255).astype(np.uint8)),
+    "gray": PIL.Image.fromarray((NOISE[..., 0] * 255).astype(np.uint8)),
     "alpha": PIL.Image.fromarray((NOISE * 255).astype(np.uint8)),
     "sixteen bits": PIL.Image.fromarray((NOISE[..., 0] * 65535).astype(np.uint16)),
     "palette": PIL.Image.fromarray((NOISE[..., :3] * 255).astype(np.uint8)).quantize(16),
@@ -72,7 +72,7 @@ def test_what_was_dropped_is_pale(tmp_path, explorer):
     picture.save(tmp_path / "image.png")
     content = show(explorer, str(tmp_path / "image.png"), "variance", 1, "native")
     kept, dropped = (cells(content.kept)[0, column] for column in (1, 3))
-    assert np.ptp(dropped, axis=-1).max() == 0  # grey
+    assert np.ptp(dropped, axis=-1).max() == 0  # gray
     assert np.ptp(kept, axis=-1).max() > 50
     # Yellow above violet: what has the highest score.
     high, low = (cells(content.map)[0, column].mean(axis=(0, 1)) for column in (1, 3))
@@ -147,7 +147,7 @@ def test_figures(tmp_path, explorer, monkeypatch):
     assert "all patches" not in content.summary and content.can_measure
     measured = show(explorer, path, "variance", 24, "native", measure=True)
     assert "for all patches, " in measured.summary and not measured.can_measure
-    assert "5,000 were asked for, more than there are" in show(explorer, path, "variance", 5000, 32).summary
+    assert "5,000 requested, more than there are" in show(explorer, path, "variance", 5000, 32).summary
 
 
 def test_figures_of_too_many_patches(tmp_path, explorer, monkeypatch):

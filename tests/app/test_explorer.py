@@ -124,9 +124,9 @@ def test_all_patches_are_timed_once_for_each_size_and_only_where_that_is_quick(m
 def test_too_many_patches(explorer, monkeypatch):
     monkeypatch.setattr(explorer_module, "MAX_TOKENS", 20)
     assert explorer.explore(photo(64, 56), "variance", 20).all_seconds is None
-    with pytest.raises(ValueError, match="compute on 21 patches would take long: this page stops at 20"):
+    with pytest.raises(ValueError, match="Computing on 21 patches would take long: this page stops at 20"):
         explorer.explore(photo(64, 56), "variance", 21)
-    with pytest.raises(ValueError, match="compute on 56 patches"):
+    with pytest.raises(ValueError, match="Computing on 56 patches"):
         explorer.explore(photo(64, 56), ALL_PATCHES, 1)
     with pytest.raises(ValueError, match="All 56 patches"):
         explorer.measure_all(photo(64, 56))
@@ -138,7 +138,7 @@ def test_too_many_patches(explorer, monkeypatch):
         ("policy", 4, (64, 64), "'policy' cannot be used here: learned, and untrained"),
         ("best", 4, (64, 64), "'best' cannot be used here: choose one of entropy, "),
         ("variance", 0, (64, 64), "0 patches are too few"),
-        ("variance", 4, (64, 7), "too small: at 7 x 64 pixels it has not one patch of 8 x 8"),
+        ("variance", 4, (64, 7), "too small: at 7 x 64 pixels it is smaller than one patch of 8 x 8"),
     ],
 )
 def test_what_cannot_be_done(explorer, selector, number, size, error):
@@ -217,5 +217,5 @@ def test_loads_its_own_checkpoints(tmp_path):
 def test_a_strip_is_not_stretched_beyond_memory():
     model = AdaptiveViTForImageClassification(tiny_config())
     processor = AdaptiveViTImageProcessor(size={"shortest_edge": 256}, do_center_crop=True)
-    with pytest.raises(ValueError, match=r"too narrow.*256 pixels long.*25,600,000"):
+    with pytest.raises(ValueError, match=r"too narrow.*edge of 256 pixels.*25,600,000"):
         PatchExplorer(model, processor).explore(PIL.Image.new("RGB", (200_000, 2)), "variance", 4)

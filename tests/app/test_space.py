@@ -77,7 +77,7 @@ def test_a_checkpoint_of_the_hub_is_named(tmp_path):
 
 
 def test_what_is_there_is_not_overwritten(tmp_path, checkpoint):
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="is not empty"):
         write_space(checkpoint, str(checkpoint))
     with pytest.raises(FileNotFoundError, match=r"no folder \./nowhere"):
         write_space(tmp_path / "space", "./nowhere")
@@ -190,7 +190,7 @@ def test_the_script_writes_a_space(tmp_path, checkpoint, capsys):
     main(["--model_name_or_path", str(checkpoint), "--write_space", str(tmp_path / "space")])
     assert "python app.py" in capsys.readouterr().out
     assert (tmp_path / "space" / "examples" / "0_a.png").is_file()
-    with pytest.raises(SystemExit, match=r"app\.py: .*something else"):
+    with pytest.raises(SystemExit, match=r"app\.py: .*is not empty"):
         main(["--model_name_or_path", str(checkpoint), "--write_space", str(tmp_path / "space")])
 
 

@@ -126,7 +126,7 @@ class TestStateDicts:
         [
             (None, "pass architecture="),
             ("vit_tiny_patch16_225", r"no architecture 'vit_tiny_patch16_225'.*vit_tiny_patch16_224"),
-            ("vit_small_patch16_224", "no weights of 'vit_small_patch16_224'"),
+            ("vit_small_patch16_224", "not weights of 'vit_small_patch16_224'"),
         ],
     )
     def test_refuses(self, architecture, message):

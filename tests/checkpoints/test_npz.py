@@ -165,17 +165,17 @@ def test_selection_at_once_and_without_a_head(tmp_path):
     [
         (
             {"Transformer/encoderblock_0/ls1/gamma": np.ones(HIDDEN)},
-            r"none of a ViT .*encoderblock_0/ls1/gamma.*without them",
+            r"unknown to the ViT .*encoderblock_0/ls1/gamma.*without them",
         ),
-        ({"head/bias": None}, "incomplete: there is no head/bias"),
+        ({"head/bias": None}, "incomplete: it lacks head/bias"),
         (
             {"Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias": None},
-            "no .*encoderblock_1/MlpBlock_3/Dense_0",
+            "lacks .*encoderblock_1/MlpBlock_3/Dense_0",
         ),
         ({POSITIONS: np.zeros((1, 15, HIDDEN))}, r"14 patches is not square.*image_size=\[height, width\]"),
         ({"cls": np.zeros((1, 1, HIDDEN), dtype=np.complex64)}, "cls is of complex64.*save it as float32"),
-        ({"Transformer/encoder_norm/scale": np.zeros(3)}, "other shapes"),
-        ({"cls": None}, r"no ViT .*cls"),
+        ({"Transformer/encoder_norm/scale": np.zeros(3)}, "not have the shapes"),
+        ({"cls": None}, r"not a ViT .*cls"),
         ({"conv_root/kernel": np.zeros((2, 2))}, "hybrid"),
         ({"Transformer/encoderblock_7/LayerNorm_0/scale": np.zeros(HIDDEN)}, "encoderblock_3"),
     ],

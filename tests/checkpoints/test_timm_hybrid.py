@@ -45,7 +45,7 @@ def test_named_models(name, stride):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cnn": {"preact": True}}, "normalise first"),
+        ({"cnn": {"preact": True}}, "normalize first"),
         ({"cnn": {"stem_type": "deep_same", "stem_chs": 64}}, "a stem of .*conv1"),
         ({"cnn": {"stem_type": ""}}, "not padded to the same size"),
         ({"cnn": {"conv_layer": StdConv2d}}, "StdConv2dSame"),

@@ -189,10 +189,10 @@ class TestRecommendation:
             make_row("all patches", 0.705, 90.0, strategy="dense"),
         )  # fmt: skip
         assert "most accurate is “all patches”, 70.5% (95 % interval 64% to 76%), at 90 ms" in text
-        assert "Use “24 patches, variance”: with 70.0% it cannot be told from that" in text
+        assert "Use “24 patches, variance”: with 70.0% the difference is not significant" in text
         assert "20.0 times less" in text
         assert "24 tokens give 11.0% with random patches and 12.0% with “resize to 80x80”" in text
-        assert "choosing patches is worth it" in text
+        assert "selecting patches is worth it" in text
         assert "too long" not in text  # what is faster is at chance
         text = advice(
             chosen("24 patches, variance", 0.70, 4.5), make_row("resize to 112x112", 0.3, 2.0), self.resize
@@ -208,7 +208,7 @@ class TestRecommendation:
         resize = Row("resize to 80x80", "resize", latency_ms=2.0, right=answers(0, 1, 9))
         assert resize.as_good_as(dense)
         text = advice(dense, resize)
-        assert "Use it for now: 20 images are too few to tell any other strategy from it" in text
+        assert "Use it for now: 20 images are too few to distinguish any other strategy from it" in text
         assert "Use “resize" not in text
         # Above chance, but it may lose more than 5 points.
         close = Row("resize to 96x96", "resize", latency_ms=4.0, right=answers(*range(1, 8)))
@@ -221,7 +221,7 @@ class TestRecommendation:
             self.resize,
             adapt=0,
         )
-        assert "do not show that choosing patches beats random patches" in text
+        assert "do not show that selecting patches beats random patches" in text
         assert "No strategy was fine-tuned" in text and "--adapt STEPS" in text
 
     def test_resizing_wins(self):
@@ -231,7 +231,7 @@ class TestRecommendation:
         )  # fmt: skip
         assert "Use it: every other strategy is less accurate by more than chance explains." in text
         assert "30.0% with “24 patches, variance”" in text
-        assert "choosing patches loses to “resize to 80x80”" in text
+        assert "selecting patches loses to “resize to 80x80”" in text
 
     def test_a_second_checkpoint_and_equal_times(self):
         text = advice(
@@ -241,10 +241,10 @@ class TestRecommendation:
         )  # fmt: skip
         assert "“hybrid stem, all cells”, 90.5%" in text
         assert (
-            "Use it: “hybrid stem, 24 cells” cannot be told from it by these images, and is not faster."
-            in text
+            "Use it: “hybrid stem, 24 cells” does not differ significantly from it on these images, "
+            "and is not faster." in text
         )
-        assert "Of the first the best is “24 patches, variance”, 70.0% at 4.5 ms" in text
+        assert "The best of the first is “24 patches, variance”, 70.0% at 4.5 ms" in text
 
     def test_nothing_works(self):
         rows = (chosen("24 patches, variance", 0.12, 4.5, seed=3), self.random, self.resize)
@@ -255,7 +255,7 @@ class TestRecommendation:
         failed = Row("all patches", "dense", reason="memory")
         text = advice(chosen("24 patches, variance", 0.7, 4.5), failed)
         assert "One strategy could not be measured" in text
-        assert "what choosing patches is worth is not known" in text
+        assert "the value of selecting patches is unknown" in text
         assert advice(failed) == "No strategy could be measured; the table says why."
 
 

@@ -200,7 +200,7 @@ def test_a_model_that_is_no_vit(run):
     assert rows["tiles of 32x32, mean"].accuracy is not None and rows["all patches"].accuracy is not None
     assert rows["resize to 32x32"].gflops_counted > 0 and rows["resize to 32x32"].tokens is None
     for family in ("select", "reduce"):
-        assert "'resnet' is none of those that can be converted" in rows[family].reason
+        assert "'resnet' cannot be converted" in rows[family].reason
     assert "hybrid" not in rows
 
 
@@ -269,7 +269,7 @@ def test_a_new_strategy_is_a_class_and_a_line(run, monkeypatch):
     [
         ({"model_name_or_path": None}, "name the model"),
         ({"model_name_or_path": "./nowhere"}, "no folder ./nowhere"),
-        ({"adapt": 1, "split": "train"}, "adapt learns from the train split"),
+        ({"adapt": 1, "split": "train"}, "adapt fine-tunes on the train split"),
         ({"selectors": ["contrast"]}, "'contrast'; choose from variance"),
         ({"tokens": [0]}, "tokens are"),
         ({"keep_rates": [1.0]}, "keep_rates has 1.0"),

@@ -22,8 +22,8 @@ from vit_hf.data.collections import (
     path_of,
     read_part,
 )
-from vit_hf.inference.parquet_output import AnswerFolder, answer_schema
-from vit_hf.inference.predict import Prediction
+from vit_hf.inference.parquet_output import ParquetWriter, prediction_schema
+from vit_hf.inference.predict import FilePrediction
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_tables_hold_images_or_their_paths(photos, stores, tmp_path, place):
         ("gopher://me:secret@host/x?key=secret", "cannot open gopher://host/x: "),
         ("two.parquet", "several columns that may be images; name the right one of left, right"),
         ("none.parquet", "no column that may be images"),
-        ("damaged.parquet", "damaged.parquet is no undamaged Parquet file"),
+        ("damaged.parquet", "damaged.parquet is not a valid Parquet file"),
     ],
 )
 def test_says_what_is_wrong(stores, tmp_path, monkeypatch, inputs, message):
@@ -187,9 +187,9 @@ ORIGIN = {"model_name_or_path": "model", "top_k": 2}
 
 
 @pytest.fixture
-def folder(place, tmp_path, stores) -> AnswerFolder:
+def folder(place, tmp_path, stores) -> ParquetWriter:
     (tmp_path / "answers").mkdir()
-    folder = AnswerFolder(place(tmp_path / "answers"), stores)
+    folder = ParquetWriter(place(tmp_path / "answers"), stores)
     folder.begin()
     return folder
 
@@ -206,14 +206,14 @@ def names_in(folder) -> list[str]:
 
 def answer(folder, part, bad=()):
     predictions = [
-        Prediction(name, error=f"{name} is bad")
+        FilePrediction(name, error=f"{name} is bad")
         if name in bad
-        else Prediction(
+        else FilePrediction(
             name, {"file": name, "label": "a", "score": 1.0, "top_k": [{"label": "a", "score": 1.0}]}
         )
         for name in part.names()
     ]
-    folder.write(part, predictions, answer_schema(tiny_config(), False, ORIGIN))
+    folder.write(part, predictions, prediction_schema(tiny_config(), False, ORIGIN))
 
 
 def test_what_was_answered_is_not_pending(folder, stores, tmp_path):
@@ -263,14 +263,14 @@ def test_answers_of_something_else_are_refused(folder, tmp_path):
     (part,) = make_parts(["/a.png"], [], 3)
     answer(folder, part)
     folder.check_origin(ORIGIN)
-    with pytest.raises(ValueError, match=r"made with something else: top_k was 2 and is 3\. Give the same"):
+    with pytest.raises(ValueError, match=r"made with other settings: top_k was 2 and is 3\. Give the same"):
         folder.check_origin(ORIGIN | {"top_k": 3})
     path = write_table(tmp_path / "other.parquet", image=[b""])
     write_file(folder, f"{part.name}.parquet", path.read_bytes())
     with pytest.raises(ValueError, match="Parquet files of something else"):
         folder.check_origin(ORIGIN)
     with pytest.raises(NotADirectoryError, match="is a file; name a folder"):
-        AnswerFolder(f"{folder.name}/{part.name}.parquet", folder.stores)
+        ParquetWriter(f"{folder.name}/{part.name}.parquet", folder.stores)
 
 
 @pytest.mark.parametrize("fields", [{}, {"num_labels": 1}, {"problem_type": "regression"}])
@@ -287,13 +287,13 @@ def test_the_columns_hold_what_the_model_says(stores, tmp_path, fields, with_pat
     files, _ = find_collection([str(tmp_path / "photos")], stores)
     (part,) = make_parts(files, [], 5)
     predictions = list(predict_files(model, processor, files, with_patches=with_patches))
-    folder = AnswerFolder(str(tmp_path / "answers"), stores)
+    folder = ParquetWriter(str(tmp_path / "answers"), stores)
     folder.begin()
-    folder.write(part, predictions, answer_schema(model.config, with_patches, {}))
+    folder.write(part, predictions, prediction_schema(model.config, with_patches, {}))
     rows = parquet.read_table(tmp_path / "answers").to_pylist()
     for prediction, row in zip(predictions, rows, strict=True):
         told = {name: value for name, value in row.items() if value is not None}
-        assert told == (prediction.answer or {"file": prediction.file, "error": prediction.error})
+        assert told == (prediction.result or {"file": prediction.file, "error": prediction.error})
 
 
 def test_without_ray_the_error_names_the_remedy(monkeypatch):

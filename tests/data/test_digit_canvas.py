@@ -11,12 +11,14 @@ import pytest
 
 import vit_hf
 from vit_hf.data import digits
-from vit_hf.data.digits import DigitCanvas, Recipe, load_digits, render
+from vit_hf.data.digits import CanvasRecipe, DigitCanvas, load_digits, render
 from vit_hf.data.megapixel_digits import megapixel_digits
 
 
 def recipes(dataset):
-    return [Recipe.from_bytes(row["bytes"]) for row in dataset.with_format("arrow")[:]["image"].to_pylist()]
+    return [
+        CanvasRecipe.from_bytes(row["bytes"]) for row in dataset.with_format("arrow")[:]["image"].to_pylist()
+    ]
 
 
 def pixels(dataset):
@@ -143,7 +145,7 @@ def test_formats_and_modes(small):
     rgb = small["train"].cast_column("image", DigitCanvas(mode="RGB"))[1]["image"]
     assert rgb.mode == "RGB" and (np.asarray(rgb)[..., 2] == pixels(small["train"])[1]).all()
     stored = small["train"].cast_column("image", DigitCanvas(decode=False))[0]["image"]["bytes"]
-    assert Recipe.from_bytes(stored) == recipes(small["train"])[0]
+    assert CanvasRecipe.from_bytes(stored) == recipes(small["train"])[0]
 
 
 def test_workers_of_a_data_loader(small):
@@ -159,7 +161,7 @@ def test_workers_of_a_data_loader(small):
 
 
 def test_recipes_written_by_hand(renders):
-    recipe = Recipe(40, 60, [0], [[10, 5, 38, 33]], None, 0, 0, 0)
+    recipe = CanvasRecipe(40, 60, [0], [[10, 5, 38, 33]], None, 0, 0, 0)
     rows = datasets.Dataset.from_dict(
         {"image": [recipe]}, features=datasets.Features({"image": DigitCanvas()})
     )

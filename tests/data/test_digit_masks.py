@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vit_hf.data.digits import add_masks
+from vit_hf.data.digits import add_digit_masks
 from vit_hf.data.megapixel_digits import megapixel_digits
 
 
@@ -10,7 +10,7 @@ def test_masks_are_the_ink_of_the_digits():
     plain = megapixel_digits(
         size=160, num_noise=12, num_train=5, num_test=2, num_digits=3, digit_size=(20, 40)
     )
-    masked = add_masks(plain)
+    masked = add_digit_masks(plain)
     assert masked["train"].column_names == [*plain["train"].column_names, "mask"]
     assert masked["train"]["label"] == plain["train"]["label"]
     for row in masked["train"].select([4, 1]):

@@ -148,7 +148,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(ValueError, match="has no images in it"):
         load_image_dataset(str(tmp_path))
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="is no data set; single files may end in"):
+    with pytest.raises(ValueError, match="is not a data set; single files may end in"):
         load_image_dataset(str(tmp_path / "notes.txt"))
     write_images(tmp_path / "only", 2)
     with pytest.raises(ValueError, match="put each class in a folder of its own"):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from vit_hf.data.digits import (
     NOISE_PATTERNS,
     NUM_PATTERNS,
+    CanvasRecipe,
     DigitCanvas,
-    Recipe,
     digits_of_split,
     load_digits,
     noise_patterns,
@@ -22,7 +22,9 @@ NOISES = [*NOISE_PATTERNS, None]
 
 
 def recipes(dataset):
-    return [Recipe.from_bytes(row["bytes"]) for row in dataset.with_format("arrow")[:]["image"].to_pylist()]
+    return [
+        CanvasRecipe.from_bytes(row["bytes"]) for row in dataset.with_format("arrow")[:]["image"].to_pylist()
+    ]
 
 
 def pixels(dataset):

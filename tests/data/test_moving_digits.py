@@ -15,7 +15,7 @@ def test_only_the_labelled_digit_moves():
         assert row["pixel_values"].shape == (8, 1, 96, 96) and 0 <= row["pixel_values"].min() <= 1
         assert row["pixel_values"].max() == pytest.approx(1, abs=0.05)
         assert load_digits().classes[clips.moving[index]] == row["labels"]
-        clip = clips.clip(index)
+        clip = clips.video(index)
         moved = (clip > clip.min(axis=0)).any(axis=0)  # brighter than what is there in every frame
         rows, columns = np.nonzero(moved)
         # 7 steps of at most 3 pixels, and a digit of 28.

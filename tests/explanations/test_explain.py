@@ -39,11 +39,11 @@ def noise_image(height: int = 32, width: int = 32) -> PIL.Image.Image:
 def one_textured_patch(
     height: int, width: int, row: int, column: int, side: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Grey but for a chequered square; and [x0, y0, x1, y1] of the square."""
+    """Gray but for a checkered square; and [x0, y0, x1, y1] of the square."""
     image = np.full((height, width, 3), 128, dtype=np.uint8)
     x, y = column * side, row * side
-    chequers = (np.indices((side, side)) // 4).sum(axis=0) % 2 * 255
-    image[y : y + side, x : x + side] = chequers[..., None]
+    checkers = (np.indices((side, side)) // 4).sum(axis=0) % 2 * 255
+    image[y : y + side, x : x + side] = checkers[..., None]
     return image, [x, y, x + side, y + side]
 
 
@@ -188,7 +188,7 @@ class TestPlaces:
             assert np.array_equal(explanation.picture, image)
 
     def test_drawn_pixels(self):
-        """The kept patch keeps its colours, all else is grey."""
+        """The kept patch keeps its colors, all else is gray."""
         model = tiny_model(patch_selector="variance", num_selected_patches=1)
         image, _ = one_textured_patch(64, 64, 2, 5, 8)
         image[..., 0] //= 2
@@ -196,8 +196,8 @@ class TestPlaces:
         figure = explanation.figure("patches")
         shown = figure.axes[0].images[0].get_array()
         side = shown.shape[0] // 8
-        coloured = (shown.max(axis=-1) != shown.min(axis=-1)).reshape(8, side, 8, side).any(axis=(1, 3))
-        assert np.argwhere(coloured).tolist() == [[2, 5]]
+        colored = (shown.max(axis=-1) != shown.min(axis=-1)).reshape(8, side, 8, side).any(axis=(1, 3))
+        assert np.argwhere(colored).tolist() == [[2, 5]]
         [outline] = figure.axes[0].collections
         corners = np.concatenate(outline.get_segments())
         assert corners.min(axis=0).tolist() == [5, 2]
@@ -390,7 +390,7 @@ class TestPictures:
         assert (explanation.picture == 77).all()
         assert len(explanation.files) == 5
 
-    def test_channels_that_are_no_colours(self):
+    def test_channels_that_are_no_colors(self):
         model = tiny_model(num_channels=5)
         image_processor = AdaptiveViTImageProcessor(
             **NATIVE, do_convert_rgb=False, image_mean=[0.5] * 5, image_std=[0.5] * 5
@@ -415,7 +415,7 @@ class TestPictures:
     def test_without_matplotlib(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         for name in [
-            name for name in sys.modules if name.startswith(("vit_hf.explanations.", "vit_hf.figures."))
+            name for name in sys.modules if name.startswith(("vit_hf.explanations.", "vit_hf.figures"))
         ]:
             if not name.endswith("_maps"):
                 monkeypatch.delitem(sys.modules, name)
@@ -439,7 +439,7 @@ class TestAnswers:
         assert prediction.probabilities.sum() == pytest.approx(1)
         assert prediction.correct is (best == 3)
         assert len(prediction.top) == 5
-        with pytest.raises(ValueError, match=r"'LABEL_9' is no class.*LABEL_0"):
+        with pytest.raises(ValueError, match=r"'LABEL_9' is not a class.*LABEL_0"):
             self.explain(labels="LABEL_9")
         assert self.explain(labels=best)[1].logits.shape == (5,)
 

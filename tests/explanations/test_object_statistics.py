@@ -20,19 +20,19 @@ def tiny_model(**fields) -> AdaptiveViTForImageClassification:
     return AdaptiveViTForImageClassification(tiny_config(**fields)).eval()
 
 
-def chequered(height: int, width: int, boxes: list[list[int]]) -> PIL.Image.Image:
-    """Grey but for chequers of 4 pixels in `boxes`, which are the patches that "variance" keeps."""
+def checkered(height: int, width: int, boxes: list[list[int]]) -> PIL.Image.Image:
+    """Gray but for checkers of 4 pixels in `boxes`, which are the patches that "variance" keeps."""
     image = np.full((height, width, 3), 128, dtype=np.uint8)
     for x0, y0, x1, y1 in boxes:
-        chequers = (np.indices((y1 - y0, x1 - x0)) // 4).sum(axis=0) % 2 * 255
-        image[y0:y1, x0:x1] = chequers[..., None]
+        checkers = (np.indices((y1 - y0, x1 - x0)) // 4).sum(axis=0) % 2 * 255
+        image[y0:y1, x0:x1] = checkers[..., None]
     return PIL.Image.fromarray(image)
 
 
 def explain_two_patches(boxes, **options):
     """Patches (0, 0) and (2, 1) of a grid of 4 x 4 are kept, of 8 pixels a side."""
     model = tiny_model(patch_selector="variance", num_selected_patches=2)
-    image = chequered(32, 32, [[0, 0, 8, 8], [8, 16, 16, 24]])
+    image = checkered(32, 32, [[0, 0, 8, 8], [8, 16, 16, 24]])
     options = {"images": image, "image_processor": AdaptiveViTImageProcessor(**NATIVE), **options}
     [explanation] = explain(model, boxes=[boxes], **options)
     if options["images"] is image:
@@ -50,7 +50,7 @@ class TestNumbers:
             "num_objects": 2,
             "kept_on_object": 0.5,
             "object_covered": pytest.approx(64 / (96 + 64)),
-            "centres_hit": 0.5,
+            "centers_hit": 0.5,
         }
 
     @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ class TestNumbers:
             ([7, 7, 11, 11], 0, 1 / 16, 0),
             # A thin line: all that it could have in common with a patch.
             ([0, 3, 32, 4], 0.5, 1 / 4, 0),
-            # Its centre is in the second patch.
+            # Its center is in the second patch.
             ([10, 18, 14, 22], 0.5, 1, 1),
-            # A centre on the edge belongs to the patch on the right and below.
+            # A center on the edge belongs to the patch on the right and below.
             ([4, 4, 12, 12], 0.5, 1 / 4, 0),
             ([4, 12, 12, 20], 0.5, 1 / 4, 1),
-            # All of the image, with its centre in another patch.
+            # All of the image, with its center in another patch.
             ([0, 0, 32, 32], 1, 1 / 8, 0),
         ],
     )
@@ -77,19 +77,19 @@ class TestNumbers:
         statistics = explain_two_patches([box]).statistics
         assert statistics["kept_on_object"] == kept_on_object
         assert statistics["object_covered"] == pytest.approx(covered)
-        assert statistics["centres_hit"] == hit
+        assert statistics["centers_hit"] == hit
 
     def test_without_objects_and_without_boxes(self):
         statistics = explain_two_patches([]).statistics
         assert statistics["num_objects"] == 0
-        assert [statistics[name] for name in ("kept_on_object", "object_covered", "centres_hit")] == [
+        assert [statistics[name] for name in ("kept_on_object", "object_covered", "centers_hit")] == [
             None
         ] * 3
         assert explain_two_patches(None).statistics == {"num_patches": 16, "num_kept": 2}
 
     def test_of_tokens(self):
         model = tiny_model(token_reducer="merge", keep_rate=0.5, reduction_layers=[0, 2])
-        image = chequered(32, 32, [[0, 0, 8, 8]])
+        image = checkered(32, 32, [[0, 0, 8, 8]])
         [explanation] = explain(model, AdaptiveViTImageProcessor(**NATIVE), image)
         assert explanation.statistics == {
             "num_patches": 16,
@@ -153,7 +153,7 @@ class TestPlaces:
         if options.get("return_patches"):
             options = {**options, "patch_size": 8}
         model = tiny_model(patch_selector="variance", num_selected_patches=1)
-        image = chequered(*size, [box])
+        image = checkered(*size, [box])
         [explanation] = explain(model, processor_class(**options), image, boxes=[[box]])
         np.testing.assert_allclose(explanation.boxes, explanation.kept_boxes)
         assert explanation.statistics["object_covered"] == pytest.approx(1)
@@ -163,7 +163,7 @@ class TestPlaces:
             do_resize=False, do_center_crop=True, crop_size={"height": 32, "width": 32}
         )
         box = [0, 0, 48, 32]  # of which the crop shows the right third
-        [explanation] = explain(tiny_model(), image_processor, chequered(32, 64, [box]), boxes=[[box]])
+        [explanation] = explain(tiny_model(), image_processor, checkered(32, 64, [box]), boxes=[[box]])
         np.testing.assert_allclose(explanation.boxes, [[-16, 0, 32, 32]])
         assert explanation.kept.all()
         assert explanation.statistics["object_covered"] == pytest.approx(2 / 3)
@@ -172,7 +172,7 @@ class TestPlaces:
         explanation = explain_two_patches([[-5, -5, 8, 8]])
         np.testing.assert_allclose(explanation.boxes, [[0, 0, 8, 8]])
 
-    def test_of_channels_that_are_no_colours(self):
+    def test_of_channels_that_are_no_colors(self):
         image_processor = AdaptiveViTImageProcessor(
             size={"height": 32, "width": 32},
             do_convert_rgb=False,
@@ -221,14 +221,14 @@ class TestErrors:
         image_processor = ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.5)
         image = PIL.Image.new("RGB", (64, 64))
         explain(tiny_model(), image_processor, image)
-        with pytest.raises(ValueError, match=r"followed through ConvNextImageProcessor.*\(32, 32\)"):
+        with pytest.raises(ValueError, match=r"mapped through ConvNextImageProcessor.*\(32, 32\)"):
             explain(tiny_model(), image_processor, image, boxes=[[[0, 0, 8, 8]]])
 
 
 class TestFiles:
     def explanations(self):
         model = tiny_model(patch_selector="variance", num_selected_patches=2)
-        image = chequered(32, 32, [[0, 0, 8, 8], [8, 16, 16, 24]])
+        image = checkered(32, 32, [[0, 0, 8, 8], [8, 16, 16, 24]])
         best = int(explain(model, AdaptiveViTImageProcessor(**NATIVE), image)[0].prediction.logits.argmax())
         return best, explain(
             model,
@@ -251,24 +251,24 @@ class TestFiles:
             "num_patches": "16",
             "num_kept": "2",
         }
-        absent = dict.fromkeys(("num_objects", "kept_on_object", "object_covered", "centres_hit"), "")
+        absent = dict.fromkeys(("num_objects", "kept_on_object", "object_covered", "centers_hit"), "")
         assert rows[0] == first | absent
         assert float(rows[1]["object_covered"]) == pytest.approx(2 / 3)
-        assert (rows[2]["image"], rows[2]["num_objects"], rows[2]["centres_hit"]) == ("c, d", "0", "")
+        assert (rows[2]["image"], rows[2]["num_objects"], rows[2]["centers_hit"]) == ("c, d", "0", "")
 
     def test_json(self, tmp_path):
         _, explanations = self.explanations()
         rows = json.loads(write_statistics(explanations, tmp_path / "numbers.json").read_text())
         assert [row["image"] for row in rows] == ["a", "b", "c, d"]
-        assert rows[1]["centres_hit"] == 1 and rows[1]["correct"] is True
-        assert "centres_hit" not in rows[0]
-        assert rows[2]["centres_hit"] is None
+        assert rows[1]["centers_hit"] == 1 and rows[1]["correct"] is True
+        assert "centers_hit" not in rows[0]
+        assert rows[2]["centers_hit"] is None
 
     def test_answers_of_other_kinds(self, tmp_path):
         answers = []
         for problem in ("regression", "multi_label_classification"):
             model = tiny_model(num_labels=2, problem_type=problem)
-            explanations = explain(model, AdaptiveViTImageProcessor(**NATIVE), chequered(32, 32, []))
+            explanations = explain(model, AdaptiveViTImageProcessor(**NATIVE), checkered(32, 32, []))
             rows = json.loads(write_statistics(explanations, tmp_path / "numbers.json").read_text())
             answers.append((rows[0], explanations[0].prediction))
         (row, prediction), (several, prediction_of_several) = answers
@@ -279,5 +279,5 @@ class TestFiles:
         assert row["correct"] is None
 
     def test_other_suffixes(self, tmp_path):
-        with pytest.raises(ValueError, match=r"as \.csv or \.json, not as 'numbers\.txt'"):
+        with pytest.raises(ValueError, match=r"as \.csv or \.json: 'numbers\.txt'"):
             write_statistics([], tmp_path / "numbers.txt")

@@ -9,7 +9,7 @@ from tests.helpers.models import SELECTIONS, every_selection, tiny_config
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.explanations.explain import explain
 from vit_hf.explanations.stages import follow, place_groups, record_reductions, to_stages
-from vit_hf.overlays import colour_groups, merged
+from vit_hf.overlays import color_groups, merged
 
 
 NATIVE = {"do_resize": False}
@@ -155,7 +155,7 @@ class TestPolicy:
         assert explanation.figure("scores").axes[0].get_title(loc="left") == "Scores: perturbed"
 
 
-class TestColours:
+class TestColors:
     def test_of_groups(self):
         """Of 2 x 3 patches of 2 pixels a side: two are merged, one is alone, the rest is dropped."""
         picture = np.zeros((4, 6, 3), dtype=np.uint8)
@@ -164,7 +164,7 @@ class TestColours:
         picture[0, 2] = [9, 8, 7]
         groups = np.array([[4, 1, -1], [-1, -1, 4]])
         assert merged(groups).tolist() == [[True, False, False], [False, False, True]]
-        shown = colour_groups(picture, groups, (2.0, 3.0))
+        shown = color_groups(picture, groups, (2.0, 3.0))
         mean = [50, 100, 20]
         assert (shown[:2, :2] == mean).all() and (shown[2:, 4:] == mean).all()
         np.testing.assert_array_equal(shown[:2, 2:4], picture[:2, 2:4])
@@ -173,13 +173,13 @@ class TestColours:
 
     def test_beyond_whole_patches_is_nobodys(self):
         picture = np.full((5, 5, 3), 200, dtype=np.uint8)
-        shown = colour_groups(picture, np.zeros((2, 2), dtype=np.int64), (2.5, 2.5))
+        shown = color_groups(picture, np.zeros((2, 2), dtype=np.int64), (2.5, 2.5))
         assert (shown[:4, :4] == 200).all()
         assert (shown[4] == shown[4, 0, 0]).all() and (shown[4] != 200).all()
 
     def test_nothing_kept(self):
         picture = np.full((4, 4, 3), 200, dtype=np.uint8)
-        assert (colour_groups(picture, np.full((2, 2), -1), (2.0, 2.0)) < 200).all()
+        assert (color_groups(picture, np.full((2, 2), -1), (2.0, 2.0)) < 200).all()
 
 
 class TestPicture:
@@ -211,11 +211,11 @@ class TestPicture:
         figure = explanation.figure("stages")
         titles = [axes.get_title(loc="left") for axes in figure.axes]
         assert titles == ["before the encoder: 8 of 16", "after block 2: 4 + 1 of 8"]
-        # What is shown in colour is what is left.
+        # What is shown in color is what is left.
         shown = figure.axes[1].images[0].get_array()
         side = shown.shape[0] // 4
-        coloured = (shown.max(axis=-1) != shown.min(axis=-1)).reshape(4, side, 4, side).any(axis=(1, 3))
-        np.testing.assert_array_equal(coloured, explanation.stages[0].groups >= 0)
+        colored = (shown.max(axis=-1) != shown.min(axis=-1)).reshape(4, side, 4, side).any(axis=(1, 3))
+        np.testing.assert_array_equal(colored, explanation.stages[0].groups >= 0)
 
     def test_many_stages_take_several_rows(self):
         fields = {"token_reducer": {"type": "merge", "r": 1}, "reduction_layers": list(range(5))}
@@ -226,4 +226,4 @@ class TestPicture:
         assert len(figure.axes) == 6
         assert len(tops) == 2
         texts = " ".join(text.get_text() for text in figure.texts)
-        assert "merged" in texts and "fused" not in texts
+        assert "Merged" in texts and "fused" not in texts

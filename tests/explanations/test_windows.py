@@ -11,7 +11,7 @@ from vit_hf.hub.model_card import make_model_card
 
 
 def noisy_corner(size: tuple[int, int]) -> PIL.Image.Image:
-    """Grey, with noise in the lower right corner."""
+    """Gray, with noise in the lower right corner."""
     pixels = np.full((size[1], size[0], 3), 128, dtype=np.uint8)
     pixels[-8:, -8:] = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)

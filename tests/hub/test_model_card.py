@@ -55,7 +55,7 @@ def test_card_of_a_model_of_videos():
     text = make_model_card(AdaptiveViTForVideoClassification(config), model_name="clips").content
     for words in (
         "pipeline_tag: video-classification",
-        "A Vision Transformer of `vit_hf` that tells 2 classes apart.",
+        "A Vision Transformer of `vit_hf` that classifies videos into 2 classes.",
         "8x8 pixels in 2 frames",
         "| classes |",
         "AutoModelForVideoClassification.from_pretrained(name, trust_remote_code=True)",

@@ -184,7 +184,7 @@ def test_hub_that_does_not_answer(hub, client):
 
 
 def test_card_that_the_hub_refuses(hub, client):
-    pushed = client(hub_client.push, "me/refused", license="no such licence")
+    pushed = client(hub_client.push, "me/refused", license="no such license")
     assert pushed["type"] == "ValueError" and '"license" must be one of' in pushed["error"]
     assert hub.repos["me/refused"].files == {}
 

@@ -44,9 +44,9 @@ def api(monkeypatch, tmp_path):
 
 
 def test_private_does_not_end_in_a_public_repository(api, tmp_path):
-    with pytest.raises(ValueError, match="me/there is there and public; nothing was uploaded"):
+    with pytest.raises(ValueError, match="me/there exists and is public; nothing was uploaded"):
         vit_hf.push_to_hub(*make(), "me/there", private=True)
-    with pytest.raises(ValueError, match="me/there is there and public; nothing was uploaded"):
+    with pytest.raises(ValueError, match="me/there exists and is public; nothing was uploaded"):
         push_space(tmp_path, "me/there", private=True)
     assert api.calls == []
 

@@ -48,7 +48,7 @@ class TestHeatMap:
         torch.testing.assert_close(result.heat_map("LABEL_1"), result.heat_map(1))
         torch.testing.assert_close(result.heat_map(), result.heat_map(result.label))
         for label in (3, -1, "cat", True, 1.0):
-            with pytest.raises(ValueError, match=rf"label={label!r} is no class.*0\.\.2.*'LABEL_0'"):
+            with pytest.raises(ValueError, match=rf"label={label!r} is not a class.*0\.\.2.*'LABEL_0'"):
                 result.heat_map(label)
         for resolution in (0, 2.5, (1, 2, 3), "high"):
             with pytest.raises(ValueError, match="resolution="):

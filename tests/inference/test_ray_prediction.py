@@ -1,4 +1,4 @@
-"""Prediction on a local Ray cluster of two workers."""
+"""FilePrediction on a local Ray cluster of two workers."""
 
 import importlib.util
 import os
@@ -20,8 +20,8 @@ from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.checkpoints.loading import load_classifier
 from vit_hf.data.collections import CollectionArguments, Stores, make_parts
 from vit_hf.data.images import find_images
-from vit_hf.inference.parquet_output import AnswerFolder
-from vit_hf.inference.predict import Prediction, PredictionArguments, predict_files
+from vit_hf.inference.parquet_output import ParquetWriter
+from vit_hf.inference.predict import FilePrediction, PredictionArguments, predict_files
 
 
 pytestmark = [
@@ -111,12 +111,12 @@ def test_answers_are_those_of_the_other_engine(cluster, model, photos, tmp_path,
         if expected.error is not None:
             assert row == {"file": expected.file, "error": expected.error}
             continue
-        assert row.keys() == expected.answer.keys()
-        assert row["score"] == pytest.approx(expected.answer["score"], abs=2e-6)
+        assert row.keys() == expected.result.keys()
+        assert row["score"] == pytest.approx(expected.result["score"], abs=2e-6)
         for name in ("label", "grid", "selected_patches"):
-            assert row[name] == expected.answer[name]
+            assert row[name] == expected.result[name]
         assert [entry["label"] for entry in row["top_k"]] == [
-            entry["label"] for entry in expected.answer["top_k"]
+            entry["label"] for entry in expected.result["top_k"]
         ]
     num_rows, num_errors, errors = run.summary(1)
     assert (num_rows, num_errors, len(errors)) == (40, len(DAMAGED), 1)
@@ -143,7 +143,7 @@ def test_parquet_in_and_out_of_a_store(cluster, model, photos, tmp_path):
             row = by_place[f"{name}.parquet", index]
             assert row["file"] == f"{index}.png"
             if expected.error is None:
-                assert row["score"] == pytest.approx(expected.answer["score"], abs=2e-6)
+                assert row["score"] == pytest.approx(expected.result["score"], abs=2e-6)
             else:
                 assert f"{name}.parquet#{index}" in row["error"]
 
@@ -201,7 +201,7 @@ def test_goes_on_after_the_whole_run_was_killed(cluster, model, photos, tmp_path
     write_images(tmp_path / "new", 3, seed=9)
     run = prepare(model, [tmp_path / "new", photos], answers)
     assert (run.num_images, run.num_pending) == (43, 43 - done)
-    assert f"43; {done} have answers; {43 - done} in" in run.describe()
+    assert f"43; {done} are done; {43 - done} in" in run.describe()
     assert sum(run.execute()) == 43 - done
     names = sorted(row["file"] for row in rows_of(answers))
     assert names == sorted(find_images([str(photos), str(tmp_path / "new")]))
@@ -212,10 +212,10 @@ def test_an_image_that_kills_workers_is_found(cluster, model, photos, tmp_path, 
     from vit_hf.inference import ray_prediction
 
     class Fragile(ray_prediction.Worker):
-        def answer(self, part):
+        def predict(self, part):
             if any(name.endswith("/11.png") for name in part.names()):
                 os._exit(1)
-            super().answer(part)
+            super().predict(part)
 
     monkeypatch.setattr(ray_prediction, "Worker", Fragile)
     run = prepare(model, [photos], tmp_path / "answers")
@@ -229,7 +229,7 @@ def test_a_failure_that_is_not_an_images_ends_the_run(cluster, model, photos, tm
     from vit_hf.inference import ray_prediction
 
     class Failing(ray_prediction.Worker):
-        def answer(self, part):
+        def predict(self, part):
             raise ConnectionResetError("the store does not answer")
 
     monkeypatch.setattr(ray_prediction, "Worker", Failing)
@@ -271,11 +271,11 @@ def test_the_command_line(cluster, model, photos, tmp_path):
     ],
 )
 def test_says_what_is_wrong(model, photos, tmp_path, flags, message, capsys):
-    answers = AnswerFolder(str(tmp_path / "answers"), Stores())
+    answers = ParquetWriter(str(tmp_path / "answers"), Stores())
     answers.begin()
     (part,) = make_parts(["1.png"], [], 1)
     origin = prepare(model, [photos], tmp_path / "other").settings.schema
-    answers.write(part, [Prediction("1.png", error="")], origin)
+    answers.write(part, [FilePrediction("1.png", error="")], origin)
     (tmp_path / "answers" / "file").write_text("")
     flags = flags.format(answers=tmp_path / "answers", other=tmp_path / "other").split()
     with pytest.raises(SystemExit) as exit:

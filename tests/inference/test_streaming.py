@@ -78,7 +78,7 @@ def test_weights_are_those_of_torch(old, new, cuts):
     weights, result = RowWeights(old, new), torch.zeros(new, 3)
     edges = sorted({0, old, *(cut for cut in cuts if cut < old)})
     for top, bottom in itertools.pairwise(edges):
-        first, last, share = weights.of_band(top, bottom)
+        first, last, share = weights.for_band(top, bottom)
         result[first:last] += share @ image[top:bottom]
     torch.testing.assert_close(result, expected[0, 0], atol=5e-5, rtol=1e-5)
 

@@ -38,14 +38,16 @@ class TestErrors:
             predict_tiled(vit(num_channels=4), picture(40, 40), image_processor=PROCESSOR)
 
     def test_no_image_processor(self):
-        with pytest.raises(ValueError, match=r"no image processor beside the model.*give image_processor"):
+        with pytest.raises(
+            ValueError, match=r"No image processor is saved with the model.*give image_processor"
+        ):
             predict_tiled(vit(), picture(40, 40))
 
     def test_image_processor_that_may_crop(self):
         class Transforms:
             """Like that of timm's models in transformers."""
 
-        with pytest.raises(TypeError, match="Transforms, which cannot be told not to crop"):
+        with pytest.raises(TypeError, match="Transforms, whose cropping cannot be turned off"):
             predict_tiled(vit(), picture(40, 40), image_processor=Transforms())
 
     def test_logits_of_something_else(self):

@@ -244,7 +244,10 @@ class TestRefuses:
             ({"mlp_ratio": 0.0}, r"mlp_ratio=0.0"),
             ({"hidden_act": "none"}, r"hidden_act='none' is unknown"),
             ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must lie in \[0, 1\)"),
-            ({"token_reducer": "merge"}, r"token_reducer='merge' is not for Swin: windows need a full grid"),
+            (
+                {"token_reducer": "merge"},
+                r"token_reducer='merge' is not for Swin: windows need a full grid",
+            ),
             ({"num_selected_patches": 9}, r"use num_selected_windows"),
             ({"thumbnail_context": True}, r"a window's attention sees nothing beyond it"),
             ({"patch_selector": "attention", "num_selected_windows": 2}, r"CLS token of a ViT"),

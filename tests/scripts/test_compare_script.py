@@ -9,7 +9,7 @@ import pytest
 from vit_hf.comparison import training as demonstration_module
 from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
 from vit_hf.comparison.results import read_rows
-from vit_hf.comparison.training import Stage, demonstration
+from vit_hf.comparison.training import TrainingStage, demonstration
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -18,7 +18,10 @@ import compare
 
 sys.path.pop(0)
 # Steps enough to end, not to learn.
-SHORT = {"VIT_STAGES": (Stage(32, 0, 1), Stage(48, 1, 1)), "HYBRID_STAGES": (Stage(32, 0, 1),)}
+SHORT = {
+    "VIT_STAGES": (TrainingStage(32, 0, 1), TrainingStage(48, 1, 1)),
+    "HYBRID_STAGES": (TrainingStage(32, 0, 1),),
+}
 
 
 @pytest.fixture

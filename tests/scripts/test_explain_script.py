@@ -155,7 +155,7 @@ def test_boxes_by_file_name(folder):
     ("text", "message"),
     [
         ("[[0, 0, 8, 8]]", r"must hold an object \{image: "),
-        ("{", "boxes.json is no JSON"),
+        ("{", "boxes.json is not valid JSON"),
         ('{"dog.png": []}', "names none of the images; it names 'dog.png'"),
         ('{"cat.png": [[0, 0, 8, 8]]}', "means 2 images by 'cat.png'; name them there as in --images"),
     ],

@@ -326,7 +326,10 @@ def test_predict_isolates_the_image_that_does_not_fit(tmp_path, capsys):
     [
         ("{empty} --model_name_or_path {model}", "no image in the folder"),
         ("x.png --model_name_or_path ./nowhere", "there is no folder ./nowhere"),
-        ("x.png --model_name_or_path {model} --with_patches", "does not tell which patches it selected"),
+        (
+            "x.png --model_name_or_path {model} --with_patches",
+            "does not output selected_patches: leave with_patches out",
+        ),
         ("x.png --model_name_or_path {model} --top_k 0", "top_k is 0"),
         ("x.png --model_name_or_path {model} --output {empty}/no/such/file", "No such file"),
         ("--model_name_or_path {model}", "INPUT"),

@@ -114,7 +114,7 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
         ),
         ("--image_size 32 --native_resolution", "image_size and native_resolution exclude each other"),
         ("--longest_edge 0", "longest_edge is 0"),
-        ("--config_overrides {", "config_overrides is no JSON"),
+        ("--config_overrides {", "config_overrides is not valid JSON"),
         ("--config_overrides 3", "config_overrides must be a JSON object"),
         ("--remove_unused_columns true", "remove_unused_columns must be false"),
         ("--resume_from_checkpoint x", "resume_from_checkpoint is not needed"),
@@ -163,7 +163,7 @@ def test_parts_with_options_from_flags_and_from_a_file(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"base": 10}', "needs the name of a part"), ("{base", "no JSON")]
+    ("text", "words"), [('{"base": 10}', "needs the name of a part"), ("{base", "not valid JSON")]
 )
 @pytest.mark.parametrize("name", ["position_encoding", "patch_selector", "token_reducer"])
 def test_parts_that_are_none_are_refused(name, text, words):

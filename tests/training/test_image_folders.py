@@ -13,7 +13,7 @@ from vit_hf.data.box_sources import load_boxed_images
 from vit_hf.data.collections import Stores, find_collection
 from vit_hf.data.image_folders import LeftOut, list_files
 from vit_hf.data.images import find_images
-from vit_hf.data.loading import load_image_dataset, load_unlabelled
+from vit_hf.data.loading import load_image_dataset, load_unlabeled
 from vit_hf.data.masks import load_masked_images
 from vit_hf.inference.evaluation import EvaluationArguments, evaluate_model
 from vit_hf.inference.predict import predict_files
@@ -76,7 +76,7 @@ def read(folder, task: str) -> tuple[dict[str, int], list[str]]:
         assert sorted(data.label2id) == ["cat", "dog"]
         splits, notes = data.splits, data.describe_left_out()
     elif task == "unlabelled":
-        splits, notes = load_unlabelled(str(folder), validation_fraction=0)
+        splits, notes = load_unlabeled(str(folder), validation_fraction=0)
     else:
         arguments = DataArguments(dataset=str(folder), validation_fraction=0.0)
         data = load_masked_images(arguments, False) if task == "masks" else load_boxed_images(arguments)
@@ -149,7 +149,7 @@ def test_the_class_is_the_first_folder_below_the_split(tmp_path, split, inner):
     assert read(tmp_path, "classes") == ({"train": 4}, [])
 
 
-@pytest.mark.parametrize("load", [load_image_dataset, load_unlabelled])
+@pytest.mark.parametrize("load", [load_image_dataset, load_unlabeled])
 @pytest.mark.parametrize(
     ("files", "match"),
     [
@@ -175,7 +175,7 @@ def test_a_class_may_be_called_train(tmp_path):
             picture(tmp_path / name / f"{index}.png")
     assert load_image_dataset(str(tmp_path), validation_fraction=0).label2id == {"bus": 0, "train": 1}
     with pytest.raises(ValueError, match="two ways"):
-        load_unlabelled(str(tmp_path))
+        load_unlabeled(str(tmp_path))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -223,7 +223,7 @@ def test_class_folders_of_strange_names_are_kept_or_named(tmp_path):
 def test_names_that_are_not_utf8(tmp_path):
     make(tmp_path, "classes", {"": 2})
     os.rename(os.fsencode(tmp_path / "cat" / "cat0.png"), os.fsencode(tmp_path / "cat") + b"/caf\xe9.png")
-    for load in (load_image_dataset, load_unlabelled):
+    for load in (load_image_dataset, load_unlabeled):
         with pytest.raises(ValueError, match=r"caf\\xe9\.png is not UTF-8: rename"):
             load(str(tmp_path))
     assert len(find_images([str(tmp_path)])) == 4
@@ -253,12 +253,12 @@ def test_one_list_of_what_an_image_is(tmp_path):
         left_out = LeftOut()
         assert {os.path.relpath(file, tmp_path) for file in find(left_out)} == whole
         assert "4 images of kinds that only predict.py --tile reads" in left_out.notes()[0]
-    splits, notes = load_unlabelled(str(tmp_path), validation_fraction=0)
+    splits, notes = load_unlabeled(str(tmp_path), validation_fraction=0)
     assert len(splits["train"]) == 3
     assert "4 images of kinds that only predict.py --tile reads" in notes[0]
 
 
-@pytest.mark.parametrize("load", [load_image_dataset, load_unlabelled])
+@pytest.mark.parametrize("load", [load_image_dataset, load_unlabeled])
 def test_a_folder_of_images_that_training_cannot_read_says_so(tmp_path, load):
     np.save(tmp_path / "array.npy", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"no images in it that training reads.*array\.npy"):

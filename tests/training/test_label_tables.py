@@ -36,7 +36,7 @@ def test_words_for_missing_values_are_classes_among_words(tmp_path, word):
 @pytest.mark.parametrize("word", ["NA", "", "null"])
 @pytest.mark.parametrize(("number", "match"), [("1", "has no label"), ("1.5", "has no finite value")])
 def test_missing_numbers_are_named(tmp_path, word, number, match):
-    with pytest.raises(ValueError, match=rf"metadata\.csv, line 3 {match}.*take"):
+    with pytest.raises(ValueError, match=rf"metadata\.csv, line 3 {match}.*remove"):
         load_image_dataset(write(tmp_path, table(number, word, "2", "3")))
 
 
@@ -73,7 +73,7 @@ BAD_TABLES = {
     "twice": ("file_name,label\n0.png,a\n1.png,b\n0.png,b", "line 4 names 0.png, as .*line 2 does"),
     "outside": ("file_name,label\n../0.png,a\n1.png,b", "line 2 names ../0.png: files must be in"),
     "absolute": ("file_name,label\n/etc/passwd,a\n1.png,b", "line 2 names /etc/passwd: files must be in"),
-    "unclosed": ('file_name,label\n0.png,"a\n1.png,b', "line 2 is no CSV"),
+    "unclosed": ('file_name,label\n0.png,"a\n1.png,b', "line 2 is not valid CSV"),
 }
 
 
@@ -106,7 +106,7 @@ def test_bad_json_lines_are_named_with_the_line(tmp_path, lines, match):
 
 
 def test_damaged_json_line(tmp_path):
-    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2 is not valid JSON"):
         load_image_dataset(write(tmp_path, '{"file_name": "0.png"}\n{"file_name": ', "metadata.jsonl"))
 
 
@@ -182,7 +182,7 @@ class TestMasks:
             load_masked_images(data, False)
         found = load_masked_images(data, True)
         assert found.splits["train"][0]["mask"].tolist() == [[0, 1]] * 2
-        with pytest.raises(ValueError, match="class 0: there is nothing to tell apart"):
+        with pytest.raises(ValueError, match="class 0: training needs at least two classes"):
             load_masked_images(data, True, "255")
 
     def test_what_is_ignored_is_said(self, tmp_path):
@@ -248,7 +248,7 @@ class TestBoxes:
         folder = write(tmp_path, b"\xef\xbb\xbf" + text.encode(), "0.xml", 1)
         assert self.load(folder).names == ["café"]
         (tmp_path / "0.xml").write_bytes(text.encode("latin1"))
-        with pytest.raises(ValueError, match=r"0\.xml is no XML.*encoding="):
+        with pytest.raises(ValueError, match=r"0\.xml is not valid XML.*encoding="):
             self.load(folder)
         (tmp_path / "0.xml").write_bytes(b'<?xml version="1.0" encoding="latin1"?>' + text.encode("latin1"))
         assert self.load(folder).names == ["café"]

@@ -28,7 +28,7 @@ from vit_hf.data.augmentation import TrainingExamples
 from vit_hf.data.boxes import BoxedImages
 from vit_hf.data.collation import ImageCollator
 from vit_hf.data.images import check_header, decode_image, prepare_images
-from vit_hf.data.loading import LabelledImages
+from vit_hf.data.loading import LabeledImages
 from vit_hf.data.masks import MaskedImages
 from vit_hf.explanations.model_view import load_upright
 from vit_hf.inference.predict import TilingArguments, predict_files, predict_files_tiled
@@ -81,9 +81,9 @@ def test_answers_for_all_that_can_be_read(processor, tiled, folder):
     }
     assert answered == READABLE
     for prediction in predictions:
-        assert (prediction.answer is None) == (prediction.error is not None)
+        assert (prediction.result is None) == (prediction.error is not None)
         assert prediction.error is None or prediction.file in prediction.error
-    by_name = {prediction.file.rsplit("/", 1)[1]: prediction.answer for prediction in predictions}
+    by_name = {prediction.file.rsplit("/", 1)[1]: prediction.result for prediction in predictions}
     assert by_name["junk_exif.png"]["score"] == by_name["a_good.png"]["score"]
 
 
@@ -100,7 +100,7 @@ def boxed(path):
 
 
 def labelled(path):
-    images = LabelledImages(rows_of(path), "image", np.zeros(1, np.int64))
+    images = LabeledImages(rows_of(path), "image", np.zeros(1, np.int64))
     return TrainingExamples(images, lambda pixels: pixels)[0]["image"].permute(1, 2, 0).numpy()
 
 
@@ -186,7 +186,7 @@ def test_timm_is_predicted_as_transformers_does(timm_checkpoint, timm_parts, tmp
         list(predict_files(model, processor, [str(path)])),
         list(predict_files(loaded.eval(), its_processor, [str(path)])),
     ):
-        assert found[0].answer["score"] == pytest.approx(score, abs=1e-4)
+        assert found[0].result["score"] == pytest.approx(score, abs=1e-4)
     batch = ImageCollator(processor)([{"image": image, "labels": np.int64(0)}])
     torch.testing.assert_close(batch["pixel_values"], processor(image, return_tensors="pt")["pixel_values"])
     torch.testing.assert_close(WholeImages(model, processor)([image])[""], expected)

@@ -125,7 +125,10 @@ def test_layers_of_learning_rates():
     "options, message",
     [
         ({"return_patches": True}, "return_patches is not for Swin"),
-        ({"token_reducer": "merge", "keep_rate": 0.5}, "token_reducer='merge' is not for Swin: windows need"),
+        (
+            {"token_reducer": "merge", "keep_rate": 0.5},
+            "token_reducer='merge' is not for Swin: windows need",
+        ),
         ({"patch_selector": "policy"}, "rewarded for one draw of patches"),
         (
             {"config_overrides": {"hidden_layers": 3}},

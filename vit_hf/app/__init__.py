@@ -1,6 +1,5 @@
-"""A page to try a checkpoint on: which patches it keeps of an image, what it answers, and how long that
-takes.
+"""Page to try a checkpoint: which patches of an image it keeps, its prediction, and the time it takes.
 
-`explorer.py` does it, `content.py` says it, `page.py` shows it (the one file that needs Gradio), and
-`space.py` writes the folder of a Hugging Face Space.
+`explorer.py` runs the checkpoint, `content.py` makes the texts, `page.py` shows them (the only file that
+needs Gradio), and `space.py` writes the folder of a Hugging Face Space.
 """

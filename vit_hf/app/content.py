@@ -1,4 +1,4 @@
-"""What the page says and shows. Whatever goes wrong is said in words, and nothing here raises."""
+"""Texts and pictures of the page. Errors become messages on the page; `show` never raises."""
 
 import html
 import inspect
@@ -24,16 +24,16 @@ INVITATION = '<p class="hint">Drop an image, or pick an example.</p>'
 
 @dataclass
 class Content:
-    """Everything that changes on the page.
+    """Changing parts of the page.
 
     Attributes:
-        summary: HTML, the figures or what went wrong.
-        kept: `(h, w, 3)` uint8, see `draw_kept`; None where there is nothing to show.
-        map: `(h, w, 3)` uint8, scores, or attention where nobody scored.
-        map_title: what the map shows.
-        classes: most probable classes to probabilities, or the numbers of a regression as text.
-        num_patches: N of the image; None if that is not known.
-        can_measure: whether the time for all patches may be asked for.
+        summary: HTML with the figures, or an error message.
+        kept: `(h, w, 3)` uint8, see `draw_kept`; None if there is nothing to show.
+        map: `(h, w, 3)` uint8, scores, or attention if there are no scores.
+        map_title: title of the map.
+        classes: most probable classes to probabilities, or the values of a regression as text.
+        num_patches: N of the image; None if unknown.
+        can_measure: True if the page offers to time all patches.
     """
 
     summary: str
@@ -53,10 +53,10 @@ def show(
     size: Size,
     measure: bool = False,
 ) -> Content:
-    """What the page shows of the image file at `path`; None if there is none.
+    """Makes the content for an image file; an invitation if `path` is None.
 
     Args:
-        measure: time all patches first, however long that takes.
+        measure: times all patches first, however long that takes.
     """
     if path is None:
         return Content(INVITATION)
@@ -67,7 +67,7 @@ def show(
         return describe(explorer, picture, explorer.explore(picture, selector, int(num_selected), size))
     except (ValueError, TypeError, OSError) as error:
         return Content(message(str(error)))
-    except Exception as error:  # a visitor can do nothing with a stack trace; whoever runs the page can
+    except Exception as error:  # a stack trace helps the page's host, not its visitors
         logger.exception("The page could not show an image.")
         reason = str(error).partition("\n")[0][:300]
         return Content(message(f"That did not work: {reason or type(error).__name__}"))
@@ -79,7 +79,7 @@ def describe(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exp
     if values is None:
         values, title = explanation.attention, "Attention to each patch"
     return Content(
-        summary=summarise(explorer, picture, exploration),
+        summary=summarize(explorer, picture, exploration),
         kept=draw_kept(explanation),
         map=None if values is None else draw_map(explanation, values),
         map_title=title,
@@ -89,15 +89,15 @@ def describe(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exp
     )
 
 
-def summarise(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
-    """The figures as HTML."""
+def summarize(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
+    """Formats the figures as HTML."""
     explanation, num_patches = exploration.explanation, exploration.num_patches
     kept = len(explanation.kept_patches)
     figures = [
         (f"{kept:,} of {num_patches:,}", f"patches, {kept / num_patches:.1%}"),
         (
             duration(exploration.seconds),
-            "to choose them and to answer" if kept < num_patches else "to answer",
+            "to select and predict" if kept < num_patches else "to predict",
         ),
     ]
     if exploration.all_seconds is not None:
@@ -116,7 +116,7 @@ def summarise(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Ex
 
 
 def facts(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Exploration) -> str:
-    """One line about the image and what else the model did with it."""
+    """Describes the image and its processing in one line."""
     explanation, config = exploration.explanation, explorer.config
     input_height, input_width = explanation.input_size
     parts = [f"{picture.width} x {picture.height} pixels"]
@@ -126,7 +126,7 @@ def facts(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Explor
     patch_height, patch_width = to_pair(config.patch_size)
     parts.append(f"{columns} x {rows} patches of {patch_width} x {patch_height}")
     if exploration.requested is not None and exploration.requested > exploration.num_patches:
-        parts.append(f"{exploration.requested:,} were asked for, more than there are")
+        parts.append(f"{exploration.requested:,} requested, more than there are")
     if explanation.stages:
         parts.append(
             f"thinned to {explanation.stages[-1].num_tokens:,} tokens by {type_of(config.token_reducer)}"
@@ -138,7 +138,7 @@ def facts(explorer: PatchExplorer, picture: PIL.Image.Image, exploration: Explor
 
 
 def list_classes(prediction: Prediction) -> dict[str, float] | str:
-    """Most probable classes to probabilities; the numbers of a regression as text."""
+    """Maps the most probable classes to probabilities; formats the values of a regression as text."""
     if prediction.probabilities is None:
         return ", ".join(f"{value:.4g}" for _, value in prediction.top)
     classes: dict[str, float] = {}
@@ -148,14 +148,14 @@ def list_classes(prediction: Prediction) -> dict[str, float] | str:
     return classes
 
 
-def caption(title: str, has_colours: bool = False) -> str:
-    """What stands above a picture, as HTML."""
-    colours = "<span>low<i></i>high</span>" if has_colours else ""
-    return f'<p class="caption"><strong>{html.escape(title)}</strong>{colours}</p>'
+def caption(title: str, has_colors: bool = False) -> str:
+    """Formats the caption of a picture as HTML."""
+    colors = "<span>low<i></i>high</span>" if has_colors else ""
+    return f'<p class="caption"><strong>{html.escape(title)}</strong>{colors}</p>'
 
 
 def message(text: str) -> str:
-    """What went wrong, as HTML."""
+    """Formats an error message as HTML."""
     return f'<p class="message" role="alert">{html.escape(text)}</p>'
 
 
@@ -166,7 +166,7 @@ def duration(seconds: float) -> str:
 
 
 def selector_choices(explorer: PatchExplorer) -> list[tuple[str, str]]:
-    """(text, name) of the selectors that can be chosen, the checkpoint's own first."""
+    """Lists (text, name) of the usable selectors, the checkpoint's own first."""
     own = type_of(explorer.config.patch_selector)
     return [
         (
@@ -182,15 +182,15 @@ def selector_choices(explorer: PatchExplorer) -> list[tuple[str, str]]:
 
 
 def about_selector(name: str) -> str:
-    """What a selector goes by: the first sentence about it in its documentation."""
+    """Describes a selector by the first paragraph of its docstring."""
     if name == ALL_PATCHES:
-        return "No selection: what the checkpoint does by itself, and slow for large images."
+        return "No selection: all patches are computed on, which is slow for large images."
     source = PIXEL_SCORERS.get(name) or PATCH_SELECTORS.get(name)
     return (inspect.getdoc(source) or "").partition("\n\n")[0] if source else ""
 
 
 def about_left_out(explorer: PatchExplorer) -> str:
-    """Why some selectors cannot be chosen, as HTML."""
+    """Formats the reasons why some selectors cannot be used, as HTML."""
     reasons: dict[str, list[str]] = {}
     for name, reason in explorer.left_out.items():
         reasons.setdefault(reason, []).append(name)
@@ -199,17 +199,16 @@ def about_left_out(explorer: PatchExplorer) -> str:
 
 
 def size_choices(explorer: PatchExplorer) -> list[tuple[str, Size]]:
-    """(text, size) of how large images can be made."""
+    """Lists (text, size) of the sizes that images can be resized to."""
     choices: list[tuple[str, Size]] = []
     if explorer.trained_size is not None:
         choices.append((f"as in training: {explorer.trained_size}", "checkpoint"))
     choices += [(f"at most {side} pixels a side", side) for side in (512, 1024, 2048)]
-    return [*choices, ("as it is", "native")]
+    return [*choices, ("not resized", "native")]
 
 
 def default_size(explorer: PatchExplorer) -> Size:
-    """That of the checkpoint if it was made for selection, and else one at which selection has something
-    to do."""
+    """Returns the checkpoint's size if it selects patches, else one large enough for selection to matter."""
     if explorer.trained_size is None:
         return "native"
     return 1024 if explorer.config.patch_selector is None else "checkpoint"

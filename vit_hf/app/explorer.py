@@ -1,4 +1,4 @@
-"""One checkpoint, tried with any selector that it can use, on any number of patches."""
+"""Runs one checkpoint with any selector that it can use, on any number of patches."""
 
 import copy
 import statistics
@@ -28,38 +28,37 @@ from ..model.sizes import has_frames, to_pair
 from .pictures import shrink_to
 
 
-# What load_classifier calls it, too: no selector, all patches.
+# No selector, all patches; also load_classifier's name for it.
 ALL_PATCHES = "none"
 
-# For checkpoints that do not select: what finds small objects without training (model_cards/selection).
+# For checkpoints without a selector: finds small objects without training (model_cards/selection).
 FREE_SELECTOR = "saliency"
 
-# Patches that the page computes on: a ViT-B takes some seven seconds for them on two cores.
+# Most patches that the page computes on: a ViT-B takes about seven seconds for them on two cores.
 MAX_TOKENS = 4096
-# Pixels that the checkpoint's preparation may make of an image.
+# Most pixels of an image after preprocessing.
 MAX_PREPARED_PIXELS = 2**25
 
-# All patches are timed without being asked if that takes about as many seconds.
+# All patches are timed automatically if that takes about this number of seconds.
 AUTOMATIC_SECONDS = 2.0
 
-# A forward pass is repeated for as many seconds, and at most so many times.
+# Limits of the repetitions of a forward pass, in seconds and in number.
 REPEAT_SECONDS, MAX_REPEATS = 0.5, 5
 
-# How large an image is made: as the checkpoint's image processor does, not at all, or to that many pixels at
-# most.
+# Resizing of an image: as the checkpoint's image processor does, none, or to this number of pixels a side.
 Size = Literal["checkpoint", "native"] | int
 
 
 @dataclass
 class Exploration:
-    """What came of one image.
+    """Result for one image.
 
     Attributes:
-        explanation: see there.
+        explanation: see `Explanation`.
         seconds: median time of a forward pass, selection included.
         num_patches: N of the image.
-        all_seconds: the same for all patches, without selector and reducer; None if it was not measured.
-        requested: how many patches were asked for, which may be more than there are; None for all.
+        all_seconds: the same for all patches, without selector and reducer; None if not measured.
+        requested: requested number of patches, which may exceed N; None for all.
     """
 
     explanation: Explanation
@@ -70,19 +69,18 @@ class Exploration:
 
 
 class PatchExplorer:
-    """Runs one checkpoint with other selectors and numbers of patches than its own. Safe to use from several
-    threads.
+    """Runs one checkpoint with other selectors and budgets than its own; thread-safe.
 
     Args:
-        model: a classifier; is held in evaluation mode.
-        image_processor: the model's own. Where it selects patches, the model does that here.
+        model: a classifier; kept in evaluation mode.
+        image_processor: the model's own. If it selects patches, the model does so instead.
 
     Attributes:
-        selectors: name to module of those that can be used; None for all patches.
-        left_out: name of a selector that cannot be used to the reason.
+        selectors: modules of the usable selectors, by name; None for all patches.
+        left_out: reasons why other selectors cannot be used, by name.
 
     Raises:
-        ValueError: if images for the model have neither one nor three channels.
+        ValueError: if the model takes neither one nor three channels.
     """
 
     def __init__(self, model: AdaptiveViTForImageClassification, image_processor: BaseImageProcessor):
@@ -90,9 +88,8 @@ class PatchExplorer:
         self.config = model.config
         if self.config.num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of num_channels={self.config.num_channels}: this page "
-                "shows grey (1) and colour "
-                "(3) images."
+                f"The model takes images of num_channels={self.config.num_channels}: this page shows gray "
+                "(1) and color (3) images."
             )
         self.image_processor = copy.deepcopy(image_processor)
         self.image_processor.return_patches = False
@@ -105,8 +102,7 @@ class PatchExplorer:
 
     @property
     def trained_size(self) -> str | None:
-        """Size in words that the checkpoint's image processor makes of any image; None if it leaves images
-        as they are."""
+        """Size to which the checkpoint's image processor resizes images, as text; None for no resizing."""
         processor = self.image_processor
         if not processor.do_resize:
             return None
@@ -119,10 +115,10 @@ class PatchExplorer:
     def prepare(
         self, picture: PIL.Image.Image, size: Size
     ) -> tuple[PIL.Image.Image, BaseImageProcessor, dict[str, torch.Tensor]]:
-        """The picture at `size`, the image processor for it, and the model's inputs, on its device.
+        """Returns the picture at `size`, the image processor for it, and the model's inputs, on its device.
 
         Raises:
-            ValueError: if nothing is left of one patch.
+            ValueError: if the image is smaller than one patch.
         """
         processor = self.image_processor
         if size != "checkpoint":
@@ -135,9 +131,8 @@ class PatchExplorer:
         patch_height, patch_width = to_pair(self.config.patch_size)
         if size != "checkpoint" and (picture.height < patch_height or picture.width < patch_width):
             raise ValueError(
-                f"The image is too small: at {picture.width} x {picture.height} pixels it has not "
-                "one patch of "
-                f"{patch_width} x {patch_height}. Give a larger one."
+                f"The image is too small: at {picture.width} x {picture.height} pixels it is smaller "
+                f"than one patch of {patch_width} x {patch_height}. Give a larger one."
             )
         if size == "checkpoint":
             _check_stretched(processor, picture)
@@ -152,16 +147,16 @@ class PatchExplorer:
     def explore(
         self, picture: PIL.Image.Image, selector: str, num_selected: int, size: Size = "checkpoint"
     ) -> Exploration:
-        """What the model makes of an image.
+        """Runs the model on an image.
 
         Args:
-            picture: RGB, or grey for a model of one channel.
-            selector: of `selectors`.
-            num_selected: K; is lowered to the patches that there are.
-            size: how large the image is made.
+            picture: RGB, or gray for a model of one channel.
+            selector: a key of `selectors`.
+            num_selected: K, capped at N.
+            size: resizing of the image.
 
         Raises:
-            ValueError: for another selector, no patch or too many, and as the model does.
+            ValueError: for an unknown selector, no patches or too many, and errors of the model.
         """
         if selector not in self.selectors:
             reason = self.left_out.get(selector, f"choose one of {', '.join(self.selectors)}")
@@ -173,14 +168,13 @@ class PatchExplorer:
         kept = num_patches if selector == ALL_PATCHES else min(num_selected, num_patches)
         if kept > MAX_TOKENS:
             raise ValueError(
-                f"To compute on {kept:,} patches would take long: this page stops at "
-                f"{MAX_TOKENS:,}. Choose a selector "
-                "and fewer patches, or a smaller size."
+                f"Computing on {kept:,} patches would take long: this page stops at {MAX_TOKENS:,}. Choose a "
+                "selector and fewer patches, or a smaller size."
             )
         shape = tuple(inputs["pixel_values"].shape[-2:])
         with self._lock:
             with self._selecting(selector, kept), record_seconds(self.model) as times:
-                # No rollout, which takes as long again.
+                # No rollout, which would double the time.
                 (explanation,) = explain(
                     self.model, processor, picture, max_rollout_tokens=0, names=["the image"]
                 )
@@ -199,10 +193,10 @@ class PatchExplorer:
         return Exploration(explanation, seconds, num_patches, all_seconds, requested)
 
     def measure_all(self, picture: PIL.Image.Image, size: Size = "checkpoint") -> None:
-        """Times all patches of an image of that size, for `Exploration.all_seconds` from now on.
+        """Times all patches of an image at a size; `Exploration.all_seconds` has the time from then on.
 
         Raises:
-            ValueError: if they are more than `MAX_TOKENS`.
+            ValueError: for more than `MAX_TOKENS` patches.
         """
         _, _, inputs = self.prepare(picture, size)
         num_patches = self.count_patches(inputs)
@@ -224,14 +218,14 @@ class PatchExplorer:
         self._all_seconds[tuple(inputs["pixel_values"].shape[-2:])] = typical(times)
 
     def _repeat(self, inputs: dict[str, torch.Tensor], times: list[float]) -> None:
-        """Forward passes, until `times`, where they record themselves, are enough."""
+        """Repeats forward passes until `times`, which record them, are enough."""
         while not times or (sum(times) < REPEAT_SECONDS and len(times) < MAX_REPEATS):
             with torch.inference_mode():
                 self.model(**inputs)
 
     @contextmanager
     def _selecting(self, selector: str, num_selected: int | None) -> Iterator[None]:
-        """The model with another selector, for as long as the lock is held."""
+        """Gives the model another selector for the time of the context; needs the lock."""
         vit, config = self.model.vit, self.config
         before = vit.selector, config.patch_selector, config.num_selected_patches
         vit.selector = self.selectors[selector]
@@ -244,10 +238,10 @@ class PatchExplorer:
 
 
 def _check_stretched(processor: BaseImageProcessor, picture: PIL.Image.Image) -> None:
-    """A narrow strip whose shorter edge is to have so many pixels would fill the memory of the page's host.
+    """Checks that resizing a narrow strip by its shorter edge does not fill the host's memory.
 
     Raises:
-        ValueError: if it would have more than `MAX_PREPARED_PIXELS`.
+        ValueError: for more than `MAX_PREPARED_PIXELS`.
     """
     shortest = getattr(processor.size, "shortest_edge", None)
     if not processor.do_resize or not shortest or getattr(processor.size, "longest_edge", None):
@@ -255,17 +249,18 @@ def _check_stretched(processor: BaseImageProcessor, picture: PIL.Image.Image) ->
     longest = shortest * max(picture.size) / min(picture.size)
     if shortest * longest > MAX_PREPARED_PIXELS:
         raise ValueError(
-            f"The image of {picture.width} x {picture.height} pixels is too narrow: its shorter "
-            f"edge is made {shortest} "
-            f"pixels long, and the other would have {longest:,.0f}. Crop it."
+            f"The image of {picture.width} x {picture.height} pixels is too narrow: with a shorter "
+            f"edge of {shortest} pixels, the longer would have {longest:,.0f}. Crop it."
         )
 
 
 def find_selectors(
     model: AdaptiveViTForImageClassification,
 ) -> tuple[dict[str, nn.Module | None], dict[str, str]]:
-    """Selectors that a checkpoint can use: its own, those that need no training, and none; and why not the
-    others."""
+    """Finds the selectors that a checkpoint can use, and the reasons why it cannot use the others.
+
+    Usable are its own, those that need no training, and none.
+    """
     own, left_out = type_of(model.config.patch_selector), {}
     selectors: dict[str, nn.Module | None] = {} if own is None else {own: model.vit.selector}
     for name, selector_class in PATCH_SELECTORS.items():
@@ -291,7 +286,7 @@ def find_selectors(
 
 @contextmanager
 def record_seconds(model: nn.Module) -> Iterator[list[float]]:
-    """How long each forward pass of `model` takes, for the time of the context."""
+    """Records the seconds of each forward pass of `model` in the context."""
     times: list[float] = []
 
     def now() -> float:
@@ -299,7 +294,7 @@ def record_seconds(model: nn.Module) -> Iterator[list[float]]:
             torch.accelerator.synchronize()
         return time.perf_counter()
 
-    # The time is that of the beginning until the pass has ended.
+    # Until a pass ends, its entry is its start.
     hooks = (
         model.register_forward_pre_hook(lambda *_: times.append(now())),
         model.register_forward_hook(lambda *_: times.append(now() - times.pop())),
@@ -312,25 +307,25 @@ def record_seconds(model: nn.Module) -> Iterator[list[float]]:
 
 
 def typical(times: list[float]) -> float:
-    """The median, without the first, which warms up, if there are others."""
+    """Returns the median, without the first, a warm-up, if there are others."""
     return statistics.median(times[1:] or times)
 
 
 def load_explorer(path: str, device: str | torch.device | None = None) -> PatchExplorer:
-    """A checkpoint of ours, or any that `vit_hf.convert` takes.
+    """Loads a checkpoint of this package, or any that `vit_hf.convert` takes.
 
     Args:
-        path: local, or on the Hub.
+        path: local folder, or name on the Hub.
         device: by default an accelerator if there is one.
 
     Raises:
-        OSError: if there is no such checkpoint, or no image processor beside one of ours.
-        ValueError: if it is no Vision Transformer with a classifier of images, or a Swin.
+        OSError: if there is no such checkpoint, or it lacks an image processor.
+        ValueError: if it is not a ViT image classifier.
     """
     check_path(path)
     if is_swin(path):
         raise ValueError(
-            f"{path} is a Swin, and the page shows patches of a ViT: look at it with scripts/explain.py."
+            f"{path} is a Swin, and the page shows patches of a ViT: use scripts/explain.py instead."
         )
     config, _ = PreTrainedConfig.get_config_dict(path)
     if config.get("model_type") == AdaptiveViTConfig.model_type:
@@ -343,8 +338,8 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
         )
     if has_frames(model.config):
         raise ValueError(
-            f"{path} is for videos (num_frames={model.config.num_frames}), and the page shows "
-            "patches of images."
+            f"{path} is for videos (num_frames={model.config.num_frames}), and the page shows patches of "
+            "images: use vit_hf.explain_video instead."
         )
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return PatchExplorer(model.to(device), image_processor)

@@ -1,4 +1,4 @@
-"""The page, in Gradio. It fetches nothing from the network."""
+"""Page in Gradio; it fetches nothing from the network."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .content import (
 from .explorer import ALL_PATCHES, MAX_TOKENS, PatchExplorer, load_explorer
 
 
-# Before the import: whoever tries a model on his own images need not tell others.
+# Before the import: no analytics on the user's own images.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 try:
@@ -49,18 +49,17 @@ CSS = """
 
 
 def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.PathLike] = ()) -> gr.Blocks:
-    """The page for one checkpoint.
+    """Builds the page for one checkpoint.
 
     Args:
-        name: of the checkpoint, as it is shown.
+        name: displayed name of the checkpoint.
         examples: image files to pick from.
     """
     choices, sizes = selector_choices(explorer), size_choices(explorer)
     with gr.Blocks(title=f"{name}: which patches matter", analytics_enabled=False) as page:
         gr.Markdown(
-            f"# Which patches matter\n`{name}` computes on some patches of an image, at full "
-            "resolution, and leaves "
-            "the others out. Choose how, and how many."
+            f"# Which patches matter\n`{name}` computes on some patches of an image, at full resolution, "
+            "and drops the others. Choose how, and how many."
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -72,8 +71,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
                     height=300,
                     elem_id="image",
                 )
-                # The same as a file: Gradio would open an image itself, and say what is wrong with it in its
-                # own way.
+                # As a file: Gradio would open an image itself, and show its own error messages.
                 file = gr.File(visible="hidden")
                 if examples:
                     gr.Examples(
@@ -111,7 +109,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
                     with gr.Column(min_width=260):
                         map_caption = gr.HTML(caption("Scores", True), padding=False, elem_id="map_caption")
                         heat_map = gr.Image(label="Scores", elem_id="map", **options)
-                classes = gr.Label(label="Answer", num_top_classes=5, elem_id="classes")
+                classes = gr.Label(label="Prediction", num_top_classes=5, elem_id="classes")
                 if explorer.left_out:
                     gr.HTML(about_left_out(explorer), padding=False)
 
@@ -120,12 +118,12 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
             return to_updates(content)
 
         def respond_and_fit(path, selector, number, size):
-            """For another image or size, which has other patches to choose from."""
+            """Responds to another image or size, which changes the number of patches."""
             content = show(explorer, path, selector, number, size)
             return [*to_updates(content), fit_number(content, number)]
 
         def choose(path, selector, number, size):
-            """For another selector."""
+            """Responds to another selector."""
             described = gr.Dropdown(info=about_selector(selector))
             slider = gr.Slider(interactive=selector != ALL_PATCHES)
             return [*respond(path, selector, number, size), described, slider]
@@ -135,7 +133,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
 
         inputs = [file, selector, number, size]
         outputs = [summary, measure, kept, map_caption, heat_map, classes]
-        # Of several moves of a slider while the first is computed, the last is what is wanted.
+        # If a slider moves several times during one computation, only the last move counts.
         common = {"inputs": inputs, "trigger_mode": "always_last", "show_progress_on": summary}
         dropped = image.change(None, image, file, js="image => image")
         for listen in (dropped.then, size.input):
@@ -147,8 +145,7 @@ def build_page(explorer: PatchExplorer, name: str, examples: Sequence[str | os.P
 
 
 def make_theme() -> gr.Theme:
-    """Gradio's own, with fonts that come with it (of this one, the weight 600 lacks most letters) and
-    darker notes."""
+    """Makes Gradio's theme with bundled fonts (its weight 600 lacks most letters) and darker notes."""
     theme = gr.themes.Default(
         primary_hue="blue", font=[gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "sans-serif"]
     )
@@ -168,12 +165,12 @@ def to_updates(content: Content) -> list:
 
 
 def start_number(explorer: PatchExplorer, most: int) -> int:
-    """The checkpoint's own number of patches, before there is an image whose share it may be."""
+    """Returns the checkpoint's number of patches; a fraction is taken of `most` until there is an image."""
     return Budget(explorer.default_number).capped(most).resolve(most)
 
 
 def fit_number(content: Content, number: int):
-    """The slider for the patches of another image."""
+    """Fits the slider to the patches of another image."""
     if content.num_patches is None:
         return gr.skip()
     most = max(2, min(content.num_patches, MAX_TOKENS))  # a slider needs two ends
@@ -190,11 +187,11 @@ def launch(
     """Serves the page for a checkpoint until it is interrupted.
 
     Args:
-        model_name_or_path: see `load_explorer`, which also says what is raised.
+        model_name_or_path: see `load_explorer`, also for the errors.
         examples: image files to pick from.
         device: by default an accelerator if there is one.
-        server_name, server_port: where to listen; by default as Gradio does, on this machine only, at 7860 or
-            the first free port after it.
+        server_name, server_port: where to listen; by default on this machine only, at 7860 or the first free
+            port after it.
     """
     explorer = load_explorer(model_name_or_path, device)
     local = Path(model_name_or_path)

@@ -1,4 +1,4 @@
-"""Images as they are dropped on the page, and what is drawn of them.
+"""Reading of images dropped on the page, and drawing of their kept patches and maps.
 
 Shapes: h, w pixels of a picture; R, S rows and columns of the grid of patches.
 """
@@ -18,18 +18,18 @@ from ..model.image_loading import read_image, to_pixels
 from ..overlays import enlarge, pale, spread, upper_limit
 
 
-# Of an image that is read at all: 150 MB of bytes, and four times as much when it is prepared for the model.
+# Most pixels of an image: 150 MB as bytes, and four times as much when preprocessed.
 MAX_PIXELS = 50_000_000
 
-# Of what is drawn: inches of the longer side, and pixels an inch.
+# Longer side of a drawing in inches, and pixels an inch.
 LONGER_SIDE, DPI = 8.0, 128
 
 
 def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
-    """An image file of any kind as an upright picture: RGB for three channels, grey for one.
+    """Reads an image file as an upright picture: RGB for three channels, gray for one.
 
     Raises:
-        ValueError: naming the file, if it is missing, damaged, no image, or has more than `MAX_PIXELS`.
+        ValueError: if the file is missing, damaged, not an image, or has more than `MAX_PIXELS`.
     """
     path = Path(path)
     try:
@@ -45,7 +45,7 @@ def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
         image = read_image(path)
         pixels = to_pixels(image, do_convert_rgb=True)
     except ValueError as error:
-        # The page's visitors know the file, not where the server keeps it.
+        # Visitors know the file's name, not its path on the server.
         raise ValueError(str(error).replace(str(path), path.name)) from error
     picture = PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     return picture.convert("L") if num_channels == 1 else picture
@@ -53,22 +53,20 @@ def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
 
 def _too_large(name: str, size: str) -> str:
     return (
-        f"{name} has {size} more than the {MAX_PIXELS // 1_000_000} million that this page takes. "
-        "Give a part of it, or "
-        "use vit_hf.predict_streaming or scripts/predict.py --tile, which read images larger than memory."
+        f"{name} has {size} more than the {MAX_PIXELS // 1_000_000} million that this page takes. Crop it, "
+        "or use vit_hf.predict_streaming or scripts/predict.py --tile, which read images larger than memory."
     )
 
 
 def shrink_to(picture: PIL.Image.Image, longest_edge: int) -> PIL.Image.Image:
-    """The picture with no side above `longest_edge` pixels; smaller ones stay as they are."""
+    """Shrinks a picture to no side above `longest_edge` pixels; smaller ones stay unchanged."""
     picture = picture.copy()
     picture.thumbnail((longest_edge, longest_edge))
     return picture
 
 
 def draw_kept(explanation: Explanation) -> np.ndarray:
-    """`(h, w, 3)` uint8: the image, pale where patches were dropped, and an outline around those that were
-    kept."""
+    """Draws the image `(h, w, 3)` uint8, pale where patches were dropped, with kept ones outlined."""
     height, width = explanation.picture_size
     scale = LONGER_SIDE / max(height, width)
     cell = Cell(0, 0, max(width * scale, 1 / DPI), max(height * scale, 1 / DPI))
@@ -84,19 +82,15 @@ def draw_kept(explanation: Explanation) -> np.ndarray:
 
 
 def draw_map(explanation: Explanation, values: np.ndarray) -> np.ndarray:
-    """`(h, w, 3)` uint8: the image in grey, coloured by `values` `(R, S)` from dark blue (low) to yellow
-    (high).
-
-    What has no value, NaN, stays grey.
-    """
+    """Draws the gray image `(h, w, 3)` uint8, colored by `values` `(R, S)`, NaN gray; yellow is high."""
     picture = enlarge(explanation.picture)
     low, high = float(np.nanmin(values)), upper_limit(values)
-    shares = (
+    fractions = (
         (np.nan_to_num(values, nan=low) - low) / (high - low) if high > low else np.full(values.shape, 0.5)
     )
-    colours = colormaps["viridis"](shares.clip(0, 1), bytes=True)[..., :3]  # (R, S, 3)
+    colors = colormaps["viridis"](fractions.clip(0, 1), bytes=True)[..., :3]  # (R, S, 3)
     size, span = picture.shape[:2], explanation.patch_span
-    cover = np.stack([spread(colours[..., channel], size, span) for channel in range(3)], axis=-1)
+    cover = np.stack([spread(colors[..., channel], size, span) for channel in range(3)], axis=-1)
     known = spread(np.isfinite(values), size, span)[..., None]
-    grey = pale(picture, contrast=1.0)
-    return np.where(known, 0.7 * cover + 0.3 * grey, grey).astype(np.uint8)
+    gray = pale(picture, contrast=1.0)
+    return np.where(known, 0.7 * cover + 0.3 * gray, gray).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The folder of a Hugging Face Space that shows the page for one checkpoint."""
+"""Writes the folder of a Hugging Face Space that shows the page for one checkpoint."""
 
 import importlib.metadata
 import os
@@ -16,10 +16,10 @@ from ..checkpoints.loading import check_path
 from ..hub.push import check_private
 
 
-# In the Space: the checkpoint if it is a folder here, and the pictures to pick from.
+# Folders of the Space: a local checkpoint, and example images.
 MODEL, EXAMPLES = "model", "examples"
 
-# Of a checkpoint; whatever else is in its folder is not published.
+# Files of a checkpoint to publish; all others stay unpublished.
 MODEL_FILES = (
     "config.json",
     "preprocessor_config.json",
@@ -45,9 +45,9 @@ README = """---
 # {title}
 
 Drop an image, choose how its patches are selected and how many are kept, and see what the model computes on, what it
-answers, and how long that takes beside all patches.
+predicts, and how long that takes compared with all patches.
 
-The page is `vit_hf.app` of [vit_hf](vit_hf), which is in this Space; it runs here as `python app.py` does on any machine.
+The page is `vit_hf.app` of [vit_hf](vit_hf), which is in this Space; `python app.py` runs it on any machine.
 """  # noqa: E501
 
 
@@ -57,31 +57,31 @@ def write_space(
     examples: Sequence[str | os.PathLike] = (),
     title: str = "Which patches matter",
 ) -> Path:
-    """Writes everything that the Space needs, this package and a local checkpoint included.
+    """Writes everything that the Space needs, including this package and a local checkpoint.
 
     Args:
-        folder: new, or empty.
-        model_name_or_path: a folder goes along; a name on the Hub is fetched by the Space when it starts.
-        examples: image files that go along.
-        title: of the Space.
+        folder: new or empty folder.
+        model_name_or_path: a local folder is copied; the Space downloads a name on the Hub when it starts.
+        examples: image files to copy.
+        title: title of the Space.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: if the folder holds something.
+        FileExistsError: if the folder is not empty.
         FileNotFoundError: if there is no such checkpoint or example.
-        importlib.metadata.PackageNotFoundError: if vit_hf is not installed, so that what it requires is not
-            known.
+        importlib.metadata.PackageNotFoundError: if vit_hf is not installed, so that its requirements are
+            unknown.
     """
     folder = Path(folder)
     check_path(model_name_or_path)
     examples = [Path(path) for path in examples]
     for path in examples:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no example {path}")
+            raise FileNotFoundError(f"There is no example {path}: give an image file.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} holds something else; name a folder that is new or empty")
+        raise FileExistsError(f"{folder} is not empty: give a new or empty folder.")
     requirements = list_requirements()
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,18 +115,18 @@ def write_space(
 
 
 def list_requirements() -> list[str]:
-    """What `vit_hf[app]` requires, but for Gradio, which the README of a Space asks for."""
+    """Lists the requirements of `vit_hf[app]` except Gradio, which a Space's README requires."""
     found = [Requirement(text) for text in importlib.metadata.requires("vit_hf") or []]
     wanted = [item for item in found if item.marker is None or item.marker.evaluate({"extra": "app"})]
     return [f"{item.name}{item.specifier}" for item in wanted if item.name != "gradio"]
 
 
 def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
-    """Uploads a folder that `write_space` wrote, into a new Space or one that is there.
+    """Uploads the folder of `write_space` to a new or existing Space.
 
     Args:
         repo_id: such as "user/name".
-        private: for you alone, a new Space.
+        private: makes a new Space private.
 
     Returns:
         Its address.
@@ -134,7 +134,7 @@ def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -
     Raises:
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, for instance without a token (`hf auth
             login`).
-        ValueError: for `private` if the Space is there and public.
+        ValueError: for `private` if the Space exists and is public.
     """
     api = HfApi()
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
@@ -143,7 +143,7 @@ def push_space(folder: str | os.PathLike, repo_id: str, private: bool = False) -
         repo_id=url.repo_id,
         repo_type="space",
         folder_path=folder,
-        commit_message="The page, by vit_hf",
-        delete_patterns=[f"{MODEL}/*", f"{EXAMPLES}/*"],  # of another checkpoint
+        commit_message="Upload page of vit_hf",
+        delete_patterns=[f"{MODEL}/*", f"{EXAMPLES}/*"],  # files of another checkpoint
     )
     return str(url)

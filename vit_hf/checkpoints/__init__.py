@@ -1,1 +1,1 @@
-"""Other people's checkpoints, as ours, and ours as theirs."""
+"""Conversion of other libraries' checkpoints to ours, and back."""

@@ -1,5 +1,5 @@
-"""Any Vision Transformer of a family in `FAMILIES`, as an AdaptiveViT with the same outputs, and Swin as
-an AdaptiveSwin."""
+"""Converts a Vision Transformer of a family in `FAMILIES` to an AdaptiveViT with the same outputs, and a Swin
+to an AdaptiveSwin."""
 
 import re
 from collections.abc import Mapping
@@ -48,9 +48,9 @@ from .timm_models import SWINS, convert_timm, is_timm
 
 logger = logging.get_logger(__name__)
 
-# What a selector or a reducer adds starts at random.
+# Weights of selectors and reducers start at random.
 ADDED = ("selector.", "reducers.", "embeddings.scale_embedding")
-# Of an image processor, what ours does as well.
+# Options of image processors that ours supports.
 PREPARATION = (
     "do_resize",
     "size",
@@ -72,8 +72,8 @@ def convert(
     architecture: str | None = None,
     **fields: Any,
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor | BaseVideoProcessor]:
-    """A model of another family as one of ours with the same outputs, and an image processor that prepares
-    alike.
+    """Converts a model of another family to one of ours with the same outputs, with a matching image
+    processor.
 
     Args:
         source: a model of transformers, whose `model_type` must be one of `FAMILIES`, "swin", "swinv2",
@@ -87,9 +87,9 @@ def convert(
             `AdaptiveViTForVideoClassification`; a Swin or SwinV2 the `AdaptiveSwin...` of the same kind.
             Of files only safetensors, arrays and pickles of nothing but tensors are loaded: no code in them
             runs.
-        architecture: what timm calls the model of a state dict, such as "vit_small_patch16_224".
-        fields: of `AdaptiveViTConfig`, to be set at once, such as `patch_selector="variance",
-            num_selected_patches=196`; of a Swin, of `AdaptiveSwinConfig`.
+        architecture: timm's name of the model of a state dict, such as "vit_small_patch16_224".
+        fields: fields of `AdaptiveViTConfig` to set, such as `patch_selector="variance",
+            num_selected_patches=196`; for a Swin, of `AdaptiveSwinConfig`.
 
     Returns:
         The model, in evaluation mode and of the source's dtype, and the image processor, for videos
@@ -106,9 +106,8 @@ def convert(
         return convert_timm(source, **fields)
     if not isinstance(source, PreTrainedModel | Mapping | str | PathLike):
         raise ValueError(
-            "convert takes a model of transformers or timm, a state dict, or the name of a "
-            "checkpoint, not a "
-            f"{type(source).__name__}."
+            "convert takes a model of transformers or timm, a state dict, or the name of a checkpoint, not "
+            f"a {type(source).__name__}."
         )
     if (
         isinstance(source, str | PathLike)
@@ -183,7 +182,7 @@ def check_fields(fields: Mapping[str, Any], is_swin: bool = False) -> None:
 
 
 def load_source(path: str | PathLike) -> PreTrainedModel:
-    """A checkpoint as the class that its configuration names, or as the bare encoder."""
+    """Loads a checkpoint as the class that its configuration names, or as the bare encoder."""
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in SWIN_FAMILIES:
         check_family(getattr(config, "vision_config", config))
@@ -197,14 +196,14 @@ def check_family(config: PretrainedConfig) -> Family:
     families = FAMILIES | VIDEO_FAMILIES
     if config.model_type not in families:
         raise CannotConvert(
-            f"model_type {config.model_type!r} is none of those that can be converted: "
+            f"model_type {config.model_type!r} cannot be converted. Choose from "
             f"{', '.join(sorted([*families, *SWIN_FAMILIES]))}."
         )
     return families[config.model_type]
 
 
 def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
-    """The configuration of the image encoder, and its family."""
+    """Returns the configuration of the image encoder, and its family."""
     config = getattr(model.config, "vision_config", model.config)
     return config, check_family(config)
 
@@ -212,8 +211,8 @@ def family_of(model: PreTrainedModel) -> tuple[PretrainedConfig, Family]:
 def convert_config(
     config: PretrainedConfig, family: Family, classifier: PreTrainedModel | None
 ) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for a model with the configuration of another family, with a
-    classifier or none."""
+    """Converts the configuration of another family to fields of `AdaptiveViTConfig`, with or without a
+    classifier."""
     fields = {name: getattr(config, name) for name in SHARED if hasattr(config, name)}
     fields |= family.fields(config)
     if classifier is not None:
@@ -229,7 +228,7 @@ def convert_config(
 
 
 def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Tensor]:
-    """Weights of the encoder by our names and shapes."""
+    """Returns the encoder's weights with our names and shapes."""
     weights = {}
     for name, value in base.state_dict().items():
         ours = family.name(name)
@@ -254,7 +253,7 @@ def rename_weights(base: PreTrainedModel, family: Family) -> dict[str, torch.Ten
 def load_weights(
     model: AdaptiveViTPreTrainedModel, weights: dict[str, torch.Tensor], model_type: str
 ) -> None:
-    """Copies weights; every one must find its place, and every place its weight.
+    """Copies weights; no weight may be left over or missing.
 
     Raises:
         CannotConvert: naming those that do not.
@@ -264,21 +263,20 @@ def load_weights(
     missing = [name for name in report.missing_keys if not name.removeprefix(prefix).startswith(ADDED)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"This {model_type} has weights that AdaptiveViT has no place for, "
-            f"{report.unexpected_keys[:5]}, or lacks "
+            f"This {model_type} has weights unknown to AdaptiveViT, {report.unexpected_keys[:5]}, or lacks "
             f"some, {missing[:5]}."
         )
 
 
 def processor_name(model_type: str) -> str:
-    """The image processor in transformers that a model of a family gets by default."""
+    """Name of the image processor in transformers that a family uses by default."""
     return SWIN_FAMILIES.get(model_type) or FAMILIES[model_type].processor
 
 
 def convert_processor(
     source: PreTrainedModel | str | PathLike, model: PreTrainedModel
 ) -> BaseImageProcessor | BaseVideoProcessor:
-    """An image processor of ours that prepares images as that of the source; of videos theirs.
+    """Makes an image processor that prepares images like the source's; video processors are kept.
 
     Of a model without one it is the default of its family, at the model's size.
     """
@@ -295,9 +293,9 @@ def convert_processor(
     if not saved and "max_num_patches" not in options:
         if path:
             logger.warning(
-                f"There is no image processor beside {path}: ours prepares as "
-                f"{type(theirs).__name__} does by default, at "
-                f"{config.image_size} pixels. Check mean, std and size against the training of the model."
+                f"No image processor is saved with {path}: ours prepares as {type(theirs).__name__} does by "
+                f"default, at {config.image_size} pixels. Check mean, std and size against the training of "
+                "the model."
             )
         height, width = to_pair(config.image_size)
         options |= {"size": {"height": height, "width": width}, "do_center_crop": False}

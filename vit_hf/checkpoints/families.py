@@ -1,5 +1,4 @@
-"""What each family of Vision Transformers is in our terms: fields of the configuration, and names of
-weights."""
+"""The families of Vision Transformers in our terms: configuration fields and weight names."""
 
 import math
 import re
@@ -49,7 +48,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_state(model: nn.Module, weights: Weights) -> Any:
-    """Copies weights, and reports those without a place and places without one.
+    """Copies weights, and reports unexpected and missing ones.
 
     Raises:
         CannotConvert: if one has another shape than its place.
@@ -58,10 +57,9 @@ def load_state(model: nn.Module, weights: Weights) -> Any:
         return model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise CannotConvert(
-            "Weights have other shapes than their places. Leave out fields that change shapes; "
-            "image_size is the native "
-            "size of a table of positions, and a converted model takes images of any size all "
-            f"the same. {error}"
+            "Weights do not have the shapes of our parameters. Leave out fields that change shapes; "
+            "image_size is the native size of a table of positions, and a converted model takes images of "
+            f"any size all the same. {error}"
         ) from error
 
 
@@ -82,23 +80,23 @@ def no_head(model: nn.Module) -> None:
     """Raises: CannotConvert if there is one after all."""
     if linear_head(model) is not None:
         raise CannotConvert(
-            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its "
-            "encoder alone."
+            f"{type(model).__name__} pools in a way that AdaptiveViT does not have; convert its encoder "
+            "alone."
         )
 
 
 @dataclass(frozen=True)
 class Family:
-    """How checkpoints of one `model_type` are read.
+    """Rules for reading checkpoints of one `model_type`.
 
     Attributes:
-        fields: what of our configuration follows from theirs, beside `SHARED`.
+        fields: converts their configuration to our fields, in addition to `SHARED`.
         rename: patterns and replacements, applied in order to each name of a weight, without the prefix of
             the base model; `None` for weights that are left out.
-        prefix: of the base model within one with a head.
+        prefix: prefix of the base model in a model with a head.
         head: weight and bias of the classifier of a model; None if it has none.
         processor: name in transformers of the image processor that models without a path get.
-        finish: what renaming alone cannot do, given all weights by our names, and their configuration.
+        finish: changes beyond renaming, given all weights by our names, and their configuration.
         with_head: fields of our configuration where there is a classifier.
         pooled: weights of a norm of what a model with a classifier pools, by our names.
     """
@@ -113,7 +111,7 @@ class Family:
     pooled: Callable[[nn.Module], Weights] = no_weights
 
     def name(self, name: str) -> str | None:
-        """Our name of a weight of the base model; None if we have none for it."""
+        """Returns our name of a base model's weight; None if it is left out."""
         for pattern, replacement in self.rename:
             if re.search(pattern, name):
                 if replacement is None:
@@ -154,8 +152,8 @@ def dinov2_fields(config: PretrainedConfig) -> dict[str, Any]:
 def dinov3_fields(config: PretrainedConfig) -> dict[str, Any]:
     if not (config.query_bias == config.value_bias):
         raise CannotConvert(
-            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; "
-            "AdaptiveViT has one qkv_bias."
+            f"query_bias={config.query_bias} and value_bias={config.value_bias} differ; AdaptiveViT has one "
+            "qkv_bias."
         )
     return {
         "intermediate_size": config.intermediate_size,
@@ -195,7 +193,7 @@ def deit_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """The table of positions has CLS, distillation token and patches; ours has no place for the second."""
+    """Moves the distillation token's position from the table into the register token."""
     table = weights["embeddings.position_encoding.position_embeddings"]
     return weights | {
         "embeddings.position_encoding.position_embeddings": torch.cat((table[:, :1], table[:, 2:]), dim=1),
@@ -204,7 +202,7 @@ def deit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
 
 
 def deit_head(model: nn.Module) -> Weights | None:
-    """Both heads as one that reads CLS and distillation token: the mean of their answers."""
+    """Merges both heads into one that reads CLS and distillation token: the mean of their logits."""
     if not hasattr(model, "distillation_classifier"):
         return linear_head(model)
     heads = (model.cls_classifier, model.distillation_classifier)
@@ -217,7 +215,7 @@ def deit_head(model: nn.Module) -> Weights | None:
 def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
     table, shared = config.use_relative_position_bias, config.use_shared_relative_position_bias
     if table and shared:
-        raise CannotConvert("This has a table of relative positions for each block and a shared one besides.")
+        raise CannotConvert("This has a table of relative positions for each block and a shared one as well.")
     if (table or shared) and config.use_absolute_position_embeddings:
         raise CannotConvert("This has absolute and relative positions at once; AdaptiveViT has one encoding.")
     if table or shared:
@@ -239,7 +237,7 @@ def beit_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def beit_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """One parameter holds the tables of all blocks."""
+    """Merges the tables of all blocks into one parameter."""
     ours = "embeddings.position_encoding.relative_position_bias_table"
     tables = {name: value for name, value in weights.items() if name.endswith("relative_position_bias_table")}
     if not tables:
@@ -268,7 +266,7 @@ def siglip2_fields(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def siglip2_finish(weights: Weights, config: PretrainedConfig) -> Weights:
-    """A dense layer reads a patch with its channels last, and a convolution with them first."""
+    """Reshapes the dense patch layer (channels last) to a convolution (channels first)."""
     name = "embeddings.patch_embeddings.projection.weight"
     matrix = weights[name].unflatten(1, (*to_pair(config.patch_size), config.num_channels))  # (D, P, P, C)
     return weights | {name: matrix.permute(0, 3, 1, 2).contiguous()}
@@ -414,15 +412,14 @@ def videomae_head(model: nn.Module) -> Weights | None:
     head = linear_head(model)
     if head is not None and model.fc_norm is None:
         raise CannotConvert(
-            "With use_mean_pooling=False this classifier reads the first patch alone, which "
-            "AdaptiveViT may not select; "
-            "convert its encoder, model.videomae."
+            "With use_mean_pooling=False this classifier reads the first patch alone, which AdaptiveViT may "
+            "not select; convert its encoder, model.videomae."
         )
     return head
 
 
 def videomae_pooled(model: nn.Module) -> Weights:
-    """The norm of what the classifier pools."""
+    """Returns the norm of the classifier's pooled features."""
     return {f"layernorm.{name}": value for name, value in model.fc_norm.state_dict().items()}
 
 
@@ -468,8 +465,7 @@ VIDEO_FAMILIES: dict[str, Family] = {
 
 
 def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVideoProcessor:
-    """The video processor beside a checkpoint, or the default of its family in transformers, at the
-    model's size."""
+    """Loads a checkpoint's video processor, or its family's default in transformers at the model's size."""
     names = (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
     if path and any(cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in names):
         return AutoVideoProcessor.from_pretrained(path)
@@ -479,7 +475,7 @@ def convert_video_processor(path: str | None, model: PreTrainedModel) -> BaseVid
     )
 
 
-# Of our configuration, what needs the encoder alone.
+# Fields of our configuration that only the encoder supports.
 NOT_PRETRAINED_WITH = ("patch_selector", "token_reducer", "thumbnail_context")
 DECODER_FIELDS = (
     "decoder_hidden_size",
@@ -492,7 +488,7 @@ DECODER_FIELDS = (
 
 
 def has_decoder(model: torch.nn.Module, fields: dict[str, Any]) -> bool:
-    """Whether a model has a decoder that is wanted: what selects goes with the encoder alone."""
+    """Checks for a decoder to convert; with selection or reduction only the encoder is converted."""
     return isinstance(model, ViTMAEForPreTraining) and not any(map(fields.get, NOT_PRETRAINED_WITH))
 
 
@@ -505,7 +501,7 @@ def decoder_fields(config: ViTMAEConfig) -> dict[str, Any]:
 def convert_autoencoder(
     config: AdaptiveViTConfig, encoder: Weights, model: ViTMAEForPreTraining
 ) -> tuple[AdaptiveViTForPreTraining, Weights]:
-    """A model of ours, and its weights by our names, those of the encoder given."""
+    """Builds our pretraining model, and adds the decoder's weights to the given ones of the encoder."""
     decoder = {
         f"decoder.{name}": value
         for name, value in model.decoder.state_dict().items()

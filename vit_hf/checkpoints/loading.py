@@ -1,4 +1,4 @@
-"""What a run may begin with: a ViT or a Swin, and what is asked for in the terms of each."""
+"""Loading of classifiers, ViT or Swin, with overrides of patch selection and token reduction."""
 
 import math
 from dataclasses import dataclass, field
@@ -33,36 +33,34 @@ CLASSIFIERS = {
     AdaptiveViTConfig.model_type: AdaptiveViTForImageClassification,
     AdaptiveSwinConfig.model_type: AdaptiveSwinForImageClassification,
 }
-# What a field of AdaptiveViTConfig says where there is no selection and no reduction.
+# Values of fields that mean no selection and no reduction.
 NOTHING_SELECTED = {"num_selected_patches": None, "token_reducer": None, "keep_rate": 1.0}
 
 
 def model_type_of(path: str) -> str:
-    """The key of `CLASSIFIERS` for a checkpoint, local or on the Hub; that of the ViT for all that is no
-    Swin."""
+    """Returns the key of `CLASSIFIERS` for a checkpoint, local or on the Hub; the ViT's for all but Swin."""
     model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     is_swin = model_type in (AdaptiveSwinConfig.model_type, "swin", "swinv2")
     return AdaptiveSwinConfig.model_type if is_swin else AdaptiveViTConfig.model_type
 
 
 def is_swin(path: str) -> bool:
-    """Whether a checkpoint is one that `AdaptiveSwinForImageClassification` loads."""
+    """Checks if `AdaptiveSwinForImageClassification` loads a checkpoint."""
     return model_type_of(path) == AdaptiveSwinConfig.model_type
 
 
 def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` as those of a Swin.
+    """Translates fields of `AdaptiveViTConfig` to those of a Swin.
 
-    A number of patches becomes that of as many windows of the first stage as have these, a share of them the
-    same share of the windows. Fields that say that no token is to be thinned, which a Swin does not have, are
-    left out.
+    A number of patches becomes the number of first-stage windows with as many patches; a fraction
+    stays the same fraction of the windows. Fields that only switch token reduction off are dropped.
 
     Args:
         fields: some of either configuration.
-        path: of the checkpoint that they are to change; None for a model from scratch.
+        path: the checkpoint that they override; None for a model from scratch.
 
     Raises:
-        ValueError: for others that it does not have, naming the reason.
+        ValueError: for other fields that a Swin lacks, with the reason.
     """
     left = {
         name: value
@@ -88,7 +86,7 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
     return {"num_selected_windows": number} | left
 
 
-# Fields of AdaptiveViTConfig that say what a model computes on, which may be changed in a checkpoint.
+# Fields of AdaptiveViTConfig that choose the tokens, and may be changed in a checkpoint.
 SELECTION_FIELDS = (
     "patch_selector",
     "num_selected_patches",
@@ -100,36 +98,36 @@ SELECTION_FIELDS = (
 
 @dataclass(kw_only=True)
 class SelectionArguments:
-    """What a checkpoint computes on, instead of what its config says."""
+    """Overrides of a checkpoint's patch selection, token reduction and image size."""
 
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's, or none for all patches; with options as JSON, such "
+            "help": "override the checkpoint's selector; none keeps all patches; with options as JSON, such "
             'as \'{"type": "attention", "num_layers": 2}\''
         },
     )
     num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "another number (98) or share (0.25) than the checkpoint's"}
+        default=None, metadata={"help": "override the checkpoint's number (98) or fraction (0.25) of patches"}
     )
     token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "another than the checkpoint's (merge, attentive or sample need no training), or "
+            "help": "override the checkpoint's reducer (merge, attentive or sample need no training); or "
             "none; with options as JSON, "
             'such as \'{"type": "merge", "r": 16}\''
         },
     )
     keep_rate: float | None = field(
         default=None,
-        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+        metadata={"help": "fraction of tokens kept at each of reduction_layers, such as 0.7"},
     )
     reduction_layers: list[int] | None = field(
         default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
     )
     native_resolution: bool = field(
         default=False,
-        metadata={"help": "do not resize images, whatever the checkpoint's image processor does"},
+        metadata={"help": "do not resize images, overriding the checkpoint's image processor"},
     )
     image_size: int | None = field(
         default=None,
@@ -143,18 +141,18 @@ class SelectionArguments:
         for name in ("patch_selector", "token_reducer"):
             setattr(self, name, parse_part(name, getattr(self, name)))
         if self.native_resolution and self.image_size:
-            raise ValueError("native_resolution and image_size exclude each other; give one")
+            raise ValueError("native_resolution and image_size are mutually exclusive; set one")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
 
     def changes(self) -> dict[str, Any]:
-        """What `load_classifier` is to change in a checkpoint: that was asked for."""
+        """Returns the overrides of `load_classifier` that were given."""
         size = "native" if self.native_resolution else self.image_size
         return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
 
 
 def parse_part(name: str, value: dict | str | None) -> Part | None:
-    """A part of a model: its name, or a JSON object of the name as `type` and options.
+    """Parses a component's name, or a JSON object with the name as `type` and options.
 
     Raises:
         ValueError: for an object without a type, or text that begins as one and is none.
@@ -166,7 +164,7 @@ def parse_part(name: str, value: dict | str | None) -> Part | None:
 
 
 def parse_budget(value: float | str | None) -> int | float | None:
-    """A number of patches, or a fraction with a decimal point: "98" or "0.25".
+    """Parses a number of patches, or a fraction with a decimal point: "98" or "0.25".
 
     Raises:
         ValueError: if it is neither.
@@ -174,12 +172,12 @@ def parse_budget(value: float | str | None) -> int | float | None:
     return None if value is None else Budget.parse(value).value
 
 
-# What the base model has beside the backbone: networks that learn what to select and what to reduce.
+# Parts of the base model outside the backbone: networks that learn what to select and what to reduce.
 PREDICTORS = ("selector.", "reducers.")
 
 
 def part_of(model: PreTrainedModel, name: str) -> Literal["head", "predictor", "backbone"]:
-    """Where the parameter `name` of `model` belongs; a base model by itself has no head."""
+    """Assigns the parameter `name` to head, predictor or backbone; a base model has no head."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     if not name.startswith(prefix):
         return "head"
@@ -187,12 +185,12 @@ def part_of(model: PreTrainedModel, name: str) -> Literal["head", "predictor", "
 
 
 def check_reduces(config: PreTrainedConfig) -> None:
-    """Raises: ValueError for a token reducer that is not told how much to take away."""
+    """Raises: ValueError for a token reducer whose keep rate removes no tokens."""
     merges_number = options_of(config.token_reducer).get("r") is not None
     if config.token_reducer is not None and config.keep_rate == 1 and not merges_number:
         raise ValueError(
-            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate "
-            "below 1, such as 0.7"
+            f"token_reducer={type_of(config.token_reducer)!r} keeps every token: set keep_rate below 1, such "
+            "as 0.7"
         )
 
 
@@ -203,19 +201,20 @@ def load_classifier(
     resolution: int | Literal["native"] | None = None,
     **fields: Any,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Any saved image classifier and its image processor, if asked to computing on less, or on more.
+    """Loads any saved image classifier and its image processor, optionally with another selection or
+    reduction.
 
-    A Swin computes on windows: for it a number of patches means as many windows of the first stage as have
-    these.
+    A Swin selects windows: a number of patches means the first-stage windows that hold as many
+    patches.
 
     Args:
         path: checkpoint, local or on the Hub.
-        patch_selector, num_selected_patches: instead of the checkpoint's; makes any ViT an adaptive one.
-            "none" takes a selector away.
+        patch_selector, num_selected_patches: override the checkpoint's; turn any ViT into an
+            adaptive one. "none" removes a selector.
         resolution: pixels a side that images are resized to, or "native" to leave them; None as the processor
             does.
-        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" takes a reducer
-            away.
+        fields: others of the config, such as `token_reducer="merge", keep_rate=0.7`; "none" removes
+            a reducer.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -230,9 +229,9 @@ def load_classifier(
     if is_timm_processor(processor):
         changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
         raise ValueError(
-            f"{path} is a timm checkpoint with transformations of its own, in which "
-            f"{', '.join(changed)} cannot be "
-            "changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, vit_hf.convert)"
+            f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} "
+            "cannot be changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, "
+            "vit_hf.convert)"
         )
     set_resolution(processor, resolution)
     replaced = bool(selection)
@@ -240,7 +239,7 @@ def load_classifier(
         selection = {"patch_selector": None, "num_selected_patches": None}
     if fields.get("token_reducer") == "none":
         fields |= {"token_reducer": None, "keep_rate": 1.0}
-    # Two ways of saying how much goes on: the one that is given holds.
+    # Two options for one budget: an explicit value wins.
     own = PreTrainedConfig.get_config_dict(path)[0].get("token_reducer")
     if options_of(fields.get("token_reducer")).get("r") is not None:
         fields.setdefault("keep_rate", 1.0)
@@ -263,9 +262,9 @@ def load_classifier(
             else "such as saliency, variance or attention"
         )
         raise ValueError(
-            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and "
-            f"{path} was not trained with it: "
-            f"fine-tune it with scripts/finetune.py, or choose one that needs no training, {free}"
+            f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was "
+            "not trained with it: fine-tune it with scripts/finetune.py, or choose one that needs no "
+            f"training, {free}"
         )
     config = model.config
     if "keep_rate" not in fields and not is_swin(path):
@@ -277,18 +276,19 @@ def load_classifier(
 
 
 def set_resolution(processor: BaseImageProcessor, resolution: int | Literal["native"] | None) -> None:
-    """Makes an image processor resize to so many pixels a side, or not at all; None leaves it as it is."""
+    """Sets the side in pixels that an image processor resizes to, or turns resizing off; None changes
+    nothing."""
     if resolution is None:
         return
     processor.do_resize, processor.do_center_crop = resolution != "native", False
     if resolution != "native":
         processor.size = type(processor.size)(height=resolution, width=resolution)
-        if getattr(processor, "max_num_patches", None) is not None:  # it would go before size
+        if getattr(processor, "max_num_patches", None) is not None:  # it would take precedence over size
             processor.max_num_patches = None
 
 
 def check_path(path: str) -> None:
-    """Say so if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
+    """Raises if `path` is a folder that does not exist, before the Hub is asked for a model of that name.
 
     Raises:
         FileNotFoundError: if it can be nothing but a folder.
@@ -304,5 +304,5 @@ def check_path(path: str) -> None:
 
 
 def is_image_processor_saved(path: str) -> bool:
-    """Whether there is an image processor beside a checkpoint, local or on the Hub."""
+    """Checks if a checkpoint, local or on the Hub, has an image processor."""
     return cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None

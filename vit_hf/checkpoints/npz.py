@@ -1,4 +1,4 @@
-"""The files of google-research/vision_transformer (JAX), read and written with numpy alone.
+"""Reads and writes the files of google-research/vision_transformer (JAX) with numpy only.
 
 Names and shapes are those of `models_vit.py` there (Dosovitskiy et al., 2020): kernels have inputs first;
 those of attention are `(D, heads, d)`, and of its output `(heads, d, D)`.
@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 # Flax' defaults.
 ACTIVATION, EPSILON = "gelu_pytorch_tanh", 1e-6
-# Fields that a file says something of; how a table is resized, files leave to their readers.
+# Fields that a file determines; resizing of the table is left to its readers.
 KEPT = ("backbone_config", "classifier_hidden_size", "position_encoding")
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 BLOCK = r"Transformer/encoderblock_(\d+)/"
@@ -37,16 +37,16 @@ BLOCK = r"Transformer/encoderblock_(\d+)/"
 NORMS = {"LayerNorm_0": "layernorm_before", "LayerNorm_2": "layernorm_after"}
 ATTENTION = "MultiHeadDotProductAttention_1"
 PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
-# What training leaves in a file beside the weights.
+# Entries of training in a file, in addition to the weights.
 LEFTOVERS = ("opt/state/", "extra/")
 DENSE = {"MlpBlock_3/Dense_0": "mlp.fc1", "MlpBlock_3/Dense_1": "mlp.fc2"}
 
 
 class Arrays(dict[str, np.ndarray]):
-    """Arrays of a file by name, and which of them were read.
+    """Arrays of a file by name, with a record of which were read.
 
     Raises:
-        CannotConvert: at the reading of one that is not there, or is not of real numbers.
+        CannotConvert: when an array is read that is missing or not of real numbers.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -54,7 +54,7 @@ class Arrays(dict[str, np.ndarray]):
         self.read: set[str] = set()
 
     def __missing__(self, name: str) -> np.ndarray:
-        raise CannotConvert(f"This is incomplete: there is no {name}.")
+        raise CannotConvert(f"This file is incomplete: it lacks {name}.")
 
     def __getitem__(self, name: str) -> np.ndarray:
         value = super().__getitem__(name)
@@ -69,7 +69,8 @@ class Arrays(dict[str, np.ndarray]):
 def load_npz(
     path: str | PathLike, **fields: Any
 ) -> tuple[AdaptiveViTForImageClassification, AdaptiveViTImageProcessor]:
-    """A ViT of google-research/vision_transformer, and an image processor that prepares as it was trained.
+    """Loads a ViT of google-research/vision_transformer, with an image processor that prepares as in its
+    training.
 
     Args:
         path: the `.npz` file. Nothing in it is executed: arrays of objects are refused.
@@ -99,9 +100,8 @@ def load_npz(
     unread = sorted(arrays.keys() - arrays.read)
     if unread:
         raise CannotConvert(
-            f"{path} has arrays that are none of a ViT of google-research/vision_transformer: "
-            f"{unread[:5]}. If they mean "
-            "nothing to the model's outputs, save the file without them."
+            f"{path} has arrays unknown to the ViT of google-research/vision_transformer: {unread[:5]}. If "
+            "they mean nothing to the model's outputs, save the file without them."
         )
     report = load_state(model, weights)
     missing = [name for name in report.missing_keys if not re.match(r"vit\.(selector|reducers)\.", name)]
@@ -121,7 +121,7 @@ def load_npz(
 
 
 def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` that shapes tell.
+    """Infers fields of `AdaptiveViTConfig` from array shapes.
 
     Raises:
         CannotConvert: for a mixer, a hybrid without the stages of a ResNet, or whatever else has not the
@@ -132,11 +132,11 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     blocks = {int(found[1]) for name in arrays if (found := re.match(BLOCK, name))}
     if missing or not blocks:
         raise CannotConvert(
-            f"This is no ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
+            f"This is not a ViT of google-research/vision_transformer: there is no {missing or BLOCK}."
         )
     if blocks != set(range(len(blocks))):
         gap = min(set(range(len(blocks))) - blocks)
-        raise CannotConvert(f"This is incomplete: there is no Transformer/encoderblock_{gap}.")
+        raise CannotConvert(f"This file is incomplete: it lacks Transformer/encoderblock_{gap}.")
     height, width, channels, hidden_size = arrays["embedding/kernel"].shape
     heads = arrays[f"Transformer/encoderblock_0/{ATTENTION}/query/kernel"].shape[1]
     patches = arrays[POSITIONS].shape[1] - 1
@@ -163,7 +163,7 @@ def read_config(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.Tensor]:
-    """Weights by our names and shapes."""
+    """Returns the weights with our names and shapes."""
     ours: dict[str, np.ndarray] = {
         "vit.embeddings.cls_token": arrays["cls"],
         "vit.embeddings.position_encoding.position_embeddings": arrays[POSITIONS],
@@ -198,7 +198,7 @@ def to_ours(arrays: dict[str, np.ndarray], num_blocks: int) -> dict[str, torch.T
 
 
 def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
-    """Writes a plain ViT classifier, or a hybrid one with the ResNet of theirs, as a file of
+    """Writes a plain ViT classifier, or a hybrid with their ResNet, as a file of
     google-research/vision_transformer.
 
     The file has no place for `hidden_act` and `layer_norm_eps`: its readers take "gelu_pytorch_tanh" and
@@ -223,15 +223,14 @@ def save_npz(model: PreTrainedModel, path: str | PathLike) -> None:
     check_plain(config, "a .npz of ViT", keeps=KEPT)
     if type_of(config.position_encoding) != "learned":
         raise CannotConvert(
-            f"position_encoding={config.position_encoding!r} is nothing that a .npz of ViT can hold."
+            f"position_encoding={config.position_encoding!r} cannot be stored in a .npz of ViT."
         )
     if not config.qkv_bias:
-        raise CannotConvert("qkv_bias=False is nothing that a .npz of ViT can hold.")
+        raise CannotConvert("qkv_bias=False cannot be stored in a .npz of ViT.")
     if (config.hidden_act, config.layer_norm_eps) != (ACTIVATION, EPSILON):
         logger.warning(
-            f"{path} cannot say hidden_act={config.hidden_act!r} and "
-            f"layer_norm_eps={config.layer_norm_eps}: pass both to "
-            f"load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
+            f"{path} cannot say hidden_act={config.hidden_act!r} and layer_norm_eps={config.layer_norm_eps}: "
+            f"pass both to load_npz, which else takes {ACTIVATION!r} and {EPSILON}."
         )
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
     heads, channels = config.num_attention_heads, config.hidden_size // config.num_attention_heads

@@ -1,7 +1,7 @@
 """The ResNet of google-research/vision_transformer's hybrids (`models_resnet.py`), such as
 `R50+ViT-B_16.npz`.
 
-Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardised
+Computed as transformers and timm do: their norms divide by the root of variance + 1e-5 and their standardized
 weights by that of variance + 1e-8, where the original has 1e-6, and adds 1e-5 to the deviation.
 """
 
@@ -21,7 +21,7 @@ UNIT = r"block(\d+)/unit(\d+)/"
 PARTS = {f"conv{index}": f"conv{index}" for index in (1, 2, 3)}
 PARTS |= {f"gn{index}": f"norm{index}" for index in (1, 2, 3)}
 SHORTCUT = {"conv_proj": "downsample.conv", "gn_proj": "downsample.norm"}
-# What all of theirs are, of `BitConfig`.
+# Options of `BitConfig` that all their files share.
 THEIRS = {
     "layer_type": "bottleneck",
     "global_padding": "SAME",
@@ -38,7 +38,7 @@ def is_hybrid(arrays: dict[str, np.ndarray]) -> bool:
 
 
 def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig`, where the rest of the file gave `fields` in cells of the feature map.
+    """Infers fields of `AdaptiveViTConfig`; the rest of the file gave `fields` in cells of the feature map.
 
     Raises:
         CannotConvert: for a ResNet without stages, or patches of several cells.
@@ -46,8 +46,8 @@ def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict
     units = [(int(found[1]), int(found[2])) for name in arrays if (found := re.match(UNIT, name))]
     if not units:
         raise CannotConvert(
-            "This is a hybrid with the root of a ResNet and none of its stages; only those with "
-            "stages can be read."
+            "This is a hybrid with the root of a ResNet and none of its stages; only those with stages can "
+            "be read."
         )
     if fields["patch_size"] != 1:
         raise CannotConvert(
@@ -80,7 +80,7 @@ def hybrid_fields(arrays: dict[str, np.ndarray], fields: dict[str, Any]) -> dict
 
 
 def to_ours(arrays: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str, np.ndarray]:
-    """Weights of the ResNet by our names and shapes.
+    """Returns the ResNet's weights with our names and shapes.
 
     Raises:
         CannotConvert: if one is missing.
@@ -97,7 +97,7 @@ def to_ours(arrays: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str
 
 
 def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[str, np.ndarray]:
-    """The arrays of a file for the ResNet of a model with all `weights`.
+    """Returns the file's arrays for the ResNet of a model with all `weights`.
 
     Args:
         config: the backbone's.
@@ -106,18 +106,17 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
         CannotConvert: for a CNN that they do not have.
     """
     width = config.embedding_size if config.model_type == "bit" else 0
-    wanted = {
+    required = {
         "model_type": "bit",
         **THEIRS,
         "hidden_sizes": [4 * width * 2**index for index in range(len(getattr(config, "depths", ())))],
         "out_features": [f"stage{len(getattr(config, 'depths', ()))}"],
     }
-    for name, value in wanted.items():
+    for name, value in required.items():
         if getattr(config, name, None) != value:
             raise CannotConvert(
-                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a "
-                ".npz of a hybrid needs "
-                f"{value!r}."
+                f"The CNN has {name}={getattr(config, name, None)!r} in backbone_config, and a .npz of a "
+                f"hybrid needs {value!r}."
             )
     arrays = {}
     for theirs, ours in _modules(config.depths).items():
@@ -130,7 +129,7 @@ def to_theirs(weights: dict[str, np.ndarray], config: PreTrainedConfig) -> dict[
 
 
 def _modules(depths: list[int]) -> dict[str, str]:
-    """Their names of convolutions and norms, and ours."""
+    """Maps their names of convolutions and norms to ours."""
     names = {"conv_root": "embedder.convolution", "gn_root": "embedder.norm"}
     for stage, depth in enumerate(depths):
         for unit in range(depth):
@@ -143,5 +142,5 @@ def _modules(depths: list[int]) -> dict[str, str]:
 
 def _get(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in arrays:
-        raise CannotConvert(f"This hybrid is incomplete: there is no {name}.")
+        raise CannotConvert(f"This hybrid is incomplete: it lacks {name}.")
     return arrays[name]

@@ -1,4 +1,4 @@
-"""An AdaptiveViT without anything of its own, as transformers' ViT."""
+"""Converts a plain AdaptiveViT to transformers' ViT."""
 
 from transformers import (
     PreTrainedConfig,
@@ -18,7 +18,7 @@ from ..model.sizes import head_dim_of
 from .families import CannotConvert
 
 
-# Fields without a part in what a model answers: those of training and of backbones, ...
+# Fields without effect on a model's outputs: those of training and of backbones, ...
 ELSEWHERE = (
     "initializer",
     "drop_path_rate",
@@ -31,21 +31,21 @@ ELSEWHERE = (
 )
 # ... and those of reducers and other heads, none of which a plain model has.
 OPTIONS = ("reduction_layers", "masked_autoencoder", "segmentation_decoder", "elastic_space")
-# Of an image processor: what transformers' ViT has not.
+# Options of image processors that transformers' ViT lacks.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
 
 
 def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = ()) -> None:
-    """Refuses a field that transformers' `ViTConfig` has not, unless it has its default or means nothing.
+    """Refuses fields unknown to transformers' `ViTConfig`, unless they have their default or no effect.
 
     Args:
-        what: where the configuration is to fit, for the message.
-        keeps: other fields that fit.
+        what: name of the target format, for the message.
+        keeps: further fields that the target supports.
 
     Raises:
         CannotConvert: naming the field.
     """
-    # What every configuration has, and what every ViT has.
+    # Fields of every configuration, and of every ViT.
     fits = {*PreTrainedConfig().to_dict(), *ViTConfig().to_dict(), *ELSEWHERE, *keeps}
     if head_dim_of(config) * config.num_attention_heads == config.hidden_size:
         fits.add("head_dim")
@@ -54,11 +54,11 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
         if name in fits or name in OPTIONS or name not in plain:
             continue
         if value != plain[name]:
-            raise CannotConvert(f"{name}={value!r} is nothing that {what} can hold.")
+            raise CannotConvert(f"{name}={value!r} cannot be stored in {what}.")
 
 
 def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:
-    """A plain AdaptiveViT as transformers' ViT with the same outputs; the other way is `convert`.
+    """Converts a plain AdaptiveViT to transformers' ViT with the same outputs; `convert` is the inverse.
 
     Other sizes than the native need `interpolate_pos_encoding=True` there, and square patches in a square
     grid. timm resizes tables with antialiasing, which ViT does not: `convert(model,
@@ -71,7 +71,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
         The model, in evaluation mode and of the same dtype.
 
     Raises:
-        CannotConvert: for whatever transformers' ViT has not, such as a patch selector, naming it.
+        CannotConvert: naming a feature that transformers' ViT lacks, such as a patch selector.
     """
     if not isinstance(model, AdaptiveViTForImageClassification | AdaptiveViTModel):
         raise CannotConvert(
@@ -82,7 +82,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
     config = model.config
     check_plain(config, "transformers' ViT")
     if config.hidden_act not in ACT2FN:
-        raise CannotConvert(f"hidden_act={config.hidden_act!r} is no activation of transformers.")
+        raise CannotConvert(f"hidden_act={config.hidden_act!r} is not an activation of transformers.")
     fields = {name: value for name, value in config.to_dict().items() if name in ViTConfig().to_dict()}
     for name in ("model_type", "architectures", "transformers_version", "dtype"):
         fields.pop(name, None)
@@ -102,7 +102,7 @@ def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassificat
 
 
 def processor_to_transformers(processor: BaseImageProcessor) -> ViTImageProcessor:
-    """An image processor of ours as transformers' `ViTImageProcessor` that prepares alike.
+    """Converts our image processor to a transformers `ViTImageProcessor` with the same output.
 
     Raises:
         CannotConvert: for an option that it has not.
@@ -111,11 +111,11 @@ def processor_to_transformers(processor: BaseImageProcessor) -> ViTImageProcesso
     for name in PREPARATION:
         if options.get(name):
             raise CannotConvert(
-                f"{name}={options[name]!r} is nothing that transformers' ViTImageProcessor does."
+                f"{name}={options[name]!r} is not supported by transformers' ViTImageProcessor."
             )
     if options.get("do_resize") and set(options["size"]) == {"longest_edge"}:
         raise CannotConvert(
-            f"size={options['size']} as a cap is nothing that transformers' ViTImageProcessor does."
+            f"size={options['size']} as a cap is not supported by transformers' ViTImageProcessor."
         )
     names = set(ViTImageProcessor.valid_kwargs.__annotations__)
     return ViTImageProcessor(**{name: value for name, value in options.items() if name in names})

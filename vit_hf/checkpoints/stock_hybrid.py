@@ -1,5 +1,5 @@
-"""`ViTHybrid` checkpoints of transformers 4, such as google/vit-hybrid-base-bit-384, which version 5 does
-not know."""
+"""Reads `ViTHybrid` checkpoints of transformers 4, such as google/vit-hybrid-base-bit-384; version 5 dropped
+the class."""
 
 from os import PathLike
 from typing import Any
@@ -24,8 +24,8 @@ def is_stock_hybrid(path: str | PathLike) -> bool:
 def load_stock_hybrid(
     path: str | PathLike, **fields: Any
 ) -> tuple[AdaptiveViTPreTrainedModel, BaseImageProcessor]:
-    """The checkpoint as an AdaptiveViT of the same dtype, and its image processor, by default that of
-    Google's.
+    """Loads the checkpoint as an AdaptiveViT of the same dtype, with its image processor or else Google's
+    default.
 
     Raises:
         CannotConvert: if weights are missing or too many.
@@ -43,8 +43,7 @@ def load_stock_hybrid(
     missing = [name for name in report["missing_keys"] if not name.startswith(added)]
     if missing or report["unexpected_keys"]:
         raise CannotConvert(
-            f"{path} has weights that AdaptiveViT has no place for, "
-            f"{sorted(report['unexpected_keys'])[:5]}, or lacks "
+            f"{path} has weights unknown to AdaptiveViT, {sorted(report['unexpected_keys'])[:5]}, or lacks "
             f"some, {sorted(missing)[:5]}."
         )
     return model.eval(), _load_processor(path, model.config)

@@ -1,4 +1,4 @@
-"""transformers' and timm's Swin and SwinV2, as an AdaptiveSwin with the same outputs."""
+"""Converts Swin and SwinV2 of transformers and timm to an AdaptiveSwin with the same outputs."""
 
 import re
 from typing import Any
@@ -23,14 +23,14 @@ from .timm_parts import ACTIVATIONS, read_labels, refuse
 # Image processors in transformers that models without a path get, by `model_type`.
 SWIN_FAMILIES = {"swin": "ViTImageProcessor", "swinv2": "ViTImageProcessor"}
 
-# Ours of a class there, which may be named after either family.
+# Our class for each of theirs, which may be named after either family.
 CLASSES: dict[str, type[AdaptiveSwinPreTrainedModel]] = {
     "Model": AdaptiveSwinModel,
     "ForImageClassification": AdaptiveSwinForImageClassification,
     "ForMaskedImageModeling": AdaptiveSwinForMaskedImageModeling,
     "Backbone": AdaptiveSwinBackbone,
 }
-# Of a configuration, what is about the object and not the model.
+# Entries of a configuration about the object, not the model.
 ELSEWHERE = (
     "model_type",
     "architectures",
@@ -42,7 +42,7 @@ ELSEWHERE = (
 
 
 def convert_swin(model: PreTrainedModel, **fields: Any) -> AdaptiveSwinPreTrainedModel:
-    """A Swin or SwinV2 of transformers as ours of the same kind, of its dtype, in evaluation mode.
+    """Converts a Swin or SwinV2 of transformers to ours, of its dtype, in evaluation mode.
 
     Raises:
         CannotConvert: for a class that ours have none for, or weights without a place.
@@ -62,7 +62,7 @@ def convert_swin(model: PreTrainedModel, **fields: Any) -> AdaptiveSwinPreTraine
 
 
 def rename(model: PreTrainedModel) -> Weights:
-    """Weights by our names."""
+    """Returns the weights with our names."""
     weights = {}
     is_backbone = type(model).__name__ == "SwinBackbone"
     for name, value in model.state_dict().items():
@@ -94,14 +94,14 @@ def _load(
     missing = [name for name in report.missing_keys if not name.removeprefix("swin.").startswith("selector.")]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"Weights without a place: {report.unexpected_keys[:5]}; places without one: {missing[:5]}."
+            f"Unexpected weights: {report.unexpected_keys[:5]}; missing weights: {missing[:5]}."
         )
     return result.to(next(model.parameters()).dtype).eval()
 
 
 def convert_timm_swin(model: nn.Module, **fields: Any) -> tuple[AdaptiveSwinPreTrainedModel, dict[str, Any]]:
-    """timm's `SwinTransformer` or `SwinTransformerV2` as a classifier of ours, and the fields of its
-    configuration.
+    """Converts timm's `SwinTransformer` or `SwinTransformerV2` to our classifier; also returns the
+    configuration fields.
 
     Other sizes than the native have windows as timm with `dynamic_img_size=True`. A model without classes has
     the pooled features as logits.
@@ -115,7 +115,8 @@ def convert_timm_swin(model: nn.Module, **fields: Any) -> tuple[AdaptiveSwinPreT
 
 
 def read_timm_config(model: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveSwinConfig`. Windows and shifts are those that timm chose for the native size."""
+    """Reads fields of `AdaptiveSwinConfig`. Windows and shifts are those that timm chose for the native
+    size."""
     blocks = [list(stage.blocks) for stage in model.layers]
     first = blocks[0][0]
     is_v2 = type(model).__name__ == "SwinTransformerV2"
@@ -201,8 +202,8 @@ TIMM_PARTS = (
 
 
 def timm_weights(model: nn.Module) -> Weights:
-    """Weights by our names. timm merges cells at the beginning of a stage, and ours at the end of the one
-    before."""
+    """Returns the weights with our names. timm merges cells at the start of a stage, ours at the end of the
+    one before."""
     ours = {}
     for name, value in model.state_dict().items():
         value = value.detach()

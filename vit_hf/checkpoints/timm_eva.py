@@ -1,4 +1,4 @@
-"""timm's `Eva`: EVA, EVA-02 and its CLIP variants, DINOv3, and RoPE-ViT with fixed frequencies."""
+"""Converts timm's `Eva`: EVA, EVA-02 and its CLIP variants, DINOv3, and RoPE-ViT with fixed frequencies."""
 
 from typing import Any
 
@@ -7,7 +7,15 @@ from torch import nn
 
 from ..model.options import Part
 from .families import Weights
-from .timm_parts import TABLE, check_blocks, feed_forward, foreign, refuse, shared_options, shared_weights
+from .timm_parts import (
+    TABLE,
+    check_blocks,
+    feed_forward,
+    refuse,
+    shared_options,
+    shared_weights,
+    unsupported_options,
+)
 
 
 MLPS = {"Mlp": "mlp", "GluMlp": "gated", "SwiGLU": "gated"}
@@ -15,7 +23,7 @@ ROTATIONS = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3")
 
 
 def read_config(model: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig`.
+    """Reads fields of `AdaptiveViTConfig`.
 
     Raises:
         CannotConvert: naming every option that an AdaptiveViT does not have.
@@ -38,8 +46,8 @@ def read_config(model: nn.Module) -> dict[str, Any]:
             "a layer scale of attention alone": block.gamma_1 is not None and block.gamma_2 is None,
             "attention pooling over prefix tokens": model.global_pool == "map"
             and model.num_prefix_tokens > 0,
-            **foreign(model),
-            **foreign_rotation(model),
+            **unsupported_options(model),
+            **unsupported_rotation(model),
         },
     )
     bias = biases(attention)
@@ -53,7 +61,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def foreign_rotation(model: nn.Module) -> dict[str, bool]:
+def unsupported_rotation(model: nn.Module) -> dict[str, bool]:
     rope = model.rope
     if rope is None:
         return {}
@@ -62,14 +70,14 @@ def foreign_rotation(model: nn.Module) -> dict[str, bool]:
     return {
         f"rotation of type {kind}": kind not in ROTATIONS,
         f"rotation in a grid with an offset of {offset}": offset != 0,
-        f"rotation in coordinates normalised by {normalized}": normalized != "separate",
+        f"rotation in coordinates normalized by {normalized}": normalized != "separate",
         "rotation by frequencies of pixels": getattr(rope, "in_pixels", False),
         "rotation by periods between two bounds": getattr(rope, "min_period", None) is not None,
     }
 
 
 def read_positions(model: nn.Module) -> Part:
-    """`position_encoding` of ours."""
+    """Reads our `position_encoding`."""
     rope, table = model.rope, model.pos_embed is not None
     if rope is None:
         return {"type": "learned", **TABLE} if table else "none"
@@ -89,7 +97,7 @@ def read_positions(model: nn.Module) -> Part:
 
 
 def biases(attention: nn.Module) -> dict[str, torch.Tensor | None]:
-    """Biases of queries, keys and values; None for none."""
+    """Biases of queries, keys and values; None where absent."""
     names = ("q_proj", "k_proj", "v_proj")
     if attention.qkv is None:
         return {name: getattr(attention, name).bias for name in names}
@@ -111,10 +119,10 @@ def matrices(attention: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def channel_order(model: nn.Module) -> torch.Tensor | None:
-    """Which channel of theirs each of a head's channels is, so that ours rotates the pairs that theirs
-    rotates.
+    """Permutation of a head's channels after which our rotation pairs the channels that timm's
+    pairs, or None.
 
-    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbours, or have
+    Ours pairs channel i with i + d / 2, the first half of i by rows. Theirs may pair neighbors, or have
     columns first.
     """
     rope, head_dim = model.rope, model.blocks[0].attn.head_dim
@@ -129,7 +137,7 @@ def channel_order(model: nn.Module) -> torch.Tensor | None:
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
-    """Weights by our names and shapes."""
+    """Returns the weights with our names and shapes."""
     theirs = {name: value.detach() for name, value in model.state_dict().items()}
     ours, order = shared_weights(model, theirs), channel_order(model)
     for index, block in enumerate(model.blocks):
@@ -138,7 +146,7 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 
 
 def block_weights(block: nn.Module, order: torch.Tensor | None) -> Weights:
-    """A block's weights by our names."""
+    """Returns a block's weights with our names."""
     attention, mlp = block.attn, block.mlp
     parts = {
         "layernorm_before": block.norm1,

@@ -1,5 +1,5 @@
-"""Weights that timm saved, as the module they belong to: a file or a state dict, or a folder as timm's Hub
-has them."""
+"""Loads weights that timm saved into their timm module: from a file, a state dict, or a folder as on timm's
+Hub."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Buffers of Swin that older files hold, and which are computed.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# Under which a training script may have put the weights.
+# Keys under which a training script may store the weights.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Arguments of `timm.create_model` that say where weights come from or how layers run, and nothing of the
 # architecture.
@@ -54,7 +54,7 @@ def is_weights_file(source: Any) -> bool:
 
 
 def read_weights(path: str | PathLike) -> Weights:
-    """Tensors of a file; nothing in it is executed.
+    """Reads the tensors of a file; nothing in it is executed.
 
     Raises:
         CannotConvert: if it holds more than tensors, or is TorchScript.
@@ -67,8 +67,7 @@ def read_weights(path: str | PathLike) -> Weights:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError) as error:
         raise CannotConvert(
-            f"{path} is no file of tensors that torch.save wrote, but perhaps TorchScript or cut "
-            "short: save the "
+            f"{path} is not a tensor file of torch.save; it may be TorchScript or cut short: save the "
             "model's state_dict()."
         ) from error
     if not isinstance(weights, dict):
@@ -78,7 +77,7 @@ def read_weights(path: str | PathLike) -> Weights:
 
 @contextmanager
 def refusing_pickles(path: str | PathLike) -> Iterator[None]:
-    """Says what is wrong with a pickle that `weights_only=True` did not load, here or in transformers.
+    """Explains why `weights_only=True` refused a pickle, here or in transformers.
 
     Raises:
         CannotConvert: for such a pickle.
@@ -87,14 +86,13 @@ def refusing_pickles(path: str | PathLike) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise CannotConvert(
-            f"{path} is no file of tensors alone. A pickle of anything else could run any code, "
-            "so it was not loaded: "
-            "ask for a .safetensors file, or for one with nothing but tensors."
+            f"{path} holds more than tensors. A pickle of anything else could run any code, so it was not "
+            "loaded: ask for a .safetensors file, or for one with nothing but tensors."
         ) from error
 
 
 def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
-    """`config.json` of a folder or Hub repository that timm saved; None of any other."""
+    """Reads `config.json` of a folder or Hub repository that timm saved; None for any other."""
     file = cached_file(
         path,
         "config.json",
@@ -109,7 +107,7 @@ def read_hub_config(path: str | PathLike) -> dict[str, Any] | None:
 
 
 def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture: str | None) -> nn.Module:
-    """A model of timm with the given weights, in evaluation mode and of their dtype.
+    """Builds a timm model with the given weights, in evaluation mode and of their dtype.
 
     Args:
         source: a state dict, or a file with one.
@@ -124,16 +122,15 @@ def load_timm(source: Mapping[str, torch.Tensor] | str | PathLike, architecture:
     """
     if architecture is None:
         raise CannotConvert(
-            "Weights alone do not say of what model they are: pass "
-            "architecture='vit_small_patch16_224' or whatever "
-            "else timm calls it."
+            "Weights alone do not say of what model they are: pass architecture='vit_small_patch16_224' or "
+            "whatever else timm calls it."
         )
     weights = dict(source) if isinstance(source, Mapping) else read_weights(source)
     return build(architecture, weights, {})
 
 
 def load_timm_folder(path: str | PathLike, config: dict[str, Any]) -> nn.Module:
-    """The model of a folder or Hub repository that timm saved, with its preparation and names of classes.
+    """Builds the model of a folder or Hub repository that timm saved, with its preprocessing and class names.
 
     Raises:
         CannotConvert, ImportError: see `load_timm`.
@@ -174,9 +171,8 @@ def build(architecture: str, weights: Weights, model_args: dict[str, Any]) -> nn
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotConvert(
-            f"These are no weights of {architecture!r}. If they are of a variant of it, or of "
-            "images that are not "
-            f"square, build that with timm.create_model, load them, and convert the module. {error}"
+            f"These are not weights of {architecture!r}. If they are of a variant of it, or of images that "
+            f"are not square, build that with timm.create_model, load them, and convert the module. {error}"
         ) from error
     if size is not None or "img_size" in options:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
@@ -199,7 +195,7 @@ def create(architecture: str, options: dict[str, Any]) -> nn.Module:
 
 
 def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
-    """What of `model_args` describes an architecture. A file must not make timm open another one.
+    """Selects the `model_args` that describe an architecture. A file must not make timm open another one.
 
     Raises:
         CannotConvert: for an argument that is none of timm's Vision Transformers.
@@ -219,22 +215,21 @@ def architecture_args(model_args: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(said.keys() - known)
     if unknown:
         raise CannotConvert(
-            f"config.json has model_args {unknown}, which are no arguments of timm's "
-            "VisionTransformer, Eva or SwinTransformer. If the "
-            "architecture does not depend on them, delete them there."
+            f"config.json has model_args {unknown}, which are not arguments of timm's VisionTransformer, Eva "
+            "or SwinTransformer. If the architecture does not depend on them, delete them there."
         )
     return {name: model_args[name] for name in model_args if name in known and name not in NOT_ARCHITECTURE}
 
 
 def infer_image_size(weights: Weights, model: nn.Module) -> int | None:
-    """Pixels a side, if the table of positions is that of a square; None if it is of the model's own grid
-    or none."""
+    """Infers the side in pixels if the table of positions is a square other than the model's own; else
+    None."""
     table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
     patches = weights.get("patch_embed.proj.weight")
     if table is None or own is None or patches is None or table.ndim != 3 or patches.ndim != 4:
         return None
     if any(name.startswith("patch_embed.backbone.") for name in weights):
-        return None  # what a hybrid's CNN leaves of a pixel, weights do not say
+        return None  # weights do not tell the stride of a hybrid's CNN
     if table.shape[1] == own.shape[1]:
         return None
     length = table.shape[1] - (0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens)

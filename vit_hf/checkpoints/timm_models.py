@@ -1,4 +1,4 @@
-"""timm's `VisionTransformer` (and `VisionTransformerDistilled`), `Eva` and Swins, given as a module."""
+"""Converts timm modules: `VisionTransformer` (and `VisionTransformerDistilled`), `Eva` and Swins."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from .swin import convert_timm_swin
 from .timm_parts import (
     check_blocks,
     feed_forward,
-    foreign,
     hybrid_fields,
     is_hybrid,
     refuse,
     shared_options,
     shared_weights,
+    unsupported_options,
 )
 
 
@@ -41,8 +41,8 @@ def is_timm(model: nn.Module) -> bool:
 def convert_timm(
     model: nn.Module, **fields: Any
 ) -> tuple[AdaptiveViTForImageClassification | AdaptiveSwinForImageClassification, AdaptiveViTImageProcessor]:
-    """A model of timm as an AdaptiveViT or AdaptiveSwin with the same outputs, and an image processor for its
-    `pretrained_cfg`.
+    """Converts a timm model to an AdaptiveViT or AdaptiveSwin with the same outputs, with an image processor
+    for its `pretrained_cfg`.
 
     Other sizes than the native are interpolated as timm does with `dynamic_img_size=True`. A model without
     classes has the pooled features as logits.
@@ -65,14 +65,14 @@ def convert_timm(
     missing = [name for name in report.missing_keys if not name.startswith(added)]
     if missing or report.unexpected_keys:
         raise CannotConvert(
-            f"Weights without a place: {report.unexpected_keys[:5]}; places without one: {missing[:5]}."
+            f"Unexpected weights: {report.unexpected_keys[:5]}; missing weights: {missing[:5]}."
         )
     dtype = next(model.parameters()).dtype
     return result.to(dtype).eval(), read_processor(model, options)
 
 
 def read_config(model: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for a `VisionTransformer`.
+    """Reads fields of `AdaptiveViTConfig` for a `VisionTransformer`.
 
     Raises:
         CannotConvert: naming every option that an AdaptiveViT does not have.
@@ -85,7 +85,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
         {
             f"feed-forward networks of type {mlp}": mlp not in ("Mlp", "GluMlp", "SwiGLUPacked"),
             "norms of queries and keys": not isinstance(attention.q_norm, nn.Identity),
-            **foreign(model),
+            **unsupported_options(model),
             "no position embedding": model.pos_embed is None,
         },
     )
@@ -103,7 +103,7 @@ def read_config(model: nn.Module) -> dict[str, Any]:
 
 
 def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
-    """Weights of a `VisionTransformer` by our names and shapes."""
+    """Returns the weights of a `VisionTransformer` with our names and shapes."""
     theirs = {name: value.detach() for name, value in model.state_dict().items()}
     ours = shared_weights(model, theirs)
     parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"}
@@ -131,7 +131,8 @@ def to_ours(model: nn.Module, options: dict[str, Any]) -> Weights:
 
 
 def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImageProcessor:
-    """Resizes, crops and normalises as timm's `create_transform` does by the model's `pretrained_cfg`.
+    """Makes a processor that resizes, crops and normalizes like timm's `create_transform` for the model's
+    `pretrained_cfg`.
 
     Of its `crop_mode`s ours has "squash", and "center" for square images; with a warning, others become
     "squash".
@@ -148,11 +149,9 @@ def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImag
         size = {"shortest_edge": resized[0]}
     elif mode != "squash":
         logger.warning(
-            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which "
-            "keeps their aspect. The "
-            f"image processor has no such option, and resizes them to {resized[0]}x{resized[1]} "
-            "whatever their aspect: "
-            "for outputs as timm's, prepare images with timm.data.create_transform."
+            f"timm prepares images with crop_mode={mode!r} for {height}x{width} pixels, which keeps their "
+            f"aspect. The image processor has no such option, and resizes them to {resized[0]}x{resized[1]} "
+            "whatever their aspect: for outputs as timm's, prepare images with timm.data.create_transform."
         )
     return AdaptiveViTImageProcessor(
         size=size,
@@ -167,7 +166,7 @@ def read_processor(model: nn.Module, options: dict[str, Any]) -> AdaptiveViTImag
 
 
 def for_channels(values: Sequence[float], channels: int) -> list[float]:
-    """A value a channel: where they are not so many, their mean, as timm has it."""
+    """Returns one value per channel: the given ones, or their mean if the numbers differ, as in timm."""
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 

@@ -1,4 +1,4 @@
-"""What timm's classes have in common: embeddings, heads, names, and the `ResNetV2` of hybrids as a BiT."""
+"""Shared parts of timm's classes: embeddings, heads, names, and the `ResNetV2` of hybrids as a BiT."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def is_hybrid(model: nn.Module) -> bool:
 
 
 def hybrid_fields(embed: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` for timm's `HybridEmbed`.
+    """Reads fields of `AdaptiveViTConfig` for timm's `HybridEmbed`.
 
     Raises:
         CannotConvert: for a CNN that a BiT of transformers cannot be, or patches of several cells.
@@ -49,7 +49,7 @@ def hybrid_fields(embed: nn.Module) -> dict[str, Any]:
         != ["conv", "norm", "pool"],
         "pooling in the stem that is not padded to the same size": type(backbone.stem.pool).__name__
         != "MaxPool2dSame",
-        "blocks that normalise first (preact=True)": {type(block).__name__ for block in blocks}
+        "blocks that normalize first (preact=True)": {type(block).__name__ for block in blocks}
         != {"Bottleneck"},
         "convolutions other than StdConv2dSame with eps=1e-8, without groups and dilation": any(
             type(part).__name__ != "StdConv2dSame"
@@ -88,7 +88,7 @@ def hybrid_fields(embed: nn.Module) -> dict[str, Any]:
 
 
 def backbone_name(name: str) -> str:
-    """Our name of a weight of the CNN, without prefixes."""
+    """Returns our name of a CNN weight, without prefixes."""
     for theirs, ours in BACKBONE:
         name = name.replace(theirs, ours)
     return name
@@ -121,9 +121,8 @@ def check_blocks(model: nn.Module, kind: str) -> None:
     kinds = {type(part).__name__ for part in model.blocks}
     if kinds != {kind}:
         raise CannotConvert(
-            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only "
-            f"{kind} can be "
-            "converted."
+            f"This {type(model).__name__} has blocks of type {', '.join(sorted(kinds))}, and only {kind} can "
+            "be converted."
         )
 
 
@@ -133,8 +132,8 @@ def inner_norms(block: nn.Module) -> dict[str, nn.Module]:
     return {name: norm for name, norm in norms.items() if not isinstance(norm, nn.Identity | type(None))}
 
 
-def foreign(model: nn.Module) -> dict[str, bool]:
-    """What ours has not wherever blocks are of either class, and whether it is there."""
+def unsupported_options(model: nn.Module) -> dict[str, bool]:
+    """Unsupported features of timm's blocks, and if this model uses each."""
     block = model.blocks[0]
     activation, norm = type(block.mlp.act).__name__, block.norm1
     return {
@@ -153,12 +152,12 @@ def foreign(model: nn.Module) -> dict[str, bool]:
         "a norm after the patch embedding": not isinstance(
             getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
         ),
-        **foreign_attention_pooling(model),
+        **unsupported_pooling(model),
     }
 
 
-def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
-    """What of a model's pooling by attention ours has not, and whether it is there."""
+def unsupported_pooling(model: nn.Module) -> dict[str, bool]:
+    """Unsupported features of attention pooling, and if this model uses each."""
     pool, block = model.attn_pool, model.blocks[0]
     if model.global_pool != "map":
         return {}
@@ -186,7 +185,7 @@ def foreign_attention_pooling(model: nn.Module) -> dict[str, bool]:
 
 
 def shared_options(model: nn.Module) -> dict[str, Any]:
-    """Fields of `AdaptiveViTConfig` that both classes tell in the same way."""
+    """Reads the fields of `AdaptiveViTConfig` that both classes express alike."""
     patch_size, image_size = model.patch_embed.patch_size, model.patch_embed.img_size
     block = model.blocks[0]
     distilled = hasattr(model, "dist_token")
@@ -221,13 +220,13 @@ def shared_options(model: nn.Module) -> dict[str, Any]:
 
 
 def feed_forward(model: nn.Module, kind: str) -> Part:
-    """`feed_forward` of ours, given its type."""
+    """Reads our `feed_forward` of the given type."""
     block = model.blocks[0]
     return {"type": kind, "bias": block.mlp.fc2.bias is not None, "norm": "mlp" in inner_norms(block)}
 
 
 def read_labels(model: nn.Module) -> dict[str, Any]:
-    """Names of classes, if the model's `pretrained_cfg` has them."""
+    """Reads class names from the model's `pretrained_cfg`, if it has them."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     if not names or len(names) != model.num_classes:
         return {}
@@ -238,7 +237,7 @@ def read_labels(model: nn.Module) -> dict[str, Any]:
 
 
 def shared_weights(model: nn.Module, theirs: Weights) -> Weights:
-    """Weights of all but the blocks, by our names and shapes."""
+    """Returns all weights but the blocks', with our names and shapes."""
     ours = embedding_weights(model, theirs)
     for name, value in theirs.items():
         module, _, kind = name.rpartition(".")
@@ -261,13 +260,13 @@ def shared_weights(model: nn.Module, theirs: Weights) -> Weights:
 
 
 def head_bias(theirs: Weights, head: str) -> torch.Tensor:
-    """Zeros for a head without one; ours always has one."""
+    """Returns the head's bias; zeros if it has none, because ours always has one."""
     weight = theirs[f"{head}.weight"]
     return theirs.get(f"{head}.bias", weight.new_zeros(len(weight)))
 
 
 def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
-    """CLS token, registers and the table of positions, which may have places for them."""
+    """Returns CLS token, registers and the table of positions, which may have entries for these tokens."""
     num_cls = int(model.cls_token is not None)
     registers = [theirs[name] for name in ("dist_token", "reg_token") if name in theirs]
     registers = torch.cat(registers, dim=1) if registers else None
@@ -276,7 +275,7 @@ def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
         if getattr(model, "no_embed_class", False):  # the table has places for patches alone
             table = torch.cat((table.new_zeros(1, num_cls, table.shape[2]), table), dim=1)
         elif registers is not None:
-            # What the table adds to registers is a part of them.
+            # Add the table's entries for registers to the registers.
             rest = num_cls + registers.shape[1]
             registers = registers + table[:, num_cls:rest]
             table = torch.cat((table[:, :num_cls], table[:, rest:]), dim=1)
@@ -289,7 +288,7 @@ def embedding_weights(model: nn.Module, theirs: Weights) -> Weights:
 
 
 def attention_pooling(theirs: Weights) -> Weights:
-    """Its weights by our names: those of torch's `MultiheadAttention`, and of SigLIP beside it."""
+    """Returns its weights with our names: those of torch's `MultiheadAttention`, and SigLIP's others."""
     ours = {"vit.pooler.probe": theirs["attn_pool.latent"]}
     for kind in ("weight", "bias"):
         parts = [theirs[f"attn_pool.{part}.{kind}"] for part in ("q", "kv")]

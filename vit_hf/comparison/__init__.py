@@ -1,1 +1,1 @@
-"""Every way of using a checkpoint on large images, measured side by side on the user's own data."""
+"""Comparison of all methods of using a checkpoint on large images, on the user's own data."""

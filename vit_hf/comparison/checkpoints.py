@@ -1,4 +1,4 @@
-"""The checkpoints that are compared, as models that can select."""
+"""Compared checkpoints, converted to models that can select."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,15 @@ class Checkpoint:
     """A model to compare strategies with.
 
     Attributes:
-        path: of an AdaptiveViT or AdaptiveSwin; or of the model as it was given, where that cannot be one.
-        obstacle: why it cannot; None if it is one.
-        side: pixels a side that it was made for.
-        patch_size: pixels a side of its patches; of a model that is none of ours 16, to count by.
-        num_layers: of the encoder.
-        selector: that the checkpoint was trained with, or None.
-        takes_cut_patches: whether images may come as patches, so that those of mixed sizes make one batch; a
-            Swin wants whole ones.
-        fingerprint: of its files, to tell whether they are still the same.
+        path: path of an AdaptiveViT or AdaptiveSwin; of the original model if it cannot be converted.
+        obstacle: reason why it cannot be converted; None otherwise.
+        side: its own image size in pixels a side.
+        patch_size: side of its patches in pixels; 16 for a model that was not converted, to count tokens.
+        num_layers: blocks of the encoder.
+        selector: selector that the checkpoint was trained with, or None.
+        takes_cut_patches: True if images may come as patches, so that mixed sizes make one batch; Swin takes
+            whole images.
+        fingerprint: identifies its files, to detect changes.
     """
 
     path: str
@@ -43,18 +43,18 @@ class Checkpoint:
 
     @property
     def num_tokens(self) -> int:
-        """Patches of an image at the checkpoint's own size."""
+        """Number of patches of an image at the checkpoint's own size."""
         return (self.side // self.patch_size) ** 2
 
     def load(self, path: str, **changes: object) -> tuple[PreTrainedModel, BaseImageProcessor]:
-        """Model and image processor.
+        """Loads model and image processor.
 
         Args:
-            path: another one with the same architecture, such as one that was fine-tuned.
-            changes: see `load_classifier`; of a model that is none of ours only the resolution.
+            path: a checkpoint with the same architecture, such as a fine-tuned one.
+            changes: see `load_classifier`; only the resolution for a model that was not converted.
 
         Raises:
-            ValueError: if that was not trained for, or makes no sense.
+            ValueError: if the model does not support the changes.
         """
         if self.obstacle is None:
             return load_classifier(path, **changes)
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str, folder: Path) -> Checkpoint:
-    """Finds out about a checkpoint; one of another family that can be converted is, into `folder`.
+    """Inspects a checkpoint; one of another family is converted into `folder`, if possible.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -85,7 +85,7 @@ def open_checkpoint(path: str, folder: Path) -> Checkpoint:
             model.save_pretrained(path)
             processor.save_pretrained(path)
     config = AutoConfig.from_pretrained(path)
-    # Of models that are none of ours any may be missing.
+    # Models that were not converted may lack any of these.
     patch = getattr(config, "patch_size", None) if obstacle is None else None
     return Checkpoint(
         path=path,
@@ -104,11 +104,11 @@ def is_ours(path: str) -> bool:
         ours = (AdaptiveViTConfig.model_type, AdaptiveSwinConfig.model_type)
         return AutoConfig.from_pretrained(path).model_type in ours
     except (OSError, ValueError):
-        return False  # convert reads more than this, or says why it cannot
+        return False  # convert reads more formats, or raises the error
 
 
 def own_side(processor: BaseImageProcessor, config: object) -> int:
-    """Pixels a side of a square that an image is made to, or else of what the configuration says."""
+    """Returns the side in pixels of the square that the processor, or else the configuration, specifies."""
     sizes, processor = [], with_options(processor)
     if getattr(processor, "do_resize", False):
         crops = getattr(processor, "do_center_crop", None)
@@ -120,13 +120,13 @@ def own_side(processor: BaseImageProcessor, config: object) -> int:
 
 
 def fingerprint_of(path: str) -> str:
-    """Names, sizes and times of all files of a local checkpoint; of one on the Hub its name and commit."""
+    """Joins names, sizes and times of all files of a local checkpoint; name and commit of one on the Hub."""
     folder = Path(path).expanduser()
     if not folder.exists():
         try:
             return f"{path} {AutoConfig.from_pretrained(path)._commit_hash}"
         except (OSError, ValueError):
-            return path  # what convert alone can read
+            return path  # a format that only convert reads
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else [folder]
     stats = [(file.name, file.stat()) for file in files]
     return " ".join([path, *(f"{name}:{stat.st_size}@{stat.st_mtime_ns}" for name, stat in stats)])

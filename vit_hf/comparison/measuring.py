@@ -1,4 +1,4 @@
-"""What one strategy is worth and costs: accuracy, FLOPs, time, memory."""
+"""Measures one strategy: accuracy, FLOPs, time, memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
-from ..data.loading import LabelledImages
+from ..data.loading import LabeledImages
 from ..measure import alternate, resident_growth, return_free_memory
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from .predictors import Predictor
@@ -22,14 +22,13 @@ from .strategies import Strategy
 
 @dataclass
 class Tally:
-    """What went through an adaptive ViT.
+    """Counts of tokens and FLOPs of an adaptive ViT.
 
     Attributes:
-        formula: FLOPs of embedding, encoder and head. Of each block for N tokens of D channels, in
-            multiply-adds, 4ND^2 + 2N^2D for attention and 2NDM for a feed-forward network of width M; of an
-            embedding of patches of P^2 C numbers P^2 C D for each. Not of a convolutional stem, nor of what
-            selects.
-        tokens, tokens_out: patches that entered the encoder, and that left it.
+        formula: FLOPs of embedding, encoder and head, without selector and convolutional stem. In
+            multiply-adds: 4ND^2 + 2N^2D for attention and 2NDM for a feed-forward network of width M in each
+            block of N tokens of D channels; P^2 C D for each patch of P x P pixels of C channels.
+        tokens, tokens_out: patches that entered the encoder, and tokens that left it.
     """
 
     formula: int = 0
@@ -39,7 +38,7 @@ class Tally:
 
 @contextmanager
 def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
-    """Sums up over all calls of a model."""
+    """Counts over all calls of a model in the context."""
     tally, vit, is_selecting = Tally(), model.vit, False
 
     def begin_selecting(module: nn.Module, args: tuple) -> None:
@@ -51,7 +50,7 @@ def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
         is_selecting = False
 
     def add(multiply_adds: int) -> None:
-        # Selectors look through the same layers, and embed patches for themselves.
+        # Selectors run the same layers, and embed patches on their own.
         if not is_selecting:
             tally.formula += 2 * multiply_adds
 
@@ -86,30 +85,30 @@ def tallying(model: AdaptiveViTForImageClassification) -> Iterator[Tally]:
 
 
 def weights_of(module: nn.Module) -> int:
-    """Multiply-adds of a token: 4D^2 of an attention's projections, 2DM of a feed-forward network."""
+    """Counts the multiply-adds of a token: 4D^2 of attention's projections, 2DM of a feed-forward network."""
     return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """FLOPs of matrix products, convolutions and attention while `call` runs, by torch's counter."""
+    """Counts FLOPs of matrix products, convolutions and attention in `call`, by torch's counter."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
-# Of what is free, what a batch may take.
-SHARE_OF_MEMORY = 0.5
+# Fraction of the free memory that a batch may take.
+MEMORY_FRACTION = 0.5
 
 
 @dataclass
 class Measurement:
-    """Of a strategy, everything but its speed.
+    """Measurements of a strategy, except its speed.
 
     Attributes:
-        right: by answer, for each image whether it was right.
-        figures: those columns of `Row` that all answers have in common.
-        pictures: files that show what was looked at, one for each example.
-        predicted: by answer, what was answered about the examples.
+        right: for each output, whether each image was classified correctly.
+        figures: columns of `Row` that all outputs have in common.
+        pictures: files that show what was computed on, one for each example.
+        predicted: for each output, the predictions for the examples.
     """
 
     right: dict[str, list[bool]]
@@ -121,7 +120,7 @@ class Measurement:
 def measure_strategy(
     strategy: Strategy,
     path: str,
-    images: LabelledImages,
+    images: LabeledImages,
     examples: Sequence[int],
     typical: int,
     largest: int,
@@ -131,20 +130,20 @@ def measure_strategy(
     device: str,
     fresh: bool,
 ) -> Measurement:
-    """Accuracy, tokens, FLOPs, and pictures of the examples.
+    """Measures accuracy, tokens and FLOPs, and draws the examples.
 
     Args:
-        strategy: to measure.
-        path: of the weights.
-        images: to be right about.
-        examples: places among them to draw.
-        typical: place of the image that memory and FLOPs are counted for.
-        largest: place of the one that batches have to fit.
-        folder: of the pictures.
-        batch_size: images at a time.
-        seed: of random patches.
+        strategy: the strategy to measure.
+        path: path of the weights.
+        images: images with labels.
+        examples: indices of the images to draw.
+        typical: index of the image for memory and FLOPs.
+        largest: index of the image that batches have to fit.
+        folder: folder for the pictures.
+        batch_size: images at a time, at most.
+        seed: seed of random patches.
         device: such as "cpu".
-        fresh: whether nothing was computed yet in this process, so that its memory tells something.
+        fresh: True in a fresh process, whose memory can be measured.
     """
     logging.disable_progress_bar()
     torch.manual_seed(seed)
@@ -160,8 +159,8 @@ def measure_strategy(
     right: dict[str, list[bool]] = {}
     predicted: dict[str, list[str]] = {}
     for first in range(0, len(images), figures["batch_size"]):
-        places = range(first, min(first + figures["batch_size"], len(images)))
-        for name, logits in predictor([images.read(place) for place in places]).items():
+        indices = range(first, min(first + figures["batch_size"], len(images)))
+        for name, logits in predictor([images.read(index) for index in indices]).items():
             answers = answers_of(logits, predictor.model.config.problem_type)
             labels = torch.as_tensor(images.labels[first : first + len(answers)])
             right.setdefault(name, []).extend(matches(answers, labels))
@@ -170,15 +169,15 @@ def measure_strategy(
     return Measurement(
         right,
         figures,
-        [draw(predictor, images.read(place), folder / f"example_{place}") for place in examples],
-        {name: [answers[place] for place in examples] for name, answers in predicted.items()},
+        [draw(predictor, images.read(index), folder / f"example_{index}") for index in examples],
+        {name: [answers[index] for index in examples] for name, answers in predicted.items()},
     )
 
 
 def growth(call: Callable[[], object], device: str) -> float | None:
-    """MiB that a call takes at the most."""
+    """Measures the peak growth of memory in a call, in MiB."""
     if device == "cpu":
-        call()  # what libraries take once for all is not the strategy's
+        call()  # excludes what libraries allocate once
         return_free_memory()
         return resident_growth(call)
     if not device.startswith("cuda"):
@@ -190,15 +189,15 @@ def growth(call: Callable[[], object], device: str) -> float | None:
 
 
 def fitting_batch(mebibytes: float | None, batch_size: int, device: str) -> int:
-    """As many images at a time as leave half of the free memory free, and no more than were asked for."""
+    """Returns the largest batch, up to `batch_size`, that fits into `MEMORY_FRACTION` of the free memory."""
     free = free_memory(device)
     if free is None or not mebibytes or mebibytes <= 0:
         return batch_size
-    return max(1, min(batch_size, int(SHARE_OF_MEMORY * free / mebibytes)))
+    return max(1, min(batch_size, int(MEMORY_FRACTION * free / mebibytes)))
 
 
 def free_memory(device: str) -> float | None:
-    """MiB, or None where the system does not tell."""
+    """Returns the free memory in MiB, or None where the system does not report it."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info()[0] / 2**20
     try:
@@ -209,7 +208,7 @@ def free_memory(device: str) -> float | None:
 
 
 def count(predictor: Predictor, call: Callable[[], object]) -> dict[str, Any]:
-    """FLOPs by both ways of counting, and tokens; only the first of a model that is none of ours."""
+    """Counts FLOPs by both methods, and tokens; models that are not adaptive ViTs get counted FLOPs only."""
     if not isinstance(predictor.model, AdaptiveViTForImageClassification):
         return {"gflops_counted": count_flops(call) / 1e9}
     with tallying(predictor.model) as tally:
@@ -223,14 +222,14 @@ def count(predictor: Predictor, call: Callable[[], object]) -> dict[str, Any]:
 
 
 def answers_of(logits: torch.Tensor, problem_type: str | None) -> torch.Tensor:
-    """`(B,)` classes, or `(B, L)` 0 and 1 of several labels an image."""
+    """Converts logits to classes `(B,)`, or to `(B, L)` 0 and 1 for multi-label models."""
     if problem_type == "multi_label_classification":
         return (logits >= 0).long()
     return logits.argmax(dim=-1)
 
 
 def matches(answers: torch.Tensor, labels: torch.Tensor) -> list[bool]:
-    """For each image; of several labels, all must be right."""
+    """Compares predictions with labels for each image; all labels of a multi-label image must match."""
     same = answers == labels.to(answers.dtype)
     return (same if same.ndim == 1 else same.all(dim=1)).tolist()
 
@@ -241,7 +240,7 @@ def words(answer: torch.Tensor, config: Any) -> str:
 
 
 def draw(predictor: Predictor, image: PIL.Image.Image, stem: Path) -> str:
-    """The file of a picture: small ones to the pixel, others as photographs."""
+    """Saves a picture and returns its path: small ones as PNG, others as JPEG."""
     picture = PIL.Image.fromarray(predictor.picture(image))
     path = stem.with_suffix(".png" if max(picture.size) < 256 else ".jpg")
     picture.save(path, quality=88)
@@ -255,13 +254,13 @@ def measure_speed(
     images: Sequence[PIL.Image.Image],
     repeats: int,
 ) -> list[tuple[float, float]]:
-    """Milliseconds for one image and images a second in a batch, of each strategy, all of them by turns.
+    """Measures milliseconds for one image and images per second in batches; strategies take turns.
 
     Args:
-        predictors: which end with their answers on the CPU, so that nothing is still running then.
-        batch_sizes: how many of `images` each gets at once.
-        image: the typical one.
-        images: for batches, the same for all.
+        predictors: predictors, which return outputs on the CPU and so synchronize the device.
+        batch_sizes: batch size of each predictor.
+        image: the typical image.
+        images: images for batches.
         repeats: turns.
     """
     alone = alternate([partial(predictor, [image]) for predictor in predictors], repeats, warmup=2)
@@ -276,9 +275,9 @@ def measure_speed(
 
 
 def share_weights(model: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Lets `model` use the weights of `other` where they fit, so that many models are held as one.
+    """Shares weights of `other` with `model` where shapes match, so that many models fit into memory.
 
-    For measuring speed, which does not depend on them.
+    For measurements of speed, which does not depend on the values.
     """
     theirs = dict(other.named_parameters())
     for name, parameter in model.named_parameters():

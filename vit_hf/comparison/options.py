@@ -1,4 +1,4 @@
-"""What a comparison can be asked for."""
+"""Arguments of a comparison."""
 
 from dataclasses import dataclass, field
 
@@ -12,22 +12,22 @@ from .strategies import STRATEGIES
 
 @dataclass
 class ComparedDataArguments(DataArguments):
-    """Which images, as for fine-tuning."""
+    """Arguments of the data, as for fine-tuning."""
 
     dataset: str | None = field(
         default=None,
         metadata={
             "aliases": ["--data"],
             "help": "folder of images (a subfolder for each class; optionally under train, validation, "
-            "test), parquet, "
-            f"CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}",
+            "test), "
+            f"parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}",
         },
     )
 
 
 @dataclass(kw_only=True)
 class ComparisonArguments:
-    """What to compare, and how long to take for it."""
+    """Arguments of the comparison, and of its effort."""
 
     _argument_group_name = "comparison"
 
@@ -44,48 +44,46 @@ class ComparisonArguments:
     )
     output: str = field(
         default="runs/comparison",
-        metadata={"help": "folder of the result; what is in it and was made alike is not run again"},
+        metadata={"help": "folder of the results; results in it with the same settings are reused"},
     )
     strategies: list[str] = field(
         default_factory=lambda: list(STRATEGIES),
-        metadata={"help": "which of the ways to compare", "choices": tuple(STRATEGIES)},
+        metadata={"help": "strategies to compare", "choices": tuple(STRATEGIES)},
     )
     tokens: list[int] | None = field(
         default=None,
         metadata={
-            "help": "numbers of patches that are selected, and that images are resized to; default: "
-            "half, once and twice "
-            "as many as an image has at the checkpoint's own size"
+            "help": "numbers of patches to select, and to resize images to; default: half, once and twice "
+            "those of an image at the checkpoint's own size"
         },
     )
     selectors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "patch selectors; default: all that need no training, what the checkpoint was "
-            "trained with, and with "
+            "help": "patch selectors; default: all that need no training, the checkpoint's own, and with "
             "adapt the learned ones"
         },
     )
     token_reducers: list[str] = field(
         default_factory=lambda: ["merge", "attentive"],
-        metadata={"help": "token reducers, by themselves and after a selector"},
+        metadata={"help": "token reducers, alone and after a selector"},
     )
     keep_rates: list[float] = field(
         default_factory=lambda: [0.7, 0.5],
-        metadata={"help": "share of the tokens that go on at each of three blocks"},
+        metadata={"help": "fraction of the tokens to keep at each of three blocks"},
     )
     aggregations: list[str] = field(
         default_factory=lambda: list(TILE_AGGREGATIONS),
-        metadata={"help": "how tiles make the answer of the image", "choices": tuple(TILE_AGGREGATIONS)},
+        metadata={"help": "aggregation of the tiles' predictions", "choices": tuple(TILE_AGGREGATIONS)},
     )
     tile: int | None = field(
         default=None, metadata={"help": "side of a tile in pixels; default: the checkpoint's own size"}
     )
-    overlap: float = field(default=0.25, metadata={"help": "share of a tile that the next one covers again"})
+    overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
     split: str | None = field(
         default=None,
         metadata={
-            "help": "measured on: test, validation or train; default: the first of these that there is",
+            "help": "split to measure on: test, validation or train; default: the first of these that exists",
             "choices": SPLITS,
         },
     )
@@ -93,27 +91,27 @@ class ComparisonArguments:
     adapt: int = field(
         default=0,
         metadata={
-            "help": "steps of plain Trainer, on the train split, that each strategy gets a copy of the "
-            "checkpoint "
-            "fine-tuned for before it is measured"
+            "help": "steps of fine-tuning on the train split, with the plain Trainer, for each strategy "
+            "before it is measured"
         },
     )
-    adapt_batch_size: int = field(default=32, metadata={"help": "images in such a step"})
-    adapt_learning_rate: float = field(default=1e-4, metadata={"help": "highest, of a cosine"})
+    adapt_batch_size: int = field(default=32, metadata={"help": "images in a step of fine-tuning"})
+    adapt_learning_rate: float = field(
+        default=1e-4, metadata={"help": "peak learning rate of fine-tuning, with a cosine schedule"}
+    )
     batch_size: int = field(default=8, metadata={"help": "images at a time, for accuracy and images/s"})
-    repeats: int = field(default=7, metadata={"help": "turns of which latency is the median"})
-    seed: int = field(default=0, metadata={"help": "of images, fine-tuning and random patches"})
+    repeats: int = field(default=7, metadata={"help": "timed turns; latency is their median"})
+    seed: int = field(default=0, metadata={"help": "seed of images, fine-tuning and random patches"})
     isolate: bool = field(
         default=True,
         metadata={
-            "help": "run each strategy in a process of its own: one that exhausts memory ends alone, and "
-            "peak memory is "
-            "known"
+            "help": "run each strategy in a process of its own, which measures peak memory and survives a "
+            "strategy that runs out of memory"
         },
     )
-    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+    use_cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is an accelerator"})
     card: str | None = field(
-        default=None, metadata={"help": "folder to also write a card to: README.md, pareto.png, results.csv"}
+        default=None, metadata={"help": "folder for a card, too: README.md, pareto.png, results.csv"}
     )
 
     def __post_init__(self):
@@ -130,4 +128,4 @@ class ComparisonArguments:
             raise ValueError(f"tokens are {self.tokens}; give numbers of at least 1 patch")
         for rate in self.keep_rates:
             if not 0 < rate < 1:
-                raise ValueError(f"keep_rates has {rate}; a share of the tokens lies between 0 and 1")
+                raise ValueError(f"keep_rates has {rate}; give fractions of the tokens between 0 and 1")

@@ -1,5 +1,7 @@
-"""From images to logits, and to a picture of what was looked at. Shapes: B images, L labels; h, w of a
-picture."""
+"""Predictors: from images to logits, and to a picture of what was computed on.
+
+Shapes: B images, L labels; h, w of a picture.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
-from ..overlays import colour_groups, dim_dropped
+from ..overlays import color_groups, dim_dropped
 
 
 # Pixels of the longer side of a picture.
@@ -31,22 +33,22 @@ GRID_LINE = (0, 217, 255)
 
 
 class Predictor(ABC):
-    """What a strategy makes of a model and its image processor."""
+    """Interface of predictions by a model and its image processor."""
 
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor):
         self.model, self.image_processor = model, image_processor
 
     @abstractmethod
     def __call__(self, images: Sequence[PIL.Image.Image]) -> dict[str, torch.Tensor]:
-        """Logits `(B, L)` on the CPU, float32, by the name of the answer; "" for the only one."""
+        """Returns logits `(B, L)`, float32 on the CPU, by the name of the output; "" for a single one."""
 
     @abstractmethod
     def picture(self, image: PIL.Image.Image) -> np.ndarray:
-        """What of an image is computed on, `(h, w, 3)` uint8."""
+        """Draws `(h, w, 3)` uint8, the parts of an image that are computed on."""
 
 
 class WholeImages(Predictor):
-    """A model that sees an image at once, resized or not, all of it or some patches."""
+    """Predicts a whole image at once, resized or not, from all or some patches."""
 
     def __init__(self, model: PreTrainedModel, image_processor: BaseImageProcessor):
         super().__init__(model, image_processor)
@@ -55,11 +57,11 @@ class WholeImages(Predictor):
     @torch.inference_mode()
     def __call__(self, images: Sequence[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         logits: list[torch.Tensor | None] = [None] * len(images)
-        for places in self._groups(images):
-            inputs = self._inputs([images[place] for place in places])
+        for indices in self._groups(images):
+            inputs = self._inputs([images[index] for index in indices])
             answers = self.model(**inputs).logits.float().cpu()
-            for place, answer in zip(places, answers, strict=True):
-                logits[place] = answer
+            for index, answer in zip(indices, answers, strict=True):
+                logits[index] = answer
         return {"": torch.stack(logits)}
 
     @torch.inference_mode()
@@ -67,7 +69,7 @@ class WholeImages(Predictor):
         upright = load_upright(image, as_rgb=False)
         inputs = self._inputs([upright])
         if getattr(self.image_processor, "do_resize", True):
-            # As small as the model sees it.
+            # At the resolution of the model's input.
             return np.asarray(
                 to_picture(
                     inputs["pixel_values"][0], inputs["pixel_values"][0], _Cropped(self.image_processor)
@@ -84,53 +86,53 @@ class WholeImages(Predictor):
         kept = outputs.selected_patches[0].cpu().numpy()
         kept = kept[kept >= 0]
         if records:
-            return colour_groups(shown, to_stages(records, kept, grid)[-1].groups, span)
+            return color_groups(shown, to_stages(records, kept, grid)[-1].groups, span)
         mask = np.zeros(grid[0] * grid[1], dtype=bool)
         mask[kept] = True
         return dim_dropped(shown, mask.reshape(grid), span)
 
     def _let_processor_select(self) -> bool:
-        """Lets the image processor do what it can, as a data loader would; whether batches may mix sizes."""
+        """Lets the image processor select if it can; returns True if batches may then mix sizes."""
         config, processor = self.model.config, self.image_processor
         if not hasattr(processor, "return_patches"):
             return False
         selector = type_of(getattr(config, "patch_selector", None))
         # A thumbnail needs every patch, and so does the CNN of a hybrid.
         needs_all = getattr(config, "thumbnail_context", False) or getattr(config, "backbone_config", None)
-        # And so does a Swin, whose windows are whole.
+        # So does Swin, whose windows are whole.
         cuts = selector in PIXEL_SCORERS and not needs_all and hasattr(config, "num_selected_patches")
         processor.return_patches = cuts
         processor.patch_selector = selector if cuts else None
-        if cuts and selector == "random":  # others for each image, as a baseline must
+        if cuts and selector == "random":  # different patches for each image
             processor.patch_selector = {"type": "random", "seed": None}
         processor.num_selected_patches = config.num_selected_patches if cuts else None
         return cuts
 
     def _groups(self, images: Sequence[PIL.Image.Image]) -> list[list[int]]:
-        """Which images make a batch: all, or those of one size."""
+        """Groups the indices of images into batches: all images, or those of one size."""
         if self.cuts or getattr(self.image_processor, "do_resize", True):
             return [list(range(len(images)))]
         groups: dict[tuple[int, int], list[int]] = {}
-        for place, image in enumerate(images):
-            groups.setdefault(image.size, []).append(place)
+        for index, image in enumerate(images):
+            groups.setdefault(image.size, []).append(index)
         return list(groups.values())
 
     def _inputs(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
         inputs = prepare_images(self.image_processor, images)
-        wanted = getattr(self.model.config, "num_selected_patches", None)
-        if not self.cuts and wanted is not None and not Budget(wanted).is_fraction:
+        budget = getattr(self.model.config, "num_selected_patches", None)
+        if not self.cuts and budget is not None and not Budget(budget).is_fraction:
             height, width = to_pair(self.model.config.patch_size)
             number = (inputs["pixel_values"].shape[-2] // height) * (
                 inputs["pixel_values"].shape[-1] // width
             )
-            if number < wanted:
-                # Fewer than are to be selected: all of them.
+            if number < budget:
+                # The image has fewer patches than the budget: keep all.
                 inputs["selected_patches"] = torch.arange(number).expand(len(images), -1)
         return {name: values.to(self.model.device) for name, values in inputs.items()}
 
 
 class _Cropped:
-    """Options of an image processor, for which `to_picture` shows what came out of it."""
+    """Options of an image processor that make `to_picture` show the processed image."""
 
     do_pad = True
 
@@ -141,7 +143,7 @@ class _Cropped:
 
 
 class TiledImages(Predictor):
-    """A model that sees an image tile by tile; one answer for each aggregation.
+    """Predicts an image tile by tile, with one output for each aggregation.
 
     Args:
         tile, overlap: see `predict_tiled`.

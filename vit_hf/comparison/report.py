@@ -1,4 +1,4 @@
-"""The result: rows, a recommendation in plain words, a plot, a card, a page."""
+"""Report of a comparison: a recommendation in words, plots, a card, a page."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-# First: it says what to do where matplotlib is missing.
+# First: its error says how to install matplotlib.
 from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style, wrap
 from .predictors import PICTURE_SIZE
 from .results import SIGNIFICANT, Row, best_of, digits, measured
@@ -23,21 +23,20 @@ from .running import Comparison
 from .strategies import STRATEGIES
 
 
-# Shares of the time at which a strategy counts as faster, and is worth a word of its own.
+# Fractions of the latency at which a strategy counts as faster, and at which the recommendation mentions it.
 FASTER, MUCH_FASTER = 0.9, 0.6
-# Share of images that a faster strategy may lose, by the interval of what it loses, and still be recommended.
+# Loss of accuracy, by the bound of its interval, up to which a faster strategy is recommended.
 TOLERABLE_LOSS = 0.05
 BASELINES = ("random", "uniform")
 
 
 def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
-    """One paragraph: which strategy under what budget, what the images cannot tell apart, and what random
-    patches and resizing do with as many tokens as the patches that were chosen.
+    """Writes one paragraph: which strategy to use, which ones do not differ significantly, and baselines.
 
     Args:
-        rows: with accuracy and latency, or a reason.
+        rows: rows with accuracy and latency, or a reason.
         chance: accuracy of guessing.
-        adapt: steps of fine-tuning that strategies got.
+        adapt: steps of fine-tuning.
     """
     known, failed = measured(rows), [row for row in rows if row.reason is not None]
     if not known:
@@ -56,9 +55,8 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
     sentences += _baselines(pick, known)
     if not adapt:
         sentences.append(
-            "No strategy was fine-tuned, and a checkpoint is not prepared for images at another "
-            "scale or with patches "
-            "missing: --adapt STEPS shows what each can become."
+            "No strategy was fine-tuned, and a checkpoint is not prepared for images at another scale or "
+            "with patches missing: --adapt STEPS fine-tunes each."
         )
     if failed:
         count = "One strategy" if len(failed) == 1 else f"{len(failed)} strategies"
@@ -74,9 +72,9 @@ def _best(best: Row) -> str:
 
 
 def _pick(known: Sequence[Row], best: Row, chance: float) -> Row:
-    """The fastest of those that are shown to lose little to the best, if that is faster at all.
+    """Picks the fastest of the rows that provably lose little accuracy, or else the best one.
 
-    That a test does not tell two apart is not enough: of few images it tells nothing apart.
+    A test without a significant difference is not enough: with few images, no difference is significant.
     """
     able = [
         row
@@ -90,50 +88,49 @@ def _pick(known: Sequence[Row], best: Row, chance: float) -> Row:
 def _why(pick: Row, best: Row, known: Sequence[Row]) -> str:
     if pick is not best:
         return (
-            f"Use {title(pick)}: with {pick.accuracy:.1%} it cannot be told from that by these images (p = "
-            f"{pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points less, by the "
-            "95 % interval), and takes "
-            f"{cost(pick)}, {best.latency_ms / pick.latency_ms:.1f} times less."
+            f"Use {title(pick)}: with {pick.accuracy:.1%} the difference is not significant "
+            f"on these images (p = {pick.p_value:.2f}; at most {100 * pick.behind_best_high:.1f} points "
+            f"less, by the 95 % interval), and it takes {cost(pick)}, "
+            f"{best.latency_ms / pick.latency_ms:.1f} times less."
         )
     others = [row for row in known if row is not best and row.as_good_as(best)]
     if any(row.latency_ms <= FASTER * best.latency_ms for row in others):
-        whom = "any" if len(others) == len(known) - 1 else "every"
+        which = "any" if len(others) == len(known) - 1 else "every"
         return (
-            f"Use it for now: {best.num_images} images are too few to tell {whom} other strategy "
-            "from it, or to show that a "
-            f"faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
+            f"Use it for now: {best.num_images} images are too few to distinguish {which} other strategy "
+            f"from it, or to show that a faster one loses no more than {100 * TOLERABLE_LOSS:.0f} points."
         )
     if others:
         names = " and ".join(title(row) for row in sorted(others, key=lambda row: -row.accuracy)[:2])
         return (
-            f"Use it: {names} cannot be told from it by these images, and "
-            f"{'is' if len(others) == 1 else 'are'} not faster."
+            f"Use it: {names} {'does' if len(others) == 1 else 'do'} not differ significantly from it on "
+            f"these images, and {'is' if len(others) == 1 else 'are'} not faster."
         )
     return "Use it: every other strategy is less accurate by more than chance explains."
 
 
 def _otherwise(pick: Row, known: Sequence[Row], chance: float) -> list[str]:
-    """What to take without a second checkpoint, and where the first choice is too slow."""
-    sentences, told = [], pick
+    """Names alternatives without the second checkpoint, and faster ones."""
+    sentences, choice = [], pick
     first = [row for row in known if row.strategy != "hybrid"]
     if pick.strategy == "hybrid" and first:
-        told = best_of(first)
+        choice = best_of(first)
         sentences.append(
-            "That is the second checkpoint, which was trained by itself. Of the first the best is "
-            f"{title(told)}, {told.accuracy:.1%} at {cost(told)}."
+            "That is the second checkpoint, which was trained separately. The best of the first is "
+            f"{title(choice)}, {choice.accuracy:.1%} at {cost(choice)}."
         )
     able = [row for row in known if row.accuracy_low > chance]
-    quicker = [row for row in able if row.latency_ms <= MUCH_FASTER * told.latency_ms]
+    quicker = [row for row in able if row.latency_ms <= MUCH_FASTER * choice.latency_ms]
     if quicker:
         row = best_of(quicker)
         sentences.append(
-            f"If {digits(told.latency_ms)} ms is too long: {title(row)}, {row.accuracy:.1%} at {cost(row)}."
+            f"If {digits(choice.latency_ms)} ms is too long: {title(row)}, {row.accuracy:.1%} at {cost(row)}."
         )
     return sentences
 
 
 def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
-    """The best choice of patches beside random ones, and the resized image, with as many tokens."""
+    """Compares selected patches with random ones and with resizing at the same number of tokens."""
     chosen = [row for row in known if row.strategy == "select" and row.selector not in BASELINES]
     if not chosen:
         return []
@@ -143,9 +140,8 @@ def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
     found = [("random patches", r) for r in random] + [(title(r), r) for r in resized]
     if not found:
         return [
-            f"Beside {title(row)} neither random patches nor resizing to as many tokens was "
-            "measured, so what choosing "
-            "patches is worth is not known."
+            f"Neither random patches nor resizing was measured at the number of tokens of {title(row)}, so "
+            "the value of selecting patches is unknown."
         ]
     figures = [f"{r.accuracy:.1%} with {name}" for name, r in found]
     if row is not pick:
@@ -156,32 +152,31 @@ def _baselines(pick: Row, known: Sequence[Row]) -> list[str]:
     better = [name for name, r in found if r.accuracy < row.accuracy and not r.as_good_as(row)]
     worse = [name for name, r in found if r.accuracy > row.accuracy and not r.as_good_as(row)]
     if len(better) == len(found):
-        verdict = "so choosing patches is worth it on these images"
+        verdict = "so selecting patches is worth it on these images"
     elif worse:
-        verdict = f"so choosing patches loses to {' and '.join(worse)} on these images"
+        verdict = f"so selecting patches loses to {' and '.join(worse)} on these images"
     else:
         same = " and ".join(name for name, _ in found if name not in better)
-        verdict = f"so these images do not show that choosing patches beats {same}"
+        verdict = f"so these images do not show that selecting patches beats {same}"
     return [f"{lead}, {verdict} (McNemar's test at {SIGNIFICANT:.0%})."]
 
 
 def title(row: Row) -> str:
-    """A name that reads well in a sentence."""
+    """Quotes a name for use in a sentence."""
     return f"\N{LEFT DOUBLE QUOTATION MARK}{row.name}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def cost(row: Row) -> str:
-    """Of an image."""
+    """Formats the latency of an image."""
     return f"{digits(row.latency_ms)} ms an image"
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well; and a shape for each, for those without
-# colour.
+# Okabe and Ito's palette, safe for color-blind readers, with a shape for each color.
 STYLES = {
     "resize": ("#E69F00", "s", "resize"),
     "tiles": ("#CC79A7", "D", "tiles"),
     "dense": ("#1a1a1a", "o", "all patches"),
-    "select": ("#0072B2", "*", "chosen patches"),
+    "select": ("#0072B2", "*", "selected patches"),
     "random": ("#56B4E9", "X", "random, uniform patches"),
     "reduce": ("#009E73", "^", "fewer tokens inside the encoder"),
     "hybrid": ("#D55E00", "P", "hybrid stem"),
@@ -191,29 +186,29 @@ COSTS = {
     "latency_ms": ("on_front_of_latency", "latency of one image (ms, log scale)"),
     "gflops_counted": ("on_front_of_gflops", "GFLOPs of one image, counted (log scale)"),
 }
-# Inches.
+# In inches.
 WIDTH, HEIGHT, LEFT, RIGHT, LEGEND, GAP = 4.7, 3.6, 0.85, 0.6, 0.66, 1.2
-# Of a plot alone, which may be shown on a narrow screen.
+# For a single plot, which may be shown on a narrow screen.
 NARROW, TALL_LEGEND = 3.7, 0.95
 
 
 def family_of(row: Row) -> str:
-    """A key of `STYLES`."""
+    """Returns the key of `STYLES` for a row."""
     return "random" if row.strategy == "select" and row.selector in ("random", "uniform") else row.strategy
 
 
 def front_numbers(rows: Sequence[Row]) -> dict[str, int]:
-    """By name, the numbers that pictures and tables give to rows on a front, from the fastest on."""
+    """Numbers the rows on a front from the fastest on, by name, for plots and tables."""
     front = [row for row in measured(rows) if row.on_front_of_latency or row.on_front_of_gflops]
     ordered = sorted(front, key=lambda row: (row.latency_ms, row.accuracy))
     return {row.name: number for number, row in enumerate(ordered, start=1)}
 
 
 def draw_panel(rows: Sequence[Row], cost: str, chance: float) -> Figure:
-    """One plot with a legend below.
+    """Draws one plot with a legend below.
 
     Args:
-        rows: as `mark` leaves them.
+        rows: rows after `mark`.
         cost: a key of `COSTS`.
         chance: accuracy of guessing.
     """
@@ -225,12 +220,12 @@ def draw_panel(rows: Sequence[Row], cost: str, chance: float) -> Figure:
 
 
 def draw_pareto(rows: Sequence[Row], chance: float, headline: str, note: str) -> Figure:
-    """Accuracy beside latency and beside GFLOPs, with the names of what is on a front.
+    """Draws accuracy against latency and against GFLOPs, with the names of the rows on a front.
 
     Args:
-        rows: as `mark` leaves them.
+        rows: rows after `mark`.
         chance: accuracy of guessing.
-        headline, note: above.
+        headline, note: texts above the plots.
     """
     with house_style():
         width = LEFT + 2 * WIDTH + GAP + RIGHT
@@ -260,14 +255,14 @@ def _panel(axes: Axes, rows: Sequence[Row], cost: str, chance: float) -> None:
     flag, label = COSTS[cost]
     shown = [row for row in measured(rows) if getattr(row, cost)]
     for row in shown:
-        colour, marker, _ = STYLES[family_of(row)]
+        color, marker, _ = STYLES[family_of(row)]
         x = getattr(row, cost)
         axes.plot(
-            [x, x], [row.accuracy_low, row.accuracy_high], color=colour, alpha=0.3, linewidth=1.2, zorder=2
+            [x, x], [row.accuracy_low, row.accuracy_high], color=color, alpha=0.3, linewidth=1.2, zorder=2
         )
         size = SIZES.get(marker, 38)
         axes.scatter(
-            x, row.accuracy, s=size, marker=marker, color=colour, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,  # noqa: E501
+            x, row.accuracy, s=size, marker=marker, color=color, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False,  # noqa: E501
         )  # fmt: skip
     front = sorted((row for row in shown if getattr(row, flag)), key=lambda row: getattr(row, cost))
     if front:
@@ -298,7 +293,7 @@ def _panel(axes: Axes, rows: Sequence[Row], cost: str, chance: float) -> None:
 
 
 def _number(axes: Axes, front: Sequence[Row], cost: str, numbers: dict[str, int]) -> None:
-    """Numbers beside points, moved up where another one is in the way. Points of a font at 9 points."""
+    """Writes numbers next to points, moved up to avoid overlaps; offsets fit a font of 9 points."""
     to_points = axes.transData.transform
     taken: list[np.ndarray] = []
     for row in front:
@@ -317,8 +312,8 @@ def _number(axes: Axes, front: Sequence[Row], cost: str, numbers: dict[str, int]
 def _legend(sheet: Sheet, axes: Axes, x: float, rows: Sequence[Row]) -> None:
     used = {family_of(row) for row in measured(rows)}
     handles = [
-        axes.scatter([], [], marker=marker, color=colour, s=SIZES.get(marker, 38), label=label)
-        for family, (colour, marker, label) in STYLES.items()
+        axes.scatter([], [], marker=marker, color=color, s=SIZES.get(marker, 38), label=label)
+        for family, (color, marker, label) in STYLES.items()
         if family in used
     ]
     (line,) = axes.plot([], [], color=FAINT_INK, linewidth=1, label="front: nothing is as accurate for less")
@@ -346,19 +341,16 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
     text = [
         f"# {headline(facts)}",
         f"{note(facts)} Options of the data: {describe_options(facts)}. Made by `{command}`, "
-        "which also writes a page with pictures of what each strategy sees.",
-        "![Accuracy beside latency and beside GFLOPs](pareto.png)",
+        "which also writes a page with pictures of what each strategy computes on.",
+        "![Accuracy against latency and against GFLOPs](pareto.png)",
         recommend(rows, chance_of(facts), facts["adapt"]),
         "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
-        "Latency is the median of one image from decoded pixels to logits, memory what a process grows "
-        "by for it. GFLOPs count 2 for a multiply-add; the formula is that of embedding, blocks "
-        "and head, so what chooses "
-        "patches and a convolutional stem are in the counted ones alone. Front: nothing is as "
-        "accurate for less time (t) "
-        "or fewer counted operations (f). The winner of so many strategies flatters itself a "
-        "little, as it was chosen "
-        "by the images it is measured on.",
+        "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the "
+        "process for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, "
+        "the counted GFLOPs also selectors and a convolutional stem. Front: no other row is as accurate "
+        "for less time (t) or fewer counted operations (f). The accuracy of the best strategy is slightly "
+        "optimistic, since it was selected on the images that it is measured on.",
     ]
     path = folder / "README.md"
     path.write_text("\n\n".join(text) + "\n")
@@ -387,12 +379,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 @dataclass
-class Sight:
-    """What a strategy saw of the examples.
+class StrategyPictures:
+    """Pictures of what a strategy computed on in the examples.
 
     Attributes:
-        row: of it.
-        panels: for each example its picture as a data URI, what was answered, and whether that was right.
+        row: row of the strategy.
+        panels: for each example its picture as a data URI, the prediction, and whether that was right.
     """
 
     row: Row
@@ -418,9 +410,9 @@ def write_report(comparison: Comparison, output: Path) -> str:
         rows=sorted(measured(rows), key=lambda row: -row.accuracy),
         failed=[row for row in rows if row.reason is not None],
         numbers=front_numbers(rows),
-        colours={row.name: STYLES[family_of(row)][0] for row in rows},
+        colors={row.name: STYLES[family_of(row)][0] for row in rows},
         originals=[(picture_uri(image), label) for image, label in comparison.examples],
-        sights=find_sights(rows),
+        strategy_pictures=find_pictures(rows),
         strategies={name: strategy.__doc__.partition("\n")[0] for name, strategy in STRATEGIES.items()},
     )
     (output / "report.html").write_text(page)
@@ -428,7 +420,7 @@ def write_report(comparison: Comparison, output: Path) -> str:
 
 
 def chance_of(facts: dict[str, Any]) -> float:
-    """Accuracy of guessing; of several labels an image, all of which must be right, next to none."""
+    """Returns the accuracy of guessing; close to 0 for multi-label models, where all labels must be right."""
     return 0.5 ** facts["num_classes"] if facts["is_multi_label"] else 1 / facts["num_classes"]
 
 
@@ -437,10 +429,10 @@ def headline(facts: dict[str, Any]) -> str:
 
 
 def note(facts: dict[str, Any]) -> str:
-    """How it was measured."""
-    trained = "as the checkpoint is, without fine-tuning"
+    """Describes how it was measured."""
+    trained = "checkpoint unchanged, without fine-tuning"
     if facts["adapt"]:
-        tiles = "as the checkpoint is"
+        tiles = "checkpoint unchanged"
         if facts["new_head"]:
             tiles = f"with the weights for images resized to {facts['own_side']} pixels"
         trained = (
@@ -449,36 +441,35 @@ def note(facts: dict[str, Any]) -> str:
         )
     return (
         f"{facts['num_images']} images of {facts['data']}, {facts['num_classes']} classes; "
-        f"{trained}; one seed. Latency is "
+        f"{trained}; one seed. Latency "
         f"from decoded image to logits on {facts['machine']}, all strategies by turns."
     )
 
 
 def describe_options(facts: dict[str, Any]) -> str:
-    """How the data were loaded."""
+    """Describes how the data were loaded."""
     options = facts["data_options"] or {}
     return ", ".join(f"{name} {value}" for name, value in options.items()) or "none"
 
 
-def find_sights(rows: Sequence[Row]) -> list[Sight]:
-    """Of each strategy one that shows what it sees: of those that differ in numbers alone, that with the
-    fewest tokens."""
-    sights: dict[str, Sight] = {}
+def find_pictures(rows: Sequence[Row]) -> list[StrategyPictures]:
+    """Chooses one row of each kind of strategy: among budgets and rates, that with the fewest tokens."""
+    strategy_pictures: dict[str, StrategyPictures] = {}
     for row in sorted(
         measured(rows), key=lambda row: (list(STRATEGIES).index(row.strategy), row.tokens or 0)
     ):
         kind = {"select": f"select {row.selector}", "hybrid": f"hybrid {row.selector}"}.get(
             row.strategy, row.variant
         )
-        if kind in sights or not row.pictures:
+        if kind in strategy_pictures or not row.pictures:
             continue
         panels = [
             (file_uri(Path(picture)), answer, right)
             # Examples are the first images.
             for picture, answer, right in zip(row.pictures, row.predicted, row.right, strict=False)
         ]
-        sights[kind] = Sight(row, panels)
-    return list(sights.values())
+        strategy_pictures[kind] = StrategyPictures(row, panels)
+    return list(strategy_pictures.values())
 
 
 def figure_uri(figure: Figure) -> str:

@@ -1,5 +1,4 @@
-"""Rows of the result, what a number of images can tell of an accuracy, and which strategies are worth
-considering."""
+"""Rows of the result, statistics of accuracies, and the Pareto front."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -12,30 +11,29 @@ from scipy.stats import binomtest, norm
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Places of the points that no other one beats: none has as low a cost and as high a value, and is better
-    in one.
+    """Finds the points that no other point dominates, by lower or equal cost and higher or equal value.
 
     Args:
-        costs: less is better.
-        values: more is better.
+        costs: lower is better.
+        values: higher is better.
 
     Returns:
-        Places, by ascending cost. Of equal points all are among them, or none.
+        Indices, by ascending cost. Equal points are all among them, or none is.
     """
     front: list[int] = []
     best, best_cost = -float("inf"), -float("inf")
-    for place in sorted(range(len(costs)), key=lambda place: (costs[place], -values[place])):
-        if values[place] > best or (values[place], costs[place]) == (best, best_cost):
-            front.append(place)
-            best, best_cost = values[place], costs[place]
+    for index in sorted(range(len(costs)), key=lambda index: (costs[index], -values[index])):
+        if values[index] > best or (values[index], costs[index]) == (best, best_cost):
+            front.append(index)
+            best, best_cost = values[index], costs[index]
     return front
 
 
 def wilson_interval(num_right: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds of a share (Wilson, 1927), which hold for few images and shares near 0 and 1 as well.
+    """Computes bounds of a proportion (Wilson, 1927), valid for few images and near 0 and 1, too.
 
     Raises:
-        ValueError: without images, or for a number of right ones that does not fit.
+        ValueError: without images, or if `num_right` is not between 0 and `num_images`.
     """
     if num_images < 1 or not 0 <= num_right <= num_images:
         raise ValueError(f"{num_right} of {num_images} images cannot be right")
@@ -44,14 +42,13 @@ def wilson_interval(num_right: int, num_images: int, confidence: float = 0.95) -
 
 
 def mcnemar(right: Sequence[bool], other: Sequence[bool]) -> float:
-    """How likely two equally good classifiers are to differ by so much on the same images: McNemar's test
-    (1947), exact.
+    """Computes the p-value of McNemar's exact test (1947) of two classifiers on the same images.
 
     Args:
-        right, other: for each image, whether the one and the other were right.
+        right, other: for each image, whether the first and the second classifier were right.
 
     Returns:
-        p, two-sided; 1 where they were right about the same images.
+        The two-sided p-value; 1 if both were right about the same images.
 
     Raises:
         ValueError: for different numbers of images.
@@ -63,7 +60,7 @@ def mcnemar(right: Sequence[bool], other: Sequence[bool]) -> float:
 def paired_difference(
     right: Sequence[bool], other: Sequence[bool], confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """By how much more often the one was right than the other on the same images, and bounds of that.
+    """Computes the difference of two accuracies on the same images, and its bounds.
 
     The interval is Wald's with half an image added to each cell (Agresti & Min, 2005).
 
@@ -79,42 +76,42 @@ def paired_difference(
 
 
 def _discordant(right: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
-    """Images about which only the one, and only the other was right."""
+    """Counts the images about which only the first, and only the second, was right."""
     if len(right) != len(other) or not len(right):
         raise ValueError(f"{len(right)} and {len(other)} images cannot be paired")
     one, two = np.asarray(right, dtype=bool), np.asarray(other, dtype=bool)
     return int((one & ~two).sum()), int((two & ~one).sum())
 
 
-# Below this two strategies are told apart.
+# Two strategies differ if p is below this.
 SIGNIFICANT = 0.05
 
 
 @dataclass
 class Row:
-    """One way of using the checkpoint, measured; or the reason why it could not be.
+    """Measurements of one strategy, or the reason why there are none.
 
     Attributes:
-        name: of the strategy, and of the answer if it gives several.
-        strategy: its line in `STRATEGIES`.
-        selector: that chose patches before the encoder, or None.
-        budget: number of patches it is to be compared at; None for no particular one.
-        adapt_steps: of fine-tuning before it was measured.
-        num_images, accuracy, accuracy_low, accuracy_high: with its 95 % interval (Wilson).
-        behind_best, behind_best_high, p_value: accuracy less than that of the best row, how much less it may
-            be by the 95 % interval of the paired difference, and of McNemar's test beside it.
-        latency_ms: of one image, from decoded pixels to logits, median.
-        images_per_s: at `batch_size`.
-        peak_memory_mib: of one image, by how much memory grows.
-        gflops_counted, gflops_formula: for an image; 2 for a multiply-add. The formula is of the transformer
-            alone.
-        tokens, tokens_out: patches that enter the encoder and that leave it, in all tiles together.
-        on_front_of_latency, on_front_of_gflops: whether nothing is as accurate for less.
-        reason: why there are no figures.
-        right: for each image whether the answer was right.
-        variant: name of the strategy, without that of the answer.
-        pictures: files that show what was looked at in the examples.
-        predicted: what was answered about them.
+        name: name of the strategy, and of the output if it has several.
+        strategy: its key in `STRATEGIES`.
+        selector: selector of patches before the encoder, or None.
+        budget: number of patches to compare it at; None for no particular one.
+        adapt_steps: steps of fine-tuning before the measurement.
+        num_images, accuracy, accuracy_low, accuracy_high: accuracy with its 95 % interval (Wilson).
+        behind_best, behind_best_high, p_value: difference to the accuracy of the best row, its upper bound by
+            the 95 % interval of the paired difference, and p of McNemar's test.
+        latency_ms: median for one image, from decoded pixels to logits.
+        images_per_s: speed at `batch_size`.
+        peak_memory_mib: growth of memory for one image.
+        gflops_counted, gflops_formula: for one image, 2 for a multiply-add. The formula covers only the
+            transformer.
+        tokens, tokens_out: patches that enter the encoder and tokens that leave it, summed over tiles.
+        on_front_of_latency, on_front_of_gflops: True if no other row is as accurate for less.
+        reason: reason why there are no figures.
+        right: for each image, whether the prediction was right.
+        variant: name of the strategy, without that of the output.
+        pictures: files that show what was computed on in the examples.
+        predicted: predictions for the examples.
     """
 
     name: str
@@ -152,11 +149,11 @@ class Row:
             self.accuracy_low, self.accuracy_high = wilson_interval(sum(self.right), self.num_images)
 
     def as_good_as(self, other: "Row") -> bool:
-        """Whether these images cannot tell the two apart."""
+        """Returns True if the two rows do not differ significantly on these images."""
         return mcnemar(self.right, other.right) >= SIGNIFICANT
 
 
-# Columns of the file: everything that is a number or a word.
+# Columns of the file: all numbers and words.
 COLUMNS = [entry.name for entry in fields(Row)][: [entry.name for entry in fields(Row)].index("right")]
 
 
@@ -165,7 +162,7 @@ def measured(rows: Iterable[Row]) -> list[Row]:
 
 
 def best_of(rows: Iterable[Row]) -> Row:
-    """The most accurate; of equals the fastest."""
+    """Returns the most accurate row, and the fastest among equals."""
     return max(rows, key=lambda row: (row.accuracy, -(row.latency_ms or 0)))
 
 
@@ -181,12 +178,12 @@ def mark(rows: list[Row]) -> None:
     for flag, cost in (("on_front_of_latency", "latency_ms"), ("on_front_of_gflops", "gflops_counted")):
         priced = [row for row in known if getattr(row, cost) is not None]
         front = pareto_front([getattr(row, cost) for row in priced], [row.accuracy for row in priced])
-        for place, row in enumerate(priced):
-            setattr(row, flag, place in front)
+        for index, row in enumerate(priced):
+            setattr(row, flag, index in front)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """CSV with a header, six digits."""
+    """Writes CSV with a header and six digits."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
@@ -200,7 +197,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def digits(value: float) -> str:
-    """Three of them, or all before the point."""
+    """Formats three significant digits, or all before the decimal point."""
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 

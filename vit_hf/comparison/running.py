@@ -1,4 +1,4 @@
-"""A comparison from its arguments to its files."""
+"""Runs a comparison from its arguments to its files."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 from transformers import AutoConfig
 
-from ..data.loading import ImageDataset, LabelledImages
+from ..data.loading import ImageDataset, LabeledImages
 from ..inference.evaluation import SPLITS
 from ..measure import in_fresh_process
 from ..model.options import type_of
@@ -37,55 +37,54 @@ UNTRAINED = (*PIXEL_SCORERS, "attention")
 def load_data(
     checkpoint: Checkpoint, data_arguments: ComparedDataArguments, adapt: int
 ) -> tuple[ImageDataset, bool]:
-    """The data with their labels as the model numbers them; or, if it has others and is to be adapted, as
-    they are.
+    """Loads the data, with the model's numbers of labels; with their own if classes differ and `adapt` > 0.
 
     Returns:
         The data, and whether the model needs a new head.
 
     Raises:
-        ValueError: for other labels than the model's and nothing to adapt it; and for a regression.
+        ValueError: if the classes differ and `adapt` is 0; and for a regression.
     """
     config = AutoConfig.from_pretrained(checkpoint.path)
     new_head = False
     try:
         data = data_arguments.load(label2id=config.label2id)
     except ValueError as error:
-        data, new_head = data_arguments.load(), True  # fails, too, if classes are not what is wrong
+        data, new_head = data_arguments.load(), True  # fails again if the error is not about classes
         if not adapt:
             raise ValueError(
                 f"{error} To fine-tune it for the classes of these data, give --adapt STEPS."
             ) from error
     if data.problem_type == "regression":
-        raise ValueError("the data are a regression, and strategies are compared by accuracy")
+        raise ValueError("The data are a regression: strategies are compared by accuracy, so give classes.")
     return data, new_head or data.num_labels != config.num_labels
 
 
 def check_same_classes(checkpoint: Checkpoint, hybrid: Checkpoint) -> None:
-    """
+    """Checks that two checkpoints have the same classes.
+
     Raises:
-        ValueError: if their outputs do not mean the same.
+        ValueError: if they differ in classes or their order.
     """
     one, other = (AutoConfig.from_pretrained(model.path).label2id for model in (checkpoint, hybrid))
     if one != other:
         raise ValueError(
-            f"the hybrid {hybrid.path} has other classes than the model, or in another order: "
-            "give --adapt STEPS to "
-            "fine-tune both for the classes of these data"
+            f"The hybrid {hybrid.path} has other classes than the model, or in another order: give --adapt "
+            "STEPS to fine-tune both for the classes of these data."
         )
 
 
-def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabelledImages:
-    """What is measured on.
+def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabeledImages:
+    """Chooses the images to measure on.
 
     Raises:
-        ValueError: if there is no such split, or nothing to adapt on.
+        ValueError: if the split does not exist, or if there is no other split to fine-tune on.
     """
     split = arguments.split or next(name for name in SPLITS if name in data.splits)
     if split not in data.splits:
-        raise ValueError(f"the data have no {split} split, only {', '.join(data.splits)}")
+        raise ValueError(f"split={split!r} is not in the data; choose from {', '.join(data.splits)}")
     if arguments.adapt and (split == "train" or "train" not in data.splits):
-        raise ValueError("adapt learns from the train split: give another one to measure on")
+        raise ValueError("adapt fine-tunes on the train split: give another split to measure on")
     images = data.splits[split]
     if not arguments.limit or arguments.limit >= len(images):
         return images
@@ -100,7 +99,7 @@ def make_setting(
     area: int,
     new_head: bool,
 ) -> Setting:
-    """What was asked for, with defaults that fit the checkpoint and the images.
+    """Makes the setting, with defaults that fit the checkpoint and the images.
 
     Raises:
         ValueError: for a selector that does not exist.
@@ -136,12 +135,12 @@ NUM_EXAMPLES = 3
 
 @dataclass
 class Comparison:
-    """What came of a comparison.
+    """Result of a comparison.
 
     Attributes:
         rows: see `Row`.
-        examples: images of which strategies have pictures, with the names of their classes.
-        facts: about data, model and machine, as reports tell them.
+        examples: images that the strategies' pictures show, with the names of their classes.
+        facts: facts about data, model and machine, for reports.
     """
 
     rows: list[Row]
@@ -152,23 +151,23 @@ class Comparison:
 def compare(
     arguments: ComparisonArguments,
     data_arguments: ComparedDataArguments,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Comparison:
     """Measures every strategy, and writes `results.csv` to the output folder.
 
-    A strategy that fails becomes a row with the reason. The file is there before speeds are, which come last.
-    What was measured with the same settings before is not run again; speed is measured again whenever
-    anything is new, for all by turns.
+    A strategy that fails becomes a row with the reason. The file is written before speeds are measured, and
+    again after. Results with the same settings are reused; if anything is new, speed is measured again, for
+    all strategies by turns.
 
     Args:
-        arguments: what to compare.
-        data_arguments: on which images.
-        say: is told how things go, a line at a time.
+        arguments: arguments of the comparison.
+        data_arguments: arguments of the data.
+        log: called with each line of progress.
 
     Raises:
-        OSError, ValueError: for a model or data that do not exist or do not fit each other.
+        OSError, ValueError: for a model or data that do not exist or do not match.
     """
-    run = _Run(arguments, data_arguments, say)
+    run = _Run(arguments, data_arguments, log)
     setting = run.setting
     measured: dict[str, Measurement] = {}
     strategies, rows = {}, []
@@ -177,27 +176,27 @@ def compare(
         result, is_new = run.measure(strategy)
         if isinstance(result, str):
             rows.append(_failed(strategy, result))
-            say(f"{strategy.name}: not measured: {result}")
+            log(f"{strategy.name}: not measured: {result}")
             continue
         strategies[strategy.name], measured[strategy.name] = strategy, result
         added = [_row(strategy, answer, result, arguments) for answer in result.right]
         rows += added
         how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-        say(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+        log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     speeds, failures = run.speeds(strategies, measured)
     for name, reason in failures.items():
-        first = next(place for place, row in enumerate(rows) if row.variant == name)
+        first = next(index for index, row in enumerate(rows) if row.variant == name)
         rows = [row for row in rows if row.variant != name]
         rows.insert(first, _failed(strategies[name], reason))
-        say(f"{name}: not timed: {reason}")
+        log(f"{name}: not timed: {reason}")
     for row in rows:
         if row.variant in speeds:
             row.latency_ms, row.images_per_s = speeds[row.variant]
     mark(rows)
     write_rows(rows, run.output / "results.csv")
-    examples = [(run.images.read(place), run.label(place)) for place in run.examples]
+    examples = [(run.images.read(index), run.label(index)) for index in run.examples]
     return Comparison(rows, examples, run.facts(setting))
 
 
@@ -226,7 +225,7 @@ class _Failure:
 
 
 def _attempt(function: Callable, *args: Any) -> Any:
-    """Not every exception can be sent from one process to another."""
+    """Returns exceptions as text, since not all of them can be pickled."""
     try:
         return function(*args)
     except Exception as error:
@@ -234,24 +233,24 @@ def _attempt(function: Callable, *args: Any) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """In one line."""
+    """Formats an error in one line."""
     text = " ".join(str(error).split())[:400]
     return text if type(error) in (RuntimeError, ValueError) else f"{type(error).__name__}: {text}"
 
 
 class _Run:
-    """What all strategies have in common."""
+    """State that all strategies share."""
 
     def __init__(
         self,
         arguments: ComparisonArguments,
         data_arguments: ComparedDataArguments,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         for name, value in (("model", arguments.model_name_or_path), ("data", data_arguments.dataset)):
             if value is None:
                 raise ValueError(f"name the {name} to compare with: --{name}")
-        self.arguments, self.say = arguments, say
+        self.arguments, self.log = arguments, log
         self.output = Path(arguments.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.device = "cpu"
@@ -263,11 +262,11 @@ class _Run:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
         self.data, new_head = load_data(checkpoint, data_arguments, arguments.adapt)
         for note in self.data.describe_left_out():
-            say(note)
+            log(note)
         if hybrid is not None and not arguments.adapt:
             check_same_classes(checkpoint, hybrid)
         self.images = choose_images(self.data, arguments)
-        sizes = [self.images.read(place).size for place in range(min(len(self.images), 32))]
+        sizes = [self.images.read(index).size for index in range(min(len(self.images), 32))]
         areas = [width * height for width, height in sizes]
         self.typical = int(np.argsort(areas, kind="stable")[len(areas) // 2])
         self.largest = int(np.argmax(areas))
@@ -286,8 +285,7 @@ class _Run:
         }
 
     def strategies(self) -> list[Strategy]:
-        """All variants of what was asked for; of a strategy that needs another model than this, one to say
-        so."""
+        """Lists all variants of the strategies; just one, which fails, if a strategy needs another model."""
         found: list[Strategy] = []
         for name in self.arguments.strategies:
             variants = STRATEGIES[name].variants(self.setting)
@@ -297,7 +295,7 @@ class _Run:
         return list({strategy.name: strategy for strategy in found}.values())
 
     def measure(self, strategy: Strategy) -> tuple[Measurement | str, bool]:
-        """Its measurement, or the reason why there is none; and whether it was made now."""
+        """Returns the measurement, or the reason why there is none, and whether it is new."""
         arguments = self.arguments
         is_trained = bool(arguments.adapt) and strategy.training is not None
         options = {
@@ -310,7 +308,7 @@ class _Run:
         folder = self.output / "strategies" / slug(strategy.name)
         file = folder / "result.json"
         saved = read_json(file)
-        # Speed needs the weights once more.
+        # Measuring speed needs the weights, too.
         if saved and saved["settings"] == settings and (not is_trained or Path(saved["path"]).is_dir()):
             return Measurement(**saved["measurement"]), False
         try:
@@ -324,9 +322,9 @@ class _Run:
                     self._call(adapt, strategy, self.data, trained, *options.values(), self.device == "cpu")
                 path = str(trained)
             common = (arguments.batch_size, arguments.seed, self.device, arguments.isolate)
-            place = (self.examples, self.typical, self.largest, folder)
-            result = self._call(measure_strategy, strategy, path, self.images, *place, *common)
-        # Whatever goes wrong with one strategy, of memory above all, says nothing about the others.
+            inputs = (self.examples, self.typical, self.largest, folder)
+            result = self._call(measure_strategy, strategy, path, self.images, *inputs, *common)
+        # An error of one strategy, such as out of memory, does not affect the others.
         except Exception as error:
             return reason_of(error), True
         write_json(file, {"settings": settings, "path": path, "measurement": asdict(result)})
@@ -343,8 +341,10 @@ class _Run:
     def speeds(
         self, strategies: dict[str, Strategy], measured: dict[str, Measurement]
     ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-        """Milliseconds and images/s by name of the strategy, those of before if all of these were timed
-        together; and why others have none."""
+        """Returns milliseconds and images/s by strategy, and the reasons why others have none.
+
+        Saved speeds are reused if all of these strategies were timed together.
+        """
         file = self.output / "speeds.json"
         settings = {
             name: (self.output / "strategies" / slug(name) / "result.json").stat().st_mtime_ns
@@ -355,21 +355,21 @@ class _Run:
             return {name: tuple(saved["speeds"][name]) for name in strategies}, {}
         if not strategies:
             return {}, {}
-        self.say(f"Speed of {len(strategies)} strategies, by turns")
+        self.log(f"Speed of {len(strategies)} strategies, by turns")
         sizes = {name: measured[name].figures["batch_size"] for name in strategies}
-        images = [self.images.read(place) for place in range(min(max(sizes.values()), len(self.images)))]
+        images = [self.images.read(index) for index in range(min(max(sizes.values()), len(self.images)))]
         predictors, first, failures = {}, {}, {}
         for name, strategy in strategies.items():
             path = read_json(self.output / "strategies" / slug(name) / "result.json")["path"]
             try:
                 predictor = strategy.load(path, self.device)
                 base = first.setdefault(strategy.checkpoint.path, predictor.model)
-                # How many tokens "sample" keeps depends on the weights, and so may those of other packages.
+                # Weights decide how many tokens "sample" keeps, and maybe custom reducers.
                 reducer = type_of(getattr(predictor.model.config, "token_reducer", None))
                 follows = reducer is not None and (reducer == "sample" or reducer not in TOKEN_REDUCERS)
                 if base is not predictor.model and not follows:
                     share_weights(predictor.model, base)
-                # Beside all the others it may not fit into memory.
+                # It may not fit into memory together with all others.
                 predictor(images[: sizes[name]])
             except Exception as error:
                 failures[name] = reason_of(error)
@@ -387,9 +387,9 @@ class _Run:
         write_json(file, {"settings": settings, "speeds": result})
         return result, failures
 
-    def label(self, place: int) -> str:
-        """The names of the classes of an image."""
-        label = self.images.labels[place]
+    def label(self, index: int) -> str:
+        """Returns the names of the classes of an image."""
+        label = self.images.labels[index]
         numbers = [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
         return ", ".join(self.data.id2label[number] for number in numbers)
 
@@ -424,7 +424,7 @@ class _Run:
 
 
 def read_json(file: Path) -> Any:
-    """What is in a file; None if there is none, or nothing that can be read."""
+    """Reads a JSON file; None if it is missing or invalid."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
@@ -432,7 +432,7 @@ def read_json(file: Path) -> Any:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """At once, so that a run that is interrupted leaves nothing half done."""
+    """Writes a JSON file atomically, so that an interrupted run leaves no partial file."""
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(content))
     partial.replace(file)
@@ -443,7 +443,7 @@ def slug(name: str) -> str:
 
 
 def describe_machine(device: str) -> str:
-    """What ran it, for a note beside figures."""
+    """Describes the machine, for a note on figures."""
     threads = torch.get_num_threads()
     where = f"{threads} thread{'s' * (threads > 1)} of a {platform.machine()} CPU"
     if device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""The ways of using a checkpoint on large images.
+"""Strategies: methods of using a checkpoint on large images.
 
 A strategy is a class that lists its `variants` for a setting, and a line of `STRATEGIES`.
 """
@@ -11,24 +11,24 @@ from .checkpoints import Checkpoint
 from .predictors import Predictor, TiledImages, WholeImages
 
 
-# Takes away what a checkpoint of ours may have been trained with.
+# Removes the selector and reducer that a checkpoint may have been trained with.
 PLAIN = {"patch_selector": "none", "token_reducer": "none"}
 BASELINES = ("random", "uniform")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What strategies make their variants for.
+    """Setting for which strategies make their variants.
 
     Attributes:
-        checkpoint: that most of them use.
-        hybrid: one with a convolutional stem, or None.
+        checkpoint: checkpoint of most strategies.
+        hybrid: checkpoint with a convolutional stem, or None.
         budgets: numbers of patches, ascending.
         selectors, token_reducers: names.
-        keep_rates: of token reducers.
-        aggregations, tile, overlap: of tiles; see `predict_tiled`.
-        side: of a square with the area of a typical image, in pixels.
-        new_head: whether the data have other classes than the checkpoint.
+        keep_rates: keep rates of token reducers.
+        aggregations, tile, overlap: options of tiles; see `predict_tiled`.
+        side: side in pixels of a square with the area of a typical image.
+        new_head: True if the data have other classes than the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -45,27 +45,27 @@ class Setting:
 
     @property
     def own_training(self) -> dict[str, Any]:
-        """How the checkpoint would be fine-tuned at its own size."""
+        """Fields of `ModelArguments` to fine-tune the checkpoint at its own size."""
         return {"image_size": self.checkpoint.side}
 
     def side_of(self, budget: int) -> int:
-        """Of the smallest square, in pixels, with no fewer patches than a budget."""
+        """Returns the side in pixels of the smallest square with at least `budget` patches."""
         patch = self.checkpoint.patch_size
         return patch * next(count for count in range(1, budget + 1) if count**2 >= budget)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(ABC):
-    """One way of using a checkpoint.
+    """Base class of strategies.
 
     Attributes:
-        name: of it alone.
-        checkpoint: that it uses.
-        changes: what `load_classifier` changes in that.
-        training: fields of `ModelArguments` by which it is fine-tuned, if that is asked for. Strategies with
-            the same ones share the weights. None: it is measured with the weights of the checkpoint.
-        options: of the predictor.
-        budget: number of patches that it is to be compared at; None for no particular one.
+        name: unique name.
+        checkpoint: checkpoint to use.
+        changes: changes for `load_classifier`.
+        training: fields of `ModelArguments` for fine-tuning. Strategies with the same fields share weights.
+            None: it is measured with the weights of the checkpoint.
+        options: options of the predictor.
+        budget: number of patches to compare it at; None for no particular one.
     """
 
     predictor: ClassVar[type[Predictor]] = WholeImages
@@ -81,18 +81,18 @@ class Strategy(ABC):
     @classmethod
     @abstractmethod
     def variants(cls, setting: Setting) -> list[Self]:
-        """All of it that there is to measure."""
+        """Lists all variants to measure."""
 
     @property
     def family(self) -> str:
-        """Its line in `STRATEGIES`."""
+        """Key in `STRATEGIES`."""
         return next(name for name, strategy in STRATEGIES.items() if type(self) is strategy)
 
     def load(self, path: str, device: str) -> Predictor:
-        """What answers for images, with weights from `path`.
+        """Loads the predictor, with weights from `path`.
 
         Raises:
-            OSError, TypeError, ValueError: if the checkpoint cannot be used like this.
+            OSError, TypeError, ValueError: if the checkpoint does not support the strategy.
         """
         if self.needs_ours and self.checkpoint.obstacle:
             raise ValueError(self.checkpoint.obstacle)
@@ -103,8 +103,7 @@ class Strategy(ABC):
 
 
 class Resize(Strategy):
-    """The image is made small: to the checkpoint's own size, twice that, and for each budget the square
-    closest to it."""
+    """Resizes the image to the checkpoint's own size, twice that, and a square for each budget."""
 
     needs_ours = False
 
@@ -127,10 +126,10 @@ class Resize(Strategy):
 
 
 class Tiles(Strategy):
-    """Overlapping tiles at full resolution, each through the model as it is; all aggregations of one pass.
+    """Overlapping tiles at full resolution, each through the unchanged model; all aggregations of one pass.
 
-    Not fine-tuned, since labels are of images: most tiles have nothing of what the label is about. For a head
-    of other classes the model is the one that was fine-tuned on images resized to its own size.
+    Not fine-tuned, since labels describe whole images, and most tiles show nothing of the labeled object.
+    With a new head, the model is fine-tuned on images resized to its own size.
     """
 
     predictor = TiledImages
@@ -171,7 +170,7 @@ class Dense(Strategy):
 
 
 class Select(Strategy):
-    """Some of the patches at full resolution, by each selector and for each budget."""
+    """Selected patches at full resolution, by each selector and for each budget."""
 
     @classmethod
     def variants(cls, setting: Setting) -> list[Self]:
@@ -189,9 +188,9 @@ class Select(Strategy):
 
 
 class Reduce(Strategy):
-    """Tokens are thinned inside the encoder: of all patches, and of those that a heuristic selected.
+    """Token reduction inside the encoder, of all patches and of those that a heuristic selected.
 
-    Those that need no training use weights that were fine-tuned without them.
+    Reducers without training use weights that were fine-tuned without them.
     """
 
     @classmethod
@@ -225,8 +224,7 @@ class Reduce(Strategy):
 
 
 class Hybrid(Strategy):
-    """A convolutional stem reads the whole image; all cells of its map go on, or those that a heuristic
-    selects."""
+    """Convolutional stem on the whole image; all cells of its map, or those that a heuristic selects."""
 
     @classmethod
     def variants(cls, setting: Setting) -> list[Self]:
@@ -275,11 +273,11 @@ def select(selector: str, budget: int) -> dict[str, Any]:
 def train_native(
     checkpoint: Checkpoint, selector: str | None = None, budget: int | None = None
 ) -> dict[str, Any]:
-    """Fields of `ModelArguments` for images as they are, of mixed sizes."""
+    """Returns fields of `ModelArguments` for images in native resolution, of mixed sizes."""
     native = {"native_resolution": True, "return_patches": checkpoint.takes_cut_patches}
     return native | (select(selector, budget) if selector else {})
 
 
 def reduction_layers(num_layers: int) -> list[int]:
-    """A quarter, half and three quarters of the way through the encoder, as in DynamicViT and EViT."""
+    """Returns the blocks at 1/4, 1/2 and 3/4 of the encoder, as in DynamicViT and EViT."""
     return sorted({num_layers * part // 4 for part in (1, 2, 3)})

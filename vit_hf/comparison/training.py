@@ -1,4 +1,4 @@
-"""Training for a comparison: a few steps for every strategy, and small checkpoints to demonstrate with."""
+"""Training for a comparison: a few steps for each strategy, and small checkpoints for the demonstration."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from .options import ComparedDataArguments, ComparisonArguments
 from .strategies import Strategy
 
 
-# Of a checkpoint that was trained with a selector or reducer of its own.
+# Removes the selector and reducer that a checkpoint was trained with.
 PLAIN_FIELDS = {
     "patch_selector": None,
     "num_selected_patches": None,
@@ -32,8 +32,7 @@ PLAIN_FIELDS = {
 
 
 def adapted_folder(strategy: Strategy, folder: Path, **options: Any) -> Path:
-    """Where its weights are once it was fine-tuned with these options: the same for strategies that share
-    them."""
+    """Returns the folder of the fine-tuned weights; strategies with the same training share it."""
     key = {"training": strategy.training, "checkpoint": strategy.checkpoint.fingerprint, **options}
     return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -48,10 +47,10 @@ def adapt(
     seed: int,
     use_cpu: bool,
 ) -> None:
-    """Fine-tunes a copy of the checkpoint as the strategy sees images, and saves it to `output`.
+    """Fine-tunes a copy of the checkpoint with the strategy's inputs, and saves it to `output`.
 
     Raises:
-        OSError, ValueError: for what does not fit.
+        OSError, ValueError: if checkpoint, data and strategy do not match.
     """
     if strategy.checkpoint.obstacle:
         raise ValueError(f"cannot be fine-tuned here: {strategy.checkpoint.obstacle}")
@@ -90,7 +89,7 @@ def adapt(
         trainer.train()
         saved = Path(scratch, "adapted")
         trainer.save_model(str(saved))
-        # At once, so that a run that is interrupted leaves nothing half done.
+        # Atomic, so that an interrupted run leaves no partial folder.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -121,17 +120,17 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Canvases of `side` pixels with one digit and `num_noise` strokes, for so many steps."""
+class TrainingStage:
+    """Stage of training: `steps` on canvases of `side` pixels with one digit and `num_noise` strokes."""
 
     side: int
     num_noise: int
     steps: int
 
 
-VIT_STAGES = (Stage(32, 0, 300), Stage(48, 0, 400), Stage(112, 2, 250))
-HYBRID_STAGES = (Stage(32, 0, 150), Stage(112, 2, 150))
-# Of the comparison: what is not given on the command line.
+VIT_STAGES = (TrainingStage(32, 0, 300), TrainingStage(48, 0, 400), TrainingStage(112, 2, 250))
+HYBRID_STAGES = (TrainingStage(32, 0, 150), TrainingStage(112, 2, 150))
+# Defaults of the demonstration for what is not given on the command line.
 DEMONSTRATION = {
     "dataset": MEGAPIXEL_DIGITS,
     "tokens": [24, 48],
@@ -144,8 +143,8 @@ DEMONSTRATION = {
 }
 
 
-def canvases(stage: Stage, num_test: int) -> dict[str, Any]:
-    """Options of the embedded data; each training canvas is seen once."""
+def canvases(stage: TrainingStage, num_test: int) -> dict[str, Any]:
+    """Returns options of the embedded data; each training canvas is seen once."""
     return {
         "task": "single",
         "size": stage.side,
@@ -157,10 +156,9 @@ def canvases(stage: Stage, num_test: int) -> dict[str, Any]:
 
 
 def train_checkpoint(
-    folder: Path, stages: tuple[Stage, ...], overrides: dict[str, Any], say: Callable[[str], None]
+    folder: Path, stages: tuple[TrainingStage, ...], overrides: dict[str, Any], log: Callable[[str], None]
 ) -> str:
-    """Trains a model from scratch, one stage after the other, and returns its folder. What is there is
-    used."""
+    """Trains a model from scratch, stage by stage, and returns its folder; finished stages are reused."""
     checkpoint = None
     for stage in stages:
         output = folder / f"digits-{stage.side}"
@@ -199,7 +197,7 @@ def train_checkpoint(
                 ),
             )
             accuracy = run.execute()["test_accuracy"]
-            say(f"Trained on canvases of {stage.side}x{stage.side} pixels: {accuracy:.1%}")
+            log(f"Trained on canvases of {stage.side}x{stage.side} pixels: {accuracy:.1%}")
         checkpoint = str(output)
     return checkpoint
 
@@ -208,29 +206,29 @@ def demonstration(
     arguments: ComparisonArguments,
     data_arguments: ComparedDataArguments,
     given: set[str],
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> tuple[ComparisonArguments, ComparedDataArguments]:
-    """Trains the two checkpoints, and fills in what else was not given on the command line.
+    """Trains the two checkpoints, and fills in arguments that were not given on the command line.
 
     Args:
-        arguments, data_arguments: with defaults.
-        given: names of those that are no defaults.
-        say: is told how things go.
+        arguments, data_arguments: arguments with defaults.
+        given: names of the arguments given on the command line.
+        log: called with each line of progress.
     """
     folder = Path(arguments.output) / "checkpoints"
     values = {name: value for name, value in DEMONSTRATION.items() if name not in given}
     if "model_name_or_path" not in given:
-        values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, say)
+        values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, log)
     if "hybrid" not in given:
         overrides = ARCHITECTURE | {"backbone_config": STEM}
-        values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, say)
+        values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, log)
     theirs = {name: values.pop(name) for name in list(values) if hasattr(data_arguments, name)}
     arguments = replace(arguments, **values)
     if not given & {"dataset", "dataset_options"}:
         number = max(1, arguments.adapt * arguments.adapt_batch_size)
-        options = canvases(Stage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
+        options = canvases(TrainingStage(512, 8, 0), arguments.limit or 1000) | {"num_train": number}
         theirs["dataset_options"] = options
-        # The test split is measured; all else is there to be trained on.
+        # The test split is measured; the rest is for training.
         if "validation_fraction" not in given:
             theirs["validation_fraction"] = 0.0
     return arguments, replace(data_arguments, **theirs)

@@ -1,4 +1,4 @@
-"""Arguments that say which images a command reads."""
+"""Arguments that choose the images of a command."""
 
 import json
 from collections.abc import Iterable
@@ -10,13 +10,13 @@ from .sources import MEGAPIXEL_DIGITS
 
 
 def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Those attributes that are not None."""
+    """Returns the named attributes that are not None."""
     values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
-    """A JSON object given as text.
+    """Parses a JSON object given as text; a dict passes unchanged.
 
     Raises:
         ValueError: if it is none.
@@ -26,7 +26,7 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
     try:
         parsed = json.loads(value)
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON ({error}): {value}") from error
+        raise ValueError(f"{name} is not valid JSON ({error}): {value}") from error
     if not isinstance(parsed, dict):
         raise ValueError(f"{name} must be a JSON object such as '{{\"name\": 1}}', not {value}")
     return parsed
@@ -34,15 +34,15 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
 
 @dataclass
 class DataArguments:
-    """Which images."""
+    """Arguments that choose the images and their labels."""
 
     _argument_group_name = "data"
 
     dataset: str = field(
         metadata={
-            "help": "folder of images (a subfolder for each class, whatever folders are in it; optionally "
-            "under train, validation, "
-            f"test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, or {MEGAPIXEL_DIGITS}"
+            "help": "folder of images (a subfolder for each class, nested folders allowed; optionally "
+            "under train, validation, test), parquet, CSV or JSON, folder of save_to_disk, name on the Hub, "
+            f"or {MEGAPIXEL_DIGITS}"
         }
     )
     dataset_options: dict | str | None = field(
@@ -54,13 +54,13 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})
     label_column: str | None = field(
-        default=None, metadata={"help": "default: label or labels, or the only one beside the images"}
+        default=None, metadata={"help": "default: label or labels, or the only other column"}
     )
     validation_fraction: float = field(
         default=0.1,
-        metadata={"help": "of each class in train, held out if the data have no validation split"},
+        metadata={"help": "fraction of each class in train, held out if the data have no validation split"},
     )
-    validation_seed: int = field(default=0, metadata={"help": "of drawing them"})
+    validation_seed: int = field(default=0, metadata={"help": "seed of that draw"})
     skip_corrupt: bool = field(
         default=False,
         metadata={"help": "leave damaged images out instead of failing; decodes all of them first"},
@@ -70,7 +70,7 @@ class DataArguments:
         self.dataset_options = parse_json("dataset_options", self.dataset_options)
 
     def load(self, **changes: Any) -> ImageDataset:
-        """Load the data; `changes` are arguments of `load_image_dataset` that differ."""
+        """Loads the data; `changes` override arguments of `load_image_dataset`."""
         arguments = {
             "image_column": self.image_column,
             "label_column": self.label_column,

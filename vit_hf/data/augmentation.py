@@ -1,4 +1,4 @@
-"""Random changes of training images, the same ones whether a run was interrupted or not.
+"""Random augmentation of training images, identical in an interrupted and an uninterrupted run.
 
 Trainer restores the global random state when it resumes, but loaders read ahead and workers have states of
 their own. So nothing here draws from a state that has a history: every draw is a function of the run's seed,
@@ -18,12 +18,12 @@ from torchvision.transforms import v2
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..model.image_loading import to_pixels
-from .loading import LabelledImages
+from .loading import LabeledImages
 
 
 @dataclass
 class AugmentationArguments:
-    """What happens to training images before they are resized. By default nothing: digits must not be
+    """Augmentation of training images before they are resized. Off by default: digits must not be
     mirrored."""
 
     _argument_group_name = "augmentation"
@@ -32,13 +32,12 @@ class AugmentationArguments:
         default="none",
         metadata={
             "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; "
-            "'plain' cuts out "
-            "crop_size pixels without resizing, for large images"
+            "'plain' cuts out crop_size pixels without resizing, for large images"
         },
     )
     crop_scale: float = field(
         default=0.25,
-        metadata={"help": "smallest share of the image's area that random_crop='resized' cuts out"},
+        metadata={"help": "smallest fraction of the image's area that random_crop='resized' cuts out"},
     )
     crop_size: int | None = field(
         default=None,
@@ -75,11 +74,11 @@ class AugmentationArguments:
 def make_augmentation(
     arguments: AugmentationArguments, image_size: tuple[int, int] | None
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A random function of uint8 images `(C, H, W)`, or None if there is nothing to do.
+    """Builds a random function of uint8 images `(C, H, W)`; None if there is nothing to do.
 
     Args:
-        arguments: what to do.
-        image_size: height and width that images are resized to; None if they keep theirs.
+        arguments: the augmentation.
+        image_size: height and width that images are resized to; None without resizing.
 
     Raises:
         ValueError: for `random_crop="resized"` when images are not resized.
@@ -89,8 +88,7 @@ def make_augmentation(
         if image_size is None:
             raise ValueError(
                 "random_crop='resized' needs images of one size; at their native size use "
-                "random_crop='plain' with a "
-                "crop_size"
+                "random_crop='plain' with a crop_size"
             )
         steps.append(v2.RandomResizedCrop(image_size, (arguments.crop_scale, 1.0), antialias=True))
     elif arguments.random_crop == "plain":
@@ -106,8 +104,8 @@ def make_augmentation(
 
 @contextmanager
 def seeded(*entropy: int) -> Iterator[None]:
-    """Draws of torch on the CPU become a function of `entropy` (each 0 or more); afterwards all is as
-    before."""
+    """Makes torch's CPU draws a function of `entropy` (integers of at least 0); restores the generator
+    afterwards."""
     seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed accelerators as well.
@@ -116,21 +114,21 @@ def seeded(*entropy: int) -> Iterator[None]:
 
 
 class TrainingExamples(Dataset):
-    """Labelled images for a `Trainer`, augmented, with the seed that a batch of them is mixed by.
+    """Labeled images for a `Trainer`, augmented, each with the seed for mixing its batch.
 
     An example has `image` (a PIL image, or a uint8 tensor `(C, H, W)` once augmented), `labels`, and
     `augmentation_seed`, all of them functions of (seed, epoch, index).
 
     Args:
-        images: what to read.
+        images: the images to augment.
         augment: a random function of a uint8 tensor `(C, H, W)`, drawing from torch's global generator.
-        seed: of the run.
+        seed: seed of the run.
         convert_rgb: whether images become RGB before they are augmented.
     """
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: LabeledImages,
         augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
         seed: int = 0,
         convert_rgb: bool = True,
@@ -143,7 +141,7 @@ class TrainingExamples(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -167,9 +165,9 @@ class TrainingExamples(Dataset):
 
 
 class EvaluationExamples(Dataset):
-    """Labelled images as they are: `image` and `labels`."""
+    """Labeled images without augmentation: `image` and `labels`."""
 
-    def __init__(self, images: LabelledImages):
+    def __init__(self, images: LabeledImages):
         self.images = images
 
     def __len__(self) -> int:
@@ -180,12 +178,12 @@ class EvaluationExamples(Dataset):
 
 
 def training_and_evaluation_examples(
-    splits: dict[str, LabelledImages],
+    splits: dict[str, LabeledImages],
     augmentation: AugmentationArguments,
     processor: BaseImageProcessor,
     seed: int,
 ) -> dict[str, Dataset]:
-    """Returns augmented examples of the training split, and the images of the others as they are."""
+    """Returns augmented examples of the training split, and unchanged images of the other splits."""
     size = processor.size if processor.do_resize else {}
     image_size = (size["height"], size["width"]) if "height" in size else None
     augment = make_augmentation(augmentation, image_size)

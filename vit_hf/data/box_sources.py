@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from .arguments import DataArguments
 from .boxes import BoxedImages, find_object_column, read_objects
-from .digits import RECIPE_PREFIX, Recipe
+from .digits import RECIPE_PREFIX, CanvasRecipe
 from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
 from .images import upright_size
 from .loading import check_validation_fraction, hold_out
@@ -24,12 +24,12 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VocAnnotation(NamedTuple):
-    """What one XML file says.
+    """The contents of one Pascal VOC file.
 
     Attributes:
         image: the file that it annotates, in the same folder.
         boxes: `(T, 4)` float64: left, top, right, bottom in pixels.
-        names: of the classes of the boxes; None where there is none.
+        names: classes of the boxes; None where missing.
     """
 
     image: Path
@@ -38,24 +38,23 @@ class VocAnnotation(NamedTuple):
 
 
 def read_voc(path: Path) -> VocAnnotation:
-    """Read one file; an image without objects is an image of background.
+    """Reads one file; an image without objects is background.
 
     Raises:
-        FileNotFoundError: if the image that it names is not beside it.
-        ValueError: if it is no XML, no annotation, or an object lacks a side of its box.
+        FileNotFoundError: if the image that it names is not in its folder.
+        ValueError: if it is not valid XML, no annotation, or an object lacks a side of its box.
     """
     try:
         root = ElementTree.parse(path).getroot()
     # An encoding that is named and unknown is a LookupError.
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(
-            f"{path} is no XML: {error}. Mend it; text that is not UTF-8 needs its encoding in the first "
-            "line, as in "
-            '<?xml version="1.0" encoding="latin1"?>'
+            f"{path} is not valid XML: {error}. Fix it; text that is not UTF-8 needs its encoding in the "
+            'first line, as in <?xml version="1.0" encoding="latin1"?>'
         ) from error
     name = root.findtext("filename")
     if not name:
-        raise ValueError(f"{path} is no Pascal VOC annotation: it names no image in <filename>")
+        raise ValueError(f"{path} is not a Pascal VOC annotation: it names no image in <filename>")
     image = path.parent / Path(name).name
     if not image.is_file():
         raise FileNotFoundError(f"{path} annotates {image.name}, which is not in {path.parent}")
@@ -71,20 +70,19 @@ def read_voc(path: Path) -> VocAnnotation:
     return VocAnnotation(image, np.array(boxes, np.float64).reshape(-1, 4), names)
 
 
-# How far a box may reach beyond its image without anybody having made a mistake: tools round, and some count
-# from 1.
+# Tolerated overhang of a box beyond its image, in pixels: tools round, and some count from 1.
 TOLERANCE = 1.0
 ONE_CLASS = "object"
 
 
 @dataclass
 class BoxData:
-    """Splits of images with boxes, and what the classes are called.
+    """Splits of images with boxes, and the class names.
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
-        names: of the classes.
-        notes: what was left out or changed, for people.
+        names: class names.
+        notes: lines for the user about unused or changed data.
     """
 
     splits: dict[str, BoxedImages]
@@ -94,25 +92,25 @@ class BoxData:
 
 @dataclass
 class FoundSplit:
-    """One split as it was found: for each image its size (width, height), what to call it, boxes, and
-    their classes."""
+    """One split as stored: rows, and for each image its size (width, height), name in errors, boxes and their
+    classes."""
 
     rows: datasets.Dataset
     image_column: str
     sizes: list[tuple[int, int]]
-    places: list[str]
+    row_names: list[str]
     boxes: list[np.ndarray]
     names: list[list[str | None]]
 
     def numbered(self, classes: list[str], clip_boxes: bool) -> tuple[BoxedImages, int]:
-        """Boxes within their images, classes as numbers; and how many boxes had to be changed for that.
+        """Clips boxes to their images and numbers the classes; also counts the boxes that had to change.
 
         Raises:
             ValueError: as `load_boxed_images`.
         """
         numbers = {name: number for number, name in enumerate(classes)}
         all_boxes, all_labels, num_changed = [], [], 0
-        for place, size, boxes, names in zip(self.places, self.sizes, self.boxes, self.names, strict=True):
+        for place, size, boxes, names in zip(self.row_names, self.sizes, self.boxes, self.names, strict=True):
             if None in names:
                 raise ValueError(f"{place} has an object without a class: name it, or set single_class")
             if unknown := sorted(set(names) - numbers.keys()):
@@ -122,9 +120,9 @@ class FoundSplit:
             cut, wrong = fit_boxes(boxes, size)
             if wrong.any() and not clip_boxes:
                 raise ValueError(
-                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, "
-                    "bottom) is empty or reaches "
-                    f"beyond the image of {size[0]}x{size[1]} pixels. Mend it, or set clip_boxes"
+                    f"{place}: the box {boxes[wrong][0].round(2).tolist()} (left, top, right, bottom) is "
+                    f"empty or reaches beyond the image of {size[0]}x{size[1]} pixels. Fix it, or set "
+                    "clip_boxes"
                 )
             num_changed += int(wrong.sum())
             kept = (cut[:, :2] < cut[:, 2:]).all(axis=1)
@@ -140,15 +138,14 @@ def load_boxed_images(
     single_class: bool = False,
     clip_boxes: bool = False,
 ) -> BoxData:
-    """Load images and their boxes, each of which is looked at, and hold out a validation split where there is
-    none.
+    """Loads images and their boxes, checks each box, and holds out a validation split if there is none.
 
-    A folder with Pascal VOC files (`*.xml`, each beside its image; optionally under `train`, `validation` and
-    `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
+    A folder with Pascal VOC files (`*.xml`, each next to its image; optionally under `train`, `validation`
+    and `test`) has the images that these name. Other data have a column `objects`, see `read_objects`.
     "megapixel_digits" has its digits.
 
     Args:
-        data: which; `label_column` is the column of boxes.
+        data: the data to load; `label_column` is the column of boxes.
         class_names: all classes, in order; by default those of the data.
         known_names: classes of a model, which are taken instead of those of the data if they include them.
         single_class: take all classes for one.
@@ -168,7 +165,7 @@ def load_boxed_images(
             split.names = [[ONE_CLASS] * len(names) for names in split.names]
     present = {name for split in found.values() for names in split.names for name in names}
     if not present:
-        raise ValueError(f"there is no box on any image of {data.dataset}: nothing to detect")
+        raise ValueError(f"no image of {data.dataset} has a box: nothing to detect")
     if known_names is not None and present <= {*known_names}:
         known = known_names
     classes = class_names or known or sorted(present - {None}, key=_in_order)
@@ -187,7 +184,7 @@ def load_boxed_images(
 
 
 def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """`boxes` `(T, 4)` cut at the border of an image of `size` (width, height), and which were wrong
+    """Clips `boxes` `(T, 4)` to an image of `size` (width, height); also returns which were invalid
     `(T,)`."""
     cut = boxes.clip(0, [*size, *size])
     beyond = (np.abs(cut - boxes) > TOLERANCE).any(axis=1)
@@ -195,7 +192,7 @@ def fit_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.
 
 
 def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit], list[str] | None]:
-    """Splits, and the classes where the data know them."""
+    """Returns the splits, and the class names if the data define them."""
     folder = Path(data.dataset).expanduser()
     if folder.is_dir():
         scan = scan_folder(folder)
@@ -215,7 +212,7 @@ def _find(data: DataArguments, notes: list[str]) -> tuple[dict[str, FoundSplit],
             labels = [[classes[digit] for digit in found] for found in digits]
         else:
             column = find_object_column(rows, data.label_column)
-            boxes, labels, classes = read_objects(rows, column, loaded.places.get(name))
+            boxes, labels, classes = read_objects(rows, column, loaded.row_names.get(name))
         splits[name] = _open_rows(rows, image_column, name, boxes, labels)
     return splits, classes
 
@@ -259,7 +256,7 @@ def _find_voc(folder: ImageFolder, notes: list[str]) -> dict[str, FoundSplit]:
 def _open_rows(
     rows: datasets.Dataset, image_column: str, split: str, boxes: list[np.ndarray], names: list[list[str]]
 ) -> FoundSplit:
-    """Looks at the header of every image."""
+    """Reads the header of every image."""
     rows = rows.select_columns(image_column)
     feature = rows.features[image_column]
     stored = rows
@@ -267,24 +264,24 @@ def _open_rows(
         stored = rows.cast_column(image_column, type(feature)(decode=False))
         # Subclasses draw their images.
         rows = stored if type(feature) is datasets.Image else rows
-    sizes, places = [], []
+    sizes, row_names = [], []
     with tqdm(total=len(rows), desc=f"Looking at images ({split})", leave=False, delay=1) as bar:
         for batch in stored.iter(16):
             for source in batch[image_column]:
                 path = source["path"] if isinstance(source, dict) else None
-                places.append(path or f"image {len(places)} of {split}")
-                sizes.append(_upright_size(source, places[-1]))
+                row_names.append(path or f"image {len(row_names)} of {split}")
+                sizes.append(_upright_size(source, row_names[-1]))
             bar.update(len(batch[image_column]))
-    return FoundSplit(rows, image_column, sizes, places, boxes, names)
+    return FoundSplit(rows, image_column, sizes, row_names, boxes, names)
 
 
 def _upright_size(source: dict[str, Any] | PIL.Image.Image, place: str) -> tuple[int, int]:
     if isinstance(source, dict) and (source["bytes"] or b"").startswith(RECIPE_PREFIX):
-        recipe = Recipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
+        recipe = CanvasRecipe.from_bytes(source["bytes"])  # of a canvas that is not drawn yet
         return recipe.width, recipe.height
     return upright_size(source, place)
 
 
 def _in_order(name: str) -> tuple:
-    """10 after 9."""
+    """Sort key that puts 10 after 9."""
     return (0, int(name), "") if re.fullmatch(r"\d+", name) else (1, 0, name)

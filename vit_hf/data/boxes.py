@@ -1,4 +1,4 @@
-"""Images with boxes: the arithmetic, columns of data sets, whole images or pieces."""
+"""Images with boxes: box arithmetic, columns of data sets, whole images or crops."""
 
 import math
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from .images import decode_image
 Window = tuple[int, int, int, int]
 
 
-def crop_boxes(boxes: np.ndarray, window: Window, least_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as they are in a window: cut at its border, and without those of which too little is left.
+def crop_boxes(boxes: np.ndarray, window: Window, min_area_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Clips boxes to a window, and drops those of which too little remains.
 
     Args:
         boxes: `(T, 4)`.
-        window: what is cut out.
-        least_share: of a box's area that must be inside for it to stay; a box that is all outside never
-            stays.
+        window: left, top, right, bottom.
+        min_area_fraction: fraction of a box's area that must be inside to keep it; boxes entirely outside
+            are always dropped.
 
     Returns:
         Those that stay `(S, 4)`, in pixels of the window, and which they are `(S,)` int64.
@@ -34,16 +34,16 @@ def crop_boxes(boxes: np.ndarray, window: Window, least_share: float) -> tuple[n
     left, top, right, bottom = window
     cut = boxes.clip([left, top, left, top], [right, bottom, right, bottom])
     inside = area(cut)
-    stays = (inside > 0) & (inside >= least_share * area(boxes) * (1 - 1e-9))
+    stays = (inside > 0) & (inside >= min_area_fraction * area(boxes) * (1 - 1e-9))
     return cut[stays] - [left, top, left, top], np.flatnonzero(stays)
 
 
 def flip_boxes(boxes: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Boxes in an image that was mirrored.
+    """Mirrors boxes with their image.
 
     Args:
         boxes: `(T, 4)`.
-        size: of the image along `axis`, in pixels.
+        size: size of the image along `axis`, in pixels.
         axis: 0 swaps left and right, 1 top and bottom.
     """
     flipped = boxes.copy()
@@ -62,8 +62,7 @@ def count_tiles(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def tile(index: int, width: int, height: int, side: int) -> Window:
-    """One of the tiles that cover an image, in reading order: evenly spaced, with the overlap that this
-    takes.
+    """Returns one of the tiles that cover an image, in reading order, evenly spaced with the least overlap.
 
     Only where an image is smaller than a tile does a tile reach beyond it.
     """
@@ -93,8 +92,8 @@ class FoundBoxes(NamedTuple):
     """Boxes of all images of a split.
 
     Attributes:
-        boxes: of each image `(T, 4)` float64: left, top, right, bottom in pixels.
-        names: of each image, the classes of its boxes.
+        boxes: for each image `(T, 4)` float64: left, top, right, bottom in pixels.
+        names: for each image, the classes of its boxes.
         classes: all names in their order, where the data set knows it.
     """
 
@@ -103,30 +102,32 @@ class FoundBoxes(NamedTuple):
     classes: list[str] | None
 
 
-def find_object_column(rows: datasets.Dataset, wanted: str | None) -> str:
-    """The column of boxes: the one named, or one of `OBJECT_COLUMNS`.
+def find_object_column(rows: datasets.Dataset, column_name: str | None) -> str:
+    """Finds the column of boxes: the one named, or one of `OBJECT_COLUMNS`.
 
     Raises:
         ValueError: if there is none.
     """
-    found = [wanted] if wanted is not None else [n for n in OBJECT_COLUMNS if n in rows.column_names]
+    found = (
+        [column_name] if column_name is not None else [n for n in OBJECT_COLUMNS if n in rows.column_names]
+    )
     if not found or found[0] not in rows.column_names:
         raise ValueError(
-            f"there is no column of boxes{f' {wanted!r}' if wanted else ''}; the data have "
+            f"there is no column of boxes{f' {column_name!r}' if column_name else ''}; the data have "
             f"{', '.join(rows.column_names)}. Name it with label_column: it holds, for each image, "
             "{bbox: [[left, top, width, height], ...], category: [...]}; or put a Pascal VOC "
-            "file (.xml) beside each image"
+            "file (.xml) next to each image"
         )
     return found[0]
 
 
-def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None = None) -> FoundBoxes:
-    """Read `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
+def read_objects(rows: datasets.Dataset, column: str, row_names: list[str] | None = None) -> FoundBoxes:
+    """Reads `{bbox, category}` of lists, or a list of `{bbox, category}`; boxes in COCO form.
 
     Args:
-        rows: of one split.
-        column: which of them holds the boxes.
-        places: what to call each row in errors; by default "image" and its number.
+        rows: rows of one split.
+        column: the column of boxes.
+        row_names: names of the rows in errors; by default "image" and its number.
 
     Raises:
         ValueError: if the column is neither, an image has not as many categories as boxes, or a category is
@@ -138,7 +139,7 @@ def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None =
         raise ValueError(
             f"the column {column} must hold, for each image, bbox and category of its objects, not {feature}"
         )
-    keys = [next((key for key in wanted if key in inner), None) for wanted in (BOX_KEYS, CLASS_KEYS)]
+    keys = [next((key for key in keys if key in inner), None) for keys in (BOX_KEYS, CLASS_KEYS)]
     if None in keys:
         raise ValueError(
             f"the objects of the column {column} must have one of {', '.join(BOX_KEYS)} and one of "
@@ -149,7 +150,7 @@ def read_objects(rows: datasets.Dataset, column: str, places: list[str] | None =
     classes = leaf.names if isinstance(leaf, datasets.ClassLabel) else None
     boxes, names = [], []
     for index, objects in enumerate(rows.select_columns(column)[:][column]):
-        place = places[index] if places else f"image {index}"
+        place = row_names[index] if row_names else f"image {index}"
         found, categories = _lists(objects, *keys)
         if len(found) != len(categories):
             raise ValueError(
@@ -183,14 +184,14 @@ def _name(category: int | str | None, classes: list[str] | None, place: str, col
 
 @dataclass
 class BoxedImages:
-    """One split: images that are read when they are asked for, and what is on them.
+    """One split: images, decoded on access, with their boxes.
 
     Attributes:
-        rows: where the images are.
+        rows: the rows that hold the images.
         image_column: the column of `rows` that holds them.
-        boxes: of each image `(T, 4)` float64: left, top, right, bottom in pixels of the upright image.
-        classes: of each image `(T,)` int64.
-        sizes: of each image (width, height).
+        boxes: for each image `(T, 4)` float64: left, top, right, bottom in pixels of the upright image.
+        classes: for each image `(T,)` int64.
+        sizes: for each image (width, height).
     """
 
     rows: datasets.Dataset
@@ -203,7 +204,7 @@ class BoxedImages:
         return len(self.boxes)
 
     def read(self, index: int) -> PIL.Image.Image:
-        """Decode one image, upright.
+        """Decodes one image, upright.
 
         Raises:
             ValueError: naming the file, if it is damaged.
@@ -234,20 +235,20 @@ class BoxExamples(Dataset):
     is filled up with black on the right and at the bottom, so that all pieces have one size.
 
     Args:
-        images: what to read.
+        images: the images to crop.
         crop_size: pixels a side of pieces; None for whole images.
-        least_share: of a box that must be on a piece for it to count there.
+        min_area_fraction: fraction of a box's area that a crop must contain to keep the box.
         random: whether pieces are anywhere in their image, a function of seed, epoch and index; otherwise
             they are the tiles of it, which may overlap.
         horizontal_flip, vertical_flip: probabilities of mirroring.
-        seed: of what is random.
+        seed: seed of crops and mirroring.
     """
 
     def __init__(
         self,
         images: BoxedImages,
         crop_size: int | None = None,
-        least_share: float = 0.25,
+        min_area_fraction: float = 0.25,
         random: bool = False,
         horizontal_flip: float = 0.0,
         vertical_flip: float = 0.0,
@@ -255,7 +256,7 @@ class BoxExamples(Dataset):
     ):
         self.images = images
         self.crop_size = crop_size
-        self.least_share = least_share
+        self.min_area_fraction = min_area_fraction
         self.random = random
         self.flips = (horizontal_flip, vertical_flip)
         self.seed = seed
@@ -267,7 +268,7 @@ class BoxExamples(Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -287,7 +288,7 @@ class BoxExamples(Dataset):
             if self.crop_size is not None:
                 window = self._window(image.size, piece)
                 image = image.crop(window)
-                boxes, stay = crop_boxes(boxes, window, self.least_share)
+                boxes, stay = crop_boxes(boxes, window, self.min_area_fraction)
                 classes = classes[stay]
             for axis, turn in enumerate(
                 (PIL.Image.Transpose.FLIP_LEFT_RIGHT, PIL.Image.Transpose.FLIP_TOP_BOTTOM)

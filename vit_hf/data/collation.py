@@ -14,7 +14,7 @@ from .images import prepare_images
 
 
 class ImageCollator:
-    """Prepares and stacks images; mixes training batches, and smooths their labels, if asked to.
+    """Prepares and stacks images; optionally mixes training batches and smooths their labels.
 
     Labels of a single-label problem that are mixed or smoothed become class probabilities `(B, num_labels)`.
     They are smoothed here and not by Trainer's own label smoother, which keeps the labels from the model,
@@ -23,8 +23,8 @@ class ImageCollator:
     Args:
         image_processor: turns a list of images into tensors.
         num_labels: classes, where labels are to be mixed or smoothed; None where they are not.
-        mixup_alpha: of MixUp (Zhang et al. 2018), 0 for none.
-        cutmix_alpha: of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one of the two.
+        mixup_alpha: alpha of MixUp (Zhang et al. 2018), 0 for none.
+        cutmix_alpha: alpha of CutMix (Yun et al. 2019), 0 for none; with both, each batch draws one.
         label_smoothing: probability that is spread evenly over all classes.
 
     Raises:
@@ -42,13 +42,13 @@ class ImageCollator:
         mixing = mixup_alpha > 0 or cutmix_alpha > 0
         if (mixing or label_smoothing) and num_labels is None:
             raise ValueError(
-                "mixup_alpha, cutmix_alpha and label_smoothing_factor are for single-label "
-                "classification: set them to 0"
+                "mixup_alpha, cutmix_alpha and label_smoothing_factor are for single-label classification: "
+                "set them to 0"
             )
         if mixing and getattr(image_processor, "return_patches", False):
             raise ValueError(
-                "mixup_alpha and cutmix_alpha mix whole images, but return_patches cuts them "
-                "before: use one or the other"
+                "mixup_alpha and cutmix_alpha mix whole images, but return_patches cuts them before: use "
+                "one or the other"
             )
         self.image_processor = image_processor
         self.num_labels = num_labels
@@ -80,7 +80,7 @@ PATCH_KEYS = (*PADDED, "spatial_shapes")
 
 
 class PatchCollator:
-    """Stacks examples of images of any sizes; those with fewer patches are padded, and a mask says so.
+    """Stacks patches of images of any sizes; pads the shorter examples and masks the padding.
 
     For the data loader of `Trainer`, where an image processor with `return_patches=True` prepares images one
     by one: `Trainer(..., data_collator=PatchCollator())`. Only the patches that are kept leave the workers.
@@ -105,9 +105,8 @@ class PatchCollator:
         sizes = sorted({example["pixel_values"].shape[1] for example in patches})
         if len(sizes) > 1:
             raise ValueError(
-                f"Patches of different sizes cannot make one batch, and these have {sizes} "
-                "numbers each: prepare all "
-                "images with one patch_size and number of channels."
+                f"Patches of different sizes cannot make one batch, and these have {sizes} numbers each: "
+                "prepare all images with one patch_size and number of channels."
             )
         batch = {
             key: torch.nn.utils.rnn.pad_sequence([example[key] for example in patches], batch_first=True)
@@ -123,17 +122,16 @@ class PatchCollator:
         missing = [key for key in PATCH_KEYS if key not in example]
         if missing:
             raise ValueError(
-                f"Example {index} has no {' and no '.join(missing)}: prepare images by an image "
-                "processor with "
-                "return_patches=True, and give Trainer remove_unused_columns=False."
+                f"Example {index} has no {' and no '.join(missing)}: prepare images by an image processor "
+                "with return_patches=True, and give Trainer remove_unused_columns=False."
             )
         values = {key: torch.as_tensor(example[key]) for key in PATCH_KEYS}
         if values["pixel_values"].ndim == 3 and values["pixel_values"].shape[0] == 1:
             values = {key: value[0] for key, value in values.items()}
         if values["pixel_values"].ndim != 2:
             raise ValueError(
-                f"pixel_values of example {index} have the shape "
-                f"{tuple(values['pixel_values'].shape)}, and patches of "
-                "one image have (n, P*P*C): prepare images by an image processor with return_patches=True."
+                f"pixel_values of example {index} have the shape {tuple(values['pixel_values'].shape)}, and "
+                "patches of one image have (n, P*P*C): prepare images by an image processor with "
+                "return_patches=True."
             )
         return values

@@ -1,4 +1,4 @@
-"""Collections of images larger than memory, in parts: image files, and rows of Parquet files."""
+"""Image collections larger than memory, split into parts: image files and rows of Parquet files."""
 
 import hashlib
 import os
@@ -16,11 +16,11 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, FSSpecHandler, LocalF
 
 from ..readers.suffixes import is_image, is_whole_image
 from .image_folders import REGIONS_ONLY, UNKNOWN, LeftOut, left_out_kind, list_files
-from .images import ImageSource, decode_image, expand_pattern
+from .images import StoredImage, decode_image, expand_pattern
 
 
 class Stores:
-    """File systems by the names of the files in them.
+    """File systems, found by the names of their files.
 
     A name is an absolute path of this machine (which other machines of a cluster then need, too), or a URI
     such as `s3://bucket/photos/1.jpg`, without the secrets and options that a URI may be given with. Can be
@@ -31,7 +31,7 @@ class Stores:
         self.filesystems: dict[str, FileSystem] = {}
 
     def add(self, location: str) -> str:
-        """The name of what is at a path or URI.
+        """Returns the name of the file or folder at a path or URI.
 
         Raises:
             ValueError: for a URI of an unknown kind, or one without the package that reads it.
@@ -49,7 +49,7 @@ class Stores:
         return name
 
     def open(self, name: str) -> tuple[FileSystem, str]:
-        """The file system that has `name`, and the path in it."""
+        """Returns the file system that holds `name`, and the path in it."""
         if "://" in name and _root(name) not in self.filesystems:
             name = self.add(name)
         if "://" not in name:
@@ -57,7 +57,7 @@ class Stores:
         return self.filesystems[_root(name)], name.partition("://")[2]
 
     def read(self, name: str) -> bytes:
-        """The contents of a file.
+        """Returns the contents of a file.
 
         Raises:
             ValueError: if there is none. Other failures, which may pass, stay OSError.
@@ -70,7 +70,7 @@ class Stores:
             raise ValueError(f"Cannot read the image {name!r}: there is no such file.") from error
 
     def list(self, location: str) -> list[str]:
-        """Names of the files at a path or URI: that file, or all in that folder and below.
+        """Lists the files at a path or URI: that file, or all files in that folder and below.
 
         Raises:
             FileNotFoundError: for a URI at which nothing is. A path is returned whether a file is there or
@@ -87,9 +87,9 @@ class Stores:
         entries = filesystem.get_file_info(FileSelector(path, recursive=True))
         return sorted(prefix + entry.path for entry in entries if entry.type == FileType.File)
 
-    def beside(self, name: str, path: str) -> str:
-        """What `path` means in the file `name`: a URI or an absolute path means itself, any other is
-        beside that file."""
+    def resolve(self, name: str, path: str) -> str:
+        """Resolves `path` as found in the file `name`: URIs and absolute paths are unchanged, others are
+        relative to that file."""
         if "://" in path or os.path.isabs(path):
             return path
         return posixpath.join(posixpath.dirname(name), path)
@@ -106,7 +106,7 @@ def _filesystem_of(uri: str) -> tuple[FileSystem, str]:
 
 
 def _root(name: str) -> str:
-    """The part of a name that says which file system it is in: buckets may be in different regions."""
+    """Returns scheme and bucket, which determine the file system: buckets may be in different regions."""
     scheme, _, path = name.partition("://")
     return f"{scheme}://{path.partition('/')[0]}"
 
@@ -118,7 +118,7 @@ def _without_options(uri: str) -> str:
 
 @dataclass(kw_only=True)
 class CollectionArguments:
-    """What works on the images; the rest is for engine ray."""
+    """The engine that predicts; the other options are for engine ray."""
 
     _argument_group_name = "engine"
 
@@ -126,10 +126,9 @@ class CollectionArguments:
         default="local",
         metadata={
             "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this "
-            "machine, or of the "
-            "cluster that RAY_ADDRESS names; inputs are files, folders and Parquet files, of "
-            "this machine or of an object "
-            "store (s3://, gs://, hf://), output is a folder of Parquet files, there too",
+            "machine, or of the cluster that RAY_ADDRESS names; inputs are files, folders and Parquet "
+            "files, of this machine or of an object store (s3://, gs://, hf://), output is a folder of "
+            "Parquet files, there too",
             "choices": ("local", "ray"),
         },
     )
@@ -155,7 +154,7 @@ class CollectionArguments:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A Parquet file, how many rows it has, and which column holds its images."""
+    """A Parquet file, its number of rows, and its column of images."""
 
     name: str
     num_rows: int
@@ -164,7 +163,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a collection, which are answered together.
+    """Some images of a collection, predicted together.
 
     Attributes:
         name: made from which images belong to it, so that it is the same whenever they are.
@@ -182,11 +181,11 @@ class Part:
         return len(self.files) or len(self.rows)
 
     def names(self) -> list[str]:
-        """What its images are called in errors: the file, or the Parquet file and the row."""
+        """Names of the images in errors: the file, or the Parquet file and row."""
         return self.files or [f"{self.table}#{row}" for row in self.rows]
 
     def single(self) -> Iterator["Part"]:
-        """A part for each of the images."""
+        """Yields one part per image."""
         for file in self.files:
             yield Part(_hash(file), [file])
         for row in self.rows:
@@ -200,17 +199,17 @@ def find_collection(
     without: str | None = None,
     left_out: LeftOut | None = None,
 ) -> tuple[list[str], list[ImageTable]]:
-    """Image files and Parquet files: those named, and those in folders, of this machine or of a store.
+    """Finds image files and Parquet files, named or in folders, local or in a store.
 
     Args:
         inputs: paths, local patterns and URIs; folders are searched recursively, by the files' endings.
         stores: learns where the files are.
-        image_column: of the Parquet files; by default the only one that can hold images.
+        image_column: column of the Parquet files; by default the only one that can hold images.
         without: folder to leave out.
-        left_out: is told what folders have beside images and Parquet files.
+        left_out: collects files in folders that are neither images nor Parquet files.
 
     Returns:
-        Each file once. An image file that was named is returned whatever its ending.
+        Each file once. An image file that was named is returned regardless of its ending.
 
     Raises:
         FileNotFoundError: for a pattern that matches nothing, a folder with neither, and as `Stores.list`
@@ -235,11 +234,11 @@ def find_collection(
         files.update(dict.fromkeys(name for name in images if not _is_table(name)))
         tables.update(dict.fromkeys(parquets))
     with ThreadPoolExecutor(16) as pool:  # a store takes its time for each
-        return list(files), list(pool.map(lambda name: _look_into(name, stores, image_column), tables))
+        return list(files), list(pool.map(lambda name: _open_table(name, stores, image_column), tables))
 
 
 def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterator[Part]:
-    """Parts of at most `size` images each, of one Parquet file each."""
+    """Yields parts of at most `size` images; each has image files only or rows of one Parquet file."""
     for start in range(0, len(files), size):
         names = files[start : start + size]
         yield Part(_hash("\n".join(names)), names)
@@ -250,8 +249,8 @@ def make_parts(files: list[str], tables: list[ImageTable], size: int) -> Iterato
             yield Part(name, table=table.name, column=table.column, rows=rows)
 
 
-def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str, ImageSource]]:
-    """What images of a part have to be decoded from, by their names, a batch at a time."""
+def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str, StoredImage]]:
+    """Yields the undecoded images of a part by name, a batch at a time."""
     sources = part.files if part.table is None else _read_rows(part, stores, batch_size)
     batch = {}
     for name, source in zip(part.names(), sources, strict=True):
@@ -263,13 +262,13 @@ def read_part(part: Part, stores: Stores, batch_size: int) -> Iterator[dict[str,
         yield batch
 
 
-def path_of(source: ImageSource) -> str | None:
-    """The file that an image is, or was."""
+def path_of(source: StoredImage) -> str | None:
+    """Path that an image has or was stored with."""
     return source["path"] if isinstance(source, dict) else source
 
 
-def decode_stored(name: str, source: ImageSource, stores: Stores) -> PIL.Image.Image:
-    """Decode an image of a part.
+def decode_stored(name: str, source: StoredImage, stores: Stores) -> PIL.Image.Image:
+    """Decodes an image of a part.
 
     Raises:
         ValueError: naming it, if it is missing or damaged.
@@ -291,12 +290,12 @@ def _hash(text: str) -> str:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Files that match a local pattern; what is no pattern, as it is."""
+    """Expands a local pattern to files; returns anything else unchanged."""
     return [pattern] if "://" in pattern else expand_pattern(pattern)
 
 
 def _list(location: str, stores: Stores, without: str | None, left_out: LeftOut) -> list[str]:
-    """Names of the files at a location, but for hidden ones, those of tools, and what is in `without`."""
+    """Lists the files at a location, without hidden files, files of tools, and those in `without`."""
     name = stores.add(location)
     if "://" not in name and os.path.isdir(name):
         return [str(path) for path in list_files(Path(name), left_out) if not _is_in(str(path), without)]
@@ -322,30 +321,29 @@ def _is_table(name: str) -> bool:
     return path.suffix.lower() == ".parquet" and not path.name.startswith((".", "_"))
 
 
-def _look_into(name: str, stores: Stores, image_column: str | None) -> ImageTable:
+def _open_table(name: str, stores: Stores, image_column: str | None) -> ImageTable:
     filesystem, path = stores.open(name)
     try:
         metadata = parquet.read_metadata(path, filesystem=filesystem)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{name} is no undamaged Parquet file: {error}") from error
+        raise ValueError(f"{name} is not a valid Parquet file: {error}") from error
     return ImageTable(
         name, metadata.num_rows, _image_column(name, metadata.schema.to_arrow_schema(), image_column)
     )
 
 
-def _image_column(name: str, schema: pyarrow.Schema, wanted: str | None) -> str:
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise ValueError(f"{name} has no image_column {wanted!r}, but {', '.join(schema.names)}")
-        return wanted
+def _image_column(name: str, schema: pyarrow.Schema, column_name: str | None) -> str:
+    if column_name is not None:
+        if column_name not in schema.names:
+            raise ValueError(f"{name} has no image_column {column_name!r}, but {', '.join(schema.names)}")
+        return column_name
     found = [column.name for column in schema if _holds_bytes(column.type)]
     # Otherwise the images are files, and this the column of their paths.
     found = found or [column.name for column in schema if _is_text(column.type)]
     if len(found) != 1:
         raise ValueError(
-            f"{name} has {'several columns' if found else 'no column'} that may be images; name "
-            "the right one of "
-            f"{', '.join(schema.names)} with image_column"
+            f"{name} has {'several columns' if found else 'no column'} that may be images; name the right "
+            f"one of {', '.join(schema.names)} with image_column"
         )
     return found[0]
 
@@ -361,7 +359,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
-def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[ImageSource]:
+def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[StoredImage]:
     filesystem, path = stores.open(part.table)
     with filesystem.open_input_file(path) as stream:
         file = parquet.ParquetFile(stream)
@@ -373,10 +371,10 @@ def _read_rows(part: Part, stores: Stores, batch_size: int) -> Iterator[ImageSou
             for index in range(len(sizes))
             if starts[index] <= part.rows[-1] and part.rows[0] < starts[index + 1]
         ]
-        wanted, row = set(part.rows), starts[groups[0]]
+        chosen, row = set(part.rows), starts[groups[0]]
         for batch in file.iter_batches(batch_size, row_groups=groups, columns=[part.column]):
             for value in batch.column(0):
-                if row in wanted:
+                if row in chosen:
                     yield _source(value.as_py(), part.table, stores)
                 row += 1
             if row > part.rows[-1]:
@@ -389,5 +387,5 @@ def _source(value: dict | bytes | str | None, table: str, stores: Stores) -> dic
     if not isinstance(value, dict):
         value = {"bytes": None, "path": value}
     if value["bytes"] is None and value["path"]:
-        return {"bytes": None, "path": stores.beside(table, value["path"])}
+        return {"bytes": None, "path": stores.resolve(table, value["path"])}
     return {"bytes": value["bytes"], "path": value["path"]}

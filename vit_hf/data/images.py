@@ -1,4 +1,4 @@
-"""Reading images so that a broken one is named."""
+"""Image decoding with errors that name the file."""
 
 import glob
 import io
@@ -20,11 +20,11 @@ from ..readers.suffixes import is_image, is_zarr
 from .image_folders import REGIONS_ONLY, TOOL_NAMES, UNKNOWN, LeftOut, list_files, show
 
 
-ImageSource = str | PathLike | dict[str, Any] | PIL.Image.Image
+StoredImage = str | PathLike | dict[str, Any] | PIL.Image.Image
 
 
-def decode_image(source: ImageSource) -> PIL.Image.Image:
-    """Decode an image completely.
+def decode_image(source: StoredImage) -> PIL.Image.Image:
+    """Decodes an image completely.
 
     Args:
         source: a file, what an undecoded image column of `datasets` holds (`path` and `bytes`), or an image.
@@ -45,18 +45,18 @@ def decode_image(source: ImageSource) -> PIL.Image.Image:
 def prepare_images(
     image_processor: BaseImageProcessor, images: list[PIL.Image.Image | torch.Tensor], **options: Any
 ) -> dict[str, torch.Tensor]:
-    """The inputs of a model, stacked.
+    """Prepares and stacks the inputs of a model.
 
     Args:
-        image_processor: of the model.
+        image_processor: the model's.
         images: to prepare.
-        options: others of a call of the image processor.
+        options: further arguments of the image processor.
 
     Raises:
         ValueError: as the image processor does, for instance for sizes that do not stack.
     """
     if not isinstance(image_processor, ImagePreparation):
-        # Those of transformers fail on gray and transparent images.
+        # Processors of transformers fail on gray and transparent images.
         images = [_pixels_for(image_processor, image, place) for place, image in enumerate(images)]
     return dict(image_processor(images, return_tensors="pt", **options))
 
@@ -87,13 +87,13 @@ def _pixels_for(
 
 
 def is_timm_processor(image_processor: BaseImageProcessor) -> bool:
-    """Whether it wraps timm's transformations (`TimmWrapperImageProcessor`), which have no options of
-    transformers'."""
+    """Checks for a wrapper of timm's transforms (`TimmWrapperImageProcessor`), which lacks transformers'
+    options."""
     return hasattr(image_processor, "data_config") and hasattr(image_processor, "val_transforms")
 
 
 def check_header(path: str | PathLike) -> None:
-    """Look whether a file begins as an image does; quick, but blind to damage further on.
+    """Checks that a file begins like an image; quick, but blind to damage further on.
 
     Raises:
         ValueError: naming the file, if it does not.
@@ -101,11 +101,11 @@ def check_header(path: str | PathLike) -> None:
     try:
         PIL.Image.open(path).close()
     except Exception:
-        read_image(path)  # says it better
+        read_image(path)  # raises a better error
 
 
-def upright_size(source: ImageSource, place: str) -> tuple[int, int]:
-    """Width and height of an image that is turned as its EXIF orientation says; reads its header alone.
+def upright_size(source: StoredImage, place: str) -> tuple[int, int]:
+    """Width and height of an image after its EXIF orientation is applied; reads only the header.
 
     Raises:
         ValueError: naming the file, or `place` if it is embedded, if it is damaged.
@@ -119,24 +119,24 @@ def upright_size(source: ImageSource, place: str) -> tuple[int, int]:
         with PIL.Image.open(file) as image:
             return size_when_upright(image)
     except Exception:
-        # Some files can be read whose header Pillow does not take; for others this says what is wrong.
+        # Some files can be read whose header Pillow does not take; for others this raises a clear error.
         return size_when_upright(decode_image(source | {"path": source["path"] or place}))
 
 
 def find_images(
     patterns: Iterable[str],
     left_out: LeftOut | None = None,
-    is_wanted: Callable[[str | PathLike], bool] = is_image,
+    accepts: Callable[[str | PathLike], bool] = is_image,
 ) -> list[str]:
-    """Expand files, folders (searched recursively, see `list_files`) and glob patterns, in order.
+    """Expands files, folders (searched recursively, see `list_files`) and glob patterns, in order.
 
     Args:
-        patterns: what to find.
-        left_out: is told what folders have beside images.
-        is_wanted: which files of folders are taken, by their endings: by default all that `open_image` reads.
+        patterns: files, folders and glob patterns.
+        left_out: collects the other files in folders.
+        accepts: selects the files in folders; by default all that `open_image` reads.
 
     Returns:
-        Files, each once. A file that was named is returned whatever its ending, and whether it exists or not.
+        Files, each once. A file that was named is returned regardless of its ending and existence.
 
     Raises:
         FileNotFoundError: for a pattern that matches nothing, and for a folder without images.
@@ -147,7 +147,7 @@ def find_images(
         path = Path(pattern).expanduser()
         if path.is_dir() and not is_zarr(path):
             here = LeftOut(path)
-            found = sorted(str(file) for file in find_in_folder(path, here, is_wanted))
+            found = sorted(str(file) for file in find_in_folder(path, here, accepts))
             if not found:
                 notes = "".join(f" ({note})" for note in here.notes())
                 raise FileNotFoundError(
@@ -161,18 +161,19 @@ def find_images(
 
 
 def find_in_folder(
-    folder: Path, left_out: LeftOut, is_wanted: Callable[[str | PathLike], bool] = is_image
+    folder: Path, left_out: LeftOut, accepts: Callable[[str | PathLike], bool] = is_image
 ) -> Iterator[Path]:
-    """Files that `is_wanted` says, and zarr folders, in a folder and below; `left_out` is told the rest."""
+    """Yields the files that `accepts` accepts, and zarr folders, in a folder and below; adds all others to
+    `left_out`."""
     for file in list_files(folder, left_out):
-        if is_wanted(file) or (is_wanted is is_image and file.is_dir()):
+        if accepts(file) or (accepts is is_image and file.is_dir()):
             yield file
         else:
             left_out.add(REGIONS_ONLY if is_image(file) or file.is_dir() else UNKNOWN, file)
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """Files that match a pattern, sorted; what is no pattern, or exists, as it is.
+    """Expands a pattern to sorted files; returns existing paths and plain names unchanged.
 
     Folders that exist are taken literally, whatever characters their names have.
 
@@ -197,7 +198,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def unique_names(sources: Iterable[Any]) -> list[str]:
-    """Names for images: those of their files, numbered where two are the same."""
+    """Names images after their files, numbered where two coincide."""
     names: list[str] = []
     for index, source in enumerate(sources):
         path = source if isinstance(source, str | os.PathLike) else getattr(source, "filename", "")

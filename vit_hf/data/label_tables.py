@@ -1,4 +1,4 @@
-"""Tables of labels in files (CSV, JSON lines, Parquet), and the images that they name."""
+"""Label tables in files (CSV, JSON lines, Parquet), and the images that they name."""
 
 import csv
 import io
@@ -25,14 +25,14 @@ FILE_COLUMN = "file_name"
 
 @dataclass
 class Table:
-    """Rows of a file.
+    """Rows of a table file.
 
     Attributes:
         path: the file.
         columns: their names.
         rows: a dict for each.
-        lines: how to call each row in errors, such as "line 3".
-        features: of columns whose types the file knows.
+        lines: names of the rows in errors, such as "line 3".
+        features: types of columns that the file defines.
     """
 
     path: Path
@@ -41,13 +41,13 @@ class Table:
     lines: list[str]
     features: dict[str, Any] = field(default_factory=dict)
 
-    def place(self, index: int) -> str:
+    def row_name(self, index: int) -> str:
         """Names file and row."""
         return f"{show(self.path)}, {self.lines[index]}"
 
 
 def read_table(path: Path) -> Table:
-    """Reads a CSV, JSON lines, JSON or Parquet file. Values of a CSV stay text; an empty one is None.
+    """Reads a CSV, JSON lines, JSON or Parquet file. CSV values stay text; empty ones become None.
 
     Raises:
         ValueError: naming file and line, for what is not UTF-8, damaged, without rows, or of unequal length.
@@ -90,13 +90,13 @@ def _read_csv(path: Path) -> Table:
                 continue
             if len(values) != len(header):
                 raise ValueError(
-                    f"{show(path)}, line {line} has {len(values)} values, and the header {len(header)}: "
-                    "put values with a comma in quotes, and leave missing ones empty"
+                    f"{show(path)}, line {line} has {len(values)} values, and the header {len(header)}: put "
+                    "values with a comma in quotes, and leave missing ones empty"
                 )
             rows.append({name: value.strip() or None for name, value in zip(header, values, strict=True)})
             lines.append(f"line {line}")
     except csv.Error as error:
-        raise ValueError(f"{show(path)}, line {start} is no CSV: {error}") from error
+        raise ValueError(f"{show(path)}, line {start} is not valid CSV: {error}") from error
     return Table(path, header or [], rows, lines)
 
 
@@ -118,7 +118,7 @@ def _read_json_lines(path: Path) -> Table:
 
 
 def _read_json(path: Path) -> Table:
-    """An array of objects, or JSON lines."""
+    """Reads an array of objects, or JSON lines."""
     text = _read_text(path)
     if not text.lstrip().startswith("["):
         return _read_json_lines(path)
@@ -130,7 +130,7 @@ def _parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{place} is no JSON: {error}") from error
+        raise ValueError(f"{place} is not valid JSON: {error}") from error
 
 
 def _table_of(path: Path, rows: list[Any], lines: list[str]) -> Table:
@@ -144,7 +144,7 @@ def _read_parquet(path: Path) -> Table:
     try:
         table = parquet.read_table(path, partitioning=None)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{show(path)} is no undamaged Parquet file: {error}") from error
+        raise ValueError(f"{show(path)} is not a valid Parquet file: {error}") from error
     rows = table.to_pylist()
     features = datasets.Features.from_arrow_schema(table.schema)
     return Table(path, table.column_names, rows, [f"row {number}" for number in range(len(rows))], features)
@@ -160,25 +160,25 @@ _READERS: dict[str, Callable[[Path], Table]] = {
 
 @dataclass
 class NamedImages:
-    """Rows of tables that name images.
+    """Table rows that name images.
 
     Attributes:
         rows: a row for each image, whose columns of files are image columns.
-        places: names file and row of each.
+        row_names: names file and row of each.
         images: the file of each.
         used: all files that are named, masks as well.
-        notes: for people.
+        notes: lines for the user.
     """
 
     rows: datasets.Dataset
-    places: list[str]
+    row_names: list[str]
     images: list[Path]
     used: set[Path]
     notes: list[str]
 
 
 def name_images(tables: list[Table], root: Path) -> NamedImages:
-    """Joins tables with a column `file_name`, and others like `mask_file_name`, to the files they name.
+    """Resolves column `file_name`, and others such as `mask_file_name`, to the files they name.
 
     Args:
         tables: files are relative to each of them.
@@ -193,14 +193,13 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
         if FILE_COLUMN not in table.columns:
             raise ValueError(
                 f"{show(table.path)} has no column {FILE_COLUMN}, which names each image relative to the "
-                "table; it has "
-                f"{', '.join(table.columns)}"
+                f"table; it has {', '.join(table.columns)}"
             )
-    rows, places, images, used = [], [], [], set()
+    rows, row_names, images, used = [], [], [], set()
     first: dict[Path, str] = {}
     for table in tables:
         for index, row in enumerate(table.rows):
-            place = table.place(index)
+            place = table.row_name(index)
             if not row.get(FILE_COLUMN):
                 raise ValueError(f"{place} has no {FILE_COLUMN}: name its image, or take the row out")
             image = _resolve(row[FILE_COLUMN], table.path, root, place)
@@ -228,7 +227,7 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
                     named[key] = str(_resolve(value, table.path, root, place))
                     used.add(Path(named[key]))
             rows.append(named)
-            places.append(place)
+            row_names.append(place)
             images.append(image)
     values = [name for name in columns if name != FILE_COLUMN and _image_column(name)[0] is None]
     notes = type_columns(rows, tables, values)
@@ -239,11 +238,11 @@ def name_images(tables: list[Table], root: Path) -> NamedImages:
             if key in features:
                 raise ValueError(f"{show(tables[0].path)} has two columns for {key!r}: rename one")
             features[key] = datasets.List(datasets.Image()) if is_list else datasets.Image()
-    return NamedImages(make_rows(rows, features, tables), places, images, used, notes)
+    return NamedImages(make_rows(rows, features, tables), row_names, images, used, notes)
 
 
 def _image_column(name: str) -> tuple[str | None, bool]:
-    """The column of images that a column of files becomes, and whether it holds lists of them."""
+    """Returns the image column for a column of file names (None if it is not one), and if it holds lists."""
     if name.endswith("_file_name"):
         return name[: -len("_file_name")], False
     if name.endswith("_file_names"):
@@ -272,7 +271,7 @@ def _resolve(name: Any, table: Path, root: Path, place: str) -> Path:
 
 
 def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list[Table]) -> datasets.Dataset:
-    """A data set of `rows`, with these features and those that Parquet files know; others are found out.
+    """Builds a data set of `rows` with the given features and those stored in Parquet; infers the others.
 
     Raises:
         ValueError: for a column whose values are of several types.
@@ -295,7 +294,7 @@ def make_rows(rows: list[dict[str, Any]], features: dict[str, Any], tables: list
 
 
 def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[str]) -> list[str]:
-    """Makes numbers of the columns of CSV files that hold nothing else, over all splits alike.
+    """Converts CSV columns that hold only numbers or only booleans, in the same way for all splits.
 
     Numbers with leading zeros stay text. Words for a missing value are text among text.
 
@@ -322,8 +321,7 @@ def type_columns(rows: list[dict[str, Any]], tables: list[Table], names: list[st
             words = Counter(value for value in given if value.lower() in MISSING_WORDS - {"-"})
             notes += [
                 f"{number} rows have {word!r} in the column {name}, which is taken for text: leave it empty "
-                "where a value "
-                "is missing"
+                "where a value is missing"
                 for word, number in words.items()
             ]
     return notes

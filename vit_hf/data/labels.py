@@ -1,4 +1,4 @@
-"""From a column of labels to what the model takes, and to the kind of problem that it makes."""
+"""Encoding of a label column, and the problem type that follows from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class EncodedLabels:
 
     Attributes:
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        names: of the classes, in the order of the model's outputs; of a regression, empty.
+        names: class names in the order of the model's outputs; empty for a regression.
         num_labels: outputs that the model needs.
         splits: for each split, `(N,)` int64 classes, `(N, num_labels)` float32 of 0 and 1, or float32 values
             `(N,)` or `(N, num_labels)`.
@@ -29,9 +29,9 @@ def encode_labels(
     feature: object,
     columns: dict[str, Sequence],
     label2id: dict[str, int] | None = None,
-    places: dict[str, list[str]] | None = None,
+    row_names: dict[str, list[str]] | None = None,
 ) -> EncodedLabels:
-    """Find out what the labels are, and encode them.
+    """Infers the problem type and encodes the labels.
 
     Classes (`ClassLabel`, text, whole numbers, booleans) make a single-label classification, lists of classes
     a multi-label one, floats and lists of floats a regression. Classes without names are those that occur in
@@ -41,7 +41,7 @@ def encode_labels(
         feature: the feature of the label column in `datasets`.
         columns: for each split, the labels of its rows.
         label2id: the model's classes. Labels are then encoded as these, by name.
-        places: of some splits, what to call each row in errors, such as its file and line.
+        row_names: for some splits, names of the rows in errors, such as its file and line.
 
     Raises:
         ValueError: for a missing label, a label the model does not know, or only one class.
@@ -53,10 +53,10 @@ def encode_labels(
     if kind != "class" and kind not in ("string", "large_string", "bool") and "int" not in str(kind):
         if "float" not in str(kind):
             raise TypeError(f"a column of {feature} holds no labels; name the right one with label_column")
-        return _values(columns, places or {})
+        return _values(columns, row_names or {})
 
     for split, column in columns.items():
-        _check_present(split, column, element, places or {})
+        _check_present(split, column, element, row_names or {})
     if kind == "class":
         names = element.names
         to_name: Callable = names.__getitem__
@@ -74,7 +74,10 @@ def encode_labels(
     if is_list:
         splits = {
             split: _multi_hot(
-                split, places or {}, [[index[to_name(value)] for value in row] for row in column], len(names)
+                split,
+                row_names or {},
+                [[index[to_name(value)] for value in row] for row in column],
+                len(names),
             )
             for split, column in columns.items()
         }
@@ -86,19 +89,19 @@ def encode_labels(
     return EncodedLabels("single_label_classification", names, len(names), splits)
 
 
-def _place(split: str, number: int, places: dict[str, list[str]]) -> str:
-    return places[split][number] if split in places else f"row {number} of the {split} split"
+def _place(split: str, number: int, row_names: dict[str, list[str]]) -> str:
+    return row_names[split][number] if split in row_names else f"row {number} of the {split} split"
 
 
-def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> EncodedLabels:
-    """Targets of a regression, one or several a row."""
+def _values(columns: dict[str, Sequence], row_names: dict[str, list[str]]) -> EncodedLabels:
+    """Encodes regression targets, one or several per row."""
     splits = {}
     for split, column in columns.items():
         missing = next((number for number, value in enumerate(column) if value is None), None)
         if missing is not None:
             raise ValueError(
-                f"{_place(split, missing, places)} has no finite value as its label: give one, or take the "
-                "row out"
+                f"{_place(split, missing, row_names)} has no finite value as its label: give one, or remove "
+                "the row"
             )
         try:
             splits[split] = np.array(column, np.float32)
@@ -107,8 +110,8 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
         wrong = np.flatnonzero(~np.isfinite(splits[split].reshape(len(column), -1)).all(-1))
         if wrong.size:
             raise ValueError(
-                f"{_place(split, wrong[0], places)} has no finite value as its label: give one, or take the "
-                "row out"
+                f"{_place(split, wrong[0], row_names)} has no finite value as its label: give one, or remove "
+                "the row"
             )
     widths = {values.shape[1:] for values in splits.values() if len(values)}
     if len(widths) != 1:
@@ -117,25 +120,25 @@ def _values(columns: dict[str, Sequence], places: dict[str, list[str]]) -> Encod
     return EncodedLabels("regression", [], width[0] if width else 1, splits)
 
 
-def _check_present(split: str, column: Sequence, element: object, places: dict[str, list[str]]) -> None:
+def _check_present(split: str, column: Sequence, element: object, row_names: dict[str, list[str]]) -> None:
     for number, row in enumerate(column):
         values = row if isinstance(row, list) else [row]
-        # datasets writes -1 for "not labelled"
-        unlabelled = isinstance(element, datasets.ClassLabel) and -1 in values
-        if row is None or None in values or "" in values or unlabelled:
+        # datasets writes -1 for "not labeled"
+        unlabeled = isinstance(element, datasets.ClassLabel) and -1 in values
+        if row is None or None in values or "" in values or unlabeled:
             raise ValueError(
-                f"{_place(split, number, places)} has no label: give one, or take such rows or the split out"
+                f"{_place(split, number, row_names)} has no label: give one, or remove such rows or the split"
             )
 
 
 def _multi_hot(
-    split: str, places: dict[str, list[str]], rows: list[list[int]], num_labels: int
+    split: str, row_names: dict[str, list[str]], rows: list[list[int]], num_labels: int
 ) -> np.ndarray:
     hot = np.zeros((len(rows), num_labels), np.float32)
     for number, row in enumerate(rows):
         if len(set(row)) < len(row):
             raise ValueError(
-                f"{_place(split, number, places)} names a class twice: a list of labels holds the classes "
+                f"{_place(split, number, row_names)} names a class twice: a list of labels holds the classes "
                 "that apply; a list of zeros and ones has to be turned into that"
             )
         hot[number, row] = 1
@@ -143,7 +146,7 @@ def _multi_hot(
 
 
 def _align(names: list[str], label2id: dict[str, int]) -> list[str]:
-    """The model's names in the order of its outputs, once it is clear that they cover the data's."""
+    """Returns the class names in the model's order, after a check that they cover the data's."""
     ordered = sorted(label2id, key=label2id.__getitem__)
     unknown = [name for name in names if name not in label2id]
     if not unknown:
@@ -152,7 +155,7 @@ def _align(names: list[str], label2id: dict[str, int]) -> list[str]:
     if generic and len(names) == len(ordered):
         return names
     raise ValueError(
-        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} "
-        "classes are unknown to "
-        f"it); it has {len(ordered)}: {', '.join(ordered[:8])}{', ...' if len(ordered) > 8 else ''}"
+        f"the model has no class {unknown[0]!r} ({len(unknown)} of the data's {len(names)} classes are "
+        f"unknown to it); it has {len(ordered)}: "
+        f"{', '.join(ordered[:8])}{', ...' if len(ordered) > 8 else ''}"
     )

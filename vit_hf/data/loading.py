@@ -1,4 +1,4 @@
-"""Labelled images from wherever they are."""
+"""Labeled images from folders, files and the Hub."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,11 @@ from .sources import find_image_column, find_label_column, load_splits
 
 
 @dataclass
-class LabelledImages:
-    """One split: images that are read when they are asked for, and their labels.
+class LabeledImages:
+    """One split: images, decoded on access, and their labels.
 
     Attributes:
-        rows: where the images are.
+        rows: the rows that hold the images.
         image_column: the column of `rows` that holds them, files not yet decoded.
         labels: `(N,)` int64 classes, `(N, num_labels)` float32 of 0 and 1, or float32 values.
     """
@@ -32,21 +32,21 @@ class LabelledImages:
         return len(self.labels)
 
     def read(self, index: int) -> PIL.Image.Image:
-        """Decode one image.
+        """Decodes one image.
 
         Raises:
             ValueError: naming the file, if it is damaged.
         """
         return decode_image(self.rows[index][self.image_column])
 
-    def select(self, indices: np.ndarray) -> "LabelledImages":
+    def select(self, indices: np.ndarray) -> "LabeledImages":
         """The rows with these indices."""
-        return LabelledImages(self.rows.select(indices), self.image_column, self.labels[indices])
+        return LabeledImages(self.rows.select(indices), self.image_column, self.labels[indices])
 
 
 @dataclass
 class ImageDataset:
-    """Splits of labelled images, and what their labels mean.
+    """Splits of labeled images, and the meaning of the labels.
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
@@ -54,10 +54,10 @@ class ImageDataset:
         num_labels: outputs that a model needs.
         id2label, label2id: names of the classes; empty for a regression.
         skipped: why, for each damaged image that was left out.
-        notes: what else was left out, a line each.
+        notes: a line about each other kind of unused data.
     """
 
-    splits: dict[str, LabelledImages]
+    splits: dict[str, LabeledImages]
     problem_type: str
     num_labels: int
     id2label: dict[int, str]
@@ -66,7 +66,7 @@ class ImageDataset:
     notes: list[str] = field(default_factory=list)
 
     def describe_left_out(self) -> list[str]:
-        """Lines for people about everything that is not used."""
+        """Returns lines for the user about all unused data."""
         return [*self.notes, *(f"left out: {reason}" for reason in self.skipped)]
 
 
@@ -81,7 +81,7 @@ def load_image_dataset(
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
 ) -> ImageDataset:
-    """Load labelled images, and hold out a validation split where there is none.
+    """Loads labeled images, and holds out a validation split if there is none.
 
     Image files are opened once, to find damaged ones before training does.
 
@@ -90,11 +90,11 @@ def load_image_dataset(
             `train`, `validation` and `test`), a folder written by `save_to_disk`, a parquet, CSV or JSON file
             or a folder of them, the name of a data set on the Hub, or "megapixel_digits".
         image_column: the column of images, by default the only one there is.
-        label_column: the column of labels, by default `label` or `labels`, or the only one beside the images.
+        label_column: the column of labels, by default `label` or `labels`, or the only other column.
         label2id: classes of a model that the labels have to fit.
-        validation_fraction: how much of `train` becomes `validation` if the data have none: the same share of
-            each class, drawn by `seed`. 0 for none.
-        seed: of that draw.
+        validation_fraction: fraction of each class in `train` that becomes `validation` if the data have
+            none. 0 for none.
+        seed: seed of that draw.
         skip_corrupt: leave damaged images out instead of failing; decodes every image once.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
 
@@ -116,7 +116,7 @@ def load_image_dataset(
             f"left out: the test split, none of whose {len(splits['test'])} images has a label"
         )
         del splits["test"], columns["test"]
-    encoded = encode_labels(first.features[label_column], columns, label2id, loaded.places)
+    encoded = encode_labels(first.features[label_column], columns, label2id, loaded.row_names)
 
     skipped: list[str] = []
     return ImageDataset(
@@ -133,7 +133,7 @@ def load_image_dataset(
 
 
 def _notes_of_classes(encoded: EncodedLabels) -> list[str]:
-    """Classes that only held-out splits have, and classes whose names differ in case or spaces alone."""
+    """Notes classes that only held-out splits have, and class names that differ only in case or spaces."""
     notes = []
     if encoded.problem_type == "single_label_classification" and "train" in encoded.splits:
         present = {
@@ -159,7 +159,7 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def load_unlabelled(
+def load_unlabeled(
     name_or_path: str,
     *,
     image_column: str | None = None,
@@ -167,8 +167,8 @@ def load_unlabelled(
     seed: int = 0,
     skip_corrupt: bool = False,
     options: dict[str, Any] | None = None,
-) -> tuple[dict[str, LabelledImages], list[str]]:
-    """The images of `load_image_dataset`, whatever labels they have or have not: all labels are 0.
+) -> tuple[dict[str, LabeledImages], list[str]]:
+    """Loads the images of `load_image_dataset` without their labels: all labels are 0.
 
     Returns:
         Splits, and what was left out, a line each.
@@ -186,10 +186,10 @@ def load_unlabelled(
     return opened, [*loaded.notes, *(f"left out: {reason}" for reason in skipped)]
 
 
-def check_validation_fraction(share: float) -> None:
-    """Raises: ValueError if it is none below 1."""
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_fraction is {share}; it must be at least 0 and below 1")
+def check_validation_fraction(fraction: float) -> None:
+    """Raises: ValueError if it is outside [0, 1)."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction is {fraction}; it must be at least 0 and below 1")
 
 
 def _open_splits(
@@ -200,9 +200,9 @@ def _open_splits(
     seed: int,
     skip_corrupt: bool,
     skipped: list[str],
-) -> dict[str, LabelledImages]:
-    """Splits without what is damaged, of which `skipped` is told, and with one for validation."""
-    labelled = {}
+) -> dict[str, LabeledImages]:
+    """Drops damaged images, recorded in `skipped`, and holds out a validation split."""
+    labeled = {}
     for name, rows in splits.items():
         rows = rows.select_columns(image_column)
         # Not its subclasses, which draw their images.
@@ -210,26 +210,26 @@ def _open_splits(
         if is_encoded:
             # Not decoded by `datasets`, so that a damaged file can be named.
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        labelled[name] = LabelledImages(rows, image_column, labels[name])
+        labeled[name] = LabeledImages(rows, image_column, labels[name])
         if is_encoded and (skip_corrupt or rows[0][image_column]["bytes"] is None):
-            labelled[name] = _check_images(labelled[name], name, skip_corrupt, skipped)
-    if "train" in labelled and "validation" not in labelled and validation_fraction:
-        kept, held_out = hold_out(labelled["train"].labels, validation_fraction, seed)
-        labelled["validation"] = labelled["train"].select(held_out)
-        labelled["train"] = labelled["train"].select(kept)
-    return {name: labelled[name] for name in SPLIT_NAMES if name in labelled}
+            labeled[name] = _check_images(labeled[name], name, skip_corrupt, skipped)
+    if "train" in labeled and "validation" not in labeled and validation_fraction:
+        kept, held_out = hold_out(labeled["train"].labels, validation_fraction, seed)
+        labeled["validation"] = labeled["train"].select(held_out)
+        labeled["train"] = labeled["train"].select(kept)
+    return {name: labeled[name] for name in SPLIT_NAMES if name in labeled}
 
 
-def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a validation split that has the same share of every class.
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a validation split with the same fraction of every class.
 
     A class of at least two images gives at least one and keeps at least one; a lone image stays. Labels that
     are no classes are drawn from as a whole.
 
     Args:
         labels: `(N,)` classes, or anything else of length N.
-        share: how much to hold out.
-        seed: of the draw.
+        fraction: fraction to hold out.
+        seed: seed of the draw.
 
     Returns:
         Ascending indices of what stays, and of what is held out.
@@ -242,21 +242,20 @@ def hold_out(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, n
     held_out = []
     for number in np.unique(classes):
         members = generator.permutation(np.flatnonzero(classes == number))
-        wanted = max(1, round(share * len(members)))
-        held_out.extend(members[: min(wanted, len(members) - 1)])
+        num_held = max(1, round(fraction * len(members)))
+        held_out.extend(members[: min(num_held, len(members) - 1)])
     if not held_out:
         raise ValueError(
-            f"no class has two images, so that none of the {len(labels)} can be held out for "
-            "validation: add images, "
-            "give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
+            f"no class has two images, so that none of the {len(labels)} can be held out for validation: add "
+            "images, give a validation split, or set validation_fraction to 0 and eval_strategy to 'no'"
         )
     mask = np.zeros(len(labels), bool)
     mask[held_out] = True
     return np.flatnonzero(~mask), np.flatnonzero(mask)
 
 
-def _check_images(split: LabelledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabelledImages:
-    """Fail at the first damaged image, or leave all of them out and append why to `skipped`."""
+def _check_images(split: LabeledImages, name: str, skip_corrupt: bool, skipped: list[str]) -> LabeledImages:
+    """Fails at the first damaged image, or leaves all of them out and appends the reasons to `skipped`."""
     readable = []
     for index in tqdm(range(len(split)), f"Checking images ({name})", leave=False, delay=1):
         try:

@@ -1,4 +1,4 @@
-"""Images with a class for each pixel, from wherever they are."""
+"""Images with a class for each pixel, from folders, files and the Hub."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ IGNORED = 255
 
 @dataclass
 class MaskValues:
-    """Which classes the values of masks mean.
+    """Maps the values of masks to classes.
 
     Attributes:
         binary: whether all classes but 0 count as class 1.
@@ -43,15 +43,15 @@ class MaskValues:
 
 
 class MaskedImages(Dataset):
-    """Images and their masks, read when they are asked for: `image` (a PIL image) and `mask` `(H, W)` uint8.
+    """Images and their masks, decoded on access: `image` (a PIL image) and `mask` `(H, W)` uint8.
 
     Args:
-        rows: where they are.
+        rows: the rows that hold them.
         image_column, mask_column: columns of `rows`.
-        values: what values of masks mean.
-        places: what to call each row in errors; by default the mask's file.
+        values: meaning of the mask values.
+        row_names: names of the rows in errors; by default the mask's file.
         horizontal_flip: probability of mirroring both, a function of seed, epoch and index alone.
-        seed: of that.
+        seed: seed of the mirroring.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MaskedImages(Dataset):
         image_column: str,
         mask_column: str,
         values: MaskValues | None = None,
-        places: list[str] | None = None,
+        row_names: list[str] | None = None,
         horizontal_flip: float = 0.0,
         seed: int = 0,
     ):
@@ -68,14 +68,14 @@ class MaskedImages(Dataset):
         self.image_column = image_column
         self.mask_column = mask_column
         self.values = values or MaskValues()
-        self.places = places
+        self.row_names = row_names
         self.horizontal_flip = horizontal_flip
         self.seed = seed
         # In shared memory, because workers that outlive an epoch hold a copy of everything else.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose what is drawn; see `ReproducibleTraining`."""
+        """Sets the epoch that draws depend on; see `ReproducibleTraining`."""
         self._epoch[0] = epoch
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class MaskedImages(Dataset):
         return {"image": image, "mask": mask}
 
     def check_mask(self, index: int) -> np.ndarray:
-        """How many pixels of a mask have each value, `(256,)`, before these are given a meaning.
+        """Counts the pixels of each value in a mask, `(256,)`, before values are mapped to classes.
 
         Raises:
             ValueError: naming it, if there is none, or it is damaged, has several channels, or another size
@@ -104,22 +104,21 @@ class MaskedImages(Dataset):
         mask = self._read_values(row, index)
         image = row[self.image_column]
         if isinstance(image, dict):
-            self._check_size(mask, upright_size(image, self.place(index, row)), row, index)
+            self._check_size(mask, upright_size(image, self.row_name(index, row)), row, index)
         return np.bincount(mask.ravel(), minlength=256)
 
-    def place(self, index: int, row: dict[str, Any]) -> str:
-        """Names a row for people."""
-        if self.places is not None:
-            return self.places[index]
+    def row_name(self, index: int, row: dict[str, Any]) -> str:
+        """Names a row in errors."""
+        if self.row_names is not None:
+            return self.row_names[index]
         source = row[self.mask_column]
         return (source.get("path") if isinstance(source, dict) else None) or f"mask {index}"
 
     def _check_size(self, mask: np.ndarray, size: tuple[int, int], row: dict[str, Any], index: int) -> None:
         if mask.shape[::-1] != size:
             raise ValueError(
-                f"{self.place(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
-                "image "
-                f"{size[0]}x{size[1]}; both must be of one size"
+                f"{self.row_name(index, row)}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, and its "
+                f"image {size[0]}x{size[1]}; both must be of one size"
             )
 
     def _read_mask(self, row: dict[str, Any], index: int) -> np.ndarray:
@@ -127,13 +126,12 @@ class MaskedImages(Dataset):
 
     def _read_values(self, row: dict[str, Any], index: int) -> np.ndarray:
         if row[self.mask_column] is None:
-            raise ValueError(f"{self.place(index, row)} has no mask: give one, or take the row out")
+            raise ValueError(f"{self.row_name(index, row)} has no mask: give one, or take the row out")
         mask = np.asarray(upright(decode_image(row[self.mask_column])))
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any():
             raise ValueError(
-                f"{self.place(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
-                "not the shape "
-                f"{mask.shape} with values from {mask.min()} to {mask.max()}"
+                f"{self.row_name(index, row)}: a mask must have one channel of whole numbers from 0 to 255, "
+                f"not the shape {mask.shape} with values from {mask.min()} to {mask.max()}"
             )
         return mask.astype(np.uint8)
 
@@ -144,8 +142,8 @@ class MaskData:
 
     Attributes:
         splits: by name, some of "train", "validation" and "test".
-        names: of the classes.
-        notes: what was left out or ignored, a line each, for people.
+        names: class names.
+        notes: lines for the user about unused data and ignored pixels.
     """
 
     splits: dict[str, MaskedImages]
@@ -154,14 +152,14 @@ class MaskData:
 
 
 def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | str = "auto") -> MaskData:
-    """Splits of images with masks, all of which are read once, and names of their classes.
+    """Loads images with masks, each of which is read once, and the class names.
 
     The columns are those of `data`, `label_column` for the masks, or found: masks by the names of
     `MASK_COLUMNS`. An image folder has masks where its metadata file has a column `mask_file_name` beside
     `file_name`. Where the names of classes are not known they are numbers, up to the highest in any mask.
 
     Args:
-        data: which.
+        data: the data to load.
         binary: whether all classes but 0 count as class 1.
         ignore_label: the value of pixels that do not count: a number, "none", or "auto", which is 255 unless
             masks are black and white.
@@ -176,9 +174,9 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
     loaded = load_splits(data.dataset, data.dataset_options, has_classes=None)
     found, names = loaded.splits, None
     if data.dataset == MEGAPIXEL_DIGITS:
-        from .digits import MASK_NAMES, add_masks
+        from .digits import MASK_NAMES, add_digit_masks
 
-        found, names = add_masks(datasets.DatasetDict(found)), MASK_NAMES
+        found, names = add_digit_masks(datasets.DatasetDict(found)), MASK_NAMES
     columns = find_columns(next(iter(found.values())), data.image_column, data.label_column)
     splits, counts = {}, {}
     for split, rows in found.items():
@@ -190,7 +188,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
             # Not its subclasses, which draw their images.
             if type(rows.features[column]) is datasets.Image:
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        splits[split] = MaskedImages(rows, *columns, places=loaded.places.get(split))
+        splits[split] = MaskedImages(rows, *columns, row_names=loaded.row_names.get(split))
         if names is None:
             indices = tqdm(range(len(rows)), f"Checking masks ({split})", leave=False, delay=1)
             counts[split] = sum(splits[split].check_mask(index) for index in indices)
@@ -212,7 +210,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
                 images.rows.select(part),
                 *columns,
                 values,
-                None if images.places is None else [images.places[index] for index in part],
+                None if images.row_names is None else [images.row_names[index] for index in part],
             )
             for part in parts
         )
@@ -220,7 +218,7 @@ def load_masked_images(data: DataArguments, binary: bool, ignore_label: int | st
 
 
 def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> int | None:
-    """Which value of masks means pixels that do not count.
+    """Returns the mask value of pixels to ignore.
 
     Args:
         counts: `(256,)`, how many pixels have each value.
@@ -228,7 +226,7 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
         ignore_label: see `load_masked_images`.
 
     Raises:
-        ValueError: if 255 may as well be a class, and nobody said which.
+        ValueError: if 255 may be a class and `ignore_label` is "auto".
     """
     if ignore_label == "none":
         ignored = None
@@ -245,9 +243,8 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
             if binary:
                 return None
             raise ValueError(
-                f"all pixels of the masks are {shown}, and 255 would be ignored, so that nothing could be "
-                "told "
-                "apart. Set binary to take 255 for the foreground"
+                f"all pixels of the masks are {shown}, and 255 would be ignored, so that there would be one "
+                "class only. Set binary to take 255 for the foreground"
             )
         # Classes are numbered one by one; drawings and their soft edges have shades.
         if others[-1] > 191 or len(others) * 8 < others[-1]:
@@ -257,29 +254,27 @@ def find_ignored(counts: np.ndarray, binary: bool, ignore_label: int | str) -> i
                 else "'none' takes it for foreground"
             )
             raise ValueError(
-                f"the masks have the values {shown} and 255, which look like shades more than like classes "
-                "from 0 on, so "
-                f"that 255 may be a class. Say with ignore_label: 255 ignores such pixels, {foreground}; or "
-                "save "
-                "masks with classes 0, 1, 2 and so on"
+                f"the masks have the values {shown} and 255, which look like shades rather than class "
+                f"numbers, so 255 may be a class. Set ignore_label: 255 ignores such pixels, {foreground}; "
+                "or save masks with classes 0, 1, 2 and so on"
             )
         return IGNORED
     if not binary and ignored != IGNORED and counts[IGNORED]:
         raise ValueError(
             f"ignore_label is {ignore_label}, so that 255 is a class, and classes go from 0 to 254: set "
-            "binary to take all "
-            "but 0 for one class, or save the masks with other numbers"
+            "binary to take all but 0 for one class, or save the masks with other numbers"
         )
     return ignored
 
 
 def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list[str]) -> list[str]:
-    """Names of the classes up to the highest in any split; notes what is ignored, and what `train` lacks."""
+    """Names the classes up to the highest in any split; notes ignored pixels, and classes that `train`
+    lacks."""
     total = sum(counts.values())
     if values.ignored is not None and total[values.ignored]:
-        share = total[values.ignored] / total.sum()
+        fraction = total[values.ignored] / total.sum()
         notes.append(
-            f"left out: {share:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
+            f"left out: {fraction:.2%} of all pixels, which have the value {values.ignored} (ignore_label)"
         )
     present = {
         split: set(np.flatnonzero(found).tolist()) - {values.ignored} for split, found in counts.items()
@@ -290,8 +285,8 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
     if len(classes) < 2:
         raise ValueError(
             f"all {'pixels that count ' if values.ignored is not None and total[values.ignored] else ''}of "
-            "the masks are of "
-            f"class {', '.join(map(str, classes)) or 'none'}: there is nothing to tell apart"
+            f"the masks are of class {', '.join(map(str, classes)) or 'none'}: training needs at least two "
+            "classes"
         )
     if "train" in present and (unseen := sorted(classes - present["train"])):
         notes.append(
@@ -303,7 +298,7 @@ def _find_classes(counts: dict[str, np.ndarray], values: MaskValues, notes: list
 def find_columns(
     rows: datasets.Dataset, image_column: str | None, mask_column: str | None
 ) -> tuple[str, str]:
-    """The columns of images and of masks: those named, or those that can be nothing else.
+    """Finds the columns of images and masks: those named, or the only candidates.
 
     Raises:
         ValueError: if it is not clear which.
@@ -319,26 +314,22 @@ def find_columns(
     others = [name for name in pictures if name != mask_column]
     if mask_column is None or (image_column is None and len(others) != 1):
         raise ValueError(
-            "name the columns of images and masks with image_column and label_column; those that "
-            "hold images are "
-            f"{', '.join(pictures) or 'none'}. A folder of images says which mask belongs to "
-            "which by a metadata.csv with "
-            "the columns file_name and mask_file_name"
+            "name the columns of images and masks with image_column and label_column; those that hold "
+            f"images are {', '.join(pictures) or 'none'}. A folder of images needs a metadata.csv with the "
+            "columns file_name and mask_file_name"
         )
     return image_column or others[0], mask_column
 
 
 class MaskCollator:
-    """Prepares and stacks images, and masks as labels `(B, H, W)` int64 of the size that images are
-    resized to."""
+    """Prepares and stacks images, with masks as labels `(B, H, W)` int64 at the images' new size."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         size = image_processor.size if image_processor.do_resize else {}
         if image_processor.do_resize and "height" not in size:
             raise ValueError(
                 "Masks are resized as images are, to a height and width: give image_size or "
-                "native_resolution, not "
-                "longest_edge."
+                "native_resolution, not longest_edge."
             )
         self.image_processor = image_processor
         self.size = (size["width"], size["height"]) if size else None
@@ -351,8 +342,7 @@ class MaskCollator:
             masks = [np.asarray(PIL.Image.fromarray(mask).resize(self.size, nearest)) for mask in masks]
         if len({mask.shape for mask in masks}) > 1:
             raise ValueError(
-                "Images of one batch have one size, got "
-                f"{sorted({mask.shape for mask in masks})}: give image_size, or "
-                "batches of one image."
+                f"Images of one batch have one size, got {sorted({mask.shape for mask in masks})}: give "
+                "image_size, or batches of one image."
             )
         return batch | {"labels": torch.from_numpy(np.stack(masks)).long()}

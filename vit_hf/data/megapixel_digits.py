@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, DigitCanvas, Recipe, digits_of_split
+from .digits import DIGIT_NAMES, GLYPH_SIZE, NOISE_PATTERNS, CanvasRecipe, DigitCanvas, digits_of_split
 
 
 SPLITS = ("train", "test")
@@ -28,7 +28,7 @@ MAX_RESTARTS = 50
 
 
 def _majority(digits: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The class that most digits have, (R, D) -> (R,)."""
+    """The most frequent class, (R, D) -> (R,)."""
     return (digits[:, :, None] == np.arange(10)).sum(1).argmax(1)
 
 
@@ -72,7 +72,7 @@ def megapixel_digits(
     num_digits: int | None = None,
     digit_size: int | tuple[int, int] = GLYPH_SIZE,
 ) -> datasets.DatasetDict:
-    """Build the benchmark, without a download and without drawing a single image.
+    """Builds the benchmark, without a download and without rendering an image.
 
     More than half of the digits of a canvas (three of five) are of one class, drawn with replacement; the
     others are of any other classes, which may coincide. Digits do not overlap. Train and test draw from
@@ -89,14 +89,14 @@ def megapixel_digits(
     does not depend on how many there are.
 
     Args:
-        size: of the canvas in pixels, one side or (height, width).
+        size: size of the canvas in pixels, one side or (height, width).
         task: "majority" (the class of most digits), "max" (the largest digit), "top" (the digit nearest the
             top), "multi" (which classes appear), or "single" (one digit, its class).
         noise: "strokes" (straight, as published), "bezier" (curved, harder) or None.
         num_noise: noise patterns of 28 x 28 pixels on each canvas.
         num_train: rows of the train split.
         num_test: rows of the test split.
-        seed: of the canvases; which digits are for testing does not depend on it.
+        seed: seed of the canvases; the test digits do not depend on it.
         num_digits: on each canvas; 5 by default, 1 for "single".
         digit_size: side of a digit in pixels, or (smallest, largest) to draw it from.
 
@@ -154,7 +154,7 @@ def megapixel_digits(
         )
         noise_seed = int(_generator_seed(seed, split).generate_state(1)[0])
         recipes = [
-            Recipe(height, width, *row[:2], noise, num_noise, noise_seed, row[2]).to_bytes()
+            CanvasRecipe(height, width, *row[:2], noise, num_noise, noise_seed, row[2]).to_bytes()
             for row in zip(glyphs.tolist(), boxes.tolist(), seeds.tolist(), strict=True)
         ]
         splits[split] = _as_dataset(recipes, TASKS[task](digits, boxes), digits, boxes)
@@ -162,11 +162,11 @@ def megapixel_digits(
 
 
 def multi_hot(labels: list[list[int]], num_classes: int = len(DIGIT_NAMES)) -> np.ndarray:
-    """Labels of the "multi" task as the model takes them.
+    """Encodes labels of the "multi" task as the model takes them.
 
     Args:
         labels: for each of B images, the classes that appear in it.
-        num_classes: how many classes there are.
+        num_classes: number of classes.
 
     Returns:
         `(B, num_classes)` float32 of zeros and ones.
@@ -215,10 +215,11 @@ def _draw_rows(
 def place(
     generator: np.random.Generator, canvas: tuple[int, int], sides: np.ndarray, distinct_top: bool = False
 ) -> np.ndarray:
-    """Place squares one after the other, uniformly over the canvas, redrawing those that hit an earlier one.
+    """Places squares one after the other, uniformly over the canvas, redrawing those that overlap an earlier
+    one.
 
     Args:
-        generator: where randomness comes from.
+        generator: source of randomness.
         canvas: height and width in pixels.
         sides: `(R, D)` int, the side of each square in pixels.
         distinct_top: whether one square alone must start nearest the top.
@@ -271,9 +272,8 @@ def _no_room(
 ) -> ValueError:
     wish = "without overlap and with one alone nearest the top" if distinct_top else "without overlap"
     return ValueError(
-        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} "
-        f"x {width} {wish}: "
-        "enlarge size, or lower num_digits or digit_size"
+        f"{num_digits} digits of digit_size {digit_size} do not fit on a canvas of size {height} x {width} "
+        f"{wish}: enlarge size, or lower num_digits or digit_size"
     )
 
 

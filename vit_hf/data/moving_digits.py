@@ -1,5 +1,4 @@
-"""Clips in which one digit moves, among strokes that do not, or among other digits: then no single frame
-tells which.
+"""Videos in which one digit moves among static strokes or digits, so that no single frame tells which.
 
 T frames; G = 28 pixels, the side of a digit.
 """
@@ -14,27 +13,27 @@ from torch.utils.data import Dataset
 from .digits import GLYPH_SIZE, NUM_PATTERNS, digits_of_split, load_digits, noise_patterns
 
 
-# Pixels that the digit moves in a frame, along its way.
+# Pixels that the digit moves in a frame, along its path.
 SPEEDS = (1.5, 3.0)
 
 
 def bounce(start: float, velocity: float, num_frames: int, room: int) -> np.ndarray:
-    """Whole positions `(T,)` from 0 to `room` of what moves evenly and turns round at either end."""
+    """Integer positions `(T,)` from 0 to `room` of an object that moves evenly and bounces at both ends."""
     place = start + velocity * np.arange(num_frames)
     return (
         np.rint(room - np.abs(place % (2 * room) - room)).astype(int) if room else np.zeros(num_frames, int)
     )
 
 
-def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
-    """Draws a digit that moves over what does not, on black, the lighter pixel where they meet.
+def draw_video(moving: int, still: Sequence[np.ndarray], num_frames: int, size: int, seed: int) -> np.ndarray:
+    """Draws a digit that moves over a static background on black; overlaps take the brighter pixel.
 
     Args:
-        moving: which digit moves, an index into `load_digits().images`.
-        still: `(28, 28)` uint8 pictures of what does not.
+        moving: the moving digit, an index into `load_digits().images`.
+        still: `(28, 28)` uint8 pictures of static objects.
         num_frames: T.
         size: side of a frame in pixels, at least 28.
-        seed: of places and of the direction.
+        seed: seed of positions and direction.
 
     Returns:
         `(T, size, size)` uint8, white on black.
@@ -50,28 +49,28 @@ def draw_clip(moving: int, still: Sequence[np.ndarray], num_frames: int, size: i
         bounce(generator.uniform(0, room), speed * part, num_frames, room)
         for part in (np.sin(angle), np.cos(angle))
     )
-    clip = np.repeat(background[None], num_frames, axis=0)
-    for frame, top, left in zip(clip, tops, lefts, strict=True):
+    video = np.repeat(background[None], num_frames, axis=0)
+    for frame, top, left in zip(video, tops, lefts, strict=True):
         square = frame[top : top + GLYPH_SIZE, left : left + GLYPH_SIZE]
         np.maximum(square, images[moving], out=square)
-    return clip
+    return video
 
 
 class MovingDigits(Dataset):
-    """Clips of real MNIST digits, drawn when they are read; the label is the class of the one that moves.
+    """Videos of real MNIST digits, drawn on access; the label is the class of the moving digit.
 
     Rows are `{"pixel_values": (T, 1, size, size) float32 from 0 to 1, "labels": int}`, as a model with
-    `num_channels=1` takes them. The same arguments give the same clips; no test clip has a digit of a
-    training clip.
+    `num_channels=1` takes them. The same arguments give the same videos; test and training
+    videos share no digit.
 
     Args:
         split: "train" or "test".
-        number: of clips.
+        number: number of videos.
         num_frames: T.
         size: side of a frame in pixels.
         num_still: digits that do not move.
         num_strokes: strokes that do not move (see `straight_strokes`).
-        seed: of the clips.
+        seed: seed of the videos.
 
     Raises:
         ValueError: for a frame that is smaller than a digit, or an unknown split.
@@ -92,7 +91,7 @@ class MovingDigits(Dataset):
             raise ValueError(f"size={size} is smaller than a digit: at least {GLYPH_SIZE} pixels.")
         self.num_frames, self.size = num_frames, size
         digits = digits_of_split(split)
-        # Of its own stream in each split, or the clips of both would be alike in all but the digits.
+        # A stream of its own for each split; otherwise their videos would differ only in the digits.
         generator = np.random.default_rng((seed, split == "test"))
         self.labels = np.arange(number) % len(digits)
         self.moving = digits[self.labels, generator.integers(0, digits.shape[1], number)]
@@ -104,11 +103,11 @@ class MovingDigits(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def clip(self, index: int) -> np.ndarray:
-        """`(T, size, size)` uint8; see `draw_clip`."""
+    def video(self, index: int) -> np.ndarray:
+        """`(T, size, size)` uint8; see `draw_video`."""
         still = [*load_digits().images[self.still[index]], *self.patterns[self.strokes[index]]]
-        return draw_clip(int(self.moving[index]), still, self.num_frames, self.size, int(self.seeds[index]))
+        return draw_video(int(self.moving[index]), still, self.num_frames, self.size, int(self.seeds[index]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = torch.from_numpy(self.clip(index)).float().div_(255)
+        pixels = torch.from_numpy(self.video(index)).float().div_(255)
         return {"pixel_values": pixels.unsqueeze(1), "labels": int(self.labels[index])}

@@ -1,4 +1,4 @@
-"""Finding data: folders, files, the Hub, and the columns in them."""
+"""Finds data in folders, files and on the Hub, and the columns in them."""
 
 import glob
 import re
@@ -41,20 +41,20 @@ class LoadedSplits:
 
     Attributes:
         splits: their rows.
-        notes: what was left out, a line each, for people.
-        places: of some splits, what to call each row in errors.
+        notes: lines for the user about unused data.
+        row_names: for some splits, names of the rows in errors.
     """
 
     splits: dict[str, datasets.Dataset]
     notes: list[str] = field(default_factory=list)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    row_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | None = False) -> LoadedSplits:
-    """Loads whatever `name_or_path` stands for (see `load_image_dataset`).
+    """Loads the data that `name_or_path` names (see `load_image_dataset`).
 
     Args:
-        name_or_path: where the data are.
+        name_or_path: see `load_image_dataset`.
         options: for `datasets.load_dataset`, or for `vit_hf.data.megapixel_digits`.
         has_classes: whether folders of images are classes: True, False for images without labels, None where
             folders other than splits mean nothing.
@@ -66,7 +66,7 @@ def load_splits(name_or_path: str, options: dict[str, Any], has_classes: bool | 
     try:
         loaded = _load(name_or_path, options, has_classes)
     except ValueError as error:
-        # What `datasets` says of a file without rows, in its own terms.
+        # The message of `datasets` for a file without rows.
         if "corresponds to no data" in str(error):
             raise ValueError(f"{name_or_path} has no rows, or one of its splits has none") from error
         raise
@@ -104,7 +104,7 @@ def _load(
     path = Path(name_or_path).expanduser()
     if path.is_file():
         if path.suffix.lower() not in FILE_FORMATS:
-            raise ValueError(f"{path} is no data set; single files may end in {', '.join(FILE_FORMATS)}")
+            raise ValueError(f"{path} is not a data set; single files may end in {', '.join(FILE_FORMATS)}")
         return _load_file(path, options)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return datasets.load_from_disk(str(path), **options)
@@ -121,7 +121,8 @@ def _load(
 
 
 def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A single file; text by our reader, which names file and line of errors, unless there are options."""
+    """Loads a single file; text files by our reader, whose errors name file and line, unless there are
+    options."""
     if path.suffix.lower() in (".parquet", ".arrow") or options:
         # A path may have characters that mean something in a pattern.
         files = glob.escape(str(path))
@@ -129,13 +130,13 @@ def _load_file(path: Path, options: dict[str, Any]) -> LoadedSplits | datasets.D
     table = read_table(path)
     if FILE_COLUMN in table.columns:
         named = name_images([table], path.parent)
-        return LoadedSplits({"train": named.rows}, named.notes, {"train": named.places})
+        return LoadedSplits({"train": named.rows}, named.notes, {"train": named.row_names})
     rows, notes = _rows_of([table])
-    return LoadedSplits({"train": rows}, notes, {"train": [table.place(i) for i in range(len(rows))]})
+    return LoadedSplits({"train": rows}, notes, {"train": [table.row_name(i) for i in range(len(rows))]})
 
 
 def _rows_of(tables: list[Table]) -> tuple[datasets.Dataset, list[str]]:
-    """Rows of tables, and notes of how they were read."""
+    """Merges the rows of tables; also returns notes of how they were read."""
     columns = list(dict.fromkeys(name for table in tables for name in table.columns))
     rows = [{name: row.get(name) for name in columns} for table in tables for row in table.rows]
     notes = type_columns(rows, tables, columns)
@@ -158,16 +159,15 @@ def _load_folder(
     notes = folder.left_out.notes()
     raise ValueError(
         f"the folder {show(path)} has no images in "
-        f"it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, "
-        f"and no parquet, CSV or JSON files{f' ({notes[0]})' if notes else ''}"
+        f"it{' that training reads' if REGIONS_ONLY in folder.left_out.names else ''}, and no parquet, CSV "
+        f"or JSON files{f' ({notes[0]})' if notes else ''}"
     )
 
 
 def _load_tables(
     folder: ImageFolder, options: dict[str, Any]
 ) -> LoadedSplits | datasets.DatasetDict | datasets.Dataset:
-    """A folder of tables of one format. Splits are folders, or words in names of files
-    ("train-0.parquet")."""
+    """Loads tables of one format. Splits are folders, or words in file names ("train-0.parquet")."""
     if options.keys() & {"data_files", "data_dir", "name"}:
         return datasets.load_dataset(str(folder.path), **options)
     endings = {file.suffix.lower() for file in folder.tables}
@@ -187,16 +187,16 @@ def _load_tables(
         return LoadedSplits(dict(loaded), folder.left_out.notes())
     tables = {split: [read_table(file) for file in files] for split, files in splits.items()}
     rows, notes = _rows_of([table for found in tables.values() for table in found])
-    loaded, places, start = {}, {}, 0
+    loaded, row_names, start = {}, {}, 0
     for split, found in tables.items():
-        places[split] = [table.place(index) for table in found for index in range(len(table.rows))]
-        loaded[split] = rows.select(range(start, start + len(places[split])))
-        start += len(places[split])
-    return LoadedSplits(loaded, notes + folder.left_out.notes(), places)
+        row_names[split] = [table.row_name(index) for table in found for index in range(len(table.rows))]
+        loaded[split] = rows.select(range(start, start + len(row_names[split])))
+        start += len(row_names[split])
+    return LoadedSplits(loaded, notes + folder.left_out.notes(), row_names)
 
 
 def _splits_by_name(files: list[Path], left_out: LeftOut) -> dict[str, list[Path]]:
-    """Files whose names have a word for a split, by split; if there are some, the others are left out."""
+    """Groups files by the split word in their name; if any has one, the others are left out."""
     splits: dict[str, list[Path]] = {}
     others = []
     for file in files:
@@ -213,7 +213,7 @@ def _splits_by_name(files: list[Path], left_out: LeftOut) -> dict[str, list[Path
 
 
 def _load_image_folder(folder: ImageFolder, has_classes: bool | None) -> LoadedSplits:
-    """A folder with images; their labels and masks from metadata files, or else classes by folder."""
+    """Loads a folder with images; labels and masks come from metadata files, else classes from folders."""
     if folder.metadata:
         return _load_metadata(folder)
     splits = folder.splits(folder.images, has_classes)
@@ -244,30 +244,30 @@ def _load_metadata(folder: ImageFolder) -> LoadedSplits:
     # Whatever folders an image is in, its labels are those of its row.
     splits: dict[str, list[FolderFile]] = folder.splits(named.images, None)
     index = {path: number for number, path in enumerate(named.images)}
-    loaded, places = {}, {}
+    loaded, row_names = {}, {}
     for split, files in splits.items():
-        wanted = [index[file.path] for file in files]
-        loaded[split] = named.rows.select(wanted)
-        places[split] = [named.places[number] for number in wanted]
+        chosen = [index[file.path] for file in files]
+        loaded[split] = named.rows.select(chosen)
+        row_names[split] = [named.row_names[number] for number in chosen]
     for path in folder.images:
         if path not in named.used:
             folder.left_out.add(NO_METADATA, path)
     folder.note_empty(folder.images)
-    return LoadedSplits(loaded, named.notes + folder.left_out.notes(), places)
+    return LoadedSplits(loaded, named.notes + folder.left_out.notes(), row_names)
 
 
-def find_image_column(rows: datasets.Dataset, wanted: str | None) -> str:
-    """The column of images: the one named, or the only one there is.
+def find_image_column(rows: datasets.Dataset, column_name: str | None) -> str:
+    """Finds the column of images: the one named, or the only one.
 
     Raises:
         ValueError: if there is none, or more than one.
     """
-    if wanted is not None:
-        if wanted not in rows.column_names:
+    if column_name is not None:
+        if column_name not in rows.column_names:
             raise ValueError(
-                f"there is no image column {wanted!r}; the data have {', '.join(rows.column_names)}"
+                f"there is no image column {column_name!r}; the data have {', '.join(rows.column_names)}"
             )
-        return wanted
+        return column_name
     found = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     if not found:
         # Features of other packages decode to an image as well.
@@ -280,23 +280,23 @@ def find_image_column(rows: datasets.Dataset, wanted: str | None) -> str:
     return found[0]
 
 
-def find_label_column(rows: datasets.Dataset, wanted: str | None, image_column: str) -> str:
-    """The column of labels: the one named, or one of `LABEL_COLUMNS`, or the only one beside the images.
+def find_label_column(rows: datasets.Dataset, column_name: str | None, image_column: str) -> str:
+    """Finds the column of labels: the one named, one of `LABEL_COLUMNS`, or the only other column.
 
     Raises:
         ValueError: if there is none, or it is not clear which.
     """
     others = [name for name in rows.column_names if name != image_column]
-    if wanted is not None:
-        if wanted not in others:
+    if column_name is not None:
+        if column_name not in others:
             raise ValueError(
-                f"there is no label column {wanted!r}; the data have {', '.join(others) or 'none'}"
+                f"there is no label column {column_name!r}; the data have {', '.join(others) or 'none'}"
             )
-        return wanted
+        return column_name
     if not others:
         raise ValueError(
-            "the images have no labels: put each class in a folder of its own (two at least), or "
-            "add a metadata file"
+            "the images have no labels: put each class in a folder of its own (two at least), or add a "
+            "metadata file"
         )
     usual = [name for name in LABEL_COLUMNS if name in others]
     if not usual and len(others) > 1:

@@ -1,10 +1,10 @@
-"""Where a model looks: attention of the last block, and attention rollout.
+"""Attention maps of a classifier: attention of the last block, and attention rollout.
 
 Shapes: T tokens of the sequence (CLS, registers, K patches), d channels of a head. One image at a time.
 
-Neither map needs a T x T matrix. Rollout is a product of one matrix per block of which a single row is
-wanted, so that row is carried from the last block to the first, and each block's attention is recomputed from
-its queries and keys a few rows at a time: memory grows with T, not with its square.
+Neither map needs a T x T matrix. Rollout needs a single row of a product of one matrix per block, so that row
+is propagated from the last block to the first, and each block's attention is recomputed from its queries and
+keys a few rows at a time: memory grows with T, not with its square.
 """
 
 from collections.abc import Iterator
@@ -24,14 +24,15 @@ CHUNK_SIZE = 2**24
 
 @dataclass
 class AttentionMaps:
-    """What the classifier's input drew on, for the K kept patches of one image.
+    """Attention from the classifier's input to the K kept patches of one image.
 
     Attributes:
         last_block: `(K,)` mean over heads of the attention that the classifier's token (the mean over patches
             for `pooling="mean"`) pays to each patch in the last block.
-        rollout: `(K,)` the same traced back through all blocks; None if it was not asked for.
-        block: the block, counted from 1, that is called the last: where tokens are dropped inside the
-            encoder, the last one that still sees all K patches.
+        rollout: `(K,)` the same traced back through all blocks; None for sequences longer than
+            `max_rollout_tokens`.
+        block: number of the last block, from 1; where tokens are dropped inside the encoder, of the last
+            one that still sees all K patches.
     """
 
     last_block: torch.Tensor
@@ -41,16 +42,15 @@ class AttentionMaps:
 
 @dataclass
 class BlockAttention:
-    """Queries and keys `(heads, T, d)` of one block, and what is added to its logits `(heads or 1, T or 1,
-    T)`."""
+    """Queries and keys `(heads, T, d)` of one block, and the bias `(heads or 1, T or 1, T)` of its logits."""
 
     query: torch.Tensor
     key: torch.Tensor
     bias: torch.Tensor | None
     scaling: float
 
-    def pull_back(self, row: torch.Tensor) -> torch.Tensor:
-        """`row` `(T,)` times the block's attention averaged over heads, `(T,)`."""
+    def propagate_rollout(self, row: torch.Tensor) -> torch.Tensor:
+        """Multiplies `row` `(T,)` by the block's attention averaged over heads, `(T,)`."""
         num_heads, num_tokens, _ = self.key.shape
         key = self.key.float().transpose(1, 2)
         result = torch.zeros_like(row)
@@ -68,17 +68,16 @@ class BlockAttention:
 def run_with_attention_maps(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor], max_rollout_tokens: int
 ) -> tuple[AdaptiveViTImageClassifierOutput, AttentionMaps | None]:
-    """The model's outputs on one image, and its attention maps; None if no block sees all patches that were
-    kept.
+    """Returns the outputs on one image and its attention maps; None if no block sees all kept patches.
 
-    Works with every attention implementation, as it needs queries and keys only.
+    Works with every attention implementation, since it reads only queries and keys.
 
     Args:
         model: in evaluation mode.
-        inputs: of a batch of one image.
-        max_rollout_tokens: sequences longer than this get no rollout, whose time grows with T squared.
+        inputs: a batch of one image.
+        max_rollout_tokens: longer sequences get no rollout, whose time grows with T squared.
     """
-    # Tokens that were fused or merged stand for no single patch, so the maps end before the first reduction.
+    # Fused or merged tokens stand for no single patch, so the maps end before the first reduction.
     modules = [layer.attention for layer in model.vit.layers[: blocks_that_see_all(model.vit)]]
     with record_attention(modules, max_rollout_tokens) as records:
         outputs = model(**inputs)
@@ -89,7 +88,7 @@ def run_with_attention_maps(
         return outputs, None
     block = max(index for index, length in enumerate(lengths, start=1) if length == present[0])
     start = readout(model.config.pooling, present[0], num_patches, outputs.logits.device)
-    last_block = records[modules[block - 1]].pull_back(start)
+    last_block = records[modules[block - 1]].propagate_rollout(start)
     rollout = None
     if lengths[0] is not None:
         rollout = roll_out([records[module] for module in modules[:block]], start)[-num_patches:]
@@ -100,7 +99,7 @@ def run_with_attention_maps(
 def record_attention(modules: list[nn.Module], max_tokens: int) -> Iterator[dict[nn.Module, BlockAttention]]:
     """Collects the queries and keys of `modules` in the latest pass, under any attention implementation.
 
-    Of sequences of more than `max_tokens` tokens only the latest block is held.
+    For sequences of more than `max_tokens` tokens only the latest block is held.
     """
     records: dict[nn.Module, BlockAttention] = {}
 
@@ -123,7 +122,7 @@ def record_attention(modules: list[nn.Module], max_tokens: int) -> Iterator[dict
 
 
 def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.device) -> torch.Tensor:
-    """How much each of the T tokens counts in what the classifier reads, `(T,)`."""
+    """Returns the weight of each token in the classifier's input, `(T,)`."""
     weights = torch.zeros(num_tokens, device=device)
     if pooling in ("mean", "map"):
         weights[-num_patches:] = 1 / num_patches
@@ -133,8 +132,11 @@ def readout(pooling: str, num_tokens: int, num_patches: int, device: torch.devic
 
 
 def roll_out(blocks: list[BlockAttention], row: torch.Tensor) -> torch.Tensor:
-    """Attention rollout of "Quantifying Attention Flow in Transformers" (Abnar & Zuidema, 2020): `row` `(T,)`
-    times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, which already sums to one along rows."""
+    """Computes attention rollout ("Quantifying Attention Flow in Transformers", Abnar & Zuidema, 2020).
+
+    That is `row` `(T,)` times A_L ... A_2 A_1 with A = (mean over heads + identity) / 2, whose rows
+    already sum to one.
+    """
     for block in reversed(blocks):
-        row = (block.pull_back(row) + row) / 2
+        row = (block.propagate_rollout(row) + row) / 2
     return row

@@ -1,4 +1,4 @@
-"""What a detector found on images, beside what is there, on the patches that it computed."""
+"""Boxes that a detector found, true boxes, and the patches that its backbone computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import prepare_images
-from ..figures import FAINT_INK, MARGIN, Cell, Sheet, by, house_style
+from ..figures import FAINT_INK, MARGIN, Cell, Sheet, format_size, house_style
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.sizes import to_pair
 from .drawing import OBJECT, draw_boxes, panel_axes
@@ -19,7 +19,7 @@ from .explanation import kept_picture
 from .model_view import shrink, to_picture
 
 
-# Neither that of true boxes, nor common in photos.
+# Differs from the color of true boxes, and is rare in photos.
 FOUND = "#ffd400"
 # Inches.
 SIDE, TITLE, GAP, LEGEND = 4.6, 0.3, 0.3, 0.45
@@ -28,15 +28,15 @@ COLUMNS = 2
 
 @dataclass
 class DetectedImage:
-    """One image, and the boxes found on it. What it shares with `Explanation` has the same names.
+    """One image and its boxes. Attributes that `Explanation` has too go by its names.
 
     Attributes:
         picture: `(h, w, 3)` uint8, at most 1024 pixels a side.
-        picture_size: (H, W) of the image, whose pixels boxes are in.
-        patch_span: how many patches it is high and wide, with fractions.
+        picture_size: (H, W) of the image; boxes are in its pixels.
+        patch_span: height and width in patches, with fractions.
         kept: `(R, S)` bool, True for patches that the backbone computed.
-        boxes: `(T, 4)`, true ones: left, top, right, bottom.
-        found: `(F, 4)`, those with a score of at least the threshold.
+        boxes: `(T, 4)` true boxes: left, top, right, bottom.
+        found: `(F, 4)` detected boxes with a score of at least the threshold.
     """
 
     picture: np.ndarray
@@ -51,7 +51,7 @@ class DetectedImage:
 def detect(
     model: PreTrainedModel, processor: BaseImageProcessor, example: dict[str, Any], threshold: float
 ) -> DetectedImage:
-    """Run a detector on one of `BoxExamples`; the patches are those of the same pass."""
+    """Runs a detector on one of `BoxExamples`, and records its patches in the same pass."""
     image = example["image"]
     inputs = prepare_images(processor, [image])
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
@@ -91,15 +91,14 @@ def draw_detections(
     number: int = 4,
     threshold: float = 0.3,
 ) -> Any:
-    """Pictures of some images side by side: true boxes, those found, and patches that were not computed in
-    pale grey.
+    """Draws images side by side with their true and detected boxes; skipped patches are pale gray.
 
     Args:
         model: a detector over an adaptive ViT.
         processor: its image processor.
-        examples: `BoxExamples`, of which as many are drawn, evenly spaced.
-        number: of images.
-        threshold: least score of a box that is drawn.
+        examples: `BoxExamples` to draw from.
+        number: images to draw, evenly spaced.
+        threshold: lowest score of a box that is drawn.
 
     Returns:
         A matplotlib figure.
@@ -109,7 +108,7 @@ def draw_detections(
 
 
 def draw_detected(images: Sequence[DetectedImage], threshold: float) -> Any:
-    """See `draw_detections`."""
+    """Draws detections; see `draw_detections`."""
     columns = min(COLUMNS, len(images))
     shapes = [_fitted(image.picture_size) for image in images]
     rows = [shapes[start : start + columns] for start in range(0, len(shapes), columns)]
@@ -122,32 +121,32 @@ def draw_detected(images: Sequence[DetectedImage], threshold: float) -> Any:
             cell = Cell(MARGIN + column * (SIDE + GAP), MARGIN + sum(heights[:row]) + TITLE, wide, high)
             title = f"{len(image.found)} found, {len(image.boxes)} there"
             if not image.kept.all():
-                title += f"  ·  {image.kept.mean():.0%} of {by(*image.kept.shape)} patches"
+                title += f"  ·  {image.kept.mean():.0%} of {format_size(*image.kept.shape)} patches"
             axes = panel_axes(image, sheet, cell, title, kept_picture(image))
-            draw_boxes(axes, image, image.boxes, width=1.6, colour=OBJECT)
-            draw_boxes(axes, image, image.found, width=1.0, colour=FOUND)
+            draw_boxes(axes, image, image.boxes, width=1.6, color=OBJECT)
+            draw_boxes(axes, image, image.found, width=1.0, color=FOUND)
         below = MARGIN + sum(heights) - GAP + 0.15
         entries = ((OBJECT, "there"), (FOUND, f"found, with a score of at least {threshold:g}"))
-        for index, (colour, text) in enumerate(entries):
-            sheet.write("■", MARGIN + 1.1 * index, below, size=11, colour=colour)
-            sheet.write(text, MARGIN + 0.2 + 1.1 * index, below + 0.02, size=9, colour=FAINT_INK)
+        for index, (color, text) in enumerate(entries):
+            sheet.write("■", MARGIN + 1.1 * index, below, size=11, color=color)
+            sheet.write(text, MARGIN + 0.2 + 1.1 * index, below + 0.02, size=9, color=FAINT_INK)
         if not all(image.kept.all() for image in images):
             sheet.write(
-                "In pale grey: patches whose pixels were embedded, and not computed on.",
+                "Pale gray: patches whose pixels were embedded but not computed on.",
                 MARGIN,
                 below + 0.22,
                 size=9,
-                colour=FAINT_INK,
+                color=FAINT_INK,
             )
     return sheet.figure
 
 
 def _fitted(size: tuple[int, int]) -> tuple[float, float]:
-    """Height and width of a picture, in inches."""
+    """Returns height and width of a picture, in inches."""
     longest = max(size)
     return SIDE * size[0] / longest, SIDE * size[1] / longest
 
 
 def backbone_of(model: PreTrainedModel) -> AdaptiveViTBackbone:
-    """The adaptive ViT under a detector."""
+    """Returns the adaptive ViT of a detector."""
     return model.model.backbone.model

@@ -1,10 +1,28 @@
-"""Figures of explanations. Nothing here computes anything but where ink goes."""
+"""Figures of explanations: layout and drawing only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+# First: its error says how to install matplotlib.
+from ..figures import (
+    COLOR_BAR_SPACE,
+    FAINT_INK,
+    INK,
+    MARGIN,
+    SIDE,
+    Cell,
+    Sheet,
+    format_size,
+    house_style,
+    shorten,
+    wrap,
+)
+
+
+# isort: split
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
@@ -12,21 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-# First: it says what to do where matplotlib is missing.
-from ..figures import (
-    COLOUR_BAR_SPACE,
-    FAINT_INK,
-    INK,
-    MARGIN,
-    SIDE,
-    Cell,
-    Sheet,
-    by,
-    house_style,
-    shorten,
-    wrap,
-)
-from ..overlays import colour_groups, dim_dropped, enlarge, merged, pale, upper_limit
+from ..overlays import color_groups, dim_dropped, enlarge, merged, pale, upper_limit
 from .explanation import kept_picture
 
 
@@ -35,16 +39,16 @@ if TYPE_CHECKING:
     from .stages import Stage, WindowStage
 
 
-# Inches. Titles need MIN_COLUMN, however narrow the image.
+# In inches. Titles need MIN_COLUMN, however narrow the image.
 STAGE_SIDE, WIDE_SIDE, MIN_COLUMN, GAP, TITLE = 2.6, 5.0, 2.5, 0.25, 0.3
-# Neither is common in images.
+# Colors that are rare in photos.
 OUTLINE, OBJECT = "#00d9ff", "#ff4fd8"
 
 
 def panel_axes(
     explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, background: np.ndarray
 ) -> Axes:
-    """Axes in units of patches with a `background` that covers the whole picture."""
+    """Makes axes in units of patches, with a `background` that covers the whole picture."""
     rows, columns = explanation.patch_span
     axes = sheet.axes(cell)
     axes.imshow(background, extent=(0, columns, rows, 0), aspect="auto", interpolation="auto")
@@ -54,21 +58,21 @@ def panel_axes(
 
 
 def outline_width(explanation: "Explanation", cell: Cell) -> float:
-    """Points, for lines around patches that are drawn in `cell`."""
+    """Returns the width, in points, of lines around patches in `cell`."""
     rows, columns = explanation.patch_span
     patch_points = 72 * min(cell.height / rows, cell.width / columns)
     return float(np.clip(0.12 * patch_points, 0.4, 1.5))
 
 
-def outline(axes: Axes, values: np.ndarray, width: float, colour: str = OUTLINE, beyond: int = 0) -> None:
-    """Draws the borders between cells of `values` `(R, S)` that differ; around all of them is `beyond`."""
+def outline(axes: Axes, values: np.ndarray, width: float, color: str = OUTLINE, beyond: int = 0) -> None:
+    """Draws the borders between cells of `values` `(R, S)` that differ; `beyond` surrounds them."""
     padded = np.pad(values, 1, constant_values=beyond)
     segments = []
     for row, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
         segments.append(((column, row), (column + 1, row)))
     for row, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
         segments.append(((column, row), (column, row + 1)))
-    axes.add_collection(LineCollection(segments, colors=colour, linewidths=width, capstyle="projecting"))
+    axes.add_collection(LineCollection(segments, colors=color, linewidths=width, capstyle="projecting"))
 
 
 def draw_boxes(
@@ -76,7 +80,7 @@ def draw_boxes(
     explanation: "Explanation",
     boxes: Sequence[Sequence[float]],
     width: float,
-    colour: str = OBJECT,
+    color: str = OBJECT,
 ) -> None:
     """Outlines `boxes` [x0, y0, x1, y1], given in pixels of a picture of `picture_size`."""
     down, across = (
@@ -89,9 +93,9 @@ def draw_boxes(
                 corner,
                 *size,
                 fill=False,
-                edgecolor=colour,
+                edgecolor=color,
                 linewidth=width,
-                # Seen on bright pixels as well.
+                # Visible on bright pixels, too.
                 path_effects=[withStroke(linewidth=width + 0.8, foreground="#00000060")],
             )
         )
@@ -111,14 +115,14 @@ def draw_panels(
     panel: Callable[["Explanation", Any, Sheet, Cell], None],
     note: str,
 ) -> Figure:
-    """A `panel` of the picture for each of `stages`, and a `note` below."""
+    """Draws one `panel` for each of `stages`, and a `note` below."""
     aspect = explanation.picture_size[0] / explanation.picture_size[1]
     is_wide = aspect < 0.55
     height = (WIDE_SIDE if is_wide else STAGE_SIDE) * min(1, aspect)
     width = height / aspect
     column = max(width, MIN_COLUMN)
     num_panels = len(stages)
-    # Rows as even as they can be, of at most four.
+    # Rows of at most four panels, as even as possible.
     num_rows = -(-num_panels // (2 if is_wide else 4))
     num_columns = -(-num_panels // num_rows)
     sheet_width = num_columns * column + (num_columns - 1) * GAP + 2 * MARGIN
@@ -133,12 +137,12 @@ def draw_panels(
         row, place = divmod(index, num_columns)
         top = MARGIN + row * (row_height + GAP / 2) + TITLE
         panel(explanation, stage, sheet, Cell(MARGIN + place * (column + GAP), top, width, height))
-    sheet.write("\n".join(caption), MARGIN, MARGIN + panels_height + 0.1, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(caption), MARGIN, MARGIN + panels_height + 0.1, size=8, color=FAINT_INK)
     return sheet.figure
 
 
 def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet, cell: Cell) -> None:
-    """The patches that entered the encoder, or what `stage` left of them."""
+    """Draws the patches that entered the encoder, or those left after `stage`."""
     line = outline_width(explanation, cell)
     kept, total = len(explanation.kept_patches), explanation.grid[0] * explanation.grid[1]
     if stage is None:
@@ -151,7 +155,7 @@ def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet
         fused = stage.num_tokens - stage.num_groups
         left = f"{stage.num_groups} + {fused}" if fused else f"{stage.num_groups}"
         title = f"after block {stage.block}: {left} of {kept}"
-        picture = colour_groups(enlarge(explanation.picture), stage.groups, explanation.patch_span)
+        picture = color_groups(enlarge(explanation.picture), stage.groups, explanation.patch_span)
         axes = panel_axes(explanation, sheet, cell, title, picture)
         present = stage.groups >= 0
         together = merged(stage.groups)
@@ -165,20 +169,19 @@ def _stage_panel(explanation: "Explanation", stage: "Stage | None", sheet: Sheet
 def _stage_note(explanation: "Explanation") -> str:
     notes = [f"Token reducer: {explanation.settings['reducer']}."]
     if any(merged(stage.groups).any() for stage in explanation.stages):
-        notes.append("Patches that were merged have their mean colour and a line around them.")
+        notes.append("Merged patches have their mean color and a line around them.")
     if any(stage.num_tokens > stage.num_groups for stage in explanation.stages):
-        notes.append("After the plus: tokens that stand for no single patch, fused from those dropped.")
+        notes.append("After the plus: tokens fused from dropped ones, which stand for no single patch.")
     return " ".join(notes)
 
 
 def draw_windows(explanation: "Explanation") -> Figure:
     notes = [
-        f"Selector: {explanation.settings['selector']}. Pale: what no block of a stage computed "
-        "on, and passed on as it "
-        "came. Outlined: windows of blocks without shift."
+        f"Selector: {explanation.settings['selector']}. Pale: passed on unchanged by all blocks of a "
+        "stage. Outlined: windows of blocks without shift."
     ]
     if any(stage.shifted is not None for stage in explanation.windows):
-        notes.append("In the other colour: windows of blocks with shift.")
+        notes.append("In the other color: windows of blocks with shift.")
     return draw_panels(explanation, explanation.windows, _window_panel, " ".join(notes))
 
 
@@ -193,24 +196,24 @@ def _window_panel(explanation: "Explanation", stage: "WindowStage", sheet: Sheet
         outline(axes, stage.shifted, line, OBJECT)
     outline(axes, np.where(stage.chosen, stage.windows, -1), line, beyond=-1)
     if explanation.boxes is not None:
-        draw_boxes(axes, explanation, explanation.boxes, width=1.0, colour=FAINT_INK)
+        draw_boxes(axes, explanation, explanation.boxes, width=1.0, color=FAINT_INK)
 
 
-# From the palette of Okabe & Ito (2008), which the colour-blind tell apart.
+# From the palette of Okabe & Ito (2008), which is safe for color-blind readers.
 BLUE, SKY, VERMILION = "#0072b2", "#9ecae9", "#d55e00"
 HATCH_INK = "#9c9c9c"
 
-# Inches.
+# In inches.
 GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
 # Width of an overview of a wide image, whose panels are stacked.
 WIDE = 10.5
-# What the titles of panels and the names of classes need, where images are narrow or low.
+# Room for the titles of panels and the names of classes where images are narrow or low.
 MIN_PICTURE_COLUMN, MIN_COLUMN, CLASSES_HEIGHT = 2.8, 2.5, 1.6
 
 
 @dataclass
 class Layout:
-    """Where the panels of an overview go, in inches from the top left corner of them all."""
+    """Cells of the panels of an overview, in inches from their common top left corner."""
 
     cells: dict[str, Cell]
     width: float
@@ -218,18 +221,17 @@ class Layout:
 
 
 def draw_explanation(explanation: "Explanation", picture: str) -> Figure:
-    """One of the pictures of `explanation.pictures`.
+    """Draws one of `explanation.pictures`.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: for any other picture.
     """
     if picture not in explanation.pictures:
         raise ValueError(
             f"There is no picture {picture!r} of {explanation.name}: choose one of "
-            f"{explanation.pictures}. Scores need a "
-            "patch selector in the model, windows a Swin with one, and stages a token reducer; "
-            "attention and rollout need blocks that see all "
-            "kept patches, and rollout at most max_rollout_tokens."
+            f"{explanation.pictures}. Scores need a patch selector in the model, windows a Swin with one, "
+            "stages a token reducer; attention and rollout need blocks that see all kept patches, and "
+            "rollout a sequence of at most max_rollout_tokens."
         )
     with house_style():
         whole_sheets = {"overview": _overview, "stages": draw_stages, "windows": draw_windows}
@@ -242,7 +244,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     aspect = _aspect(explanation)
     height = SIDE * min(1, aspect)
     width = height / aspect
-    sheet_width = max(width + COLOUR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
+    sheet_width = max(width + COLOR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
     caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
     if picture == "patches":
         caption += wrap(" ".join(_object_notes(explanation)), sheet_width - 2 * MARGIN, size=8)
@@ -251,7 +253,7 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     top = MARGIN + PANEL_TITLE
     sheet = Sheet(sheet_width, top + height + 0.1 + 0.15 * len(caption) + MARGIN)
     PANELS[picture](explanation, sheet, Cell(MARGIN, top, width, height))
-    sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, color=FAINT_INK)
     return sheet.figure
 
 
@@ -260,7 +262,7 @@ def _overview(explanation: "Explanation") -> Figure:
     aspect = _aspect(explanation)
     layout = _stacked(aspect, maps) if aspect < 0.55 else _side_by_side(aspect, maps)
 
-    verdict, verdict_colour = _verdict(explanation.prediction)
+    verdict, verdict_color = _verdict(explanation.prediction)
     facts = wrap(_facts(explanation), layout.width, size=9)
     notes = wrap(_notes(explanation), layout.width, size=8)
     top = MARGIN + 0.42 + (0.24 if verdict else 0) + 0.17 * len(facts) + 0.1
@@ -271,23 +273,23 @@ def _overview(explanation: "Explanation") -> Figure:
     y += 0.42
     if verdict:
         sheet.write(
-            shorten(verdict, layout.width, size=10.5), MARGIN, y - 0.06, size=10.5, colour=verdict_colour
+            shorten(verdict, layout.width, size=10.5), MARGIN, y - 0.06, size=10.5, color=verdict_color
         )
         y += 0.24
-    sheet.write("\n".join(facts), MARGIN, y, size=9, colour=FAINT_INK)
+    sheet.write("\n".join(facts), MARGIN, y, size=9, color=FAINT_INK)
     for name, cell in layout.cells.items():
         PANELS[name](explanation, sheet, Cell(MARGIN + cell.x, top + cell.y, cell.width, cell.height))
-    sheet.write("\n".join(notes), MARGIN, top + layout.height + 0.12, size=8, colour=FAINT_INK)
+    sheet.write("\n".join(notes), MARGIN, top + layout.height + 0.12, size=8, color=FAINT_INK)
     return sheet.figure
 
 
 def _side_by_side(aspect: float, maps: list[str]) -> Layout:
-    """The picture on the left, as high as two rows of panels on its right."""
+    """Places the picture on the left, as high as two rows of panels on its right."""
     height = SIDE * min(1, aspect)
     picture = Cell(0, PANEL_TITLE, height / aspect, height)
     row_height = (height - ROW_GAP - PANEL_TITLE) / 2
     row_tops = (PANEL_TITLE, PANEL_TITLE + height - row_height)
-    column = max(row_height / aspect + COLOUR_BAR_SPACE, MIN_COLUMN)
+    column = max(row_height / aspect + COLOR_BAR_SPACE, MIN_COLUMN)
     num_columns = 2 if len(maps) > 1 else 1
     first_left = max(picture.width, MIN_PICTURE_COLUMN) + GAP
     lefts = [first_left + index * (column + GAP) for index in range(num_columns)]
@@ -302,10 +304,10 @@ def _side_by_side(aspect: float, maps: list[str]) -> Layout:
 
 
 def _stacked(aspect: float, maps: list[str]) -> Layout:
-    """For wide images: the picture across the sheet, the other panels two by two below."""
+    """Places a wide picture across the sheet, and the other panels two by two below."""
     cells = {"patches": Cell(0, PANEL_TITLE, WIDE, WIDE * aspect)}
     column = (WIDE - GAP) / 2
-    map_width = column - COLOUR_BAR_SPACE
+    map_width = column - COLOR_BAR_SPACE
     names = [*maps, "classes"]
     top = PANEL_TITLE + WIDE * aspect
     for first in range(0, len(names), 2):
@@ -336,7 +338,7 @@ def _headline(prediction: "Prediction", width: float) -> str:
 
 
 def _verdict(prediction: "Prediction") -> tuple[str, str]:
-    """Whether the answer is true, if that is known, and the colour to say it in."""
+    """Returns a text that compares the prediction with the truth, if known, and its color."""
     if prediction.truths is None:
         return "", INK
     truth = ", ".join(prediction.truths)
@@ -349,11 +351,16 @@ def _facts(explanation: "Explanation") -> str:
     height, width = explanation.picture_size
     input_height, input_width = explanation.input_size
     rows, columns = explanation.grid
-    size = f"{by(width, height)} pixels"
+    size = f"{format_size(width, height)} pixels"
     if explanation.picture_size != explanation.input_size:
-        size += f", given to the model as {by(input_width, input_height)}"
+        size += f", given to the model as {format_size(input_width, input_height)}"
     settings = explanation.settings
-    facts = [explanation.name, size, f"{by(columns, rows)} patches", f"selector: {settings['selector']}"]
+    facts = [
+        explanation.name,
+        size,
+        f"{format_size(columns, rows)} patches",
+        f"selector: {settings['selector']}",
+    ]
     if explanation.stages:
         numbers = [len(explanation.kept_patches), *(stage.num_tokens for stage in explanation.stages)]
         facts.append(f"reducer: {settings['reducer']}, {' to '.join(map(str, numbers))} tokens")
@@ -377,13 +384,13 @@ def _object_notes(explanation: "Explanation") -> list[str]:
     if explanation.boxes is None or len(explanation.boxes) == 0:
         return []
     covered = explanation.statistics["object_covered"]
-    return [f"Boxes: the objects, of whose area the kept patches cover {covered:.1%}."]
+    return [f"Boxes: objects; kept patches cover {covered:.1%} of their area."]
 
 
 def _attention_note(explanation: "Explanation") -> str:
-    note = "Attention is given in multiples of its mean over the patches seen."
+    note = "Attention is in multiples of its mean over the patches seen."
     if explanation.attention_block < explanation.settings["num_blocks"]:
-        note += " It is that of the last block before tokens are reduced."
+        note += " It is from the last block before tokens are reduced."
     return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
 
 
@@ -405,8 +412,8 @@ def _scores_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
     title, scores = f"Scores: {explanation.settings['selector']}", explanation.patch_scores
     if explanation.selection_probabilities is not None:
         title, scores = "Probability to be drawn first", explanation.selection_probabilities
-    grey = pale(enlarge(explanation.picture), contrast=1.0)
-    axes = panel_axes(explanation, sheet, cell, title, grey)
+    gray = pale(enlarge(explanation.picture), contrast=1.0)
+    axes = panel_axes(explanation, sheet, cell, title, gray)
     lowest, highest = float(scores[np.isfinite(scores)].min()), upper_limit(scores)
     limits = (lowest, highest) if highest > lowest else (lowest - 0.5, lowest + 0.5)
     _heat_map(axes, sheet, cell, scores, "viridis", limits, alpha=0.7)
@@ -426,14 +433,14 @@ def _rollout_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
 
 
 def _seen_panel(explanation: "Explanation", sheet: Sheet, cell: Cell, title: str, values: np.ndarray) -> None:
-    """A map of the patches that the encoder saw, over hatching where it saw none."""
+    """Draws a map of the patches that the encoder saw, over hatching where it saw none."""
     rows, columns = explanation.patch_span
     axes = panel_axes(explanation, sheet, cell, title, pale(enlarge(explanation.picture), 0.22, 255))
     hatching = {"facecolor": "none", "edgecolor": HATCH_INK, "hatch": "/////", "linewidth": 0}
     axes.add_patch(Rectangle((0, 0), columns, rows, **hatching, zorder=1))
     mean = np.nanmean(values)
     values = values / mean if mean else values
-    # From 0, and to at least twice the mean, so that nearly even attention looks even.
+    # From 0 to at least twice the mean, so that nearly even attention looks even.
     limits = (0.0, max(2.0, upper_limit(values)))
     _heat_map(axes, sheet, cell, values, "plasma", limits)
 
@@ -443,15 +450,15 @@ def _heat_map(
     sheet: Sheet,
     cell: Cell,
     values: np.ndarray,
-    colours: str,
+    colors: str,
     limits: tuple[float, float],
     alpha: float | None = None,
 ) -> None:
-    """Colours the cells of `values` `(R, S)` that are numbers, and draws a colour bar on the right."""
+    """Colors the finite cells of `values` `(R, S)`, and draws a color bar on the right."""
     rows, columns = values.shape
     image = axes.imshow(
         np.ma.masked_invalid(values),
-        cmap=colours,
+        cmap=colors,
         norm=Normalize(*limits),
         alpha=alpha,
         extent=(0, columns, rows, 0),
@@ -459,16 +466,16 @@ def _heat_map(
         interpolation="nearest",
         zorder=2,
     )
-    sheet.colour_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
+    sheet.color_bar(image, cell, extend="max" if np.nanmax(values) > limits[1] else "neither")
 
 
 def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:
-    """Bars of the most probable classes, or the numbers of a regression."""
+    """Draws bars of the most probable classes, or the values of a regression."""
     prediction = explanation.prediction
     axes = sheet.axes(cell)
     axes.set_axis_off()
     is_regression = prediction.probabilities is None
-    axes.set_title("Predicted numbers" if is_regression else "Most probable classes", color=INK)
+    axes.set_title("Predicted values" if is_regression else "Most probable classes", color=INK)
     row_height = min(0.42, cell.height / 5)
     axes.set(xlim=(0, cell.width), ylim=(cell.height, 0))
     for index, (name, value) in enumerate(prediction.top):
@@ -483,8 +490,8 @@ def _classes_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None
         if not is_regression:
             bar = (0, y + 0.17), cell.width, 0.06
             axes.add_patch(Rectangle(*bar, facecolor="#ececec", linewidth=0))
-            colour = BLUE if name in prediction.answers else SKY
-            axes.add_patch(Rectangle(bar[0], cell.width * value, 0.06, facecolor=colour, linewidth=0))
+            color = BLUE if name in prediction.answers else SKY
+            axes.add_patch(Rectangle(bar[0], cell.width * value, 0.06, facecolor=color, linewidth=0))
 
 
 PANELS = {

@@ -1,4 +1,4 @@
-"""Why a model answered what it did: the patches it kept, their scores, and where its attention went.
+"""Explanations of predictions: the patches that a model kept, their scores, and attention to them.
 
 Shapes: R, S rows and columns of the full grid of patches; K patches kept; J objects.
 """
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# "positions" is about the model and is drawn once for all images.
+# "positions" describes the model and is drawn once for all images.
 PICTURES = (*IMAGE_PICTURES, "positions")
 
-# Pixels of the longer side of what is drawn on: screens show no more, and files stay small.
+# Pixels of the longer side of a picture: screens show no more, and files stay small.
 PICTURE_SIZE = 1024
 
-# Most probable classes that are listed.
+# Number of most probable classes to list.
 NUM_TOP = 5
 
 Label = int | float | str | Sequence[int | float | str]
@@ -65,7 +65,7 @@ def explain(
     max_rollout_tokens: int = 8192,
     boxes: Sequence[Boxes | None] | None = None,
 ) -> list[Explanation]:
-    """Shows which patches of images a model kept, why, and where it looked.
+    """Shows which patches of images a model kept, their scores, and its attention to them.
 
     Args:
         model: a classifier, on any device and with any attention implementation.
@@ -74,13 +74,13 @@ def explain(
         output: folder for the pictures, `<name>_<picture>.png`; None draws nothing, see `Explanation.figure`.
         pictures: which of `PICTURES` to draw. Those that do not apply, such as scores without a selector, are
             left out. "positions" is one file for the model, `positions.png`.
-        labels: true class of each image, by name or number; of several labels, a list of them.
-        names: one for each image, by default the names of the files.
-        max_rollout_tokens: no rollout for longer sequences, and none at all for 0, as its time grows with the
-            square of the length (at 4096 patches, a ViT-B takes as long for it as for the answer). Memory
-            grows with the length alone.
-        boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the image as it was
-            given; None where they are not known. They are drawn, and counted in `Explanation.statistics`.
+        labels: true class of each image, by name or number; a list of them for multi-label models.
+        names: one for each image; by default the names of the files.
+        max_rollout_tokens: no rollout for longer sequences, and none at all for 0. Its time grows with the
+            square of the length (at 4096 patches of a ViT-B, it takes as long as the forward pass), its
+            memory only with the length.
+        boxes: for each image the list of its objects, [x0, y0, x1, y1] in pixels of the input image; None
+            where they are unknown. They are drawn, and counted in `Explanation.statistics`.
 
     Returns:
         One `Explanation` for each image.
@@ -88,8 +88,8 @@ def explain(
     Raises:
         TypeError: if `model` is of another class.
         ValueError: if an image cannot be read; if labels, names, pictures or boxes do not fit; or if boxes
-            cannot be followed through the image processor.
-        ImportError: if pictures are asked for and matplotlib is not installed.
+            cannot be mapped through the image processor.
+        ImportError: if `output` is given and matplotlib is not installed.
     """
     is_swin = isinstance(model, AdaptiveSwinForImageClassification)
     if not is_swin and not isinstance(model, AdaptiveViTForImageClassification):
@@ -100,8 +100,7 @@ def explain(
     if getattr(model.config, "num_frames", None) is not None:
         raise ValueError(
             "explain draws images, and this model is for videos or volumes "
-            f"(num_frames={model.config.num_frames}): draw "
-            "its kept patches with vit_hf.explain_video."
+            f"(num_frames={model.config.num_frames}): draw its kept patches with vit_hf.explain_video."
         )
     model = active_subnetwork(model)
     images = _as_list(images)
@@ -123,7 +122,7 @@ def explain(
             )
             if output is not None:
                 _draw(explanations[-1], Path(output), pictures)
-        # Positions of a Swin are those in a window, block by block.
+        # Swin has positions per window and block instead.
         if output is not None and "positions" in pictures and not is_swin:
             path = _save(position_similarity(model).figure(), Path(output) / "positions.png")
             for explanation in explanations:
@@ -156,9 +155,8 @@ def _explain_one(
             outputs, maps = run_with_attention_maps(model, inputs, max_rollout_tokens)
     if maps is not None and maps.rollout is None and max_rollout_tokens > 0:
         logger.warning(
-            f"No attention rollout for {name}: its sequence of more than "
-            f"max_rollout_tokens={max_rollout_tokens} "
-            "tokens would take long. Raise max_rollout_tokens, or keep fewer patches."
+            f"No attention rollout for {name}: its sequence has more than "
+            f"max_rollout_tokens={max_rollout_tokens} tokens. Raise it, or keep fewer patches."
         )
 
     grid = tuple(outputs.spatial_shapes[0].tolist())
@@ -205,33 +203,33 @@ def _explain_one(
 def _score_grid(
     outputs: AdaptiveViTImageClassifierOutput, inputs: dict[str, torch.Tensor], grid: tuple[int, int]
 ) -> np.ndarray | None:
-    """The selector's scores `(R, S)`, in which patches that the data loader left out are NaN."""
+    """Returns the selector's scores `(R, S)`; NaN for patches that the image processor dropped."""
     if outputs.patch_scores is None:
         return None
     scores = outputs.patch_scores[0].float()
-    places = torch.arange(scores.shape[0], device=scores.device)
+    indices = torch.arange(scores.shape[0], device=scores.device)
     if "patch_coordinates" in inputs:
-        places = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
-    return _to_grid(scores, places, grid)
+        indices = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
+    return _to_grid(scores, indices, grid)
 
 
 def _first_draw(scores: np.ndarray | None) -> np.ndarray | None:
-    """Softmax of `scores` `(R, S)` over all patches that have one."""
+    """Computes the softmax of `scores` `(R, S)` over all finite ones."""
     if scores is None:
         return None
     powers = np.exp(scores - np.nanmax(scores))
     return powers / np.nansum(powers)
 
 
-def _to_grid(values: torch.Tensor, places: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """Puts `values` `(K,)` at raster indices `places` `(K,)` of a grid `(R, S)`, NaN elsewhere."""
+def _to_grid(values: torch.Tensor, indices: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """Puts `values` `(K,)` at raster indices `indices` `(K,)` of a grid `(R, S)`, NaN elsewhere."""
     full = torch.full((grid[0] * grid[1],), torch.nan)
-    full[places.cpu()] = values.float().cpu()
+    full[indices.cpu()] = values.float().cpu()
     return full.reshape(grid).numpy()
 
 
 def _read_logits(logits: torch.Tensor, config: AdaptiveViTConfig, truths: list[str] | None) -> Prediction:
-    """What logits `(num_labels,)` say, by the configuration's problem type."""
+    """Interprets logits `(num_labels,)` by the configuration's problem type."""
     names = [config.id2label.get(index, str(index)) for index in range(len(logits))]
     if _is_regression(config):
         top = list(zip(names, logits.tolist(), strict=True))[:NUM_TOP]
@@ -276,22 +274,21 @@ def _check_names(names: Sequence[str] | None, images: list[Any]) -> list[str]:
     if names is None:
         return unique_names(images)
     if len(names) != len(images) or len(set(names)) != len(names):
-        raise ValueError(f"names={names!r} must be {len(images)} different ones, one for each image.")
+        raise ValueError(f"names={names!r} must be {len(images)} distinct names, one for each image.")
     return list(names)
 
 
 def _check_labels(
     labels: Label | Sequence[Label] | None, num_images: int, config: AdaptiveViTConfig
 ) -> list[list[str] | None]:
-    """The names of the true classes of each image."""
+    """Returns the names of the true classes of each image."""
     if labels is None:
         return [None] * num_images
     labels = [labels] if isinstance(labels, str | int | float) else list(labels)
     if len(labels) != num_images:
         raise ValueError(
-            f"There are {len(labels)} labels for {num_images} images: give one for each, in a "
-            "list of its own where "
-            "an image has several."
+            f"There are {len(labels)} labels for {num_images} images: give one for each, or a "
+            "list of labels where an image has several."
         )
     return [
         [_label_name(item, config) for item in (label if isinstance(label, list | tuple) else [label])]
@@ -303,7 +300,7 @@ def _label_name(label: int | float | str, config: AdaptiveViTConfig) -> str:
     if isinstance(label, str):
         if label not in config.id2label.values() and not _is_regression(config):
             raise ValueError(
-                f"Label {label!r} is no class of the model. Its classes: "
+                f"Label {label!r} is not a class of the model. Its classes: "
                 f"{', '.join(config.id2label.values())}."
             )
         return label
@@ -326,9 +323,9 @@ __all__ = [
 ]
 
 
-# Pixels that a frame is high and wide at least, so that outlines show; and between frames.
+# Least side of a frame in pixels, so that outlines show, and the gap between frames.
 FRAME_SIZE, GAP = 192, 6
-# How much is left of the light of what was not kept, and the colour of outlines (Okabe & Ito, 2008).
+# Brightness factor of dropped patches, and color of outlines (Okabe & Ito, 2008).
 DIM, OUTLINE = 0.35, (230, 159, 0)
 
 
@@ -336,24 +333,23 @@ DIM, OUTLINE = 0.35, (230, 159, 0)
 def explain_video(
     model: AdaptiveViTForVideoClassification, pixel_values: torch.Tensor, columns: int = 8
 ) -> PIL.Image.Image:
-    """A strip with the first frame (or slice) of each tubelet: kept patches outlined, the others dimmed.
+    """Draws the first frame (or slice) of each tubelet: kept patches outlined, the others dimmed.
 
     Args:
-        model: of videos or volumes; its backbone or encoder will do as well.
-        pixel_values: `(T, C, H, W)` one video as the model takes it. Its least value is drawn black, its
-            greatest white.
+        model: a video classifier, or its backbone or encoder; volumes work too.
+        pixel_values: `(T, C, H, W)` one preprocessed video. Its lowest value is drawn black, its highest
+            white.
         columns: frames in a row of the strip.
 
     Raises:
-        ValueError: for a model of images, or pixels of another shape.
+        ValueError: for a model for images, or pixels of another shape.
     """
     if not has_frames(model.config):
         raise ValueError("The model is for images (num_frames=None): use vit_hf.explain.")
     if pixel_values.ndim != 4 or columns < 1:
         raise ValueError(
-            "One video (T, C, H, W) is drawn, in at least 1 column; got shape "
-            f"{tuple(pixel_values.shape)} and "
-            f"columns={columns}."
+            f"pixel_values has shape {tuple(pixel_values.shape)} and columns={columns}: give one video "
+            "(T, C, H, W) and at least 1 column."
         )
     was_training = model.training
     try:
@@ -382,7 +378,7 @@ def explain_video(
 
 
 def _to_bytes(frames: torch.Tensor) -> np.ndarray:
-    """`(T', H, W, 3)` uint8 of frames `(T', C, H, W)` in any range; grey unless they have three channels."""
+    """Converts frames `(T', C, H, W)` of any range to `(T', H, W, 3)` uint8; gray unless C is 3."""
     frames = frames.float().cpu()
     if frames.shape[1] != 3:
         frames = frames.mean(1, keepdim=True).expand(-1, 3, -1, -1)
@@ -391,7 +387,7 @@ def _to_bytes(frames: torch.Tensor) -> np.ndarray:
 
 
 def _draw_frame(frame: np.ndarray, kept: np.ndarray, patch_size: tuple[int, int]) -> PIL.Image.Image:
-    """One frame `(H, W, 3)` with its kept patches `(R, S)`."""
+    """Draws one frame `(H, W, 3)` with its kept patches `(R, S)`."""
     shown = np.kron(kept, np.ones(patch_size, bool))[..., None]
     zoom = max(1, -(-FRAME_SIZE // min(frame.shape[:2])))
     picture = PIL.Image.fromarray(np.where(shown, frame, frame * DIM).astype(np.uint8))

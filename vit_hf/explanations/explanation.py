@@ -1,4 +1,4 @@
-"""What `vit_hf.explain` returns.
+"""Result of `vit_hf.explain`.
 
 Shapes: H, W pixels; R, S rows and columns of the full grid of patches; K patches kept; J objects.
 """
@@ -22,15 +22,15 @@ IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout", "stag
 
 @dataclass
 class Prediction:
-    """What the model answered about one image.
+    """Prediction of a model for one image.
 
     Attributes:
         logits: `(num_labels,)` float32.
         probabilities: `(num_labels,)` float32; None for regression.
-        answers: name of the most probable class; of several labels, those of at least 50 %; none for
+        answers: name of the most probable class; of multi-label models, all of at least 50 %; none for
             regression.
-        truths: the true class, or classes, or number as text, if they were given.
-        top: up to five (name, probability, or number for regression), highest first.
+        truths: the true classes, or the true value as text, if given.
+        top: up to five (name, probability), highest first; (name, value) for regression.
     """
 
     logits: np.ndarray
@@ -41,8 +41,7 @@ class Prediction:
 
     @property
     def correct(self) -> bool | None:
-        """Whether all answers, and no others, are true; None if the truth is not known, and for
-        regression."""
+        """True if predicted and true classes are the same; None if the truth is unknown or for regression."""
         if self.truths is None or self.probabilities is None:
             return None
         return sorted(self.answers) == sorted(self.truths)
@@ -50,37 +49,38 @@ class Prediction:
 
 @dataclass
 class Explanation:
-    """Numbers behind an answer, and the pictures drawn of them.
+    """Numbers behind a prediction, and pictures of them.
 
-    Grids are NaN where a number does not exist, which is not the same as zero: a patch that was dropped
-    before the encoder was not found unimportant by its attention, it was never seen by it.
+    Grids are NaN where a number does not exist, which is not zero: a patch that was dropped before the
+        encoder
+    did not get zero attention, it was never seen.
 
     Attributes:
-        name: of the image, and first part of the names of its files.
-        picture: `(h, w, 3)` uint8, at most 1024 pixels a side. It shows the image as it was given; or, if the
-            image processor crops or pads, what it made of the image, since the grid lies on that.
+        name: name of the image, and first part of the names of its files.
+        picture: `(h, w, 3)` uint8, at most 1024 pixels a side: the input image or, if the image processor
+            crops or pads, the processed one, on which the grid lies.
         picture_size: (H, W) of the picture before it was shrunk for drawing.
-        input_size: (H, W) of what the model got.
-        patch_span: how many patches the picture is high and wide, with fractions: what is beyond whole
-            patches is not seen by the model.
+        input_size: (H, W) of the model's input.
+        patch_span: height and width of the picture in patches, with fractions: the model does not see beyond
+            whole patches.
         grid: (R, S).
         kept_patches: `(K,)` int64 raster indices, ascending.
-        stages: what each reduction inside the encoder left, first to last; empty without a token reducer.
+        stages: result of each reduction inside the encoder, first to last; empty without a token reducer.
         prediction: see `Prediction`.
-        patch_scores: `(R, S)` float32 of the selector; None without one, or if the data loader selected.
-        selection_probabilities: `(R, S)` float32, with which probability a policy draws each patch first
-            while it trains; None for other selectors.
-        attention: `(R, S)` float32, how much attention the classifier's token (the mean over patches for
-            `pooling="mean"`) pays to each patch in the last block that sees all kept patches, mean over
-            heads; None if tokens are dropped before any block.
+        patch_scores: `(R, S)` float32 of the selector; None without one, or if the image processor selected.
+        selection_probabilities: `(R, S)` float32, probability that a policy draws each patch first in
+            training; None for other selectors.
+        attention: `(R, S)` float32, attention of the classifier's token (the mean over patches for
+            `pooling="mean"`) to each patch in the last block that sees all kept patches, mean over heads;
+            None if tokens are dropped before any block.
         rollout: `(R, S)` float32, the same traced back through all blocks (Abnar & Zuidema, 2020); None if
             the sequence was longer than `max_rollout_tokens`.
         attention_block: number, from 1, of the block of `attention`.
-        settings: of the model, as the pictures mention them.
+        settings: the model's options that the pictures mention.
         boxes: `(J, 4)` float [x0, y0, x1, y1] of the objects in pixels of a picture of `picture_size`; they
-            reach beyond it where the image processor cropped. None if they are not known.
-        windows: of a Swin, what each stage computed on, first to last; empty without a selector.
-        files: name of a picture to where it was written.
+            reach beyond it where the image processor cropped. None if unknown.
+        windows: windows that each stage of a Swin computed on, first to last; empty without a selector.
+        files: path of each written picture, by its name.
     """
 
     name: str
@@ -104,29 +104,28 @@ class Explanation:
 
     @property
     def kept(self) -> np.ndarray:
-        """`(R, S)` bool, True for patches that were kept."""
+        """Mask `(R, S)`, True for kept patches."""
         mask = np.zeros(self.grid[0] * self.grid[1], dtype=bool)
         mask[self.kept_patches] = True
         return mask.reshape(self.grid)
 
     @property
     def kept_boxes(self) -> np.ndarray:
-        """`(K, 4)` float [x0, y0, x1, y1] of the kept patches in pixels of a picture of `picture_size`."""
+        """Boxes `(K, 4)` [x0, y0, x1, y1] of the kept patches in pixels of a picture of `picture_size`."""
         rows, columns = np.divmod(self.kept_patches, self.grid[1])
         height, width = (size / span for size, span in zip(self.picture_size, self.patch_span, strict=True))
         return np.stack((columns * width, rows * height, (columns + 1) * width, (rows + 1) * height), axis=1)
 
     @property
     def statistics(self) -> dict[str, int | float | None]:
-        """How many patches and tokens there were, and how well they cover the objects; see
-        `image_statistics`."""
+        """Counts of patches and tokens, and how well they cover the objects; see `image_statistics`."""
         return image_statistics(self)
 
     def figure(self, picture: str = "overview") -> "Figure":
         """Draws one of `IMAGE_PICTURES`.
 
         Raises:
-            ValueError: if there is no such picture, or nothing to show on it.
+            ValueError: for a picture that is not in `pictures`.
         """
         from .drawing import draw_explanation
 
@@ -134,7 +133,7 @@ class Explanation:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """The pictures that can be drawn of this image."""
+        """Pictures that can be drawn of this image."""
         shown = {
             "scores": self.patch_scores,
             "attention": self.attention,
@@ -146,5 +145,5 @@ class Explanation:
 
 
 def kept_picture(explanation: "Explanation") -> np.ndarray:
-    """The picture `(h, w, 3)` with the patches that were dropped in pale grey."""
+    """Returns the picture `(h, w, 3)` with dropped patches in pale gray."""
     return dim_dropped(enlarge(explanation.picture), explanation.kept, explanation.patch_span)

@@ -1,4 +1,4 @@
-"""From an image as it was given to what the model gets, and back to a picture to draw on."""
+"""Conversion of an input image to the model's input, and back to a picture to draw on."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,16 +12,15 @@ from ..model.image_loading import read_image, to_pixels, upright
 
 
 def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | torch.Tensor:
-    """Reads a path or URL; turns Pillow images as their EXIF orientation says, which not every processor
-    does.
+    """Reads a path or URL, and applies the EXIF orientation, which not every image processor does.
 
     Args:
         image: path, URL, Pillow image, array or tensor.
-        as_rgb: makes Pillow images RGB, as models with three channels want them.
+        as_rgb: converts Pillow images to RGB, for models with three channels.
 
     Raises:
         ValueError: if the image cannot be read.
-        TypeError: if it is nothing of these.
+        TypeError: if `image` is none of these.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
         return image
@@ -35,16 +34,16 @@ def load_upright(image: Any, as_rgb: bool) -> PIL.Image.Image | np.ndarray | tor
 def process(
     image_processor: BaseImageProcessor, image: PIL.Image.Image | np.ndarray | torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The model's inputs, a batch of one without padding; and the whole processed image `(C, H, W)`."""
+    """Returns the model's inputs, one image without padding, and the whole processed image `(C, H, W)`."""
     inputs = dict(image_processor(images=image, return_tensors="pt"))
     if inputs["pixel_values"].ndim == 4:
         return inputs, inputs["pixel_values"][0]
-    # The loader cut and perhaps selected. How large the image was before it did, only another pass can tell.
+    # The image processor cut patches, and may have selected. Only another pass tells the size of the image.
     uncut = {"return_patches": False, "patch_selector": None, "num_selected_patches": None}
     whole = image_processor(images=image, **uncut, return_tensors="pt")["pixel_values"][0]
     if "pixel_attention_mask" in inputs:
         present = inputs["pixel_attention_mask"].bool()
-        # The mask itself stays: an image with a mask may have fewer patches than are to be selected.
+        # The mask itself stays: with one, an image may have fewer patches than the budget.
         for name in ("pixel_values", "patch_coordinates", "pixel_attention_mask"):
             inputs[name] = inputs[name][present][None]
     return inputs, whole
@@ -55,16 +54,16 @@ def to_picture(
     processed: torch.Tensor,
     image_processor: BaseImageProcessor,
 ) -> PIL.Image.Image:
-    """An RGB picture that the model's grid of patches lies on.
+    """Returns an RGB picture on which the model's grid of patches lies.
 
-    That is the image as it was given, which shows most, if the processor does no more than resize it: then
-    the grid covers it in proportion. After a crop or padding, or for channels that are not colours, it is the
-    processed image `(C, H, W)` with the normalisation undone.
+    If the processor only resizes, the grid covers the input image in proportion, and the picture is that
+    image, which shows more detail. After a crop or padding, or for channels that are not colors, it is the
+    processed image `(C, H, W)` with the normalization undone.
     """
     if not _moves_pixels(image_processor):
         with suppress(ValueError):
             return _to_rgb(to_pixels(image, do_convert_rgb=True))
-    return _to_rgb(_undo_normalisation(processed, image_processor))
+    return _to_rgb(_undo_normalization(processed, image_processor))
 
 
 def to_picture_boxes(
@@ -74,10 +73,9 @@ def to_picture_boxes(
     image_processor: BaseImageProcessor,
     picture_size: tuple[int, int],
 ) -> np.ndarray:
-    """Moves `boxes` `(J, 4)` [x0, y0, x1, y1] from pixels of the image as it was given to those of
-    `to_picture`.
+    """Maps `boxes` `(J, 4)` [x0, y0, x1, y1] from pixels of the input image to those of `to_picture`.
 
-    Boxes may end up beyond the picture, where the image processor cropped.
+    Boxes may lie beyond the picture where the image processor cropped.
 
     Args:
         image: upright, see `load_upright`.
@@ -85,8 +83,8 @@ def to_picture_boxes(
         picture_size: (H, W).
 
     Raises:
-        ValueError: if a box lies beyond the image, or the image processor does more than resize, crop at the
-            centre and pad on the right and at the bottom.
+        ValueError: if a box lies beyond the image, or if the image processor does more than resize, crop the
+            center, and pad on the right and at the bottom.
     """
     input_data_format = getattr(image_processor, "input_data_format", None)
     height, width = to_pixels(image, False, input_data_format).shape[-2:]
@@ -95,8 +93,7 @@ def to_picture_boxes(
         if not (visible[:2] < visible[2:]).all():
             raise ValueError(
                 f"The box {box.tolist()} lies beyond the image of {width}x{height} pixels: boxes "
-                "are [x0, y0, x1, y1] "
-                "in pixels of the image as it was given, upright."
+                "are [x0, y0, x1, y1] in pixels of the upright input image."
             )
     size, offset = picture_size, (0, 0)
     if _moves_pixels(image_processor):
@@ -114,7 +111,7 @@ def _before_crop(
     processed: torch.Tensor,
     image_processor: BaseImageProcessor,
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(H, W) of the image once it was resized, and (top, left) of the processed image on that."""
+    """Returns (H, W) of the resized image, and (top, left) of the processed image on it."""
     steps = ("do_center_crop", "do_pad", "return_patches")
     options = [name for name in steps if getattr(image_processor, name, None)]
     whole = image_processor(images=image, return_tensors="pt", **dict.fromkeys(options, False))[
@@ -124,7 +121,7 @@ def _before_crop(
     if "do_center_crop" in options:
         crop = image_processor.crop_size
         expected = (crop["height"], crop["width"])
-        # Below 0 where the image is smaller and gets a border.
+        # Negative where the image is smaller and gets a border.
         offset = tuple(int((old - new) / 2) for old, new in zip(resized, expected, strict=True))
     padded = "do_pad" in options
     fits = [
@@ -132,24 +129,22 @@ def _before_crop(
     ]
     if getattr(image_processor, "crop_pct", None) or not all(fits):
         raise ValueError(
-            f"Boxes cannot be followed through {type(image_processor).__name__}: it makes "
-            f"{tuple(processed.shape[-2:])} "
-            "(height, width) of the image by more than resizing, cropping at the centre and "
-            "padding. Leave the boxes "
-            "out, or give images that were cropped before."
+            f"Boxes cannot be mapped through {type(image_processor).__name__}: its output of "
+            f"{tuple(processed.shape[-2:])} (height, width) takes more than resizing, cropping the center "
+            "and padding. Leave the boxes out, or give images that are already cropped."
         )
     return resized, offset
 
 
 def shrink(picture: PIL.Image.Image, longest_side: int) -> np.ndarray:
-    """`(h, w, 3)` uint8, no larger than `longest_side`."""
+    """Converts a picture to `(h, w, 3)` uint8, with no side above `longest_side`."""
     if max(picture.size) > longest_side:
         picture = picture.copy()
         picture.thumbnail((longest_side, longest_side))
     return np.asarray(picture)
 
 
-def _undo_normalisation(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
+def _undo_normalization(pixels: torch.Tensor, image_processor: BaseImageProcessor) -> torch.Tensor:
     pixels = pixels.float()
     if getattr(image_processor, "do_normalize", False):
         mean, std = (
@@ -163,8 +158,7 @@ def _undo_normalisation(pixels: torch.Tensor, image_processor: BaseImageProcesso
 
 
 def _to_rgb(pixels: torch.Tensor) -> PIL.Image.Image:
-    """Of pixels `(3, H, W)`: uint8, or floats that are taken to reach to 1 if none is far above, else to
-    255."""
+    """Converts pixels `(3, H, W)`, uint8 or float; floats range to 1 if all are below 2, else to 255."""
     if pixels.is_floating_point():
         # Interpolation and rounding overshoot a little.
         pixels = pixels * 255 if pixels.max() < 2 else pixels

@@ -1,4 +1,4 @@
-"""How well the kept patches cover the objects of an image.
+"""Statistics of how well the kept patches cover the objects of an image.
 
 Boxes are [x0, y0, x1, y1]: left, top, right and bottom edge in pixels. K patches kept; J objects.
 """
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 
-# A patch is on an object if they overlap by this share of the most that two boxes of their sizes can: so of
-# the patch's area where the object is larger, and of the object's where that is smaller, which one patch
+# A patch is on an object if they overlap by this fraction of the greatest overlap that boxes of their sizes
+# can have: of the patch's area for larger objects, of the object's area for smaller ones, which one patch
 # always reaches.
 LEAST_OVERLAP = 0.25
 
@@ -26,18 +26,17 @@ Boxes = Sequence[Sequence[float]]
 
 
 def image_statistics(explanation: "Explanation") -> dict[str, int | float | None]:
-    """Numbers about one image.
+    """Computes the statistics of one image.
 
     Returns:
-        num_patches: of the whole grid.
-        num_kept: of these, those that entered the encoder.
-        tokens_after_block_<n>: what stood for them after each reduction, if there is a token reducer.
-        And if boxes were given, even none; the last three are None where there are none:
-        num_objects: how many.
-        kept_on_object: share of the kept patches that lie on an object (see `LEAST_OVERLAP`).
-        object_covered: share of the area of the boxes that kept patches cover; what boxes share counts for
-            each.
-        centres_hit: share of the boxes whose centre lies in a kept patch.
+        num_patches: patches of the whole grid.
+        num_kept: patches that entered the encoder.
+        tokens_after_block_<n>: tokens left by each reduction, if there is a token reducer.
+        If boxes were given, even an empty list (then the last three are None):
+        num_objects: number of boxes.
+        kept_on_object: fraction of the kept patches that lie on an object (see `LEAST_OVERLAP`).
+        object_covered: fraction of the boxes' area that kept patches cover; overlaps of boxes count for each.
+        centers_hit: fraction of the boxes whose center lies in a kept patch.
     """
     rows, columns = explanation.grid
     numbers: dict[str, int | float | None] = {
@@ -51,36 +50,35 @@ def image_statistics(explanation: "Explanation") -> dict[str, int | float | None
         return numbers
     numbers["num_objects"] = len(boxes)
     if len(boxes) == 0:
-        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "centres_hit"))
+        return numbers | dict.fromkeys(("kept_on_object", "object_covered", "centers_hit"))
     patches = explanation.kept_boxes
     overlap = _overlap(patches, boxes)  # (K, J)
     on_object = overlap >= LEAST_OVERLAP * _greatest_overlap(patches, boxes) * (1 - 1e-9)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = (patches[:, None, :2] <= centres) & (centres < patches[:, None, 2:])  # (K, J, 2)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = (patches[:, None, :2] <= centers) & (centers < patches[:, None, 2:])  # (K, J, 2)
     return numbers | {
         "kept_on_object": float(on_object.any(axis=1).mean()),
         "object_covered": float(overlap.sum() / _sides(boxes).prod(axis=1).sum()),
-        "centres_hit": float(inside.all(axis=2).any(axis=0).mean()),
+        "centers_hit": float(inside.all(axis=2).any(axis=0).mean()),
     }
 
 
 def write_statistics(explanations: Iterable["Explanation"], path: str | os.PathLike) -> Path:
-    """Writes `Explanation.statistics` and the answer, one row for each image, as CSV or JSON by the path's
-    suffix.
+    """Writes predictions and `Explanation.statistics`, one row for each image, as CSV or JSON by suffix.
 
     Args:
-        explanations: may be a generator, of which one explanation at a time is held.
-        path: in CSV, what an image has no number for is left empty.
+        explanations: may be a generator; one explanation at a time is held.
+        path: file to write. In CSV, missing numbers are empty cells.
 
     Returns:
-        Where it was written.
+        The path.
 
     Raises:
         ValueError: for another suffix.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".json"):
-        raise ValueError(f"Statistics are written as .csv or .json, not as {path.name!r}.")
+        raise ValueError(f"Statistics are written as .csv or .json: {path.name!r} ends in neither.")
     rows: list[dict[str, Any]] = []
     for explanation in explanations:
         prediction = explanation.prediction
@@ -102,18 +100,17 @@ def write_statistics(explanations: Iterable["Explanation"], path: str | os.PathL
 
 
 def check_boxes(boxes: Sequence[Boxes | None] | None, num_images: int) -> list[np.ndarray | None]:
-    """The boxes of each image as `(J, 4)` float64; None where they are not known.
+    """Returns the boxes of each image as `(J, 4)` float64; None where they are unknown.
 
     Raises:
-        ValueError: if there is not one list for each image, or a box is none.
+        ValueError: if there is not one list for each image, or a box is invalid.
     """
     if boxes is None:
         return [None] * num_images
     if len(boxes) != num_images:
         raise ValueError(
             f"There are boxes for {len(boxes)} images, but {num_images} images: give one list of "
-            "boxes for each, and "
-            "None where they are not known."
+            "boxes for each, or None where they are unknown."
         )
     return [None if found is None else _to_array(found, index) for index, found in enumerate(boxes)]
 
@@ -140,12 +137,12 @@ def _sides(boxes: np.ndarray) -> np.ndarray:
 
 
 def _overlap(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Areas `(K, J)` that boxes `(K, 4)` and `(J, 4)` have in common."""
+    """Computes the areas `(K, J)` that boxes `(K, 4)` and `(J, 4)` have in common."""
     low = np.maximum(patches[:, None, :2], boxes[:, :2])
     high = np.minimum(patches[:, None, 2:], boxes[:, 2:])
     return (high - low).clip(min=0).prod(axis=2)
 
 
 def _greatest_overlap(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Areas `(K, J)` that they would have in common if they were moved for it."""
+    """Computes the areas `(K, J)` that they would have in common in the best position."""
     return np.minimum(_sides(patches)[:, None], _sides(boxes)).prod(axis=2)

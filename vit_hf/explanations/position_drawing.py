@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-# First: it says what to do where matplotlib is missing.
+# First: its error says how to install matplotlib.
 from ..figures import (
-    COLOUR_BAR_SPACE,
+    COLOR_BAR_SPACE,
     FAINT_INK,
     INK,
     MARGIN,
@@ -14,7 +14,7 @@ from ..figures import (
     Cell,
     Figure,
     Sheet,
-    by,
+    format_size,
     house_style,
     shorten,
     wrap,
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def draw_positions(positions: "PositionSimilarity") -> Figure:
-    """A mosaic: the tile at (row, column) shows how similar the position there is to every other."""
+    """Draws a mosaic whose tile at (row, column) shows the similarity of that position to every other."""
     with house_style():
         title = f"Similarity of positions: {positions.encoding}"
         if positions.similarity is None:
             sheet = Sheet(SIDE + 2 * MARGIN, 0.9 + 2 * MARGIN)
             sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
-            text = f"The encoding {positions.encoding!r} gives patches nothing that tells their places apart."
-            sheet.write("\n".join(wrap(text, SIDE, size=9)), MARGIN, MARGIN + 0.35, size=9, colour=FAINT_INK)
+            text = f"The encoding {positions.encoding!r} does not distinguish positions."
+            sheet.write("\n".join(wrap(text, SIDE, size=9)), MARGIN, MARGIN + 0.35, size=9, color=FAINT_INK)
             return sheet.figure
         return _mosaic(positions, title)
 
@@ -49,15 +49,15 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     aspect = mosaic.shape[0] / mosaic.shape[1]
     height = SIDE * min(1, aspect)
     cell = Cell(MARGIN + 0.45, MARGIN + 0.75, height / aspect, height)
-    sheet_width = max(cell.x + cell.width + COLOUR_BAR_SPACE + 0.25 + MARGIN, SIDE)
+    sheet_width = max(cell.x + cell.width + COLOR_BAR_SPACE + 0.25 + MARGIN, SIDE)
     sheet = Sheet(sheet_width, cell.y + height + 0.5 + MARGIN)
     sheet.write(title, MARGIN, MARGIN, size=12, weight="bold")
     text = (
-        f"Each tile compares one patch with all others; the native grid is {by(rows, columns)} (rows "
-        "by columns)."
+        f"Each tile compares one patch with all others; the native grid is "
+        f"{format_size(rows, columns)} (rows by columns)."
     )
     sheet.write(
-        shorten(text, sheet_width - 2 * MARGIN, size=9), MARGIN, MARGIN + 0.3, size=9, colour=FAINT_INK
+        shorten(text, sheet_width - 2 * MARGIN, size=9), MARGIN, MARGIN + 0.3, size=9, color=FAINT_INK
     )
 
     axes = sheet.axes(cell)
@@ -70,6 +70,6 @@ def _mosaic(positions: "PositionSimilarity", title: str) -> Figure:
     axes.tick_params(labelsize=8, length=0, colors=FAINT_INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = sheet.colour_bar(image, cell)
+    bar = sheet.color_bar(image, cell)
     bar.set_ylabel(positions.measure, color=INK)
     return sheet.figure

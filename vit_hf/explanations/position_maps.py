@@ -1,4 +1,4 @@
-"""What a position encoding takes for near: Figure 7 (centre) of the ViT paper (Dosovitskiy et al., 2020)."""
+"""Similarity of positions, as in Figure 7 (center) of the ViT paper (Dosovitskiy et al., 2020)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,11 +23,11 @@ class PositionSimilarity:
     """Similarity of positions on the native grid.
 
     Attributes:
-        encoding: name of `config.position_encoding`.
+        encoding: type of `config.position_encoding`.
         rows, columns: `(r,)` and `(s,)` int64 of the sampled patches.
-        similarity: `(r, s, R, S)` float32, of each sampled patch with all; None if the encoding tells no
-            positions apart.
-        measure: what that is, in words.
+        similarity: `(r, s, R, S)` float32, of each sampled patch to all; None if the encoding does not
+            distinguish positions.
+        measure: name of the measure.
     """
 
     encoding: str
@@ -38,7 +38,6 @@ class PositionSimilarity:
 
     def figure(self) -> "Figure":
         """Draws the similarity as a mosaic with one tile for each sampled patch."""
-
         from .position_drawing import draw_positions
 
         return draw_positions(self)
@@ -48,18 +47,18 @@ class PositionSimilarity:
 def position_similarity(
     model: AdaptiveViTPreTrainedModel, max_tiles: int = 14, sampled_tiles: int = 7
 ) -> PositionSimilarity:
-    """Compares the encodings of patches with those of all patches on the native grid, `image_size /
-    patch_size`.
+    """Compares the encodings of sampled patches with those of all patches on the native grid.
 
-    Encodings that add to patches: the cosine of what they add. Rotary ones: the dot product of one vector
-    rotated to both places in the first block, i.e. the mean cosine of the differences of their angles. Those
-    that do both: the mean of the two. A bias, mean over heads: the factor that attention in the first block
-    gets from it, 1 for the place that it favours most.
+    The native grid is `image_size / patch_size`. Added encodings: cosine of the added vectors. Rotary
+    encodings: dot product of one vector rotated to both positions in the first block, i.e. the mean cosine of
+        the
+    differences of their angles. Encodings that do both: mean of the two. Bias, mean over heads: its factor of
+    attention in the first block, 1 for the position with the largest bias.
 
     Args:
         model: any adaptive ViT for images.
-        max_tiles: rows, or columns, are all compared if there are no more than this,
-        sampled_tiles: or else as many of them, evenly spread.
+        max_tiles: up to this number of rows, or columns, all are compared.
+        sampled_tiles: otherwise, number of rows, or columns, to sample evenly.
 
     Raises:
         ValueError: for a model for videos or volumes, whose grid has three axes.
@@ -67,9 +66,8 @@ def position_similarity(
     config = model.config
     if has_frames(config):
         raise ValueError(
-            "Positions are compared on a grid of rows and columns, and "
-            f"num_frames={config.num_frames} gives it a third axis: "
-            "give a model for images."
+            f"num_frames={config.num_frames} gives the grid a third axis, and positions are compared on "
+            "rows and columns: give a model for images."
         )
     image_size, patch_size = to_pair(config.image_size), to_pair(config.patch_size)
     grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
@@ -91,7 +89,7 @@ def position_similarity(
 def _similarity(
     encoding: PositionEncoding, grid: tuple[int, int], hidden_size: int, device: torch.device
 ) -> torch.Tensor | None:
-    """`(R * S, R * S)`; None if the encoding tells no positions apart."""
+    """Computes similarities `(R * S, R * S)`; None if the encoding does not distinguish positions."""
     coordinates = grid_coordinates(*grid, device=device)
     tokens = PatchTokens(
         features=torch.zeros(1, len(coordinates), hidden_size, device=device),
@@ -107,6 +105,5 @@ def _similarity(
     parts = [vectors] if vectors.any() else []
     if rotation is not None:  # cos a cos b + sin a sin b = cos(a - b)
         parts.append(torch.cat(rotation, dim=-1)[0].transpose(0, 1).flatten(1).float())
-    # Of an encoding that both adds and rotates, the mean of both.
     parts = [nn.functional.normalize(part, dim=-1) for part in parts]
     return sum(part @ part.T for part in parts) / len(parts) if parts else None

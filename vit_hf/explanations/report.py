@@ -1,4 +1,4 @@
-"""One page about a comparison: what was kept, and accuracy beside cost."""
+"""One-page report of a comparison: kept patches, and accuracy against cost."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
 
-# First: it says what to do where matplotlib is missing.
+# First: its error says how to install matplotlib.
 from .drawing import draw_boxes, outline, panel_axes
 from .explanation import kept_picture
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from .explanation import Explanation
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers as well.
+# Okabe and Ito's palette, safe for color-blind readers.
 ADAPTIVE, OTHERS, TRUTH = "#0072B2", ("#E69F00", "#009E73", "#CC79A7", "#56B4E9"), "#E69F00"
 SIDE, GAP, TITLE = 3.1, 0.3, 0.42
-# Inches, and how many times an object's size the closer look is wide.
+# Height of the zoomed panels in inches, and their width in multiples of the object's.
 ZOOM_HEIGHT, ZOOM = 1.7, 4.0
 PLOT_HEIGHT = 3.0
 
@@ -33,15 +33,14 @@ def draw_report(
     accuracy_by_patches: dict[int, float],
     boxes: Sequence[Sequence[Sequence[float]]],
 ) -> Figure:
-    """Images with the kept patches and a closer look at their objects, then accuracy beside tokens and speed.
+    """Draws images with their kept patches, zooms in on their objects, and plots accuracy against cost.
 
     Args:
-        explanations: of a few images.
-        rows: ways that are compared, the adaptive one third, each with `name`, `accuracy` (None: not drawn),
-            `tokens` and `images_per_second`.
-        accuracy_by_patches: accuracy of the adaptive model with other numbers of patches.
-        boxes: for each image the objects to be found, `[x0, y0, x1, y1]` in pixels; the first is looked at
-            closer.
+        explanations: explanations of a few images.
+        rows: compared methods, each with `name`, `accuracy` (None: speed only), `tokens` and
+            `images_per_second`; the adaptive one has "adaptive" in its name.
+        accuracy_by_patches: accuracy of the adaptive model by number of patches.
+        boxes: objects of each image, `[x0, y0, x1, y1]` in pixels; the zoomed panel shows the first.
     """
     with house_style():
         count = len(explanations)
@@ -56,9 +55,8 @@ def draw_report(
         headline = f"Computing on {len(first.kept_patches)} of {total} patches of a {size} image"
         sheet.write(headline, MARGIN, MARGIN, 15, weight="bold")
         note = (
-            "Outlined in blue: the patches that were computed on; everything in grey was never "
-            "seen. In orange: the "
-            "object to be named, and below a closer look at it."
+            "Outlined in blue: the patches that were computed on; gray was never seen. In orange: the object "
+            "to classify, enlarged below."
         )
         sheet.write(note, MARGIN, MARGIN + 0.3, 9, FAINT_INK)
         for index, (explanation, found) in enumerate(zip(explanations, boxes, strict=True)):
@@ -101,12 +99,12 @@ def _kept_and_found(
 ) -> Axes:
     axes = panel_axes(explanation, sheet, cell, title, kept_picture(explanation))
     outline(axes, explanation.kept, width=1.2)
-    draw_boxes(axes, explanation, boxes, width=2, colour=TRUTH)
+    draw_boxes(axes, explanation, boxes, width=2, color=TRUTH)
     return axes
 
 
 def _accuracy_by_tokens(axes: Axes, rows: Sequence[dict], accuracy_by_patches: dict[int, float]) -> None:
-    axes.set_title("Accuracy beside tokens per image")
+    axes.set_title("Accuracy against tokens per image")
     numbers = sorted(accuracy_by_patches)
     axes.plot(
         numbers,
@@ -115,7 +113,7 @@ def _accuracy_by_tokens(axes: Axes, rows: Sequence[dict], accuracy_by_patches: d
         marker="o",
         markersize=4,
         linewidth=1.5,
-        label="the same adaptive model, other numbers of patches",
+        label="adaptive model with other numbers of patches",
     )
     _points(axes, rows, "tokens")
     axes.set_xlabel("tokens per image")
@@ -123,7 +121,7 @@ def _accuracy_by_tokens(axes: Axes, rows: Sequence[dict], accuracy_by_patches: d
 
 
 def _accuracy_by_speed(axes: Axes, rows: Sequence[dict], all_rows: Sequence[dict]) -> None:
-    axes.set_title("Accuracy beside speed (preparing and classifying)")
+    axes.set_title("Accuracy against speed (preparing and classifying)")
     _points(axes, rows, "images_per_second")
     for row in all_rows:
         if row["accuracy"] is None:
@@ -137,7 +135,7 @@ def _accuracy_by_speed(axes: Axes, rows: Sequence[dict], all_rows: Sequence[dict
 
 
 def _points(axes: Axes, rows: Sequence[dict], cost: str) -> None:
-    colours = iter(OTHERS)
+    colors = iter(OTHERS)
     for row in rows:
         adaptive = "adaptive" in row["name"]
         axes.scatter(
@@ -145,7 +143,7 @@ def _points(axes: Axes, rows: Sequence[dict], cost: str) -> None:
             row["accuracy"],
             s=90 if adaptive else 60,
             marker="*" if adaptive else "s",
-            color=ADAPTIVE if adaptive else next(colours),
+            color=ADAPTIVE if adaptive else next(colors),
             label=f"{row['name']}: {row['accuracy']:.0%}",
             zorder=3,
         )

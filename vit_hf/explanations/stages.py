@@ -1,6 +1,6 @@
-"""The patches inside the encoder, reduction by reduction; for Swin, the windows that it computed on.
+"""Records of the patches after each reduction in the encoder; for Swin, of the windows computed on.
 
-Shapes: R, S rows and columns of the grid; K patches that entered; M tokens before a reduction.
+Shapes: R, S rows and columns of the grid; K patches that entered the encoder; M tokens before a reduction.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from ..model.swin_layers import fit_window, lay_out
 
 @dataclass
 class Stage:
-    """What a token reducer left.
+    """Tokens left by one reduction.
 
     Attributes:
-        block: number, from 1, of the block after which this holds.
-        groups: `(R, S)` int64, for each patch the place, from 0, of the token that stands for it; -1 for a
-            patch that none stands for, here or from the beginning. Patches with the same number were merged.
-        num_tokens: how many go on. Those beyond the groups stand for no single patch: "attentive" fuses what
-            it drops into one.
+        block: number, from 1, of the block with the reduction.
+        groups: `(R, S)` int64, index of the token that each patch belongs to; -1 for patches that were
+            dropped, by this reduction or before. Merged patches have the same index.
+        num_tokens: number of tokens left. Those beyond the groups stand for no single patch: "attentive"
+            fuses the tokens that it drops into one.
     """
 
     block: int
@@ -40,7 +40,7 @@ class Stage:
 
 
 def blocks_that_see_all(vit: AdaptiveViTModel) -> int:
-    """How many blocks, from the first, attend to all patches that enter the encoder."""
+    """Counts the blocks, from the first, that attend to all patches that enter the encoder."""
     for index in sorted(map(int, vit.reducers)):
         reducer = vit.reducers[str(index)]
         if not reducer.keeps_all(0.0):
@@ -49,13 +49,13 @@ def blocks_that_see_all(vit: AdaptiveViTModel) -> int:
 
 
 def reducers_of(encoder: PreTrainedModel) -> Mapping[str, TokenReducer]:
-    """By the number of the block; a Swin has none."""
+    """Returns the reducers by the index of their block; Swin has none."""
     return getattr(encoder, "reducers", {})
 
 
 @contextmanager
 def record_reductions(vit: AdaptiveViTModel) -> Iterator[dict[int, Reduction]]:
-    """Collects what the reducers of the blocks, numbered from 0, made of the latest batch."""
+    """Collects the reductions of the latest batch, by the index of their block."""
     records: dict[int, Reduction] = {}
 
     def record(index: int):
@@ -75,11 +75,11 @@ def record_reductions(vit: AdaptiveViTModel) -> Iterator[dict[int, Reduction]]:
 
 
 def to_stages(records: dict[int, Reduction], kept_patches: np.ndarray, grid: tuple[int, int]) -> list[Stage]:
-    """The stages of one image, first to last.
+    """Converts the reductions of one image to stages, first to last.
 
     Args:
-        records: see `record_reductions`; of a batch of one image.
-        kept_patches: `(K,)` raster indices of the patches that entered.
+        records: reductions of a batch of one image, see `record_reductions`.
+        kept_patches: `(K,)` raster indices of the patches that entered the encoder.
         grid: (R, S).
     """
     order = sorted(records)
@@ -93,23 +93,25 @@ def to_stages(records: dict[int, Reduction], kept_patches: np.ndarray, grid: tup
 
 
 def follow(assignments: Sequence[np.ndarray], num_patches: int) -> list[np.ndarray]:
-    """After each reduction, which token stands for each of the K patches that entered, `(K,)` int64; -1 for
-    none.
+    """Follows each of the K patches through all reductions.
 
     Args:
-        assignments: of each reduction, `(M,)` int64: which token stands for each of those before; -1 for
-            none.
-        num_patches: K. Tokens before the first reduction are these.
+        assignments: for each reduction, `(M,)` int64: index of the token that each token before it became
+            part of; -1 for none.
+        num_patches: K, the number of tokens before the first reduction.
+
+    Returns:
+        For each reduction, `(K,)` int64: index of the token that each patch belongs to; -1 for none.
     """
-    places, followed = np.arange(num_patches), []
+    indices, followed = np.arange(num_patches), []
     for assignment in assignments:
-        places = np.where(places < 0, -1, assignment[places])
-        followed.append(places)
+        indices = np.where(indices < 0, -1, assignment[indices])
+        followed.append(indices)
     return followed
 
 
 def place_groups(groups: np.ndarray, kept_patches: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """`groups` `(K,)` of the patches at raster indices `(K,)`, as `(R, S)` with -1 for the others."""
+    """Puts `groups` `(K,)` at raster indices `kept_patches` `(K,)` of a grid `(R, S)`; -1 elsewhere."""
     full = np.full(grid[0] * grid[1], -1, dtype=np.int64)
     full[kept_patches] = groups
     return full.reshape(grid)
@@ -117,15 +119,15 @@ def place_groups(groups: np.ndarray, kept_patches: np.ndarray, grid: tuple[int, 
 
 @dataclass
 class WindowStage:
-    """What one stage computed on.
+    """Windows that one stage of a Swin computed on.
 
     Attributes:
         stage: number, from 1.
-        blocks: how many it has.
-        windows: `(R, S)` int64, in which window of blocks without shift each patch lies.
-        chosen: `(R, S)` bool, True where these blocks computed.
-        shifted: `(R, S)` bool, the same of blocks with shift; None if there are none.
-        num_chosen, num_windows: windows that were computed on, and all of them.
+        blocks: number of blocks.
+        windows: `(R, S)` int64, index of the window of each patch in blocks without shift.
+        chosen: `(R, S)` bool, True where blocks without shift computed.
+        shifted: `(R, S)` bool, True where blocks with shift computed; None if there are none.
+        num_chosen, num_windows: selected windows, and all windows.
     """
 
     stage: int
@@ -140,7 +142,7 @@ class WindowStage:
 def window_stages(
     config: AdaptiveSwinConfig, outputs: AdaptiveSwinImageClassifierOutput
 ) -> list[WindowStage]:
-    """The stages for the first image of a batch, first to last; none without a selector."""
+    """Returns the stages for the first image of a batch, first to last; none without a selector."""
     if outputs.selected_windows is None:
         return []
     rows, columns = outputs.spatial_shapes[0].tolist()
@@ -148,7 +150,7 @@ def window_stages(
     for stage, depth in enumerate(config.depths):
         fixed = config.window_fit == "fixed"
         window, shift = fit_window(grid, config.window_of(stage), config.shift_of(stage), fixed)
-        # The cell of this stage that each patch became a part of.
+        # The cell of this stage that each patch became part of.
         row, column = np.arange(rows) // 2**stage, np.arange(columns) // 2**stage
         cells = row[:, None] * grid[1] + column
         found = []

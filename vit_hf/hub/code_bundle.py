@@ -42,8 +42,8 @@ class Statement:
         node: its syntax tree.
         text: its lines, without imports from joined modules.
         binds: names that it defines.
-        uses: names that it reads, in their order.
-        has_effect: whether it does more than define names, and is kept whenever its module is.
+        uses: names that it reads, in order.
+        has_effect: True if it does more than define names; it is then kept whenever its module is.
     """
 
     module: "Module"
@@ -217,7 +217,7 @@ def reachable_modules(roots: Sequence[Root]) -> list[str]:
 
 
 def reachable_statements(roots: Sequence[Root]) -> dict[str, list[Statement]]:
-    """Finds what `roots` need: the statements of each module, in their order."""
+    """Finds the statements that `roots` need, in order, by module."""
     found: set[Statement] = set()
     modules: dict[str, None] = {}
     waiting = []

@@ -1,4 +1,4 @@
-"""What others need to know of a model: its card."""
+"""Model cards."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ from ..model.pretrained import AdaptivePreTrainedModel
 from ..model.sizes import has_frames, to_pair
 
 
-# What a card tells of a training run, and nothing else of it: paths and tokens stay at home.
+# The only training arguments that a card shows: no paths, no tokens.
 HYPERPARAMETERS = (
     "learning_rate",
     "num_train_epochs",
@@ -49,11 +49,11 @@ HYPERPARAMETERS = (
     "mixup_alpha",
     "cutmix_alpha",
 )
-# Values that say that something is not used, and names of factors, of which 1 does.
+# Values of unused options; factors are unused at 1.
 UNUSED = (None, False, 0, -1, "none")
 FACTORS = ("gradient_accumulation_steps", "layer_decay", "backbone_lr_factor")
 
-# How a model is loaded elsewhere, and where the Hub lists it.
+# Auto class that loads a model, and its task on the Hub.
 USES = {
     "AdaptiveViTForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "AdaptiveViTForVideoClassification": ("AutoModelForVideoClassification", "video-classification"),
@@ -70,7 +70,7 @@ USES = {
 CLASSIFIERS = ("AutoModelForImageClassification", "AutoModelForVideoClassification")
 
 SPLITS = {"eval": "validation", "test": "test"}
-# Endings of what Trainer reports beside metrics.
+# Endings of what Trainer reports in addition to metrics.
 TECHNICAL = ("runtime", "_per_second", "epoch", "step", "_flos", "_mem", "_time")
 MAX_CLASSES = 20
 
@@ -94,23 +94,23 @@ def make_model_card(
     pictures: Mapping[str, str] | None = None,
     tags: Sequence[str] = (),
 ) -> ModelCard:
-    """A model card from `model_cards/template.md`; `save(folder / "README.md")` puts it beside the model.
+    """Makes a model card from `model_cards/template.md`; save it with `save(folder / "README.md")`.
 
     Args:
-        model: the model it describes.
-        image_processor: its own, which may select, too.
+        model: the model to describe.
+        image_processor: its image processor, which may select patches, too.
         model_name: title, and name in the card's `model-index`.
-        repo_id: how to name the model in the example of use; default `model_name`.
-        summary, results, training, limitations: Markdown; by default what the other arguments tell.
-        license: identifier of the Hub, such as "apache-2.0"; None states none.
-        base_model: the checkpoint that training began with, by its name on the Hub.
-        dataset: what it was trained on, as "owner/name" on the Hub, or any name.
-        metrics: as `Trainer.evaluate` returns them: `eval_` measured on the validation split, `test_` on the
-            test split, others on one that is not named. Runtimes and what is no number are left out.
-        eval_results: more for the `model-index`, which the Hub shows and compares.
-        training_arguments: of these the `HYPERPARAMETERS` are shown.
-        pictures: files beside the card, by what they show.
-        tags: beside the usual ones.
+        repo_id: name of the model in the code example; default `model_name`.
+        summary, results, training, limitations: Markdown; by default made from the other arguments.
+        license: identifier of the Hub, such as "apache-2.0"; None for none.
+        base_model: initial checkpoint, by its name on the Hub.
+        dataset: training data, as "owner/name" on the Hub, or any name.
+        metrics: result of `Trainer.evaluate`: `eval_` for the validation split, `test_` for the test split,
+            others for an unnamed one. Runtimes and values that are not numbers are left out.
+        eval_results: more results for the `model-index`, which the Hub shows and compares.
+        training_arguments: only the `HYPERPARAMETERS` are shown.
+        pictures: files in the card's folder, by their captions.
+        tags: in addition to the usual ones.
 
     Raises:
         FileNotFoundError: if the template was not installed.
@@ -146,9 +146,9 @@ def make_model_card(
 
 
 def group_metrics(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Metrics by split, of what `Trainer.evaluate` returned or a run logged; "" for one that is not named.
+    """Groups the metrics of `Trainer.evaluate` or of a log by split; "" for an unnamed one.
 
-    Those alone that are one number, as a plain float, which YAML can hold; no NaN, which the Hub cannot show.
+    Keeps only single finite numbers, as floats, which YAML can hold and the Hub can show.
     """
     groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -167,7 +167,7 @@ def _eval_results(groups: dict[str, dict[str, float]], dataset: str | None, task
         EvalResult(
             task_type=task,
             dataset_type=dataset if dataset and "/" in dataset else "imagefolder",
-            dataset_name=dataset or "not named",
+            dataset_name=dataset or "unnamed",
             dataset_split=split or None,
             metric_type=metric,
             metric_value=round(value, 4),
@@ -202,9 +202,9 @@ def _summary(
     seen = "a video" if has_frames(model.config) else "an image"
     does = f"turns {seen.partition(' ')[2]}s into features"
     if auto_class in CLASSIFIERS:
-        does = f"tells {model.config.num_labels} classes apart"
+        does = f"classifies {seen.partition(' ')[2]}s into {model.config.num_labels} classes"
         if model.config.problem_type == "regression" or model.config.num_labels == 1:
-            does = f"predicts {model.config.num_labels} numbers of {seen}"
+            does = f"predicts {model.config.num_labels} values for {seen}"
     kind = "Swin" if isinstance(model.config, AdaptiveSwinConfig) else "Vision"
     text = f"A {kind} Transformer of `vit_hf` that {does}."
     if base_model:
@@ -217,17 +217,15 @@ def _summary(
 def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor | None) -> str:
     videos = has_frames(config)
     text = (
-        f"Not examined beyond the results above: measure it on {'videos' if videos else 'images'} "
-        "of your own before relying "
-        "on it."
+        f"Not evaluated beyond the results above: test it on your own {'videos' if videos else 'images'} "
+        "before relying on it."
     )
     if config.patch_selector or getattr(image_processor, "patch_selector", None):
-        # Windows of a Swin that are not computed on pass their patches on as they are.
-        share = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
+        # Windows that Swin skips pass their patches on unchanged.
+        influence = "little" if isinstance(config, AdaptiveSwinConfig) else "no"
         text += (
-            f" What lies in patches that were not selected has {share} part in the answer; look "
-            "at what was kept with "
-            f"`vit_hf.{'explain_video' if videos else 'explain'}`."
+            f" Patches that were not selected have {influence} influence on the prediction; see which were "
+            f"kept with `vit_hf.{'explain_video' if videos else 'explain'}`."
         )
     return text
 
@@ -235,7 +233,7 @@ def _limitations(config: AdaptiveViTConfig, image_processor: BaseImageProcessor 
 def _describe(
     model: AdaptivePreTrainedModel, image_processor: BaseImageProcessor | None
 ) -> list[tuple[str, str]]:
-    """What the model is and what it computes on, for the table."""
+    """Lists the properties of the model and its input for the card's table."""
     config = model.config
     rows = [
         ("architecture", f"`{config.model_type}`: {_architecture(config)}"),
@@ -244,7 +242,7 @@ def _describe(
     ]
     if image_processor is not None:
         size = image_processor.size if image_processor.do_resize else None
-        images = "as they are, not resized" if size is None else "resized to " + _size(dict(size))
+        images = "in native resolution" if size is None else "resized to " + _size(dict(size))
         rows.append(("videos" if has_frames(config) else "images", images))
     selection = [(config, "by the model")]
     if image_processor is not None:
@@ -258,7 +256,7 @@ def _describe(
     if config.token_reducer is not None:
         amount = f"keeps {_amount(float(config.keep_rate), 'tokens')}"
         if (merged := options_of(config.token_reducer).get("r")) is not None:
-            amount = f"takes away {merged} tokens"
+            amount = f"removes {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         rows.append(
             ("token reduction", f"{_part(config.token_reducer)} {amount} at each of the blocks {layers}")
@@ -270,7 +268,7 @@ def _describe(
     return rows
 
 
-# Fields with a line of their own, and those that say nothing of how the model works.
+# Fields with a row of their own, and those that do not affect the model.
 TOLD = {
     "patch_selector",
     "num_selected_patches",
@@ -320,13 +318,13 @@ def _kept(chooser: AdaptiveViTConfig | AdaptiveSwinConfig | BaseImageProcessor) 
 
 
 def _part(part: Part) -> str:
-    """A name and its options."""
+    """Formats a name and its options."""
     options = ", ".join(f"`{name}={value!r}`" for name, value in options_of(part).items())
     return f"`{type_of(part)}`" + (f" ({options})" if options else "")
 
 
 def _settings(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> list[str]:
-    """Fields that stock models do not have, where they are not the default."""
+    """Lists fields that stock models lack, where they differ from the default."""
     stock = SwinConfig if isinstance(config, AdaptiveSwinConfig) else ViTConfig
     ours = {field.name for field in fields(config)} - {field.name for field in fields(stock)} - TOLD
     default = type(config)()
@@ -359,10 +357,10 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def find_template() -> Path:
-    """The template in a checkout, or where an installation put it.
+    """Finds the template in a checkout or an installation.
 
     Raises:
-        FileNotFoundError: if it is in neither place.
+        FileNotFoundError: if neither has it.
     """
     places = [
         Path(__file__).parents[2] / "model_cards",

@@ -1,4 +1,4 @@
-"""From a model in memory to a repository on the Hub that loads wherever transformers is installed."""
+"""Pushes a model to a repository on the Hub that loads wherever transformers is installed."""
 
 import shlex
 import shutil
@@ -22,7 +22,7 @@ from .remote_code import files_to_save
 
 logger = logging.get_logger(__name__)
 
-# Of an earlier push. Left there, weights cut into other shards would be loaded instead of the new ones.
+# Files of an earlier push. If they stayed, its shards might be loaded instead of the new weights.
 REPLACED = ["model*.safetensors", "model.safetensors.index.json", "examples/*"]
 NOT_ALLOWED = (401, 403)
 
@@ -43,35 +43,34 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publishes a model: weights (safetensors), configuration, image processor, their code and a model card.
 
-    It loads elsewhere by `from_pretrained(repo_id, trust_remote_code=True)`, or after `import vit_hf`. A
-    repository that exists already gets a new commit, with a new card.
+    It loads elsewhere with `from_pretrained(repo_id, trust_remote_code=True)`, or after `import vit_hf`. An
+    existing repository gets a new commit, with a new card.
 
     Args:
-        model: of any class of this package.
-        image_processor: its own.
-        repo_id: "owner/name", or a name of your own.
-        examples: images, as `explain` takes them, whose pictures (what was kept, and the answer) the card
-            shows. They are published with it.
-        private: whether it is for you alone, a new repository; None as your organization has it.
-        token: with permission to write; by default what `hf auth login` stored, or HF_TOKEN.
-        revision: branch to commit to, which is created if it is missing, or pull request ("refs/pr/1");
-            default "main".
-        create_pr: whether to open a pull request instead.
-        commit_message: of the commit.
-        max_shard_size: weights beyond are cut into several files.
-        card: what the model card says, as of `make_model_card`: `license` (by default that of `base_model`),
+        model: a model of any class of this package.
+        image_processor: the model's own.
+        repo_id: "owner/name", or a name in your own namespace.
+        examples: images, as for `explain`, that the card shows with their kept patches and predictions. They
+            are published with it.
+        private: makes a new repository private; None for the default of your organization.
+        token: token with permission to write; by default that of `hf auth login`, or HF_TOKEN.
+        revision: branch to commit to, created if missing, or pull request ("refs/pr/1"); default "main".
+        create_pr: opens a pull request instead.
+        commit_message: message of the commit.
+        max_shard_size: larger weights are split into several files.
+        card: arguments of `make_model_card`: `license` (by default that of `base_model`),
             `base_model`, `dataset`, `metrics`, `training_arguments`, `summary`, `limitations` and others.
 
     Returns:
-        What was committed, with its `oid` and `commit_url`.
+        The commit, with its `oid` and `commit_url`.
 
     Raises:
-        RemoteCodeError: if the file of a class of your own could not be loaded elsewhere; nothing was
+        RemoteCodeError: if the file of one of your own classes could not be loaded elsewhere; nothing was
             uploaded.
-        ValueError: if the Hub refuses the metadata of the card; for `private` if the repository is there and
+        ValueError: if the Hub refuses the metadata of the card; for `private` if the repository exists and is
             public.
-        huggingface_hub.errors.HfHubHTTPError: as the Hub answers, for instance 401 for a wrong token.
-        ConnectionError: if the Hub could not be reached. A note of this and any other error tells where the
+        huggingface_hub.errors.HfHubHTTPError: for an error of the Hub, for instance 401 for a wrong token.
+        ConnectionError: if the Hub could not be reached. A note on this and any other error tells where the
             files are and how to push them again.
     """
     for saved in (model, image_processor):
@@ -108,13 +107,13 @@ def write_card(
     token: str | bool | None = None,
     **card: Any,
 ) -> ModelCard:
-    """Writes `README.md`, and pictures of `examples`, beside a saved model. Arguments: `push_to_hub`."""
+    """Writes `README.md` and pictures of `examples` to the folder of a saved model; see `push_to_hub`."""
     base = repo_info(card.get("base_model"), "model", token)
     card["base_model"] = base.id if base else None
     if card.get("license") is None and base and base.card_data:
         card["license"] = base.card_data.license
     if card.get("license") is None:
-        logger.warning("The model card states no licence: give one, such as license='apache-2.0'.")
+        logger.warning("The model card has no license: give one, such as license='apache-2.0'.")
     if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
         card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
@@ -122,7 +121,7 @@ def write_card(
         explanations = explain(model, image_processor, list(examples), folder / "examples", ["overview"])
         for explanation in explanations:
             file = Path(explanation.files["overview"])
-            pictures[f"{explanation.name}: what was kept, and the answer"] = f"examples/{file.name}"
+            pictures[f"{explanation.name}: kept patches and prediction"] = f"examples/{file.name}"
     card.setdefault("model_name", repo_id.rpartition("/")[2])
     result = make_model_card(model, image_processor, repo_id=repo_id, pictures=pictures, **card)
     result.save(folder / "README.md")
@@ -132,8 +131,7 @@ def write_card(
 def repo_info(
     name: str | None, repo_type: str, token: str | bool | None = None
 ) -> ModelInfo | DatasetInfo | None:
-    """What the Hub knows of a model or data set, its name alone if the Hub does not answer; None if it is
-    not there."""
+    """Returns the Hub's information on a model or data set: only its name offline, None if missing."""
     if name is None or Path(name).exists():
         return None
     try:
@@ -145,16 +143,15 @@ def repo_info(
 
 
 def check_private(api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model") -> None:
-    """Refuses to publish what should be private: the Hub leaves a repository public that is there already.
+    """Checks that files meant to be private do not go to an existing public repository.
 
     Raises:
-        ValueError: if so.
+        ValueError: if the repository is public.
     """
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
-            f"private=True, but {repo_id} is there and public; nothing was uploaded. Make it "
-            "private in its settings on "
-            "the Hub, name another, or leave private out."
+            f"private=True, but {repo_id} exists and is public; nothing was uploaded. Make it private in its "
+            "settings on the Hub, choose another repo_id, or leave private out."
         )
 
 
@@ -162,7 +159,7 @@ def check_private(api: HfApi, repo_id: str, private: bool | None, repo_type: str
 def keeping(
     folder: Path, repo_id: str, private: bool | None, revision: str | None, *options: str
 ) -> Iterator[None]:
-    """Adds to any error where the files are and how to push them again."""
+    """Adds a note to any error: where the files are, and how to push them again."""
     try:
         yield
     except BaseException as error:
@@ -171,9 +168,8 @@ def keeping(
             raised = ConnectionError(f"The connection to the Hub broke: {error}")
         elif isinstance(error, HfHubHTTPError) and error.response.status_code in NOT_ALLOWED:
             raised.add_note(
-                f"There is no token, or it may not write to {repo_id}. Make one that may, "
-                "https://huggingface.co/settings/tokens, and "
-                "log in with it: hf auth login"
+                f"There is no token, or it may not write to {repo_id}. Create one with permission to write "
+                "at https://huggingface.co/settings/tokens, and log in with it: hf auth login"
             )
         if (folder / "config.json").is_file():
             command = ["hf", "upload", repo_id, str(folder), *options]

@@ -1,1 +1,1 @@
-"""Predictions: of whole files, tile by tile, streamed, of collections; evaluation."""
+"""Prediction of whole files, tile by tile, streamed, and of collections; evaluation."""

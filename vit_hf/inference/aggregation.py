@@ -1,4 +1,4 @@
-"""From the logits of tiles to those of the image.
+"""Aggregation of tile logits to image logits.
 
 An aggregation is a function in `TILE_AGGREGATIONS`; a new one is a function and a line. None has parameters
 to train.
@@ -16,12 +16,12 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class AggregationOptions:
-    """What aggregations may go by.
+    """Options of aggregations.
 
     Attributes:
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        num_top_tiles: of "topk-mean".
-        attention_temperature: of "attention".
+        num_top_tiles: number of tiles of "topk-mean".
+        attention_temperature: temperature of "attention".
     """
 
     problem_type: str = "single_label_classification"
@@ -36,9 +36,8 @@ class AggregationOptions:
         temperature = self.attention_temperature
         if not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(
-                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile "
-                "decides, and the larger "
-                "it is, the more alike all tiles count."
+                f"attention_temperature={temperature!r} must be above 0: near 0 the surest tile decides, and "
+                "the larger it is, the more alike all tiles count."
             )
 
     @property
@@ -59,13 +58,13 @@ class TileAggregation:
 
 
 def probabilities_of(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
-    """`(..., L)`: by softmax, or for several labels an image each by itself by sigmoid."""
+    """Returns `(..., L)` probabilities: softmax, or sigmoid per label for multi-label problems."""
     return logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
 
 
 def votes_of(tile_logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
-    """`(L,)` int64: how many tiles answer each label; of several labels an image, those with a probability
-    over 0.5."""
+    """Counts the tiles that predict each label, `(L,)` int64; with several labels per image, those with a
+    probability over 0.5."""
     if is_multi_label:
         return (tile_logits > 0).sum(dim=0)
     return tile_logits.argmax(dim=1).bincount(minlength=tile_logits.shape[1])
@@ -80,14 +79,14 @@ def _max(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor
 
 
 def _top_k_mean(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """As MI-Zero pools a slide (Lu et al., 2023): for each label the mean over the tiles that favour it
-    most."""
+    """Averages, for each label, the k highest tile logits, as MI-Zero pools a slide (Lu et al., 2023)."""
     num_tiles = min(options.num_top_tiles, len(tile_logits))
     return tile_logits.topk(num_tiles, dim=0).values.mean(dim=0)
 
 
 def _attention(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """A mean in which surer tiles count more: by exp(-entropy), as EATA weights samples (Niu et al., 2022).
+    """Averages with more weight on more certain tiles: exp(-entropy), as EATA weights samples (Niu et al.,
+    2022).
 
     So one that wavers evenly between n classes counts 1/n of one that is certain, at a temperature of 1. Of
     several labels an image each has its own weights, by the entropy of whether it applies.
@@ -103,16 +102,16 @@ def _attention(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.
 
 
 def _vote(tile_logits: torch.Tensor, options: AggregationOptions) -> torch.Tensor:
-    """Logits whose probabilities are shares of votes.
+    """Returns logits whose probabilities are fractions of votes.
 
     One vote more is shared out as the mean probability has it, which breaks ties and keeps logits finite.
     """
     prior = probabilities_of(tile_logits, options.is_multi_label).mean(dim=0)
     votes = votes_of(tile_logits, options.is_multi_label)
-    shares = (votes + prior) / (len(tile_logits) + 1)
+    fractions = (votes + prior) / (len(tile_logits) + 1)
     if options.is_multi_label:
-        return torch.special.logit(shares, eps=1e-12)
-    return shares.clamp(min=1e-12).log()
+        return torch.special.logit(fractions, eps=1e-12)
+    return fractions.clamp(min=1e-12).log()
 
 
 TILE_AGGREGATIONS = {
@@ -125,8 +124,8 @@ TILE_AGGREGATIONS = {
 
 
 def problem_type_of(config: PreTrainedConfig) -> str:
-    """That of a model; where its configuration does not say, one label is a regression, as in
-    transformers' losses."""
+    """Returns a model's problem type; if its config has none, one label means regression, as in transformers'
+    losses."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
@@ -142,21 +141,20 @@ def check_aggregation(aggregate: Any, problem_type: str) -> None:
     if problem_type == "regression" and TILE_AGGREGATIONS[aggregate].needs_classes:
         fitting = [name for name, entry in TILE_AGGREGATIONS.items() if not entry.needs_classes]
         raise ValueError(
-            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has "
-            "none. Choose from "
-            f"{', '.join(map(repr, fitting))}."
+            f"aggregate={aggregate!r} goes by the probabilities of classes, and a regression has none. "
+            f"Choose from {', '.join(map(repr, fitting))}."
         )
 
 
 def aggregate_tiles(
     tile_logits: torch.Tensor, aggregate: str, options: AggregationOptions | None = None
 ) -> torch.Tensor:
-    """Logits of an image `(L,)` float32 from those of its tiles.
+    """Aggregates the logits of tiles to the image's `(L,)` float32.
 
     Args:
         tile_logits: `(T, L)`; for a regression, its numbers.
         aggregate: a key of `TILE_AGGREGATIONS`; see `predict_tiled`.
-        options: what the aggregation goes by; by default that of one label an image.
+        options: options of the aggregation; by default for a single-label problem.
 
     Raises:
         ValueError: if the aggregation is unknown, or needs classes in a regression.

@@ -18,13 +18,13 @@ from ..data.collation import ImageCollator
 from .metrics import compute_metrics_for
 
 
-# Which split is evaluated if none is named: the first of these that there is.
+# The default split: the first of these that the data have.
 SPLITS = ("test", "validation", "train")
 
 
 @dataclass(kw_only=True)
 class EvaluationArguments(SelectionArguments):
-    """What to evaluate, and how."""
+    """Arguments of an evaluation."""
 
     _argument_group_name = "evaluation"
 
@@ -40,7 +40,7 @@ class EvaluationArguments(SelectionArguments):
     )
     batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    top_k: int = field(default=5, metadata={"help": "answers that top-k accuracy allows"})
+    top_k: int = field(default=5, metadata={"help": "predictions that top-k accuracy allows"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
     use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
     output: str | None = field(
@@ -59,17 +59,17 @@ class EvaluationArguments(SelectionArguments):
 def evaluate_model(
     arguments: EvaluationArguments,
     data_arguments: DataArguments,
-    say: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
+    log: Callable[[str], None] = lambda note: print(note, file=sys.stderr),
 ) -> tuple[dict[str, float], Path]:
-    """Compute the metrics of a model on a split, and write them to a file.
+    """Computes the metrics of a model on a split, and writes them to a file.
 
     Labels are matched with the model's by name. With `split="validation"`, data without such a split have it
     held out as for fine-tuning; otherwise nothing is held out.
 
     Args:
-        arguments: what to evaluate, and how.
+        arguments: model and options of the evaluation.
         data_arguments: on which images.
-        say: is told what of the data is left out, a line at a time.
+        log: receives a line about each kind of data left out.
 
     Returns:
         The metrics, each with the split's name before it, and the file.
@@ -98,13 +98,12 @@ def evaluate_model(
             data = data_arguments.load(**changes)
         if training.process_index == 0:
             for note in data.describe_left_out():
-                say(note)
+                log(note)
         problem_type = model.config.problem_type or "single_label_classification"
         if (data.problem_type, data.num_labels) != (problem_type, model.config.num_labels):
             raise ValueError(
-                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the "
-                "model is made for a "
-                f"{problem_type} with {model.config.num_labels}"
+                f"the data are a {data.problem_type} with {data.num_labels} outputs, and the model is made "
+                f"for a {problem_type} with {model.config.num_labels}"
             )
         split = arguments.split or next(name for name in SPLITS if name in data.splits)
         if split not in data.splits:
@@ -129,13 +128,14 @@ def evaluate_model(
 
 
 def selection_settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a model selects and reduces by; nothing of a reducer where it has none."""
+    """Returns the config fields of patch selection and token reduction; none of a reducer if there is
+    none."""
     names = SELECTION_FIELDS if getattr(config, "token_reducer", None) else SELECTION_FIELDS[:2]
     return given_fields(config, [name for name in names if hasattr(config, name)])
 
 
 def default_output(model_name_or_path: str, split: str, changes: dict[str, Any]) -> Path:
-    """Where metrics go if nothing else is said: beside a local model, or else in the working directory.
+    """Default path of the metrics file: in a local model's folder, otherwise in the working directory.
 
     What was changed in the checkpoint is part of the name, lest one trial replaces another.
     """

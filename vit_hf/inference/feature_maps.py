@@ -1,4 +1,4 @@
-"""Maps of an image put together from those of its tiles, without seams.
+"""Feature maps of an image, blended from those of its tiles without seams.
 
 Where tiles overlap, each counts by a raised cosine that falls to nothing at its border, where it knows least
 of what is around; the weights of all tiles sum to one everywhere. Weights are products of one of the row and
@@ -22,24 +22,23 @@ from ..model.sizes import to_pair
 from .tile_grid import TileGrid
 
 
-# A tile's weight at its border, and beyond the centre of its outermost values, where there is nothing to
+# A tile's weight at its border, and beyond the center of its outermost values, where there is nothing to
 # interpolate: it counts only where no other tile does better.
 AT_BORDER, BEYOND_VALUES = 1e-6, 1e-12
 
 
 class BlendedAxis:
-    """How much each value of each tile along an axis counts in each cell of a map; for a cell, all sum to
-    one.
+    """Weights of each value of each tile along an axis in each cell of a map; they sum to one per cell.
 
-    Values are interpolated linearly between their centres, so a map whose values change linearly stays as it
+    Values are interpolated linearly between their centers, so a map whose values change linearly stays as it
     is.
 
     Args:
-        starts: of the tiles, in pixels.
+        starts: first pixels of the tiles.
         tile: length of a tile in pixels.
-        length: of the axis in pixels.
-        num_cells: of the map, all of one length; their centres are where it is evaluated.
-        num_values: that each tile has along this axis, at even distances.
+        length: length of the axis in pixels.
+        num_cells: number of cells of the map, of equal length; it is evaluated at their centers.
+        num_values: number of evenly spaced values of each tile along this axis.
     """
 
     def __init__(self, starts: Sequence[int], tile: int, length: int, num_cells: int, num_values: int = 1):
@@ -51,22 +50,23 @@ class BlendedAxis:
             self.total[cells] += self._window(cells, start)
 
     def weights(self, index: int) -> tuple[slice, torch.Tensor]:
-        """The cells that a tile covers, and `(cells, num_values)` float64 weights of its values there."""
+        """Returns the cells that a tile covers, and `(cells, num_values)` float64 weights of its values
+        there."""
         start = self.starts[index]
         cells = self._cells(start)
-        shares = self._window(cells, start) / self.total[cells]
-        places = (self._centres(cells) - start) / self.tile * self.num_values - 0.5
-        places = places.clamp(0, self.num_values - 1)
-        lower = places.floor().clamp(max=max(0, self.num_values - 2)).long()
-        beyond = (places - lower).unsqueeze(1)
-        weights = torch.zeros(len(places), self.num_values, dtype=torch.float64)
+        fractions = self._window(cells, start) / self.total[cells]
+        positions = (self._centers(cells) - start) / self.tile * self.num_values - 0.5
+        positions = positions.clamp(0, self.num_values - 1)
+        lower = positions.floor().clamp(max=max(0, self.num_values - 2)).long()
+        beyond = (positions - lower).unsqueeze(1)
+        weights = torch.zeros(len(positions), self.num_values, dtype=torch.float64)
         weights.scatter_(1, lower[:, None], 1 - beyond)
         if self.num_values > 1:
             weights.scatter_(1, lower[:, None] + 1, beyond)
-        return cells, shares[:, None] * weights
+        return cells, fractions[:, None] * weights
 
     def matrix(self) -> torch.Tensor:
-        """`(num_cells, tiles)` float64 weights of tiles that have one value each."""
+        """Returns `(num_cells, tiles)` float64 weights of tiles with one value each."""
         matrix = torch.zeros(self.num_cells, len(self.starts), dtype=torch.float64)
         for index in range(len(self.starts)):
             cells, weights = self.weights(index)
@@ -74,28 +74,28 @@ class BlendedAxis:
         return matrix
 
     def _cells(self, start: int) -> slice:
-        """Those whose centres, (cell + 1/2) * length / num_cells, lie in a tile; in whole numbers, so that
-        none is lost."""
+        """Cells whose centers, (cell + 1/2) * length / num_cells, lie in a tile; in integers, so that none is
+        lost."""
         first, last = (2 * self.num_cells * place - self.length for place in (start, start + self.tile))
         return slice(
             max(0, -(-first // (2 * self.length))), min(self.num_cells, last // (2 * self.length) + 1)
         )
 
-    def _centres(self, cells: slice) -> torch.Tensor:
+    def _centers(self, cells: slice) -> torch.Tensor:
         return (torch.arange(cells.start, cells.stop, dtype=torch.float64) + 0.5) * (
             self.length / self.num_cells
         )
 
     def _window(self, cells: slice, start: int) -> torch.Tensor:
         inset = self.tile / (2 * self.num_values) if self.num_values > 1 else 0.0
-        place = (self._centres(cells) - start - inset) / (self.tile - 2 * inset)
+        place = (self._centers(cells) - start - inset) / (self.tile - 2 * inset)
         window = (torch.pi * place).sin().square().clamp(min=AT_BORDER)
-        # Rounding may put a centre a little beyond the first value that it is on.
+        # Rounding may put a center a little beyond the first value that it is on.
         return torch.where((place > -1e-9) & (place < 1 + 1e-9), window, BEYOND_VALUES)
 
 
 def blend_values(values: torch.Tensor, grid: TileGrid, size: tuple[int, int]) -> torch.Tensor:
-    """A map `(R, S)` float32 of one value for each tile, `(T,)`.
+    """Blends one value per tile, `(T,)`, to a map `(R, S)` float32.
 
     Args:
         size: R and S. Cells larger than tiles get the mean of what they cover.
@@ -113,12 +113,12 @@ def blend_values(values: torch.Tensor, grid: TileGrid, size: tuple[int, int]) ->
 
 
 class BlendedFeatures:
-    """A feature map of an image, to which those of its tiles are added one by one.
+    """A feature map of an image, to which the maps of its tiles are added one by one.
 
     As many cells to a pixel as the tiles have values, rounded to whole rows and columns of the image.
 
     Args:
-        grid: of the tiles.
+        grid: positions of the tiles.
         tile_shape: D, r and s of the map of a tile.
         file: a `.npy` file to hold the map, `(R, S, D)` float32, where it is larger than memory; None for
             memory.
@@ -146,7 +146,7 @@ class BlendedFeatures:
             self.buffer = torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.float32, shape))
 
     def add(self, index: int, features: torch.Tensor) -> None:
-        """The map `(D, r, s)` of a tile, on any device and of any dtype."""
+        """Adds the map `(D, r, s)` of a tile, on any device and of any dtype."""
         row, column = divmod(index, len(self.columns.starts))
         rows, down = self.rows.weights(row)
         columns, across = self.columns.weights(column)
@@ -156,18 +156,18 @@ class BlendedFeatures:
 
     @property
     def feature_map(self) -> torch.Tensor:
-        """`(D, R, S)` float32, a view of what is held."""
+        """Returns `(D, R, S)` float32, a view of the stored map."""
         return self.buffer.permute(2, 0, 1)
 
 
 def run_with_patch_states(
     model: PreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> tuple[ModelOutput, torch.Tensor]:
-    """The outputs of a model, and `(B, D, r, s)` of its patches.
+    """Runs a model; returns its outputs and the states `(B, D, r, s)` of its patches.
 
     That is the last feature map of a backbone; `restored_hidden_state` of an AdaptiveViT, with or without a
-    head, which has all patches whatever is selected or reduced; and `last_hidden_state` of others, less CLS
-    and register tokens.
+    head, which has all patches regardless of selection and reduction; and `last_hidden_state` of others,
+    without CLS and register tokens.
 
     Raises:
         TypeError: if the model has no such state, or none that is one for each place of the image.
@@ -193,7 +193,7 @@ def run_with_patch_states(
 
 
 def _to_map(states: torch.Tensor, config: object, input_size: tuple[int, int]) -> torch.Tensor | None:
-    """`(B, prefix + r*s, D)` to `(B, D, r, s)`; None if it is not known what r and s are."""
+    """Reshapes `(B, prefix + r*s, D)` to `(B, D, r, s)`; None if r and s are unknown."""
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None:
         return None
@@ -208,9 +208,8 @@ def _to_map(states: torch.Tensor, config: object, input_size: tuple[int, int]) -
 def _check(model: PreTrainedModel, states: torch.Tensor | None) -> torch.Tensor:
     if not isinstance(states, torch.Tensor) or states.ndim != 4:
         raise TypeError(
-            f"{type(model).__name__} has no states of patches in a grid, of which feature maps "
-            "are made. Give a model "
-            "whose base has last_hidden_state, as ViT, Swin and ResNet have, or an AutoBackbone; "
-            "or feature_maps=False."
+            f"{type(model).__name__} has no states of patches in a grid, of which feature maps are made. "
+            "Give a model whose base has last_hidden_state, as ViT, Swin and ResNet have, or an "
+            "AutoBackbone; or feature_maps=False."
         )
     return states

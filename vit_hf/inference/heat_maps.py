@@ -1,4 +1,4 @@
-"""The picture of a heat map, beside the image it is of."""
+"""Figure of a heat map next to its image."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,18 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 # First: it says what to do where matplotlib is missing.
-from ..figures import COLOUR_BAR_SPACE, FAINT_INK, INK, MARGIN, Cell, Sheet, by, house_style, shorten, wrap
+from ..figures import (
+    COLOR_BAR_SPACE,
+    FAINT_INK,
+    INK,
+    MARGIN,
+    Cell,
+    Sheet,
+    format_size,
+    house_style,
+    shorten,
+    wrap,
+)
 from ..overlays import pale
 
 
@@ -29,8 +40,8 @@ def draw_heat_map(
     Args:
         picture: `(h, w, 3)` uint8, a thumbnail of the image.
         heat_map: `(R, S)`.
-        label: that it is of.
-        name: of the image.
+        label: label of the heat map.
+        name: name of the image.
     """
     is_regression = prediction.problem_type == "regression"
     height, width = prediction.grid.image_size
@@ -44,7 +55,7 @@ def draw_heat_map(
     )
     picture_cell = Cell(MARGIN, MARGIN + TITLE, cell_width, cell_height)
     map_cell = Cell(*second, cell_width, cell_height)
-    sheet_width = map_cell.x + column + COLOUR_BAR_SPACE + MARGIN
+    sheet_width = map_cell.x + column + COLOR_BAR_SPACE + MARGIN
     caption = wrap(_caption(prediction, name), sheet_width - 2 * MARGIN, size=8)
     caption_top = map_cell.y + cell_height + 0.1
     with house_style():
@@ -63,13 +74,13 @@ def draw_heat_map(
             aspect="auto",
             interpolation="nearest",
         )
-        sheet.colour_bar(image, map_cell)
-        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, colour=FAINT_INK)
+        sheet.color_bar(image, map_cell)
+        sheet.write("\n".join(caption), MARGIN, caption_top, size=8, color=FAINT_INK)
     return sheet.figure
 
 
 def _panel(sheet: Sheet, cell: Cell, background: np.ndarray, title: str, size: tuple[int, int]) -> Axes:
-    """Axes in pixels of the image, whose height and width are `size`."""
+    """Axes in pixels of the image, of height and width `size`."""
     height, width = size
     axes = sheet.axes(cell)
     axes.imshow(background, extent=(0, width, height, 0), aspect="auto", interpolation="auto")
@@ -83,7 +94,7 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
     tile_height, tile_width = prediction.grid.tile_size
     number = len(prediction.grid)
     return (
-        f"{name}: {by(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
-        f"{by(tile_width, tile_height)}. "
-        "What tiles say is blended where they overlap; the map shows nothing finer than a tile."
+        f"{name}: {format_size(width, height)} pixels in {number} tile{'s' * (number > 1)} of "
+        f"{format_size(tile_width, tile_height)}. Predictions are blended where tiles overlap; the map shows "
+        "nothing finer than a tile."
     )

@@ -51,7 +51,7 @@ class OfflineMetric(evaluate.Metric):
 
 
 class Accuracy(OfflineMetric):
-    """Share of right answers; of several labels, all must be right (exact match)."""
+    """Fraction of correct predictions; with several labels, all must be correct (exact match)."""
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         name = "exact_match" if self.multilabel else "accuracy"
@@ -59,7 +59,7 @@ class Accuracy(OfflineMetric):
 
 
 class F1(OfflineMetric):
-    """F1 averaged over the classes that occur (macro); of several labels, over all decisions (micro)."""
+    """F1 averaged over the classes that occur (macro); with several labels, over all decisions (micro)."""
 
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         average = "micro" if self.multilabel else "macro"
@@ -68,12 +68,12 @@ class F1(OfflineMetric):
 
 
 class TopKAccuracy(OfflineMetric):
-    """Share of examples whose class is among the k highest scores.
+    """Fraction of examples whose class is among the k highest scores.
 
     Args (of `compute`):
         predictions: `(B, num_labels)` scores.
         references: `(B,)` classes.
-        k: how many answers are allowed.
+        k: number of predictions allowed.
     """
 
     def _features(self) -> dict[str, datasets.Features]:
@@ -109,14 +109,14 @@ BEST_MODEL_METRIC: dict[str, tuple[str, bool]] = {
 def compute_metrics_for(
     problem_type: str, num_labels: int, top_k: int = 5
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a `Trainer`.
+    """Makes the `compute_metrics` of a `Trainer`.
 
     Args:
         problem_type: as in a model's config: "single_label_classification" gives accuracy, macro F1 and, with
             more than `top_k` classes, top-k accuracy; "multi_label_classification" exact match and micro F1
             of the labels whose logit is positive; "regression" the mean squared error.
         num_labels: outputs of the model.
-        top_k: how many answers top-k accuracy allows.
+        top_k: number of predictions that top-k accuracy allows.
 
     Returns:
         A function of predictions `(B, num_labels)` (logits, or a tuple that starts with them) and labels
@@ -129,15 +129,15 @@ def compute_metrics_for(
         raise ValueError(f"problem_type is {problem_type!r}; choose one of {', '.join(BEST_MODEL_METRIC)}")
 
     def classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        answers = {"predictions": logits.argmax(-1), "references": labels}
-        results = Accuracy().compute(**answers) | F1().compute(**answers)
+        predictions = {"predictions": logits.argmax(-1), "references": labels}
+        results = Accuracy().compute(**predictions) | F1().compute(**predictions)
         if num_labels > top_k:
             results |= TopKAccuracy().compute(predictions=logits, references=labels, k=top_k)
         return results
 
     def several_labels(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        answers = {"predictions": (logits > 0).astype(int), "references": labels.astype(int)}
-        return Accuracy("multilabel").compute(**answers) | F1("multilabel").compute(**answers)
+        predictions = {"predictions": (logits > 0).astype(int), "references": labels.astype(int)}
+        return Accuracy("multilabel").compute(**predictions) | F1("multilabel").compute(**predictions)
 
     def values(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return MeanSquaredError().compute(

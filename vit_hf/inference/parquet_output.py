@@ -1,5 +1,4 @@
-"""Answers of a large collection: a folder of Parquet files, one for each part, each written at once or not
-at all."""
+"""Predictions of a large collection: a folder of Parquet files, one per part, each written atomically."""
 
 import json
 import uuid
@@ -12,24 +11,24 @@ from pyarrow.fs import FileType
 from transformers import PreTrainedConfig
 
 from ..data.collections import Part, Stores
-from .predict import Prediction
+from .predict import FilePrediction
 
 
 SUFFIX = ".parquet"
-# Where in the schema's metadata it says what the answers were made with.
+# Key in the schema's metadata for the settings of the predictions.
 ORIGIN = b"vit_hf"
 
 
-def answer_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
-    """Columns of the answers: which image, what `predict_files` says of it, and why there is no answer.
+def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str, Any]) -> pyarrow.Schema:
+    """Columns of the output: the image, the results of `predict_files`, and any error.
 
     `file` is the image file, or what a Parquet file says that its image is called; `table` and `row` are that
-    Parquet file and the row in it, from 0. With `error`, what would be the answer is null.
+    Parquet file and the row in it, from 0. With `error`, the columns of the prediction are null.
 
     Args:
-        config: of the model.
-        with_patches: whether to tell which patches were selected.
-        origin: what the answers are made with.
+        config: config of the model.
+        with_patches: whether to output the selected patches.
+        origin: settings of the prediction.
     """
     is_regression = config.problem_type == "regression" or config.num_labels == 1
     number, score = pyarrow.float64(), ("score", pyarrow.float64())
@@ -46,8 +45,8 @@ def answer_schema(config: PreTrainedConfig, with_patches: bool, origin: dict[str
     return pyarrow.schema(columns, {ORIGIN: json.dumps(origin)})
 
 
-class AnswerFolder:
-    """The folder, of this machine or of a store.
+class ParquetWriter:
+    """The output folder, local or in a store.
 
     Raises:
         NotADirectoryError: if it is a file.
@@ -61,11 +60,11 @@ class AnswerFolder:
             raise NotADirectoryError(f"output {self.name} is a file; name a folder")
 
     def parts(self) -> list[str]:
-        """Names of the parts that are there."""
+        """Returns the names of the parts written so far."""
         return [file[: -len(SUFFIX)] for file in self._files() if file.endswith(SUFFIX)]
 
     def begin(self) -> None:
-        """Make the folder, and clear away what was being written when an earlier run was killed."""
+        """Creates the folder, and removes partial files of an earlier, killed run."""
         filesystem, path = self.stores.open(self.name)
         filesystem.create_dir(path, recursive=True)
         for file in self._files():
@@ -73,18 +72,18 @@ class AnswerFolder:
                 filesystem.delete_file(f"{path}/{file}")
 
     def has(self, part: Part) -> bool:
-        """Whether a part was written."""
+        """Checks if a part was written."""
         filesystem, path = self.stores.open(self.name)
         return filesystem.get_file_info(f"{path}/{part.name}{SUFFIX}").type == FileType.File
 
-    def write(self, part: Part, predictions: list[Prediction], schema: pyarrow.Schema) -> None:
-        """Write the answers of a part, in its order; instead of those that are there, if so."""
+    def write(self, part: Part, predictions: list[FilePrediction], schema: pyarrow.Schema) -> None:
+        """Writes the predictions of a part in its order, replacing earlier ones."""
         rows = []
         for index, prediction in enumerate(predictions):
             where = {"file": prediction.file, "table": part.table}
             if part.table is not None:
                 where["row"] = part.rows[index]
-            rows.append({**(prediction.answer or {}), **where, "error": prediction.error})
+            rows.append({**(prediction.result or {}), **where, "error": prediction.error})
         filesystem, path = self.stores.open(self.name)
         # A name of its own: a part may be under way twice, when a worker is taken for dead.
         unfinished = f"{path}/.{part.name}-{uuid.uuid4().hex}.tmp"
@@ -92,13 +91,14 @@ class AnswerFolder:
         filesystem.move(unfinished, f"{path}/{part.name}{SUFFIX}")
 
     def pending(self, parts: list[Part]) -> list[Part]:
-        """What has no answer yet: parts whole, or what of them was not answered in parts of other sizes."""
+        """Returns the images without a prediction: whole parts, or the rest of a part if parts had other
+        sizes before."""
         existing = set(self.parts())
         pending = [part for part in parts if part.name not in existing]
         others = sorted(existing - {part.name for part in parts})
         if not pending or not others:
             return pending
-        files, rows = self._answered(others)
+        files, rows = self._predicted(others)
         left = [
             Part(
                 part.name,
@@ -112,7 +112,7 @@ class AnswerFolder:
         return [part for part in left if len(part)]
 
     def check_origin(self, origin: dict[str, Any]) -> None:
-        """Refuse to go on with answers that were made with something else.
+        """Refuses to continue an output that was made with other settings.
 
         Raises:
             ValueError: naming what differs, or a Parquet file that is not of ours.
@@ -134,21 +134,20 @@ class AnswerFolder:
             ]
             if differing:
                 raise ValueError(
-                    f"the answers in {self.name} were made with something else: "
-                    f"{'; '.join(differing)}. Give the same "
-                    "as before, or another output."
+                    f"the predictions in {self.name} were made with other settings: {'; '.join(differing)}. "
+                    "Give the same as before, or another output."
                 )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
-        """How many images the folder has answers or errors for, how many errors, and the first
-        `num_errors` of these."""
-        answers = self._dataset(self.parts())
+        """Counts predicted images (errors included) and errors; also returns the first `num_errors`
+        errors."""
+        written = self._dataset(self.parts())
         has_error = field("error").is_valid()
-        first = answers.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)
-        return answers.count_rows(), answers.count_rows(filter=has_error), first["error"].to_pylist()
+        first = written.scanner(["error"], filter=has_error, batch_size=1024).head(num_errors)
+        return written.count_rows(), written.count_rows(filter=has_error), first["error"].to_pylist()
 
-    def _answered(self, names: list[str]) -> tuple[set[str], dict[str, set[int]]]:
-        """Image files, and rows by Parquet file, of which these parts tell."""
+    def _predicted(self, names: list[str]) -> tuple[set[str], dict[str, set[int]]]:
+        """Image files, and rows by Parquet file, that these parts contain."""
         files, rows = set(), {}
         for batch in self._dataset(names).to_batches(columns=["file", "table", "row"]):
             is_file = compute.is_null(batch["table"])

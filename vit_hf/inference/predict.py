@@ -1,4 +1,4 @@
-"""Labels for image files, whole or tile by tile; a file that cannot be read is an answer too."""
+"""Classification of image files, whole or tile by tile; an unreadable file gives an error result."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from .tiles import predict_tiled
 
 @dataclass(kw_only=True)
 class PredictionArguments(SelectionArguments):
-    """What to predict with, and what to tell."""
+    """Arguments of a prediction."""
 
     _argument_group_name = "prediction"
 
@@ -33,9 +33,7 @@ class PredictionArguments(SelectionArguments):
         default=None, metadata={"help": "file of JSON lines; default: standard output"}
     )
     top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
-    with_patches: bool = field(
-        default=False, metadata={"help": "tell which patches were selected, and of which grid"}
-    )
+    with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
     batch_size: int = field(default=16, metadata={"help": "images at a time"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
     use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
@@ -48,16 +46,16 @@ class PredictionArguments(SelectionArguments):
 
 
 @dataclass
-class Prediction:
-    """What came of one file: an answer, or the reason why there is none.
+class FilePrediction:
+    """The result for one file, or the error.
 
-    `answer` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
-    regression `value`; and if asked for `grid` (rows, columns) and `selected_patches` (indices in that grid,
-    row by row).
+    `result` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
+    regression `value`; and with `with_patches`, `grid` (rows, columns) and `selected_patches` (raster indices
+    in that grid).
     """
 
     file: str
-    answer: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
     error: str | None = None
 
 
@@ -66,7 +64,7 @@ PreparedFiles = tuple[list[str], list[tuple[list[str], dict[str, torch.Tensor]]]
 
 
 class Preparation:
-    """Collates files: reads and prepares them, setting aside those that cannot be.
+    """Collates files: reads and prepares them, and collects the errors of those that fail.
 
     Args:
         image_processor: the model's.
@@ -114,20 +112,20 @@ def predict_files(
     with_patches: bool = False,
     batch_size: int = 16,
     num_workers: int = 0,
-) -> Iterator[Prediction]:
-    """Classify image files, in order and whatever their sizes.
+) -> Iterator[FilePrediction]:
+    """Classifies image files, of any sizes, in order.
 
     Args:
         model: any image classifier of transformers, on the device to use.
         image_processor: the one that goes with it.
         files: to read.
-        top_k: how many labels to tell.
-        with_patches: whether to tell which patches were selected.
+        top_k: number of labels to list.
+        with_patches: whether to output the selected patches.
         batch_size: images at a time.
         num_workers: processes that read images.
 
     Raises:
-        TypeError: for `with_patches` with a model that does not say which patches it selected.
+        TypeError: for `with_patches` with a model that does not output selected patches.
     """
     check_with_patches(model, with_patches)
     prepare = Preparation(image_processor)
@@ -136,35 +134,37 @@ def predict_files(
 
 
 def check_with_patches(model: PreTrainedModel, with_patches: bool) -> None:
-    """Refuse to tell which patches were selected where the model does not.
+    """Refuses `with_patches` for a model that does not output selected patches.
 
     Raises:
         TypeError: if so.
     """
     if with_patches and not hasattr(model.config, "patch_selector"):
-        raise TypeError(f"with_patches: {type(model).__name__} does not tell which patches it selected")
+        raise TypeError(
+            f"with_patches: {type(model).__name__} does not output selected_patches: leave with_patches out"
+        )
 
 
 def _predictions(
     model: PreTrainedModel, loader: DataLoader, top_k: int, with_patches: bool
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     for prepared in loader:
-        yield from answer_files(model, prepared, top_k, with_patches)
+        yield from predict_prepared(model, prepared, top_k, with_patches)
 
 
 @torch.inference_mode()
-def answer_files(
+def predict_prepared(
     model: PreTrainedModel, prepared: PreparedFiles, top_k: int, with_patches: bool
-) -> list[Prediction]:
-    """What the model says of files that a `Preparation` read; it should be in evaluation mode."""
+) -> list[FilePrediction]:
+    """Predicts files that a `Preparation` read; the model should be in evaluation mode."""
     files, batches, errors = prepared
-    answers = {}
+    results = {}
     for names, features in batches:
-        answers |= _answer(model, names, features, top_k, with_patches, errors)
-    return [Prediction(file, answers.get(file), errors.get(file)) for file in files]
+        results |= _predict_batch(model, names, features, top_k, with_patches, errors)
+    return [FilePrediction(file, results.get(file), errors.get(file)) for file in files]
 
 
-def _answer(
+def _predict_batch(
     model: PreTrainedModel,
     files: list[str],
     features: dict[str, torch.Tensor],
@@ -172,7 +172,7 @@ def _answer(
     with_patches: bool,
     errors: dict[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Answers of one batch by file; what the model refuses is added to `errors`."""
+    """Predicts one batch by file; adds the model's refusals to `errors`."""
     try:
         outputs = model(**{name: values.to(model.device) for name, values in features.items()})
     except ValueError as error:
@@ -180,21 +180,21 @@ def _answer(
             errors[files[0]] = f"{files[0]}: {error}"
             return {}
         # One image may have too few patches, say: each by itself.
-        answers = {}
+        results = {}
         for index, file in enumerate(files):
             alone = {name: values[index : index + 1] for name, values in features.items()}
-            answers |= _answer(model, [file], alone, top_k, with_patches, errors)
-        return answers
+            results |= _predict_batch(model, [file], alone, top_k, with_patches, errors)
+        return results
 
-    answers = {}
+    results = {}
     for index, file in enumerate(files):
-        answer = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
+        result = {"file": file} | describe(outputs.logits[index].float().cpu(), model.config, top_k)
         if with_patches:
             selected = outputs.selected_patches[index]
-            answer["grid"] = outputs.spatial_shapes[index].tolist()
-            answer["selected_patches"] = selected[selected >= 0].tolist()
-        answers[file] = answer
-    return answers
+            result["grid"] = outputs.spatial_shapes[index].tolist()
+            result["selected_patches"] = selected[selected >= 0].tolist()
+        results[file] = result
+    return results
 
 
 def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class TilingArguments:
-    """Whether images are cut into tiles, and what is made of them."""
+    """Arguments of prediction by tiles."""
 
     _argument_group_name = "tiles"
 
@@ -221,14 +221,13 @@ class TilingArguments:
         default=None,
         metadata={
             "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
-            "images are seen "
-            "whole"
+            "images are seen whole"
         },
     )
-    overlap: float = field(default=0.25, metadata={"help": "share of a tile that the next one covers again"})
+    overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
     aggregate: str = field(
         default="mean",
-        metadata={"help": "how tiles make the answer of the image", "choices": tuple(TILE_AGGREGATIONS)},
+        metadata={"help": "how tile predictions are aggregated", "choices": tuple(TILE_AGGREGATIONS)},
     )
     heat_maps: str | None = field(
         default=None,
@@ -251,16 +250,15 @@ def predict_files_tiled(
     top_k: int = 5,
     with_patches: bool = False,
     batch_size: int = 16,
-) -> Iterator[Prediction]:
-    """Classify image files by their tiles, in order; answers have `num_tiles` beside what `predict_files`
-    tells.
+) -> Iterator[FilePrediction]:
+    """Classifies image files by their tiles, in order; results of `predict_files` gain `num_tiles`.
 
     Args:
         model: any image classifier of transformers, on the device to use.
         image_processor: the one that goes with it.
         files: to read.
         tiling: with `tile` set.
-        top_k: how many labels to tell.
+        top_k: number of labels to list.
         with_patches: refused, as every tile has patches of its own.
         batch_size: tiles at a time.
 
@@ -280,7 +278,7 @@ def _tiled_predictions(
     tiling: TilingArguments,
     top_k: int,
     batch_size: int,
-) -> Iterator[Prediction]:
+) -> Iterator[FilePrediction]:
     for file, name in zip(files, unique_names(files), strict=True):
         try:
             with open_image(file) as source:
@@ -298,7 +296,7 @@ def _tiled_predictions(
                     path.parent.mkdir(parents=True, exist_ok=True)
                     prediction.figure(source, name=Path(file).name).savefig(path)
         except ValueError as error:
-            yield Prediction(file, error=f"{file}: {error}")
+            yield FilePrediction(file, error=f"{file}: {error}")
             continue
-        answer = {"file": file} | describe(prediction.logits, model.config, top_k)
-        yield Prediction(file, answer | {"num_tiles": len(prediction.grid)})
+        result = {"file": file} | describe(prediction.logits, model.config, top_k)
+        yield FilePrediction(file, result | {"num_tiles": len(prediction.grid)})

@@ -1,4 +1,4 @@
-"""Labels for collections larger than a machine, on Ray Data."""
+"""Classification of collections larger than one machine, on Ray Data."""
 
 import contextlib
 import json
@@ -30,15 +30,15 @@ from ..data.collections import (
     read_part,
 )
 from ..data.image_folders import LeftOut
-from ..data.images import ImageSource
-from .parquet_output import AnswerFolder, answer_schema
+from ..data.images import StoredImage
+from .parquet_output import ParquetWriter, prediction_schema
 from .predict import (
-    Prediction,
+    FilePrediction,
     PredictionArguments,
     Preparation,
     PreparedFiles,
-    answer_files,
     check_with_patches,
+    predict_prepared,
 )
 
 
@@ -51,14 +51,14 @@ try:
 except ImportError as error:
     raise ImportError("engine ray needs Ray Data: pip install vit_hf[ray]") from error
 
-# How often a part is begun whose worker dies, and into how many tasks parts are put at most.
+# Attempts at a part whose worker dies, and the largest number of tasks.
 MAX_ATTEMPTS = 3
 MAX_TASKS = 10_000
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Attempts:
-    """Counts how often each part was begun: Ray itself would begin one forever that kills every worker."""
+    """Counts the attempts at each part: Ray itself would retry forever one that kills every worker."""
 
     def __init__(self):
         self.counts = Counter()
@@ -70,15 +70,15 @@ class Attempts:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker has to know."""
+    """Settings of a worker."""
 
     arguments: PredictionArguments
-    folder: AnswerFolder
+    folder: ParquetWriter
     schema: pyarrow.Schema
 
 
 class Worker:
-    """Holds the model, and answers parts."""
+    """Holds the model, and predicts parts."""
 
     def __init__(self, settings: WorkerSettings, attempts: ray.actor.ActorHandle):
         self.settings, self.attempts, arguments = settings, attempts, settings.arguments
@@ -91,14 +91,14 @@ class Worker:
             self.model.to(torch.accelerator.current_accelerator())
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Write parts, and tell of each how many images it has, or why it could not be written."""
+        """Predicts and writes parts; returns each part's number of images, or why it failed."""
         counts, failures = [], []
         for text in batch["part"]:
             part = Part(**json.loads(text))
             count, failure = 0, ""
             if ray.get(self.attempts.begin.remote(part.name)) <= MAX_ATTEMPTS:
                 try:
-                    self.answer(part)
+                    self.predict(part)
                     count = len(part)
                 # Not the fault of an image. As text, because errors of other libraries do not always travel.
                 except Exception as error:
@@ -107,38 +107,38 @@ class Worker:
             failures.append(failure)
         return {"count": counts, "failure": failures}
 
-    def answer(self, part: Part) -> None:
-        """Write the answers of a part, if that was not done by a worker that died afterwards."""
+    def predict(self, part: Part) -> None:
+        """Predicts and writes a part, unless a worker did so before it died."""
         arguments, folder = self.settings.arguments, self.settings.folder
         if folder.has(part):
             return
         paths, predictions = {}, []
 
-        def prepare(batch: dict[str, ImageSource]) -> PreparedFiles:
+        def prepare(batch: dict[str, StoredImage]) -> PreparedFiles:
             read = partial(_read, batch, folder.stores)
             return Preparation(self.image_processor, read)(list(batch))
 
-        def batches() -> Iterator[dict[str, ImageSource]]:
+        def batches() -> Iterator[dict[str, StoredImage]]:
             for batch in read_part(part, folder.stores, arguments.batch_size):
                 paths.update({name: path_of(source) for name, source in batch.items()})
                 yield batch
 
         for prepared in _map_ahead(prepare, batches(), arguments.num_workers):
-            answers = answer_files(self.model, prepared, arguments.top_k, arguments.with_patches)
-            predictions += [replace(answer, file=paths[answer.file]) for answer in answers]
+            results = predict_prepared(self.model, prepared, arguments.top_k, arguments.with_patches)
+            predictions += [replace(found, file=paths[found.file]) for found in results]
         folder.write(part, predictions, self.settings.schema)
 
 
 @dataclass
 class CollectionRun:
-    """A prediction about which nothing is left to be found wrong.
+    """A validated run, ready to start.
 
     Attributes:
-        settings: of the workers.
-        concurrency: how many of them, if that was asked for.
+        settings: settings of the workers.
+        concurrency: number of workers; None for the default.
         num_images: in all.
-        pending: parts that have no answers yet.
-        notes: what folders have beside images, for people.
+        pending: parts without predictions.
+        notes: lines for the user about skipped files.
     """
 
     settings: WorkerSettings
@@ -149,18 +149,18 @@ class CollectionRun:
 
     @property
     def num_pending(self) -> int:
-        """How many images have no answer yet."""
+        """Number of images without a prediction."""
         return sum(map(len, self.pending))
 
     @property
     def folder(self) -> str:
-        """Where the answers are."""
+        """Name of the output folder."""
         return self.settings.folder.name
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Describes the run in a few lines."""
         arguments, num_done = self.settings.arguments, self.num_images - self.num_pending
-        done = f"; {num_done} have answers" if num_done else ""
+        done = f"; {num_done} are done" if num_done else ""
         where = os.environ.get("RAY_ADDRESS")
         notes = "".join(f"         {note}\n" for note in self.notes)
         return (
@@ -171,11 +171,11 @@ class CollectionRun:
         )
 
     def summary(self, num_errors: int) -> tuple[int, int, list[str]]:
-        """See `AnswerFolder.summary`."""
+        """See `ParquetWriter.summary`."""
         return self.settings.folder.summary(num_errors)
 
     def execute(self) -> Iterator[int]:
-        """Answer what is pending; tells how many images each part has that was written.
+        """Predicts the pending parts; yields the number of images of each part written.
 
         A part whose worker dies is begun again by another. If that goes on, its images are tried one by one,
         and those whose worker dies then have that as their error.
@@ -200,7 +200,7 @@ class CollectionRun:
                 raise RuntimeError("every worker died; is there enough memory for the model and a batch?")
             for part in _missing(singles, folder):
                 error = f"{part.names()[0]}: {MAX_ATTEMPTS} workers died that read it"
-                folder.write(part, [Prediction(part.names()[0], error=error)], self.settings.schema)
+                folder.write(part, [FilePrediction(part.names()[0], error=error)], self.settings.schema)
                 yield 1
         except ray.exceptions.RayError as error:
             raise RuntimeError(str(error)) from error
@@ -216,14 +216,14 @@ class CollectionRun:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needs_gpu = not arguments.use_cpu and any(node.get("GPU") for node in nodes)
         nodes = [node for node in nodes if node.get("GPU") or not needs_gpu]
-        # Of a node that there is: Ray waits for more, and forever.
+        # Request no more than one existing node has: Ray would wait forever.
         num_cpus = min(max(1, arguments.num_workers), max([1, *(node.get("CPU", 0) for node in nodes)]))
         slots = [
             min(node.get("CPU", 0) // num_cpus, node["GPU"] if needs_gpu else math.inf) for node in nodes
         ]
         workers = self.concurrency or max(1, int(sum(slots)))
         rows = [{"part": json.dumps(asdict(part))} for part in parts]
-        answered = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS)).map_batches(
+        written = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_TASKS)).map_batches(
             Worker,
             fn_constructor_args=(self.settings, Attempts.remote()),
             batch_size=1,
@@ -231,7 +231,7 @@ class CollectionRun:
             num_cpus=num_cpus,
             num_gpus=int(needs_gpu),
         )
-        for row in answered.iter_rows():
+        for row in written.iter_rows():
             if row["failure"]:
                 raise RuntimeError(row["failure"])
             yield int(row["count"])
@@ -240,17 +240,17 @@ class CollectionRun:
 def prepare_collection(
     arguments: PredictionArguments, collection: CollectionArguments, inputs: list[str]
 ) -> CollectionRun:
-    """Find the images, what is to be done of them, and what is wrong with the arguments.
+    """Finds the images and what remains to be done, and checks the arguments.
 
     Args:
-        arguments: `output` is a folder of Parquet files, see `answer_schema`.
-        collection: how to work on it.
+        arguments: `output` is a folder of Parquet files, see `prediction_schema`.
+        collection: options of the engine.
         inputs: see `find_collection`.
 
     Raises:
         OSError: if there is no such checkpoint, or there are no images.
-        TypeError: for `with_patches` with a model that does not say which patches it selected.
-        ValueError: without `output`, with one that has answers of something else, and as `load_classifier`
+        TypeError: for `with_patches` with a model that does not output selected patches.
+        ValueError: without `output`, with one made with other settings, and as `load_classifier`
             and `find_collection` do.
     """
     if arguments.output is None:
@@ -260,10 +260,10 @@ def prepare_collection(
         path = os.path.abspath(os.path.expanduser(arguments.model_name_or_path))
         arguments = replace(arguments, model_name_or_path=path)
     stores = Stores()
-    folder = AnswerFolder(arguments.output, stores)
+    folder = ParquetWriter(arguments.output, stores)
     model, _ = load_classifier(arguments.model_name_or_path, **arguments.changes())
     check_with_patches(model, arguments.with_patches)
-    told = (
+    recorded = (
         "model_name_or_path",
         *SELECTION_FIELDS,
         "native_resolution",
@@ -271,14 +271,14 @@ def prepare_collection(
         "top_k",
         "with_patches",
     )
-    origin = {name: getattr(arguments, name) for name in told} | {"image_column": collection.image_column}
+    origin = {name: getattr(arguments, name) for name in recorded} | {"image_column": collection.image_column}
     folder.check_origin(origin)
     left_out = LeftOut()
     files, tables = find_collection(
         inputs, stores, collection.image_column, without=folder.name, left_out=left_out
     )
     parts = list(make_parts(files, tables, collection.part_size))
-    schema = answer_schema(model.config, arguments.with_patches, origin)
+    schema = prediction_schema(model.config, arguments.with_patches, origin)
     settings = WorkerSettings(arguments, folder, schema)
     return CollectionRun(
         settings, collection.concurrency, sum(map(len, parts)), folder.pending(parts), left_out.notes()
@@ -291,7 +291,7 @@ def _start_ray() -> None:
     try:
         with _no_stderr():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    # Whatever it may be: of no type in particular where a machine is too busy.
+    # Any exception: its type varies on a busy machine.
     except Exception as error:
         ray.shutdown()
         raise RuntimeError(f"Ray does not start: {error}") from error
@@ -299,7 +299,7 @@ def _start_ray() -> None:
 
 @contextlib.contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Of the process, not of Python: Ray's core says there that it was told to say nothing."""
+    """Silences the process's stderr, not Python's: Ray's core writes there that it was told to be silent."""
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -311,12 +311,12 @@ def _no_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _read(batch: dict[str, ImageSource], stores: Stores, name: str) -> PIL.Image.Image:
+def _read(batch: dict[str, StoredImage], stores: Stores, name: str) -> PIL.Image.Image:
     return decode_stored(name, batch[name], stores)
 
 
 def _map_ahead(function: Callable, values: Iterable, num_threads: int) -> Iterator[Any]:
-    """Like `map`, in threads that are at most one value each ahead."""
+    """Maps like `map`, with threads that run at most one value each ahead."""
     if not num_threads:
         yield from map(function, values)
         return
@@ -330,13 +330,13 @@ def _map_ahead(function: Callable, values: Iterable, num_threads: int) -> Iterat
             yield waiting.popleft().result()
 
 
-def _missing(parts: list[Part], folder: AnswerFolder) -> list[Part]:
+def _missing(parts: list[Part], folder: ParquetWriter) -> list[Part]:
     existing = set(folder.parts())
     return [part for part in parts if part.name not in existing]
 
 
 def _be_quiet() -> None:
-    """Ray Data tells nothing on the terminal; its own files have it."""
+    """Keeps Ray Data off the terminal; its log files have everything."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

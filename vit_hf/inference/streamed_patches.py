@@ -1,4 +1,4 @@
-"""Images that do not fit into memory, as a model takes them: bands of patches, single patches, thumbnails."""
+"""Model inputs from images that do not fit into memory: bands of patches, single patches, thumbnails."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,12 +24,12 @@ BAND_PIXELS = 2**18
 
 
 class StreamedImage:
-    """A source as the model wants it: normalised, a band of patches or a thumbnail at a time.
+    """A source in the form a model takes: normalized, read by band of patches or as a thumbnail.
 
     Args:
         source: the image.
         patch_size: height and width of a patch.
-        image_processor: how pixels are rescaled and normalised; nothing is resized.
+        image_processor: how pixels are rescaled and normalized; nothing is resized.
         thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get;
             "source" asks the source, which may have smaller versions.
         progress: whether to show how far a pass through the image has come.
@@ -57,11 +57,11 @@ class StreamedImage:
             raise ValueError(f"thumbnails={thumbnails!r} is unknown. Choose 'exact' or 'source'.")
         self.thumbnails, self.progress = thumbnails, progress
         self._thumbnails: dict[tuple[int, int], torch.Tensor] = {}
-        # By raster index, what was last asked for: a policy's greedy are mostly those that it drew.
+        # Last requested patches by raster index: a policy's greedy patches are mostly those that it drew.
         self._patches: dict[int, torch.Tensor] = {}
 
     def prepare(self, pixels: np.ndarray) -> torch.Tensor:
-        """`(1, 3, height, width)` float32 of uint8 `(height, width, 3)`."""
+        """Converts uint8 `(height, width, 3)` to `(1, 3, height, width)` float32."""
         options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
         if hasattr(self.image_processor, "return_patches"):
             options["return_patches"] = False
@@ -70,8 +70,8 @@ class StreamedImage:
         ]
 
     def bands(self, purpose: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """The first row of patches in each band, and the band `(1, C, rows * P, S * P)`; nothing beyond
-        whole patches."""
+        """Yields the first patch row of each band, and the band `(1, C, rows * P, S * P)`, cropped to whole
+        patches."""
         height, width = self.patch_size
         rows, columns = self.grid
         step = max(1, BAND_PIXELS // (height * width * columns))
@@ -80,35 +80,35 @@ class StreamedImage:
             number = min(step, rows - start)
             yield start, self.prepare(self.source.read(start * height, 0, number * height, columns * width))
 
-    # What is remembered must serve training, though it was read while predicting.
+    # Cached pixels must serve training even if they were read in inference mode.
     @torch.inference_mode(False)
-    def patches(self, places: list[int]) -> torch.Tensor:
-        """The pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
-        missing = sorted(set(places) - self._patches.keys())
-        self._patches = {place: self._patches[place] for place in places if place in self._patches}
+    def patches(self, indices: list[int]) -> torch.Tensor:
+        """Returns the pixels `(K, C, P, P)` float32 of the patches with these raster indices."""
+        missing = sorted(set(indices) - self._patches.keys())
+        self._patches = {index: self._patches[index] for index in indices if index in self._patches}
         height, width = self.patch_size
         step = max(1, BAND_PIXELS // (height * width))
         for start in range(0, len(missing), step):
             some = missing[start : start + step]
-            # One above the other, so that they are prepared at once.
-            pixels = np.concatenate([self._read(place) for place in some])
+            # Stacked vertically, so that they are prepared at once.
+            pixels = np.concatenate([self._read(index) for index in some])
             prepared = self.prepare(pixels)[0].unflatten(1, (len(some), height)).transpose(0, 1)
             self._patches.update(zip(some, prepared, strict=True))
-        return torch.stack([self._patches[place] for place in places])
+        return torch.stack([self._patches[index] for index in indices])
 
-    def _read(self, place: int) -> np.ndarray:
+    def _read(self, index: int) -> np.ndarray:
         height, width = self.patch_size
-        row, column = divmod(place, self.grid[1])
+        row, column = divmod(index, self.grid[1])
         return self.source.read(row * height, column * width, height, width)
 
     @torch.inference_mode(False)
-    def remember(self, places: torch.Tensor, pixels: torch.Tensor) -> None:
-        """So that `patches` need not read them: raster indices `(K,)` and `(K, C, P, P)`."""
-        self._patches = dict(zip(places.tolist(), pixels.cpu().clone(), strict=True))
+    def remember(self, indices: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Caches `(K, C, P, P)` pixels of raster indices `(K,)` for `patches`."""
+        self._patches = dict(zip(indices.tolist(), pixels.cpu().clone(), strict=True))
 
     @torch.inference_mode(False)
     def thumbnail(self, size: tuple[int, int]) -> torch.Tensor:
-        """The image, without what is beyond whole patches, at another size, `(1, C, h, w)` float32."""
+        """Resizes the image, cropped to whole patches, to `(1, C, h, w)` float32."""
         if size not in self._thumbnails:
             make = self._exact if self.thumbnails == "exact" else self._from_source
             self._thumbnails[size] = make(size)
@@ -119,8 +119,8 @@ class StreamedImage:
         return self.prepare(self.source.thumbnail(*size))
 
     def _exact(self, size: tuple[int, int]) -> torch.Tensor:
-        """As `torch.nn.functional.interpolate` with antialiasing: a matrix for each axis, so bands can be
-        added up."""
+        """Equals antialiased `torch.nn.functional.interpolate`: one matrix per axis, so that bands can be
+        summed."""
         columns = self.grid[1] * self.patch_size[1]
         weights = RowWeights(self.grid[0] * self.patch_size[0], size[0])
         result = None
@@ -131,42 +131,42 @@ class StreamedImage:
                 band = nn.functional.interpolate(band, narrow, mode="bilinear", antialias=True)
             if result is None:
                 result = band.new_zeros(*band.shape[:2], *size)
-            first, last, share = weights.of_band(top, top + band.shape[2])
-            result[:, :, first:last] += share @ band
+            first, last, row_weights = weights.for_band(top, top + band.shape[2])
+            result[:, :, first:last] += row_weights @ band
         return result
 
 
 class RowWeights:
-    """With which weights `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
+    """Weights with which `interpolate(mode="bilinear", antialias=True)` makes `new` rows of `old` ones.
 
-    Each new row has a triangle of weights around its centre, as wide as a row of the coarser image.
+    Each new row has a triangle of weights around its center, as wide as a row of the coarser image.
     """
 
     def __init__(self, old: int, new: int):
         scale = old / new
         self.reach = max(scale, 1.0)
-        self.centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
-        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centres])
+        self.centers = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+        self.total = torch.stack([self._triangle(row, 0, old).sum() for row in self.centers])
 
-    def _triangle(self, centres: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    def _triangle(self, centers: torch.Tensor, first: int, last: int) -> torch.Tensor:
         rows = torch.arange(first, last, dtype=torch.float64) + 0.5
-        return (1 - (rows - centres.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
+        return (1 - (rows - centers.unsqueeze(-1)).abs() / self.reach).clamp(min=0)
 
-    def of_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
-        """First and last new row that old rows from `top` to `bottom` count for, and how much, `(last -
+    def for_band(self, top: int, bottom: int) -> tuple[int, int, torch.Tensor]:
+        """Returns the first and last new row that old rows `top` to `bottom` affect, and weights `(last -
         first, rows)`."""
-        touched = (self.centres > top - self.reach) & (self.centres < bottom + self.reach)
+        touched = (self.centers > top - self.reach) & (self.centers < bottom + self.reach)
         first, last = int(touched.int().argmax()), int(touched.sum() + touched.int().argmax())
-        weights = self._triangle(self.centres[first:last], top, bottom) / self.total[first:last, None]
+        weights = self._triangle(self.centers[first:last], top, bottom) / self.total[first:last, None]
         return first, last, weights.float()
 
 
 class StreamedPatches(ImagePatches):
-    """All patches of images that are never whole in memory: `pixel_values` of a model, in training as well.
+    """All patches of images that are never whole in memory: a model's `pixel_values`, in training as well.
 
     Pixels are read when they are taken: those of patches that were selected, once more with every forward.
-    Selectors that look at one patch at a time are given a band of rows after the other, without gradient, and
-    of each image the patches with the K highest scores so far are remembered; the others see thumbnails.
+    Pointwise selectors score one band of rows at a time, without gradient, and the patches of
+    each image with the K highest scores so far are cached; other selectors score thumbnails.
 
     What needs every patch reads every patch, and then memory does grow with the image: a dense pass, which
     training `"distilled"` makes (unless its `loss_weight` is 0), and `restore=True` without a thumbnail. What
@@ -174,9 +174,9 @@ class StreamedPatches(ImagePatches):
     `"policy"` draws from all N, which takes some hundred bytes for each.
 
     Args:
-        images: of the batch, of any sizes.
-        device: of coordinates, and of pixels that are taken.
-        num_selected: what the model will keep.
+        images: images of the batch, of any sizes.
+        device: device of coordinates and gathered pixels.
+        num_selected: number of patches that the model selects.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class StreamedPatches(ImagePatches):
         )
         same = len(set(grids)) == 1 and not is_short
         shape = grids[0] if same else (int(numbers.max()),)
-        # Of one large image they are most of what grows with it: views where a copy can be had without.
+        # These grow most with a large image: views instead of copies where possible.
         if len(set(grids)) == 1:
             coordinates = grid_coordinates(*grids[0]).expand(len(grids), -1, -1)
         else:
@@ -202,7 +202,7 @@ class StreamedPatches(ImagePatches):
                 [grid_coordinates(*grid) for grid in grids], batch_first=True
             )
         super().__init__(
-            # Whoever looks at pixels after all fails at once: there are none.
+            # Access to pixels fails at once: there are none.
             pixels=torch.empty(len(images), *shape, 3, *images[0].patch_size, device="meta"),
             coordinates=coordinates.to(device),
             grid=torch.tensor(grids, device=device),
@@ -212,11 +212,11 @@ class StreamedPatches(ImagePatches):
         self.images = images
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "StreamedPatches":
-        """The same on another device; what accelerate calls in `Trainer`."""
+        """Moves the patches to another device; accelerate calls it in `Trainer`."""
         return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
 
     def numel(self) -> int:
-        """Numbers that make up the images; what `Trainer` estimates its FLOPs by."""
+        """Number of values in the images; `Trainer` estimates its FLOPs by it."""
         return self.pixels.numel()
 
     def first_images(self, number: int) -> "StreamedPatches":
@@ -232,28 +232,27 @@ class StreamedPatches(ImagePatches):
 
     @torch.no_grad()
     def score_chunked(self, score: Callable[[ImagePatches], torch.Tensor], num_selected: int) -> torch.Tensor:
-        # One piece of memory: small ones that stay would keep the system from using again what lies between
-        # them.
+        # One allocation: small ones that stay would fragment the memory between them.
         scores = self.coordinates.new_zeros(self.coordinates.shape[:2])
         for image, row in zip(self.images, scores, strict=True):
             first, best = 0, None
             for band in self._bands(image, "patches"):
-                of_band = score(band)
-                row[first : first + of_band.shape[1]] = of_band[0]
-                first += of_band.shape[1]
-                places = raster_indices(band.coordinates, band.grid)
-                some = _best(num_selected, of_band, places, band.pixels)
+                for_band = score(band)
+                row[first : first + for_band.shape[1]] = for_band[0]
+                first += for_band.shape[1]
+                indices = raster_indices(band.coordinates, band.grid)
+                some = _best(num_selected, for_band, indices, band.pixels)
                 # Earlier ones first, so that ties go to them as they would in the whole image.
                 if best is not None:
                     joined = (torch.cat(pair, dim=1) for pair in zip(best, some, strict=True))
                     some = _best(num_selected, *joined)
                 best = some
-            _, places, pixels = best
-            image.remember(places[0], pixels[0])
+            _, indices, pixels = best
+            image.remember(indices[0], pixels[0])
         return scores
 
     def _bands(self, image: StreamedImage, purpose: str) -> Iterator[ImagePatches]:
-        """Patches of one image as they would arrive cut, `(1, n, C, P, P)`, a band of rows at a time."""
+        """Yields patches of one image, `(1, n, C, P, P)`, a band of rows at a time."""
         # Not a generator, which would hold on to the pixels of one band while the next is read.
         return starmap(partial(self._cut, image), image.bands(purpose))
 
@@ -276,8 +275,8 @@ class StreamedPatches(ImagePatches):
             return PatchTokens(pixels.flatten(2), self.coordinates, self.grid, self.mask)
         coordinates = gather_tokens(self.coordinates, indices)
         mask = None if self.mask is None else self.mask.gather(1, indices)
-        places = raster_indices(coordinates, self.grid).tolist()
-        pixels = [image.patches(row) for image, row in zip(self.images, places, strict=True)]
+        rasters = raster_indices(coordinates, self.grid).tolist()
+        pixels = [image.patches(row) for image, row in zip(self.images, rasters, strict=True)]
         pixels = torch.stack(pixels).to(coordinates.device)
         return PatchTokens(pixels.flatten(2), coordinates, self.grid, mask)
 
@@ -286,7 +285,7 @@ class StreamedPatches(ImagePatches):
             coordinates = weights @ self.coordinates
         mixed = []
         for image, of_image in zip(self.images, weights, strict=True):
-            # The others count for nothing, and their weights have no gradient.
+            # Zero weights contribute nothing and have no gradient.
             used = (of_image != 0).any(dim=0).nonzero()[:, 0]
             pixels = image.patches(used.tolist()).flatten(1).to(weights.device)
             mixed.append(of_image[:, used].to(pixels.dtype) @ pixels)
@@ -297,8 +296,8 @@ class StreamedPatches(ImagePatches):
         wrong = selected >= self.grid.prod(dim=1, keepdim=True)
         if wrong.any():
             raise ValueError(
-                f"selected_patches has {selected[wrong][0].item()}, which is no patch of its image (grids of "
-                f"{self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
+                f"selected_patches has {selected[wrong][0].item()}, which is not a patch of its image (grids "
+                f"of {self.grid.tolist()} rows and columns): give row * columns + column, or -1 for none."
             )
         present = selected >= 0
         return selected.clamp(min=0), None if present.all() else present
@@ -311,6 +310,6 @@ class StreamedPatches(ImagePatches):
 
 
 def _best(number: int, scores: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of scores `(1, n)` and values `(1, n, ...)` those with the highest scores."""
+    """Keeps the `number` highest of scores `(1, n)`, with their values `(1, n, ...)`."""
     keep, _ = keep_top(scores, min(number, scores.shape[1]))
     return tuple(gather_tokens(value, keep) for value in (scores, *values))

@@ -1,4 +1,4 @@
-"""Selection from images that do not fit into memory: patches arrive in bands, the best stay."""
+"""Patch selection from images that do not fit into memory: patches arrive in bands, the best stay."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from .tiles import AnyImage, as_source, evaluating, with_options
 
 @dataclass
 class StreamedSelection:
-    """The patches that were kept of one image; `inputs` are what a model takes.
+    """The selected patches of one image; `inputs` are a model's arguments.
 
     Attributes:
         pixels: `(1, K, C, P, P)` float32.
         coordinates: `(1, K, 2)` float32.
         scores: `(1, K)` float32; None if nobody scored.
-        image: where they came from.
+        image: the image that they came from.
     """
 
     pixels: torch.Tensor
@@ -42,7 +42,7 @@ class StreamedSelection:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Tensors for `forward`, with a batch of one, for models without a thumbnail that goes along.
+        """Arguments of `forward` for a batch of one, for models that take no thumbnail in addition.
 
         The choice is made: a selector that learns learns nothing from them, but from `stream_images`.
         """
@@ -55,12 +55,12 @@ class StreamedSelection:
 
     @property
     def grid(self) -> torch.Tensor:
-        """`(1, 2)` int64, rows and columns of the full grid."""
+        """Rows and columns of the full grid, `(1, 2)` int64."""
         return torch.tensor([self.image.grid], device=self.coordinates.device)
 
     @property
     def raster_indices(self) -> torch.Tensor:
-        """`(1, K)` int64, which patches of the full grid these are."""
+        """Raster indices of the selected patches, `(1, K)` int64."""
         return raster_indices(self.coordinates, self.grid)
 
 
@@ -71,8 +71,8 @@ def stream_images(
     thumbnails: Literal["exact", "source"] = "exact",
     progress: bool = False,
 ) -> StreamedPatches:
-    """A batch of images that need not fit into memory, as `pixel_values` of a model that selects, in training
-    as well.
+    """Opens a batch of images that need not fit into memory, as `pixel_values` of a model that selects, in
+    training as well.
 
     `model(stream_images(model, ["slide.tif"]), labels=labels)` has the outputs, the loss and the gradients
     that the whole images would have, and reads them a band at a time; see `StreamedPatches` for what each
@@ -82,7 +82,7 @@ def stream_images(
         model: with a `patch_selector`.
         sources: whatever `open_image` takes, of any sizes; computed on at their own resolution. One of fewer
             than `num_selected_patches` patches keeps all it has.
-        image_processor: how the model wants pixels; its resizing and cropping are left out. Default: that of
+        image_processor: how pixels are normalized; its resizing and cropping are left out. Default: that of
             the checkpoint, or our own defaults if there is none.
         thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller
             versions that the file has, without reading all of it.
@@ -115,14 +115,13 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
         )
     if config.num_frames is not None:
         raise ValueError(
-            f"The model was built for videos or volumes (num_frames={config.num_frames}), which "
-            "are not read by bands: give "
-            "it whole ones, (B, T, C, H, W)."
+            f"The model was built for videos or volumes (num_frames={config.num_frames}), which are not read "
+            "by bands: give it whole ones, (B, T, C, H, W)."
         )
     if config.patch_selector is None:
         raise ValueError(
-            "The model has patch_selector=None and would keep every patch: load it with a patch_selector and "
-            "num_selected_patches, or use predict_tiled."
+            "The model has patch_selector=None and would keep every patch: load it with a patch_selector "
+            "and num_selected_patches, or use predict_tiled."
         )
     if config.backbone_config is not None:
         raise ValueError(
@@ -130,9 +129,8 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
         )
     if config.num_channels != 3:
         raise ValueError(
-            "Sources give images in RGB, and the model was built for "
-            f"num_channels={config.num_channels}: load it "
-            "with num_channels=3."
+            f"Sources give images in RGB, and the model was built for num_channels={config.num_channels}: "
+            "load it with num_channels=3."
         )
 
 
@@ -144,12 +142,12 @@ def select_streaming(
     thumbnails: Literal["exact", "source"] = "exact",
     progress: bool = False,
 ) -> StreamedSelection:
-    """Chooses the patches of an image that is read a band at a time, as the model would of the whole image.
+    """Selects patches of an image read a band at a time, as the model would from the whole image.
 
-    Selectors that look at one patch at a time see each band once, and the best K patches are kept. Selectors
-    that look at a thumbnail score the places of the full grid by it; then the K patches alone are read.
-    Memory does not grow with the image, but for a score and a place for each patch. Chance plays no part,
-    though the model be in training.
+    Pointwise selectors score each band once, and the best K patches are kept. Selectors
+    that read a thumbnail score the full grid by it; then the K patches alone are read.
+    Memory does not grow with the image, except for a score and an index for each patch. Selection is
+    deterministic, even in training mode.
 
     Args:
         model, source, image_processor, thumbnails, progress: see `stream_images`.
@@ -167,8 +165,8 @@ def select_streaming(
 def _select(
     model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
 ) -> StreamedSelection:
-    wanted = model.config.num_selected_patches if num_patches is None else num_patches
-    Budget(wanted).resolve(patches.num_patches)
+    num_selected = model.config.num_selected_patches if num_patches is None else num_patches
+    Budget(num_selected).resolve(patches.num_patches)
     selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
     tokens = patches.gather(selection.indices)
     (image,) = patches.images
@@ -190,8 +188,7 @@ def predict_streaming(
     progress: bool = False,
     **kwargs: Any,
 ) -> ModelOutput:
-    """The model's answer for an image that need not fit into memory; see `select_streaming` for the
-    arguments.
+    """Predicts an image that need not fit into memory; see `select_streaming` for the arguments.
 
     Returns:
         What the model returns for a batch of one; `selected_patches` and `patch_scores` are `(1, K)`, of the
@@ -207,7 +204,7 @@ def predict_streaming(
 
 
 def default_processor(model: AdaptiveViTPreTrainedModel) -> BaseImageProcessor:
-    """The image processor beside the model's checkpoint; our own if it has none."""
+    """Loads the image processor of the model's checkpoint, or builds our default one."""
     path = model.name_or_path
     if path and is_image_processor_saved(path):
         return AutoImageProcessor.from_pretrained(path)
@@ -246,9 +243,8 @@ class StreamingCollator:
         """
         if "image" not in rows[0]:
             raise ValueError(
-                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward "
-                "does not name, unless "
-                "TrainingArguments(remove_unused_columns=False)."
+                f"Rows need an 'image', and have {sorted(rows[0])}. Trainer drops what forward does not "
+                "name, unless TrainingArguments(remove_unused_columns=False)."
             )
         images = [_source(row["image"]) for row in rows]
         batch = {"pixel_values": stream_images(self.model, images, self.image_processor, self.thumbnails)}

@@ -1,4 +1,4 @@
-"""Where the tiles of an image are."""
+"""Positions of the tiles of an image."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ class TileGrid:
     Attributes:
         image_size: height and width in pixels.
         tile_size: height and width in pixels; no more than the image has.
-        tops, lefts: where the rows and columns begin, in pixels.
+        tops, lefts: first pixels of the rows and columns of tiles.
     """
 
     image_size: tuple[int, int]
@@ -25,7 +25,7 @@ class TileGrid:
     def cover(
         cls, image_size: tuple[int, int], tile: int | tuple[int, int] = 224, overlap: float = 0.25
     ) -> "TileGrid":
-        """As few tiles as cover an image, each overlapping the one before by a share of its side.
+        """Covers an image with the fewest tiles; each overlaps the one before by a fraction of its side.
 
         The last row and column are shifted to end with the image, so they may overlap more. An image that is
         less high or wide than a tile has tiles of its own height or width.
@@ -33,7 +33,7 @@ class TileGrid:
         Args:
             image_size: height and width in pixels.
             tile: side in pixels, or height and width.
-            overlap: share in [0, 1), rounded to whole pixels; tiles are at least one pixel apart.
+            overlap: fraction in [0, 1), rounded to whole pixels; tiles are at least one pixel apart.
 
         Raises:
             ValueError: for a tile of less than one pixel, or an overlap outside [0, 1).
@@ -49,15 +49,15 @@ class TileGrid:
 
     @property
     def coordinates(self) -> torch.Tensor:
-        """`(T, 4)` int64 top, left, height and width in pixels of each tile, row by row: what
-        `ImageSource.read` takes."""
+        """Returns `(T, 4)` int64 top, left, height and width in pixels of each tile, row by row, as for
+        `ImageSource.read`."""
         tops, lefts = torch.tensor(self.tops), torch.tensor(self.lefts)
         corners = torch.cartesian_prod(tops, lefts)
         return torch.cat((corners, torch.tensor([self.tile_size]).expand(len(self), 2)), dim=1)
 
 
 def check_tile(tile: Any) -> tuple[int, int]:
-    """Height and width.
+    """Returns height and width of a tile.
 
     Raises:
         ValueError: if it is none of at least one pixel.
@@ -77,8 +77,8 @@ def check_overlap(overlap: Any) -> None:
     """
     if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise ValueError(
-            f"overlap={overlap!r} must be the share of a tile that the next one covers again, in "
-            "[0, 1), such as 0.25."
+            f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in [0, 1), such "
+            "as 0.25."
         )
 
 

@@ -1,4 +1,4 @@
-"""Any image classifier on an image of any size, tile by tile."""
+"""Prediction of images of any size with any image classifier, tile by tile."""
 
 import os
 from collections.abc import Iterator
@@ -38,13 +38,13 @@ AnyImage = ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torc
 
 
 def as_source(image: AnyImage) -> AbstractContextManager[ImageSource]:
-    """An open image, closed afterwards if it was not open before."""
+    """Opens an image, and closes it afterwards if it was not open before."""
     return nullcontext(image) if isinstance(image, ImageSource) else open_image(image)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Each part as in evaluation, and as it was afterwards."""
+    """Puts each module in evaluation mode, and restores its mode afterwards."""
     trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -57,27 +57,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class TilePreparation:
     """Prepares batches of tiles of one size.
 
-    Each is resized to what the model takes, aspect and all: to `crop_size` where the processor would crop to
-    that, and to a square of the shortest edge where it would keep the aspect. Nothing is cropped, as what is
-    cut from a tile would be missing from the image; so an object appears somewhat larger or smaller than in a
-    picture that is cropped. A processor that does not resize, caps the longest edge or fits to
+    Each is resized to the model's input size, ignoring the aspect: to `crop_size` if the processor would crop
+    to that, and to a square of the shortest edge if it would keep the aspect. Nothing is cropped, so that no
+    part of the image is missing; an object therefore appears somewhat larger or smaller than in a cropped
+    picture. A processor that does not resize, caps the longest edge or fits to
     `max_num_patches` does so here as well.
 
     Args:
-        image_processor: of the model.
-        num_channels: 3, or 1 for grey (ITU-R 601, as Pillow computes it).
+        image_processor: the model's.
+        num_channels: 3, or 1 for gray (ITU-R 601, as Pillow computes it).
 
     Raises:
-        TypeError: if it is none that can be told not to crop.
+        TypeError: if its cropping cannot be turned off.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, num_channels: int = 3):
         image_processor = with_options(image_processor)
         if not hasattr(image_processor, "do_resize"):
             raise TypeError(
-                f"image_processor is a {type(image_processor).__name__}, which cannot be told not "
-                "to crop, so borders of "
-                "tiles would be lost. Give one of transformers or vit_hf with the same size, mean and std."
+                f"image_processor is a {type(image_processor).__name__}, whose cropping cannot be turned "
+                "off, so borders of tiles would be lost. Give one of transformers or vit_hf with the same "
+                "size, mean and std."
             )
         self.image_processor = image_processor
         self.num_channels = num_channels
@@ -85,7 +85,7 @@ class TilePreparation:
         self.size = self._fixed_size()
         if getattr(image_processor, "do_center_crop", None):
             self.options["do_center_crop"] = False
-        # Those with crop_pct, of ConvNeXt and PoolFormer, crop or magnify as part of resizing.
+        # Processors with crop_pct, of ConvNeXt and PoolFormer, crop or magnify as part of resizing.
         self.resizes_first = self.size is not None and hasattr(image_processor, "crop_pct")
         if self.resizes_first:
             self.options["do_resize"] = False
@@ -93,7 +93,7 @@ class TilePreparation:
             self.options["size"] = {"height": self.size[0], "width": self.size[1]}
 
     def __call__(self, tiles: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """The model's inputs for tiles `(h, w, 3)` uint8."""
+        """Prepares tiles `(h, w, 3)` uint8 as the model's inputs."""
         # Sources may give read-only memory, of which torch warns.
         tiles = [np.require(tile, requirements=["C", "W"]) for tile in tiles]
         if self.resizes_first:
@@ -106,7 +106,7 @@ class TilePreparation:
         return dict(inputs)
 
     def _fixed_size(self) -> tuple[int, int] | None:
-        """Height and width that all tiles get, or None if that is for the processor to find out."""
+        """Height and width of all prepared tiles; None if the processor decides."""
         processor = self.image_processor
         if not processor.do_resize or getattr(processor, "max_num_patches", None) is not None:
             return None
@@ -129,8 +129,8 @@ class TilePreparation:
 
 
 def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
-    """The processor; for timm's transformations, one with their size, mean, std and resampling that does
-    not crop."""
+    """Returns the processor; for timm's transforms, one with their size, mean, std and resampling, without
+    cropping."""
     if not is_timm_processor(image_processor):
         return image_processor
     config = image_processor.data_config
@@ -149,7 +149,7 @@ def with_options(image_processor: BaseImageProcessor) -> BaseImageProcessor:
 def find_image_processor(
     model: PreTrainedModel, image_processor: BaseImageProcessor | None
 ) -> BaseImageProcessor:
-    """The one that is given, or else that of the model's checkpoint.
+    """Returns the given image processor, or that of the model's checkpoint.
 
     Raises:
         ValueError: if there is neither.
@@ -161,14 +161,13 @@ def find_image_processor(
         return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"There is no image processor beside the model, whose checkpoint is {path!r}: give "
-            "image_processor."
+            f"No image processor is saved with the model, whose checkpoint is {path!r}: give image_processor."
         ) from error
 
 
 @dataclass
 class TiledPrediction:
-    """What a model says of an image, and of each tile of it. All tensors are on the CPU.
+    """The prediction for an image and each of its tiles. All tensors are on the CPU.
 
     Attributes:
         logits: `(L,)` float32 of the image, by the aggregation; of a regression, its numbers.
@@ -176,10 +175,10 @@ class TiledPrediction:
         tile_coordinates: `(T, 4)` int64 top, left, height and width of each tile in pixels.
         label: name of the best class; of several labels an image, a list of those with a probability of at
             least 0.5; of a regression None.
-        grid: where the tiles are; `len(grid)` of them.
+        grid: positions of the `len(grid)` tiles.
         id2label: names of the classes.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
-        feature_map: `(D, R, S)` float32 states of patches, if asked for.
+        feature_map: `(D, R, S)` float32 states of patches, with `feature_maps`.
     """
 
     logits: torch.Tensor
@@ -193,25 +192,26 @@ class TiledPrediction:
 
     @property
     def probabilities(self) -> torch.Tensor | None:
-        """`(L,)` float32; None for a regression."""
+        """Returns `(L,)` float32; None for a regression."""
         return None if self.problem_type == "regression" else probabilities_of(self.logits, self._several)
 
     @property
     def votes(self) -> torch.Tensor | None:
-        """`(L,)` int64, how many tiles answer each label; None for a regression."""
+        """Counts the tiles that predict each label, `(L,)` int64; None for a regression."""
         return None if self.problem_type == "regression" else votes_of(self.tile_logits, self._several)
 
     def aggregate(
         self, aggregate: str, num_top_tiles: int = 5, attention_temperature: float = 1.0
     ) -> torch.Tensor:
-        """`(L,)` logits by another aggregation, without running the model again; see `predict_tiled`."""
+        """Returns `(L,)` logits by another aggregation, without running the model again; see
+        `predict_tiled`."""
         options = AggregationOptions(self.problem_type, num_top_tiles, attention_temperature)
         return aggregate_tiles(self.tile_logits, aggregate, options)
 
     def heat_map(
         self, label: int | str | None = None, resolution: int | tuple[int, int] = 512
     ) -> torch.Tensor:
-        """Where in the image tiles speak for a label, `(R, S)` float32, blended without seams where tiles
+        """Maps the evidence for a label over the image, `(R, S)` float32, blended without seams where tiles
         overlap.
 
         Args:
@@ -231,13 +231,12 @@ class TiledPrediction:
         return blend_values(values[:, index], self.grid, self._map_size(resolution))
 
     def figure(self, image: AnyImage, label: int | str | None = None, name: str = "image") -> "Figure":
-        """A picture of the heat map beside the image: `.savefig("map.png")`, or the last line of a notebook
-        cell.
+        """Draws the heat map next to the image: `.savefig("map.png")`, or the last line of a notebook cell.
 
         Args:
             image: the one that this is of.
             label: number or name; by default the best one.
-            name: what the image is called.
+            name: name of the image.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -248,9 +247,8 @@ class TiledPrediction:
         with as_source(image) as source:
             if (source.height, source.width) != self.grid.image_size:
                 raise ValueError(
-                    f"{source.name} has {source.height}x{source.width} pixels, and the image that "
-                    "was predicted has "
-                    f"{self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
+                    f"{source.name} has {source.height}x{source.width} pixels, and the image that was "
+                    f"predicted has {self.grid.image_size[0]}x{self.grid.image_size[1]}: give that one."
                 )
             shrunk = min(PICTURE_SIZE, max(self.grid.image_size))
             picture = source.thumbnail(*self._map_size(shrunk))
@@ -269,8 +267,8 @@ class TiledPrediction:
         index = numbers.get(label, label)
         if type(index) is not int or not 0 <= index < len(self.logits):
             raise ValueError(
-                f"label={label!r} is no class of the model. Choose a number in "
-                f"0..{len(self.logits) - 1}, or one of "
+                f"label={label!r} is not a class of the model. Choose a number in 0..{len(self.logits) - 1}, "
+                "or one of "
                 f"{', '.join(map(repr, list(self.id2label.values())[:10]))}{', ...' if len(numbers) > 10 else ''}."  # noqa: E501
             )
         return index
@@ -279,8 +277,8 @@ class TiledPrediction:
         sides = resolution if isinstance(resolution, list | tuple) else (resolution,)
         if len(sides) > 2 or not all(type(side) is int and side >= 1 for side in sides):
             raise ValueError(
-                f"resolution={resolution!r} must be a whole number of at least 1, or a pair "
-                "(rows, columns) of them."
+                f"resolution={resolution!r} must be a whole number of at least 1, or a pair (rows, columns) "
+                "of them."
             )
         if len(sides) == 2:
             return tuple(sides)
@@ -310,31 +308,30 @@ def predict_tiled(
 
     Args:
         model: any of `AutoModelForImageClassification`, on any device and in any dtype, with three channels
-            or one, for which tiles become grey.
-        image: what `open_image` takes: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
+            or one, for which tiles become gray.
+        image: input of `open_image`: a file, a Pillow image, an array, a tensor, or an `ImageSource`, which
             is left open.
         tile: side of a tile in pixels of the image, or height and width.
-        overlap: share in [0, 1) of a tile that the next one covers again.
-        aggregate: how tiles make the answer, a key of `TILE_AGGREGATIONS`. "mean", "max" and "topk-mean" are
-            taken of the logits of each label: all tiles, the best one, or the best `num_top_tiles` (MI-Zero,
-                Lu et al., 2023; all
-            if there are fewer). "attention" is the mean of logits with weights exp(-entropy /
-            attention_temperature) over their sum, so that sure tiles count more (the weights of EATA, Niu et
-            al., 2022). "vote" counts what tiles answer; its logits are such that probabilities are shares of
-            votes, and ties go to the mean probability. For several labels an image each is voted on, and
-            attended to, by itself. A regression has no "attention" and no "vote", as these go by
-            probabilities.
+        overlap: fraction of a tile in [0, 1) that the next one overlaps.
+        aggregate: aggregation of tile predictions, a key of `TILE_AGGREGATIONS`. "mean", "max" and
+            "topk-mean" pool the logits of each label: over all tiles, the best one, or the best
+            `num_top_tiles` (MI-Zero, Lu et al., 2023; all if there are fewer). "attention" is the mean of
+            logits with weights exp(-entropy / attention_temperature), normalized, so that certain tiles count
+            more (the weights of EATA, Niu et al., 2022). "vote" counts the tiles' predictions; its logits are
+            such that probabilities are fractions of votes, and ties go to the mean probability. In
+            multi-label problems each label is treated by itself. A regression has no "attention" and no
+            "vote", which use probabilities.
         batch_size: tiles at a time.
         image_processor: the model's; None loads that of its checkpoint.
-        num_top_tiles: of "topk-mean".
-        attention_temperature: of "attention"; above 0.
+        num_top_tiles: number of tiles of "topk-mean".
+        attention_temperature: temperature of "attention"; above 0.
         feature_maps: also put the states of patches together to `feature_map`; see `feature_map_tiled`.
         feature_map_file: a `.npy` file that holds it, `(R, S, D)`; it is overwritten.
         progress: whether to show a bar.
 
     Raises:
         TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an
-            image processor that cannot be told not to crop.
+            image processor whose cropping cannot be turned off.
         ValueError: for an image that cannot be read, or an argument outside what is said above.
     """
     problem_type = problem_type_of(model.config)
@@ -374,7 +371,7 @@ def feature_map_tiled(
     file: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
-    """The states of patches of an image of any size, `(D, R, S)` float32, blended without seams where tiles
+    """Computes patch states of an image of any size, `(D, R, S)` float32, blended without seams where tiles
     overlap.
 
     The map has as many cells to a pixel as the model has for a tile, rounded to whole rows and columns; it
@@ -402,7 +399,7 @@ def feature_map_tiled(
 
 
 class _TiledRun:
-    """How tiles are cut and computed on; errors in that come before any is."""
+    """Cuts tiles and runs the model on them; invalid arguments raise before any tile is read."""
 
     def __init__(
         self,
@@ -420,15 +417,13 @@ class _TiledRun:
         if getattr(model.config, "num_frames", None) is not None:
             raise ValueError(
                 "Tiles are images, and the model is for videos or volumes "
-                f"(num_frames={model.config.num_frames}): give it "
-                "whole ones, (B, T, C, H, W)."
+                f"(num_frames={model.config.num_frames}): give it whole ones, (B, T, C, H, W)."
             )
         num_channels = getattr(model.config, "num_channels", 3)
         if num_channels not in (1, 3):
             raise ValueError(
-                f"The model takes images of {num_channels} channels, and tiles are RGB or grey: "
-                "give one with num_channels "
-                "of 3 or 1."
+                f"The model takes images of {num_channels} channels, and tiles are RGB or gray: give one "
+                "with num_channels of 3 or 1."
             )
         self.model, self.overlap, self.batch_size, self.progress = model, overlap, batch_size, progress
         self.prepare = TilePreparation(find_image_processor(model, image_processor), num_channels)
@@ -439,7 +434,8 @@ class _TiledRun:
     def batches(
         self, source: ImageSource, grid: TileGrid, feature_maps: bool
     ) -> Iterator[tuple[int, Any, torch.Tensor | None]]:
-        """The number of the first tile of each batch, the outputs, and states `(B, D, r, s)` if asked for."""
+        """Yields the index of the first tile of each batch, the outputs, and on request states `(B, D, r,
+        s)`."""
         coordinates = grid.coordinates.tolist()
         model = self.model
         with logging.tqdm(total=len(grid), unit="tile", disable=not self.progress) as bar:
@@ -463,9 +459,9 @@ def _logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise TypeError(
-            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, "
-            "num_labels): load it with "
-            "AutoModelForImageClassification. For feature maps alone there is feature_map_tiled."
+            f"{type(model).__name__} gives {found}, where an image classifier gives (batch, num_labels): "
+            "load it with AutoModelForImageClassification. For feature maps alone there is "
+            "feature_map_tiled."
         )
     return logits
 
@@ -477,7 +473,7 @@ def _blend(
     states: torch.Tensor | None,
     file: str | os.PathLike | None,
 ) -> BlendedFeatures | None:
-    """Adds the states of a batch to the map, which begins with the first."""
+    """Adds the states of a batch to the map, which the first batch creates."""
     if states is None:
         return None
     if blended is None:

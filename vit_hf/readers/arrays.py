@@ -13,7 +13,7 @@ from .base import (
     FileSource,
     ImageSource,
     TiledSource,
-    TileGrid,
+    TileLayout,
     check_thumbnail_size,
     import_extra,
 )
@@ -21,7 +21,7 @@ from .colors import to_rgb
 
 
 class ArraySource(ImageSource):
-    """An image in memory. Arrays of floats are in 0..1."""
+    """An image in memory. Float arrays are in 0..1."""
 
     def __init__(self, image: PIL.Image.Image | np.ndarray | torch.Tensor, name: str):
         self.name = name
@@ -44,7 +44,7 @@ class ArraySource(ImageSource):
 
 
 class NpySource(FileSource):
-    """An array in a `.npy` file: `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels; no objects.
+    """An array in a `.npy` file: `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels; no object arrays.
 
     bool, uint8, uint16 (divided by 257), other integers in 0..255, or floats in 0..1.
     """
@@ -83,8 +83,7 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 
 class ZarrSource(TiledSource):
-    """A folder with a zarr array, or with an OME-Zarr image (`multiscales`, its smaller copies make
-    thumbnails).
+    """A folder with a zarr array, or an OME-Zarr image (`multiscales`, whose smaller copies make thumbnails).
 
     An array is `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels; OME-Zarr names its axes, of which
     all but y, x and c must have one entry. Values are as in `NpySource`. Chunks that are not there have the
@@ -103,7 +102,7 @@ class ZarrSource(TiledSource):
         self._order = [_order(array, axes) for array in self._arrays]
         self.grids = []
         for array, (y, x, c) in zip(self._arrays, self._order, strict=True):
-            grid = TileGrid(array.shape[y], array.shape[x], array.chunks[y], array.chunks[x])
+            grid = TileLayout(array.shape[y], array.shape[x], array.chunks[y], array.chunks[x])
             other = np.prod([float(size) for axis, size in enumerate(array.chunks) if axis not in (y, x)])
             grid.check(int(other) * array.dtype.itemsize)
             self.grids.append(grid)
@@ -130,7 +129,7 @@ class ZarrSource(TiledSource):
 
 
 def _multiscales(group: Any) -> tuple[list[Any], list[str]]:
-    """The arrays of an OME-Zarr image from large to small, and the names of their axes."""
+    """Arrays of an OME-Zarr image from large to small, and the names of their axes."""
     # In version 0.5 below "ome" (https://ngff.openmicroscopy.org/0.5), before at the top.
     attributes = dict(group.attrs)
     scales = attributes.get("ome", attributes).get("multiscales")
@@ -144,7 +143,7 @@ def _multiscales(group: Any) -> tuple[list[Any], list[str]]:
 
 
 def _order(array: Any, axes: list[str] | None) -> tuple[int, int, int | None]:
-    """The places of rows, columns and channels (None if there are none) among an array's axes."""
+    """Indices of the row, column and channel axes of an array (None without channels)."""
     if axes is None:
         # An array without content that has the same shape.
         view = channels_last(np.broadcast_to(np.zeros((), array.dtype), array.shape))

@@ -1,4 +1,4 @@
-"""Images of any size, read a region at a time: the interface and what files have in common."""
+"""Region-by-region reading of images of any size: the interface, and what file readers share."""
 
 import importlib
 import math
@@ -18,10 +18,10 @@ from ..model.image_loading import UnsupportedImageError
 
 
 class ImageSource(AbstractContextManager, ABC):
-    """An image that gives regions of itself, as uint8 RGB `(height, width, 3)`.
+    """An image that is read region by region, as uint8 RGB `(height, width, 3)`.
 
     Attributes:
-        name: what errors call it: its file, or what it was made of.
+        name: name in errors: the file, or the type of the object.
         height, width: in pixels at full resolution.
     """
 
@@ -30,16 +30,15 @@ class ImageSource(AbstractContextManager, ABC):
     width: int
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The region `(height, width, 3)` uint8 at full resolution.
+        """Reads a region `(height, width, 3)` uint8 at full resolution.
 
         Raises:
             ValueError: if it reaches beyond the image, or the file is damaged there; names file and place.
         """
         if not (0 <= top < top + height <= self.height and 0 <= left < left + width <= self.width):
             raise ValueError(
-                f"The region of {height}x{width} pixels at row {top}, column {left} reaches "
-                f"beyond {self.name}, which has "
-                f"{self.height}x{self.width}."
+                f"The region of {height}x{width} pixels at row {top}, column {left} reaches beyond "
+                f"{self.name}, which has {self.height}x{self.width}."
             )
         return self._read(top, left, height, width)
 
@@ -48,10 +47,10 @@ class ImageSource(AbstractContextManager, ABC):
 
     @abstractmethod
     def thumbnail(self, height: int, width: int) -> np.ndarray:
-        """The whole image at another size, `(height, width, 3)` uint8."""
+        """Resizes the whole image, `(height, width, 3)` uint8."""
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Releases the file."""
 
     def __exit__(self, *error: Any) -> None:
         self.close()
@@ -66,11 +65,11 @@ def check_thumbnail_size(name: str, height: int, width: int) -> None:
 REDUCING_GAP = 3
 
 
-# 92,681 x 92,681 pixels, what large slides have.
+# 92,681 x 92,681 pixels, as in large slides.
 MAX_PIXELS = 2**33
-# What cannot be decoded in parts takes up to 1.5 GiB.
+# Limit of files that must be decoded whole: 1.5 GiB.
 MAX_WHOLE_PIXELS = 2**29
-# Pixels of a block that is made small at once: 12 MiB.
+# Pixels of a block that is reduced at once: 12 MiB.
 BLOCK_PIXELS = 2**22
 # EXIF orientation -> whether the upright image has (rows, columns) reversed; from 5 on, after transposing it.
 REVERSED = {
@@ -95,12 +94,12 @@ def import_extra(module: str, package: str, purpose: str) -> ModuleType:
 
 
 class FileSource(ImageSource):
-    """An image in a file, and perhaps smaller copies of it there.
+    """An image in a file, optionally with smaller copies.
 
     It may be pickled and used in forked processes, each of which opens the file for itself, and by several
     threads, which take turns.
 
-    Below, "stored" means before the image is turned as its orientation says.
+    Below, "stored" means before EXIF orientation is applied.
 
     Args:
         path: the file or folder.
@@ -111,7 +110,7 @@ class FileSource(ImageSource):
         ImportError: if the package is missing that reads this format.
     """
 
-    # EXIF's number of how the stored image lies.
+    # EXIF orientation of the stored image.
     orientation: int = 1
     # The stored (height, width) of the image, then of its smaller copies.
     levels: list[tuple[int, int]]
@@ -128,11 +127,11 @@ class FileSource(ImageSource):
 
     @abstractmethod
     def _close(self) -> None:
-        """Closes what `_open` has opened, as far as it came."""
+        """Closes the file, also after `_open` failed midway."""
 
     @abstractmethod
     def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A stored region of one level, `(height, width, 3)` uint8."""
+        """Reads a stored region of one level, `(height, width, 3)` uint8."""
 
     def _read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         flip_rows, flip_columns = REVERSED[self.orientation]
@@ -145,7 +144,7 @@ class FileSource(ImageSource):
         return self._upright(self._region(0, top, left, height, width))
 
     def thumbnail(self, height: int, width: int) -> np.ndarray:
-        """The whole image at another size, `(height, width, 3)` uint8, as Pillow's bilinear resize makes it.
+        """Resizes the whole image like Pillow's bilinear resize, `(height, width, 3)` uint8.
 
         Starts from the smallest copy in the file that is at least twice as large, otherwise decodes the image
         once.
@@ -157,7 +156,7 @@ class FileSource(ImageSource):
         return self._upright(self._resized(max(small, default=0), height, width))
 
     def _resized(self, level: int, height: int, width: int) -> np.ndarray:
-        """What `image.resize((width, height), BILINEAR, reducing_gap=3)` is, without the whole image in
+        """Equals `image.resize((width, height), BILINEAR, reducing_gap=3)`, without the whole image in
         memory."""
         full_height, full_width = self.levels[level]
         by_rows = int(full_height / height / REDUCING_GAP) or 1
@@ -191,7 +190,7 @@ class FileSource(ImageSource):
         return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
     def _region(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """`_read_level` by a file that is open here, and with errors that say where it is damaged."""
+        """Calls `_read_level` on a file open in this process, with errors that locate the damage."""
         if self._process is None:
             raise ValueError(f"{self.name} was closed: open it again to read from it.")
         if self._process != os.getpid():
@@ -201,13 +200,12 @@ class FileSource(ImageSource):
                 return self._read_level(level, top, left, height, width)
             except ImportError:
                 raise
-            # Decoders meet damaged files with whatever error they trip over.
+            # Decoders raise arbitrary errors on damaged files.
             except Exception as error:
                 of = f" of its copy of {self.levels[level][0]}x{self.levels[level][1]}" if level else ""
                 raise ValueError(
-                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row "
-                    f"{top}, column {left}{of}: "
-                    f"{_one_line(error)}. Replace the file, or leave it out."
+                    f"Cannot read {self.name} in the region of {height}x{width} pixels at row {top}, column "
+                    f"{left}{of}: {_one_line(error)}. Replace the file, or leave it out."
                 ) from error
 
     def _open_here(self) -> None:
@@ -225,9 +223,8 @@ class FileSource(ImageSource):
         except Exception as error:
             self.close()
             raise ValueError(
-                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged "
-                "image file: replace "
-                "it, or leave it out."
+                f"Cannot open the image {self.name}: {_one_line(error)}. It must be an undamaged image file: "
+                "replace it, or leave it out."
             ) from error
         height, width = self.levels[0]
         self.height, self.width = (width, height) if self.orientation >= 5 else (height, width)
@@ -240,9 +237,8 @@ class FileSource(ImageSource):
         if self.max_pixels is not None and height * width > self.max_pixels:
             raise _TooLargeError(
                 f"{self.name} declares {height}x{width} pixels, {height * width} in all, more than "
-                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger "
-                "max_pixels (None for no "
-                "limit)."
+                f"max_pixels={self.max_pixels}. If the file is to be trusted, give a larger max_pixels (None "
+                "for no limit)."
             )
 
     def _check_whole(self, height: int, width: int, reason: str, remedy: str) -> None:
@@ -268,7 +264,7 @@ class FileSource(ImageSource):
 
 
 class _TooLargeError(ValueError):
-    """Says all there is to say, so that nothing is put around it."""
+    """A complete error, which is not wrapped in another."""
 
 
 def _one_line(error: Exception) -> str:
@@ -276,15 +272,15 @@ def _one_line(error: Exception) -> str:
     return f"{text[:300]}..." if len(text) > 300 else text or type(error).__name__
 
 
-# Decoded tiles that are kept for the regions beside; 16 MiB.
+# Decoded tiles that are cached for neighboring regions; 16 MiB.
 CACHE_BYTES = 2**24
 # A tile that takes more than this to decode is refused; 1 GiB.
 MAX_TILE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class TileGrid:
-    """The size of an image and of its tiles, in pixels; the last tiles may be cut off by the image's edge."""
+class TileLayout:
+    """Sizes of an image and its tiles in pixels; the image's edge may cut off the last tiles."""
 
     height: int
     width: int
@@ -297,13 +293,12 @@ class TileGrid:
         size = self.tile_height * self.tile_width * bytes_per_pixel
         if size > MAX_TILE_BYTES:
             raise ValueError(
-                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} "
-                "bytes each, more than "
-                f"{MAX_TILE_BYTES}: save it with smaller tiles"
+                f"its tiles or strips of {self.tile_height}x{self.tile_width} pixels take {size} bytes each, "
+                f"more than {MAX_TILE_BYTES}: save it with smaller tiles"
             )
 
     def inside(self, row: int, column: int) -> tuple[int, int]:
-        """The height and width of the part of a tile that lies in the image."""
+        """Height and width of the part of a tile that lies in the image."""
         return (
             min(self.tile_height, self.height - row * self.tile_height),
             min(self.tile_width, self.width - column * self.tile_width),
@@ -314,16 +309,16 @@ class TiledSource(FileSource):
     """An image whose file is divided into tiles or strips.
 
     Decoded tiles are kept, up to 16 MiB of them. Tiles much larger than a region (strips that cross the whole
-    image) are kept until the next region, however many bytes they are, so that its neighbours need not decode
+    image) are kept until the next region, however many bytes they are, so that its neighbors need not decode
     them again.
     """
 
     # One for each of `levels`.
-    grids: list[TileGrid]
+    grids: list[TileLayout]
 
     @abstractmethod
     def _tile(self, level: int, row: int, column: int) -> np.ndarray:
-        """One decoded tile, `(h, w, 3)` uint8, the part in the image or more."""
+        """Decodes one tile, `(h, w, 3)` uint8, the part in the image or more."""
 
     def _read_level(self, level: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         grid = self.grids[level]
@@ -368,6 +363,6 @@ class TiledSource(FileSource):
         return tile
 
     def _forget_tiles(self) -> None:
-        """To be called by `_open` and `_close`."""
+        """Empties the cache; `_open` and `_close` call it."""
         self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
         self._kept_bytes = 0

@@ -31,7 +31,7 @@ from .tiff import TiffSource
 
 __all__ = ["ArraySource", "ImageSource", "open_image"]
 
-# How a file begins -> what reads it.
+# First bytes of a file -> its reader.
 SIGNATURES: dict[bytes, type[FileSource]] = {
     b"\x93NUMPY": NpySource,
     **dict.fromkeys(TIFF_SIGNATURES, TiffSource),
@@ -44,7 +44,7 @@ def open_image(
     source: ImageSource | str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor,
     max_pixels: int | None = MAX_PIXELS,
 ) -> ImageSource:
-    """An image that can be read a region at a time; use it in a `with` statement.
+    """Opens an image that is read region by region; use it in a `with` statement.
 
     Sources of files may be pickled, and used after a fork: each process opens the file for itself.
 
@@ -86,7 +86,7 @@ def _format(path: str) -> type[FileSource]:
 
 
 def read_whole(path: str) -> PIL.Image.Image | None:
-    """A file of a kind that Pillow does not know, as an RGB image, or gray if it is; None for others.
+    """Reads a file of a format unknown to Pillow as an RGB or gray image; returns None for other files.
 
     Raises:
         PIL.Image.DecompressionBombError: beyond Pillow's limit.

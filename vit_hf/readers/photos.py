@@ -31,18 +31,18 @@ CACHE_BYTES = 2**22
 
 
 class RowStream:
-    """Gives any rows of an image that comes in strips from top to bottom.
+    """Reads any rows of an image that is decoded in strips from top to bottom.
 
     The rows last decoded are kept, up to `cache_bytes` of them and at least those of one region. So reading
     regions from top to bottom, in any order within a band, decodes the image once; each step back above what
-    is kept decodes it anew from the top.
+    is kept decodes it again from the top.
 
     Args:
         strips: starts decoding; gives strips `(rows, width, 3)` uint8, whose heights add up to the image's.
-        cache_bytes: of rows that are kept.
+        cache_bytes: size of the cache of rows.
 
     Attributes:
-        passes: how often decoding was started.
+        passes: number of times that decoding was started.
     """
 
     def __init__(self, strips: Callable[[], Iterator[np.ndarray]], cache_bytes: int = CACHE_BYTES):
@@ -51,7 +51,7 @@ class RowStream:
         self.close()
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The region `(height, width, 3)` uint8."""
+        """Reads a region `(height, width, 3)` uint8."""
         if self._decoding is None or top < self._first:
             self.close()
             self._decoding = self._strips()
@@ -88,11 +88,11 @@ class RowStream:
         return region
 
     def close(self) -> None:
-        """Forgets all rows; the next `read` starts from the top."""
+        """Drops all rows; the next `read` starts from the top."""
         self._decoding: Iterator[np.ndarray] | None = None
         self._kept: deque[np.ndarray] = deque()
         self._kept_bytes = 0
-        # Of the rows that are kept; the row after them.
+        # The first cached row, and the row after the last.
         self._first = 0
         self._next = 0
 
@@ -103,10 +103,10 @@ os.register_at_fork(after_in_child=lambda: globals().update(_limit_lock=threadin
 
 
 class PillowSource(FileSource):
-    """Any file that Pillow knows, decoded whole when it is first read: 3 bytes per pixel, and as much to
-    decode it."""
+    """Any file that Pillow reads, decoded whole at first access: 3 bytes per pixel, and as many to decode
+    it."""
 
-    # What would read this format in parts, for the error of an image too large to decode whole.
+    # The remedy in the error for an image too large to decode whole.
     remedy = "save it as a tiled TIFF"
 
     def _open(self) -> list[tuple[int, int]]:
@@ -144,8 +144,7 @@ class PillowPhotoSource(PillowSource):
 
 @contextmanager
 def no_bomb_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of pixels, which is one variable for the whole process; ours has been asked
-    before."""
+    """Lifts Pillow's pixel limit, a global of the process; `max_pixels` replaces it."""
     with _limit_lock:
         limit = PIL.Image.MAX_IMAGE_PIXELS
         PIL.Image.MAX_IMAGE_PIXELS = None
@@ -157,15 +156,14 @@ def no_bomb_limit() -> Iterator[None]:
 
 # Rows that are converted and kept together.
 STRIP_ROWS = 32
-# What is asked of libvips at once. For each request it aligns a buffer of that size, and glibc does not use
-# the hole again that this leaves (sourceware.org, bug 14581): large requests make it take four times the
-# memory it works with.
+# Bytes requested from libvips at once. For each request it aligns a buffer of that size, and glibc does not
+# reuse the hole that this leaves (sourceware.org, bug 14581): large requests quadruple its memory.
 FETCH_BYTES = 2**16
 # libjpeg decodes to these fractions of the size for less than the whole costs.
 JPEG_SHRINKS = (2, 4, 8)
 # Orientations in which upright rows are stored rows, from top to bottom.
 ROWS_IN_ORDER = (1, 2)
-# Of images in other orientations, those up to this size are kept in memory when they were decoded: 64 MiB.
+# Decoded images in other orientations are kept in memory up to this size: 64 MiB.
 TURNED_BYTES = 2**26
 
 
@@ -264,9 +262,8 @@ class PhotoSource(FileSource):
         free = shutil.disk_usage(folder).free
         if size > free:
             raise ValueError(
-                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of "
-                "scratch space, and "
-                f"{folder} has {free}; set TMPDIR to a larger folder, or save the image upright"
+                f"its EXIF orientation is {self.orientation}, for which it needs {size} bytes of scratch "
+                f"space, and {folder} has {free}; set TMPDIR to a larger folder, or save the image upright"
             )
         with tempfile.TemporaryFile() as file:
             for strip in self._strips(0):

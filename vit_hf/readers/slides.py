@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .base import FileSource, TileGrid, import_extra
+from .base import FileSource, TileLayout, import_extra
 from .colors import from_mode
 
 
@@ -10,7 +10,7 @@ TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class SlideSource(FileSource):
-    """A whole-slide image (Aperio, Hamamatsu, MIRAX, ...). What was not scanned is white."""
+    """A whole-slide image (Aperio, Hamamatsu, MIRAX, ...). Areas that were not scanned are white."""
 
     def _open(self) -> list[tuple[int, int]]:
         self._slide = None
@@ -22,8 +22,7 @@ class SlideSource(FileSource):
         return [(height, width) for width, height in self._slide.level_dimensions]
 
     def _check_tiles(self) -> None:
-        """OpenSlide ends the process where there is no memory for a tile, so it is not asked for absurd
-        ones."""
+        """Refuses absurd tile sizes: OpenSlide ends the process if it cannot allocate a tile."""
         with open(self.path, "rb") as file:
             if file.read(4) not in TIFF_SIGNATURES:
                 return
@@ -37,7 +36,7 @@ class SlideSource(FileSource):
                         f"{file.filehandle.size}"
                     )
                 if page.is_tiled:
-                    TileGrid(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
+                    TileLayout(page.imagelength, page.imagewidth, page.tilelength, page.tilewidth).check(4)
 
     def _close(self) -> None:
         if self._slide is not None:
@@ -51,7 +50,7 @@ class SlideSource(FileSource):
         try:
             image = self._slide.read_region(place, level, (width, height))
         except Exception:
-            # After an error OpenSlide answers every question with the same error.
+            # After an error OpenSlide repeats the same error for every call.
             self._close()
             self._open()
             raise
@@ -59,8 +58,7 @@ class SlideSource(FileSource):
 
 
 def is_slide(path: str) -> bool:
-    """Whether OpenSlide is installed and has a reader for this file that knows more than a TIFF reader
-    does."""
+    """Checks if OpenSlide is installed and knows more of this file than a TIFF reader does."""
     try:
         openslide = import_extra("openslide", "openslide-python", "")
     except ImportError:

@@ -1,5 +1,4 @@
-"""Which files are images, by their endings: the one list for folders, readers, predictions, training and
-the page."""
+"""File suffixes of images: the one list for folders, readers, prediction, training and the web page."""
 
 import os
 
@@ -18,7 +17,7 @@ WHOLE_SUFFIXES = frozenset(
 )
 
 
-# Whole slides whose format cannot be told from how the file begins.
+# Whole slides whose format cannot be inferred from the first bytes.
 SLIDE_SUFFIXES = (".mrxs", ".vms", ".vmu", ".czi", ".dcm")
 
 

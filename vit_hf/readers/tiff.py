@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Jpeg2KImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..model.image_loading import UnsupportedImageError, samples_to_bytes, unknown_bands, warn_of_extra_bands
-from .base import TiledSource, TileGrid, import_extra
+from .base import TiledSource, TileLayout, import_extra
 from .colors import from_mode, premultiplied_to_rgb, to_rgb
 
 
@@ -18,23 +18,23 @@ MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3,
 CHANNELS = {MIN_IS_WHITE: 1, MIN_IS_BLACK: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}
 # JPEG decoders already return RGB.
 JPEG_COMPRESSIONS = {6, 7, 33007, 34892}
-# Aperio's JPEG 2000 in YCbCr, whatever the page says.
+# Aperio's JPEG 2000 in YCbCr, regardless of the page's tags.
 JPEG2000_YCBCR = 33003
 # Values of ExtraSamples.
 PREMULTIPLIED, ALPHA = 1, 2
 
 
 def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
-    """Decoded samples `(H, W, C)` of a page of tifffile as uint8 RGB `(H, W, 3)`.
+    """Converts decoded samples `(H, W, C)` of a tifffile page to uint8 RGB `(H, W, 3)`.
 
     Raises:
-        ValueError: if the page's colours are of another kind, or values beyond their range.
+        ValueError: if the page's colors are of another kind, or values beyond their range.
     """
     photometric = int(page.photometric)
     if photometric not in CHANNELS:
         raise ValueError(
-            f"its colours are {getattr(page.photometric, 'name', photometric)}: save it as grey, "
-            "RGB, palette, CMYK or YCbCr"
+            f"its colors are {getattr(page.photometric, 'name', photometric)}: save it as gray, RGB, "
+            "palette, CMYK or YCbCr"
         )
     channels, samples = CHANNELS[photometric], values.shape[2]
     extra = tuple(page.extrasamples or ())
@@ -50,34 +50,34 @@ def tiff_to_rgb(page: Any, values: np.ndarray) -> np.ndarray:
     if photometric == CIELAB and values.dtype != np.uint8:
         raise ValueError(f"it has CIELAB colors of {values.dtype}: save it as RGB, or with 8 bits")
     if photometric == PALETTE:
-        colours = _looked_up(page, values[..., 0])
+        colors = _looked_up(page, values[..., 0])
     else:
-        colours = _full_range(values[..., :channels], page.bitspersample)
+        colors = _full_range(values[..., :channels], page.bitspersample)
         if photometric == MIN_IS_WHITE:
-            colours = 255 - colours
+            colors = 255 - colors
         elif photometric == CIELAB:
-            colours = from_mode(colours, "LAB")
+            colors = from_mode(colors, "LAB")
         elif photometric == SEPARATED:
-            colours = from_mode(colours, "CMYK")
+            colors = from_mode(colors, "CMYK")
         elif page.compression == JPEG2000_YCBCR or (
             photometric == YCBCR and page.compression not in JPEG_COMPRESSIONS
         ):
-            colours = from_mode(colours, "YCbCr")
+            colors = from_mode(colors, "YCbCr")
     if not has_alpha:
-        return to_rgb(colours)
+        return to_rgb(colors)
     place = channels + alpha
     opacity = _full_range(values[..., place : place + 1], page.bitspersample)
-    with_alpha = np.concatenate([colours, opacity], axis=2)
+    with_alpha = np.concatenate([colors, opacity], axis=2)
     return premultiplied_to_rgb(with_alpha) if extra[alpha] == PREMULTIPLIED else to_rgb(with_alpha)
 
 
 def num_unspecified(page: Any) -> int:
-    """How many bands of a page are no part of its colors, and are not shown."""
+    """Counts the bands of a page that are not colors or alpha, and are not shown."""
     return sum(kind not in (PREMULTIPLIED, ALPHA) for kind in page.extrasamples or ())
 
 
 def _full_range(values: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
-    """uint8, where the largest number that `bits` can hold is 255."""
+    """Scales to uint8 so that the largest number of `bits` becomes 255."""
     bits = bits if isinstance(bits, int) else max(bits)
     if values.dtype.kind != "u" or bits in (8, 16) or bits > 16:
         return samples_to_bytes(values)
@@ -86,29 +86,29 @@ def _full_range(values: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
 
 
 def _looked_up(page: Any, indices: np.ndarray) -> np.ndarray:
-    """Palette indices `(H, W)` as colours `(H, W, 3)`."""
+    """Maps palette indices `(H, W)` to colors `(H, W, 3)`."""
     table = page.colormap
     if table is None or indices.dtype.kind not in "bu":
-        raise ValueError("its colours are a palette's, and it has no palette or no indices")
+        raise ValueError("its colors are a palette's, and it has no palette or no indices")
     if indices.size and int(indices.max()) >= table.shape[1]:
-        raise ValueError(f"the index {int(indices.max())} is beyond its palette of {table.shape[1]} colours")
+        raise ValueError(f"the index {int(indices.max())} is beyond its palette of {table.shape[1]} colors")
     # 16 bits by TIFF 6.0; some writers store 8. As Pillow does: the high byte.
     table = table // 256 if table.max() > 255 else table
     return table.T.astype(np.uint8)[indices.astype(np.intp)]
 
 
-# Compressions whose data are an image of its own, which says how large it is, and may lie.
+# Compressions whose data are a complete image, whose declared size may be wrong.
 JPEG = 7
 IMAGE_READERS = {
     **dict.fromkeys((33003, 33004, 33005, 34712), Jpeg2KImagePlugin.Jpeg2KImageFile),
     34933: PngImagePlugin.PngImageFile,
     50001: WebPImagePlugin.WebPImageFile,
 }
-# Markers among those of JPEG's frames that begin none.
+# Markers in the range of JPEG's frame headers that start no frame.
 NO_FRAME = (0xC4, 0xC8, 0xCC)
-# Of one uncompressed piece, what is converted at once, in pixels.
+# Rows and columns of an uncompressed page that are converted at once.
 MAPPED_TILE = (256, 1024)
-# Pages that are looked through for smaller copies of the first one.
+# Pages searched for smaller copies of the first one.
 MAX_PAGES = 64
 # Series of pages that tifffile merely finds alike; the others are planes of one image.
 UNRELATED_PAGES = ("generic", "uniform")
@@ -118,7 +118,7 @@ class TiffSource(TiledSource):
     """The first image of a TIFF, BigTIFF, OME-TIFF or similar file.
 
     Smaller copies make thumbnails: SubIFDs, pages marked as reduced, or what tifffile knows of a slide
-    scanner's format. Grey, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers
+    scanner's format. Gray, RGB, palette, CMYK and YCbCr, with or without alpha; 1 to 16 bits, wider integers
     in 0..255, or floats in 0..1; tiles, strips, or separate planes.
     """
 
@@ -146,7 +146,7 @@ class TiffSource(TiledSource):
         self._file = None
 
     def _find_levels(self) -> list[Any]:
-        """The image's page, then those of its smaller copies."""
+        """Returns the image's page, then those of its smaller copies."""
         series = self._file.series[0]
         many = {
             axis: size
@@ -155,9 +155,8 @@ class TiffSource(TiledSource):
         }
         if many and series.kind not in UNRELATED_PAGES:
             raise UnsupportedImageError(
-                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): "
-                "save the plane that you "
-                "mean as an image of its own"
+                f"it is a stack with the axes {series.axes} of {series.shape} ({series.kind}): save the "
+                "plane that you mean as an image of its own"
             )
         pages = [level.keyframe for level in series.levels]
         if len(pages) == 1:
@@ -167,7 +166,7 @@ class TiffSource(TiledSource):
         return sorted(pages, key=lambda page: -page.imagewidth)
 
     def _map(self, page: Any) -> np.ndarray | None:
-        """`(planes, H, W, C)` in the file, if the page is one uncompressed piece."""
+        """Maps `(planes, H, W, C)` from the file if the page is one uncompressed block."""
         if not page.is_memmappable:
             return None
         planes, depth, height, width, samples = page.shaped
@@ -196,7 +195,7 @@ class TiffSource(TiledSource):
         return tiff_to_rgb(page, values)
 
     def _segment(self, page: Any, index: int, shape: tuple[int, int, int]) -> np.ndarray:
-        """One decoded tile or strip, of one plane if they are separate, `(h, w, C)`."""
+        """Decodes one tile or strip, of one plane if planes are separate, `(h, w, C)`."""
         if index >= len(page.dataoffsets):
             raise ValueError(f"the file lists only {len(page.dataoffsets)} tiles")
         offset, size = page.dataoffsets[index], page.databytecounts[index]
@@ -228,7 +227,7 @@ class TiffSource(TiledSource):
 
 
 def _orientation(page: Any) -> int:
-    """The orientation by its tag or by XMP, as Pillow finds it; 1 where they say nothing that is one."""
+    """Reads the orientation from its tag or XMP, as Pillow does; 1 without a valid one."""
     value = page.tags.valueof(274, default=None)
     if value is None:
         xmp = page.tags.valueof(700, default=b"")
@@ -238,7 +237,7 @@ def _orientation(page: Any) -> int:
 
 
 def _nodata(page: Any) -> float:
-    """What tiles show that were never written: GDAL_NODATA, or 0."""
+    """Value of tiles that were never written: GDAL_NODATA, or 0."""
     text = str(page.tags.valueof(42113, default="0")).strip("\0 ")
     try:
         value = float(text)
@@ -254,7 +253,7 @@ def _planes(page: Any) -> int:
     return page.samplesperpixel if page.planarconfig == 2 else 1
 
 
-def _grid(page: Any, is_mapped: bool) -> TileGrid:
+def _grid(page: Any, is_mapped: bool) -> TileLayout:
     height, width = page.imagelength, page.imagewidth
     if page.imagedepth != 1 or page.tiledepth > 1:
         raise ValueError(f"it is a volume of depth {page.imagedepth}")
@@ -268,7 +267,7 @@ def _grid(page: Any, is_mapped: bool) -> TileGrid:
         tile = (page.tilelength, page.tilewidth)
     else:
         tile = (min(page.rowsperstrip, height), width)
-    grid = TileGrid(height, width, *tile)
+    grid = TileLayout(height, width, *tile)
     grid.check(page.samplesperpixel * page.dtype.itemsize)
     tiff_to_rgb(page, np.zeros((1, 1, page.samplesperpixel), page.dtype))
     if not is_mapped and height > 0 and width > 0:
@@ -282,7 +281,7 @@ def _grid(page: Any, is_mapped: bool) -> TileGrid:
 
 
 def _is_copy(page: Any, first: Any) -> bool:
-    """Whether a page shows the first one smaller."""
+    """Checks if a page shows the first one at a smaller size."""
     smaller = page.imagewidth < first.imagewidth and page.imagelength < first.imagelength
     # Within a pixel of the same aspect: not a slide's label.
     skew = abs(page.imagewidth * first.imagelength - page.imagelength * first.imagewidth)
@@ -291,8 +290,8 @@ def _is_copy(page: Any, first: Any) -> bool:
 
 
 def _check_content(page: Any, content: bytes) -> None:
-    """Decoders fill what is missing in a cut JPEG with grey, and take as much memory as an image says it
-    needs."""
+    """Checks embedded images: decoders fill a truncated JPEG with gray, and allocate the size an image
+    declares."""
     # Some writers pad; 0xFFD9 ends an image.
     if page.compression == JPEG and not content.rstrip(b"\0\xff").endswith(b"\xd9"):
         raise ValueError("its JPEG data are truncated")

@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data.arguments import DataArguments, given_fields
 from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
 from ..data.images import prepare_images
-from ..data.loading import LabelledImages, load_unlabelled
+from ..data.loading import LabeledImages, load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import ArchitectureArguments, RunArguments
 from .hub_trainer import HubTrainer
@@ -38,7 +38,7 @@ class PretrainingArguments:
     )
 
 
-class UnlabelledCollator:
+class UnlabeledCollator:
     """Prepares and stacks images, and leaves out what else an example has."""
 
     def __init__(self, image_processor: BaseImageProcessor):
@@ -57,7 +57,7 @@ class Pretraining(Task):
     """
 
     argument_groups = (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments)
-    splits: dict[str, LabelledImages]
+    splits: dict[str, LabeledImages]
     notes: list[str]
     method: PretrainingArguments
 
@@ -69,7 +69,7 @@ class Pretraining(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabelled(
+        self.splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -100,8 +100,8 @@ class Pretraining(Task):
     ) -> dict[str, Dataset]:
         return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
 
-    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabelledCollator:
-        return UnlabelledCollator(processor)
+    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
+        return UnlabeledCollator(processor)
 
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
         return None

@@ -1,0 +1,157 @@
+"""`vit-hf predict`: labels of images, here or by Ray."""
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from ..arguments import CollectionArguments, PredictionArguments, TilingArguments
+from . import PROGRAM
+from .parsing import CommandParser, announce, fail, parse, read_arguments
+
+
+DESCRIPTION = f"""
+Classify images: one JSON line for each, in order; or, of large collections, one row of Parquet files.
+
+  {PROGRAM} predict photos/ holiday.jpg 'scans/*.png' --model_name_or_path runs/photos > labels.jsonl
+  {PROGRAM} predict photos/ --model_name_or_path google/vit-base-patch16-224 --output labels.jsonl
+  {PROGRAM} predict photos/ --model_name_or_path runs/photos --token_reducer merge --keep_rate 0.7
+  {PROGRAM} predict scans/ --model_name_or_path runs/photos --tile 224 --aggregate topk-mean --heat_maps maps
+  {PROGRAM} predict s3://bucket/photos --model_name_or_path runs/photos --engine ray --output s3://bucket/labels
+
+Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several
+labels an image, top_k ranks them all by probability; a regression has value instead. With --tile the prediction
+is made of those of tiles at full resolution, whatever the size of the image, and a line has num_tiles as well.
+Files that cannot be used have no line: they are listed at the end on standard error, and the exit status is 1 (0
+if all went well, 2 for wrong arguments).
+
+With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well. The
+output is rows with the columns file, table and row (of a Parquet file that has the image), label, score, top_k
+and error. Started again with the same arguments, it goes on with the images that have no row yet.
+"""
+MAX_ERRORS_SHOWN = 10
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ..inference.predict import Prediction
+
+
+def make_parser(name: str = "predict") -> CommandParser:
+    groups = [PredictionArguments, TilingArguments, CollectionArguments]
+    usage = "[CONFIG.yaml] INPUT ... --model_name_or_path MODEL [flag ...]"
+    parser = CommandParser(name, groups, DESCRIPTION, usage)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image file, folder or pattern; for ray, Parquet or URI, too",
+    )
+    return parser
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Predicts; returns the exit status."""
+    parser = make_parser(name)
+    arguments, tiling, collection, namespace = parse(parser, read_arguments(parser, argv))
+    if collection.engine == "ray" and tiling.tile is not None:
+        parser.error("engine ray sees images whole: leave out tile, or the engine")
+    announce(f"{parser.prog}: loading {arguments.model_name_or_path} ...")
+    if collection.engine == "ray":
+        return predict_by_ray(parser, arguments, collection, namespace.inputs)
+    return predict_here(parser, arguments, tiling, namespace.inputs)
+
+
+def start(
+    arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
+) -> tuple[list["Path"], "Iterator[Prediction]"]:
+    """Finds the files and loads the model; returns the files and their predictions, which are yet to be made."""
+    import torch
+
+    from ..checkpoints.loading import load_classifier
+    from ..data.image_folders import LeftOut
+    from ..data.images import find_images
+    from ..inference.predict import predict_files, predict_files_tiled
+    from ..readers.suffixes import is_image, is_whole_image
+
+    left_out = LeftOut()
+    # Images that are read a region at a time have to be cut into tiles.
+    files = find_images(inputs, left_out, is_whole_image if tiling.tile is None else is_image)
+    for note in left_out.notes():
+        print(note, file=sys.stderr)
+    model, image_processor = load_classifier(arguments.model_name_or_path, **arguments.changes())
+    if torch.accelerator.is_available() and not arguments.use_cpu:
+        model.to(torch.accelerator.current_accelerator())
+    common = {field: getattr(arguments, field) for field in ("top_k", "with_patches", "batch_size")}
+    if tiling.tile is not None:
+        return files, predict_files_tiled(model, image_processor, files, tiling, **common)
+    return files, predict_files(model, image_processor, files, **common, num_workers=arguments.num_workers)
+
+
+def predict_here(
+    parser: CommandParser, arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
+) -> int:
+    """Predicts in this process, to JSON lines."""
+    from tqdm.auto import tqdm
+
+    errors = []
+    with contextlib.ExitStack() as stack:
+        try:
+            files, predictions = start(arguments, tiling, inputs)
+            output = sys.stdout
+            if arguments.output:
+                output = stack.enter_context(open(arguments.output, "w", encoding="utf-8"))
+        except (OSError, TypeError, ValueError) as error:
+            parser.error(str(error))
+        # No bar where nobody watches it.
+        for prediction in tqdm(predictions, total=len(files), unit="image", disable=None):
+            if prediction.error is not None:
+                errors.append(prediction.error)
+                continue
+            # Names of files need not be UTF-8; JSON has a way to write those.
+            line = json.dumps(prediction.answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            # Around the bar, if both are on a terminal.
+            tqdm.write(line.decode(), file=output)
+    for error in errors:
+        print(error, file=sys.stderr)
+    if errors:
+        print(f"{len(errors)} of {len(files)} files could not be used", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def predict_by_ray(
+    parser: CommandParser,
+    arguments: PredictionArguments,
+    collection: CollectionArguments,
+    inputs: list[str],
+) -> int:
+    """Predicts in processes of this machine or of a cluster, to Parquet files."""
+    from tqdm.auto import tqdm
+
+    try:
+        from ..inference.ray_prediction import prepare_collection
+
+        run = prepare_collection(arguments, collection, inputs)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    print(run.describe(), flush=True)
+    num_done = run.num_images - run.num_pending
+    again = f"Start it again with the same arguments: what is in {run.folder} stays"
+    try:
+        with tqdm(total=run.num_images, initial=num_done, unit="image", disable=None) as bar:
+            for count in run.execute():
+                bar.update(count)
+    except KeyboardInterrupt:
+        fail(parser, f"interrupted. {again}")
+    except RuntimeError as error:
+        fail(parser, f"{error}\n{again}")
+    num_rows, num_errors, errors = run.summary(MAX_ERRORS_SHOWN)
+    print(f"Output:  {num_rows} images in {run.folder}")
+    for error in errors:
+        print(error, file=sys.stderr)
+    if num_errors > len(errors):
+        print(f"... and {num_errors - len(errors)} more: column error in {run.folder}", file=sys.stderr)
+    if num_errors:
+        print(f"{num_errors} of {num_rows} images could not be used", file=sys.stderr)
+    return 1 if num_errors else 0
