@@ -25,11 +25,10 @@ from transformers.utils import logging
 from ..checkpoints.loading import check_path, is_swin, part_of
 from ..data.arguments import DataArguments
 from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
-from ..data.loading import LabelledImages, load_unlabelled
+from ..data.loading import LabeledImages, load_unlabeled
 from ..inference.fidelity import (
     FRACTIONS,
     EncodedStates,
-    check_fractions,
     encode_states,
     measure_fidelity,
 )
@@ -45,7 +44,7 @@ from .arguments import ModelArguments, RunArguments
 from .callbacks import EmaCallback
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor
-from .pretraining import UnlabelledCollator
+from .pretraining import UnlabeledCollator
 from .task import Task, describe_selection, describe_sizes
 
 
@@ -136,9 +135,15 @@ class DistillationArguments:
     )
 
     def __post_init__(self):
-        for name in ("min_fraction", "max_fraction"):
-            check_fractions(name, [getattr(self, name)])
-        check_fractions("fractions", self.fractions)
+        for name, values in (
+            ("min_fraction", [self.min_fraction]),
+            ("max_fraction", [self.max_fraction]),
+            ("fractions", self.fractions),
+        ):
+            if not values or not all(0 < value <= 1 for value in values):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
+                )
         if self.min_fraction > self.max_fraction:
             raise ValueError(
                 f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
@@ -513,7 +518,7 @@ def load_checkpoint(path: str, fields: dict[str, Any]) -> PreTrainedModel:
         if part_of(model, name) != "predictor" and not name.endswith("scale_embedding")
     )
     if missing or report["mismatched_keys"]:
-        name = missing[0] if missing else report["mismatched_keys"][0][0]
+        name = [*missing, *(entry[0] for entry in report["mismatched_keys"])][0]
         raise ValueError(
             f"{path} lacks {name} of {model_class.__name__} or has it in another shape: distillation needs "
             "a trained checkpoint whose architecture is not changed (config_overrides)"
@@ -532,7 +537,7 @@ class SparseDistillation(Task):
 
     argument_groups = (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments)
     run_arguments = DistillationRunArguments
-    splits: dict[str, LabelledImages]
+    splits: dict[str, LabeledImages]
     notes: list[str]
     teacher: PreTrainedModel
     method: DistillationArguments
@@ -558,7 +563,7 @@ class SparseDistillation(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabelled(
+        self.splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -594,8 +599,8 @@ class SparseDistillation(Task):
     ) -> dict[str, Dataset]:
         return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
 
-    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabelledCollator:
-        return UnlabelledCollator(processor)
+    def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
+        return UnlabeledCollator(processor)
 
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
         return None
