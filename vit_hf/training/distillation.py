@@ -113,7 +113,7 @@ class DistillationArguments:
     )
     ema_decay: float | None = field(
         default=0.999,
-        metadata={"help": "average the weights; each step keeps this fraction of the average; none: do not"},
+        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
     )
     lora_rank: int | None = field(
         default=None,
@@ -135,6 +135,7 @@ class DistillationArguments:
     )
 
     def __post_init__(self):
+        self.ema_decay = self.ema_decay or None
         for name, values in (
             ("min_fraction", [self.min_fraction]),
             ("max_fraction", [self.max_fraction]),
