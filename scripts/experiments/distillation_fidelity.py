@@ -134,7 +134,13 @@ def distill(output: Path, args: argparse.Namespace, seed: int) -> None:
                 num_selected_patches=0.1,
             ),
             DataArguments(dataset=str(args.output / "photos" / "train"), validation_fraction=0.0),
-            AugmentationArguments(random_crop="resized", horizontal_flip=0.5, vertical_flip=0.5),
+            AugmentationArguments(
+                random_crop="resized",
+                crop_scale=0.1,
+                horizontal_flip=0.5,
+                vertical_flip=0.5,
+                rand_augment=args.rand_augment,
+            ),
             DistillationArguments(
                 ema_decay=args.ema_decay,
                 lora_rank=args.lora_rank or None,
@@ -179,6 +185,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         min_fraction=(0.05, "fewest patches in training"),
         max_fraction=(0.5, "most patches in training"),
         ema_decay=(0.99, "of the moving average of the weights"),
+        rand_augment=(9, "magnitude of RandAugment on training windows; 0: none"),
         lora_rank=(0, "of adapters; 0 trains all weights"),
         train_crop=(400, "pixels a side of the training windows, of which random parts are seen"),
         test_crop=(200, "pixels a side of the test windows"),
