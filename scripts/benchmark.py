@@ -28,12 +28,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 import vit_hf
+from vit_hf.cli.parsing import CONFIGS
 from vit_hf.data.measurement_images import picture_bands
 from vit_hf.measure import SavedForBackward, alternate, peak_memory
 from vit_hf.model.image_loading import read_image
 
 
-CONFIGS = Path(__file__).parent / "configs"
 SIZES = {
     "base": {},
     "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -351,7 +351,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
         columns={"saved for backward MiB": saved_for_backward},
     ),
     "recipes": lambda args: compare(
-        "One training step by scripts/configs/high_resolution_*.yaml, batch 1, beside dense 224²",
+        "One training step by the configs high_resolution_*, batch 1, beside dense 224²",
         training_step,
         [DENSE, *recipe_sides()],
         args,

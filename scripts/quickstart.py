@@ -30,13 +30,12 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
 import vit_hf
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import AugmentationArguments, DataArguments, FinetuningArguments, ModelArguments
 from vit_hf.data.megapixel_digits import megapixel_digits
 from vit_hf.explanations.report import draw_report
 from vit_hf.hub.model_card import make_model_card
 from vit_hf.measure import alternate, peak_memory
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
 from vit_hf.training.task import prepare
 

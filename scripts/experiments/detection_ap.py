@@ -17,8 +17,9 @@ import harness
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.detection import Detection, DetectionArguments
+from vit_hf.arguments import DetectionArguments, ModelArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.detection import Detection
 from vit_hf.training.task import prepare
 
 

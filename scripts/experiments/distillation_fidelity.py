@@ -5,7 +5,7 @@
     python scripts/experiments/distillation_fidelity.py --model runs/dinov2
 
 Photos of deepforest and scikit-image are cut into windows; no photo, and no place, is in both splits. Without
-labels the checkpoint is distilled on the training windows (`scripts/distill.py`); then the test windows are
+labels the checkpoint is distilled on the training windows (`vit-hf distill`); then the test windows are
 measured: cosine of the image state (CLS) with k patches and with all, mean and worst window; cosine of the
 states of kept patches; windows whose nearest other window remains the same.
 """
@@ -17,16 +17,13 @@ from pathlib import Path
 import harness
 
 from vit_hf import AdaptiveViTImageProcessor, AdaptiveViTModel
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import AugmentationArguments, DataArguments, DistillationArguments, ModelArguments
 from vit_hf.data.measurement_images import deepforest_folder, installed_folder, photo_processor, windows
 from vit_hf.inference.fidelity import measure_fidelity
 from vit_hf.model.image_loading import read_image
-from vit_hf.training.arguments import ModelArguments
+from vit_hf.training.arguments import DistillationRunArguments
 from vit_hf.training.distillation import (
     DENSE_FIELDS,
-    DistillationArguments,
-    DistillationRunArguments,
     SparseDistillation,
 )
 from vit_hf.training.task import prepare

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 
 if TYPE_CHECKING:
-    from vit_hf.data.arguments import DataArguments
+    from vit_hf.arguments import DataArguments
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,7 +106,7 @@ def digit_canvases(**options: Any) -> "DataArguments":
         options: of `vit_hf.data.megapixel_digits`.
     """
     # Imported late: experiments that measure memory train nothing.
-    from vit_hf.data.arguments import DataArguments
+    from vit_hf.arguments import DataArguments
 
     return DataArguments(dataset="megapixel_digits", dataset_options=options, validation_fraction=0.0)
 

@@ -21,16 +21,15 @@ from pathlib import Path
 
 import harness
 
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import AugmentationArguments, DataArguments, FinetuningArguments, ModelArguments
+from vit_hf.cli.parsing import CommandParser, parse, read_arguments
 from vit_hf.measure import peak_memory
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
-from vit_hf.training.command_line import make_parser, parse_arguments
 from vit_hf.training.task import prepare
 
 
-CONFIG = Path(__file__).parents[1] / "configs" / "megapixel_protocol.yaml"
+CONFIG = "megapixel_protocol"
 PATCH = 50
 # As published: the side of a canvas, its strokes, and the number of patches of which one is kept.
 SIZE, STROKES, ONE_IN = 1500, 50, 9
@@ -56,11 +55,12 @@ METRICS = {"multi": "exact_match"}
 
 def finetune(flags: dict) -> Callable[[], None]:
     """Prepares a run of CONFIG with other `flags`, and returns a function that writes its result.json."""
-    argv = [str(CONFIG)]
+    argv = ["--config", CONFIG]
     for name, value in flags.items():
         argv += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     groups = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments]
-    *arguments, training = parse_arguments(make_parser(groups, ""), argv)
+    parser = CommandParser("finetune", groups, "")
+    *arguments, training, _ = parse(parser, read_arguments(parser, argv))
     prepared = prepare(Classification(*arguments), training)
 
     def execute() -> None:

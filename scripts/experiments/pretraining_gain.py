@@ -13,11 +13,17 @@ from pathlib import Path
 import harness
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.training.arguments import ArchitectureArguments, FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.arguments import (
+    ArchitectureArguments,
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    PretrainingArguments,
+)
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
-from vit_hf.training.pretraining import Pretraining, PretrainingArguments
+from vit_hf.training.pretraining import Pretraining
 from vit_hf.training.task import prepare
 
 

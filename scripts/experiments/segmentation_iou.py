@@ -12,8 +12,9 @@ from pathlib import Path
 import harness
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.segmentation import Segmentation, SegmentationArguments
+from vit_hf.arguments import ModelArguments, SegmentationArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.segmentation import Segmentation
 from vit_hf.training.task import prepare
 
 

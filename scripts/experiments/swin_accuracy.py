@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils.logging import disable_progress_bar
 
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import AugmentationArguments, FinetuningArguments, ModelArguments
 from vit_hf.data.megapixel_digits import megapixel_digits
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
 from vit_hf.training.task import prepare
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers.app import photo, save_checkpoint
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf.app.space import write_space
 
 
@@ -183,14 +183,14 @@ def test_a_wrong_token_is_said(tmp_path, hub):
     assert all(not path.endswith("/commit/main") for path, _ in requests)
 
 
-main = load_script("app").main
+main = command("app")
 
 
 def test_the_script_writes_a_space(tmp_path, checkpoint, capsys):
     main(["--model_name_or_path", str(checkpoint), "--write_space", str(tmp_path / "space")])
     assert "python app.py" in capsys.readouterr().out
     assert (tmp_path / "space" / "examples" / "0_a.png").is_file()
-    with pytest.raises(SystemExit, match=r"app\.py: .*is not empty"):
+    with pytest.raises(SystemExit, match=r"vit-hf app: .*is not empty"):
         main(["--model_name_or_path", str(checkpoint), "--write_space", str(tmp_path / "space")])
 
 
@@ -203,7 +203,7 @@ def test_the_script_uploads_a_space(checkpoint, capsys, monkeypatch):
         )
         return "https://huggingface.co/spaces/me/page"
 
-    monkeypatch.setitem(main.__globals__, "push_space", push_space)
+    monkeypatch.setattr("vit_hf.app.space.push_space", push_space)
     main(["--model_name_or_path", str(checkpoint), "--space", "me/page", "--private"])
     assert capsys.readouterr().out.strip() == "https://huggingface.co/spaces/me/page"
     assert (uploaded["repo_id"], uploaded["private"]) == ("me/page", True)

@@ -19,7 +19,7 @@ from tests.helpers.originals import (
     theirs,
     timm_original,
 )
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTModel, convert
 from vit_hf.checkpoints.families import FAMILIES, CannotConvert
 from vit_hf.checkpoints.loading import load_classifier
@@ -248,16 +248,16 @@ class TestRefuses:
 
 
 def test_the_script_converts(tmp_path):
-    script = load_script("convert")
+    script = command("convert")
     model = original("dinov2")
     model.save_pretrained(tmp_path / "theirs")
     t.BitImageProcessor().save_pretrained(tmp_path / "theirs")
-    script.main([str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")])
+    script([str(tmp_path / "theirs"), "--output", str(tmp_path / "ours")])
     again = AdaptiveViTForImageClassification.from_pretrained(tmp_path / "ours")
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(ours(again, images), theirs(model, "dinov2", images), atol=1e-5, rtol=1e-5)
     with pytest.raises(SystemExit, match=r"cannot be converted\. Choose from"):
         config = t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
         t.ResNetModel(config).save_pretrained(tmp_path / "resnet")
-        script.main([str(tmp_path / "resnet"), "--output", str(tmp_path / "no")])
+        script([str(tmp_path / "resnet"), "--output", str(tmp_path / "no")])
     assert not (tmp_path / "no").exists()

@@ -13,7 +13,7 @@ from transformers import (
 
 from tests.helpers.models import SELECTIONS, tiny_config
 from tests.helpers.originals import SIZES, original, ours, theirs, timm_hybrid, timm_original
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTForMaskedImageModeling,
@@ -181,16 +181,16 @@ class TestProcessor:
 class TestScript:
     @pytest.fixture
     def script(self):
-        return load_script("convert")
+        return command("convert")
 
     def test_from_stock_over_a_file_and_ours_to_stock(self, script, tmp_path):
         stock, images = original("vit"), torch.randn(2, 3, 32, 32)
         stock.save_pretrained(tmp_path / "stock")
         ViTImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path / "stock")
-        script.main([str(tmp_path / "stock"), "--to", "npz", "--output", str(tmp_path / "vit.npz")])
+        script([str(tmp_path / "stock"), "--to", "npz", "--output", str(tmp_path / "vit.npz")])
         fields = '{"hidden_act": "gelu", "layer_norm_eps": 1e-12}'
-        script.main([str(tmp_path / "vit.npz"), "--fields", fields, "--output", str(tmp_path / "ours")])
-        script.main([str(tmp_path / "ours"), "--to", "vit", "--output", str(tmp_path / "again")])
+        script([str(tmp_path / "vit.npz"), "--fields", fields, "--output", str(tmp_path / "ours")])
+        script([str(tmp_path / "ours"), "--to", "vit", "--output", str(tmp_path / "again")])
         again = ViTForImageClassification.from_pretrained(tmp_path / "again")
         torch.testing.assert_close(
             theirs(again, "vit", images), theirs(stock, "vit", images), atol=1e-5, rtol=1e-5
@@ -199,7 +199,7 @@ class TestScript:
         assert (processor.size.height, processor.image_mean) == (32, (0.5, 0.5, 0.5))
         with pytest.raises(SystemExit, match="patch_selector"):
             fields = '{"patch_selector": "variance", "num_selected_patches": 4}'
-            script.main(
+            script(
                 [str(tmp_path / "ours"), "--to", "vit", "--fields", fields, "--output", str(tmp_path / "no")]
             )
 
@@ -209,15 +209,13 @@ class TestScript:
         name = "vit_tiny_patch16_224"
         model = timm.create_model(name, img_size=32, num_classes=5, pretrained=False).eval()
         torch.save(model.state_dict(), tmp_path / "weights.pth")
-        script.main(
-            [str(tmp_path / "weights.pth"), "--architecture", name, "--output", str(tmp_path / "ours")]
-        )
+        script([str(tmp_path / "weights.pth"), "--architecture", name, "--output", str(tmp_path / "ours")])
         images = torch.randn(2, 3, 32, 32)
         again = AdaptiveViTForImageClassification.from_pretrained(tmp_path / "ours")
         with torch.no_grad():
             torch.testing.assert_close(ours(again, images), model(images), atol=1e-5, rtol=1e-5)
         with pytest.raises(SystemExit, match="pass architecture"):
-            script.main([str(tmp_path / "weights.pth"), "--output", str(tmp_path / "no")])
+            script([str(tmp_path / "weights.pth"), "--output", str(tmp_path / "no")])
 
 
 def test_a_model_of_timm_at_its_native_size():

@@ -11,17 +11,17 @@ from transformers import ResNetConfig
 from tests.helpers.classifiers import PROCESSOR, SIZE, resnet, swin, vit
 from tests.helpers.models import tiny_config
 from tests.helpers.runs import CLASSES, write_images
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+from vit_hf.arguments import ComparedDataArguments, ComparisonArguments
 from vit_hf.comparison import strategies as strategies_module
-from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
 from vit_hf.comparison.results import read_rows
 from vit_hf.comparison.running import compare
 from vit_hf.comparison.strategies import STRATEGIES, Dense
 from vit_hf.inference.aggregation import TILE_AGGREGATIONS
 
 
-script = load_script("compare")
+compare_command = command("compare")
 LABELS = dict(enumerate(CLASSES))
 NAMED = {"num_labels": 3, "id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
 UNTRAINED = ("variance", "gradient", "entropy", "saliency", "random", "uniform", "attention")
@@ -107,7 +107,7 @@ def test_every_row(photos, checkpoints, tmp_path, capsys):
     flags = ["--model", str(checkpoints / "ours"), "--hybrid", str(checkpoints / "hybrid")]
     flags += ["--data", str(photos), "--tokens", "4", "9", "--keep_rates", "0.5", "--repeats", "1"]
     flags += ["--isolate", "false", "--use_cpu", "--output", str(tmp_path), "--card", str(tmp_path / "card")]
-    script.main(flags)
+    compare_command(flags)
     rows = {row["name"]: row for row in read_rows(tmp_path / "results.csv")}
     assert list(rows) == ROWS
     for row in rows.values():
@@ -133,7 +133,7 @@ def test_every_row(photos, checkpoints, tmp_path, capsys):
     assert page.count("<figure>") == 3 * (1 + 4 + 1 + 1 + len(UNTRAINED) + 4 + 2)
     assert PIL.Image.open(tmp_path / "pareto.png").width > 1000
     card = (tmp_path / "card" / "README.md").read_text()
-    assert card.count("\n| ") == 1 + len(ROWS) and "python scripts/compare.py --model" in card
+    assert card.count("\n| ") == 1 + len(ROWS) and "vit-hf compare --model" in card
     assert (tmp_path / "card" / "results.csv").read_text() == (tmp_path / "results.csv").read_text()
 
 

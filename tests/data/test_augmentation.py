@@ -5,13 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vit_hf.data.augmentation import (
-    AugmentationArguments,
-    EvaluationExamples,
-    TrainingExamples,
-    make_augmentation,
-    seeded,
-)
+from vit_hf.arguments import AugmentationArguments
+from vit_hf.data.augmentation import EvaluationExamples, TrainingExamples, make_augmentation, seeded
 from vit_hf.data.loading import load_image_dataset
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.runs import voc
-from vit_hf.data.arguments import DataArguments
+from vit_hf.arguments import DataArguments
 from vit_hf.data.box_sources import fit_boxes, load_boxed_images, read_voc
 from vit_hf.data.boxes import BoxExamples, area, count_tiles, crop_boxes, flip_boxes, from_coco, tile, to_coco
 

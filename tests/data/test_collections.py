@@ -13,15 +13,8 @@ from pyarrow import fs, parquet
 from tests.helpers.models import tiny_config
 from tests.helpers.runs import write_images
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.data.collections import (
-    CollectionArguments,
-    Stores,
-    decode_stored,
-    find_collection,
-    make_parts,
-    path_of,
-    read_part,
-)
+from vit_hf.arguments import CollectionArguments
+from vit_hf.data.collections import Stores, decode_stored, find_collection, make_parts, path_of, read_part
 from vit_hf.inference.parquet_output import ParquetWriter, prediction_schema
 from vit_hf.inference.predict import FilePrediction
 

@@ -16,9 +16,10 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     AdaptiveViTModel,
 )
+from vit_hf.arguments import PICTURES
 from vit_hf.data.images import unique_names
 from vit_hf.explanations import attention_maps
-from vit_hf.explanations.explain import IMAGE_PICTURES, PICTURES, explain
+from vit_hf.explanations.explain import IMAGE_PICTURES, explain
 from vit_hf.explanations.position_maps import position_similarity
 from vit_hf.model.patches import PatchTokens, grid_coordinates
 

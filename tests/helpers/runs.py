@@ -5,9 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from vit_hf.arguments import AugmentationArguments, DataArguments, FinetuningArguments, ModelArguments
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
 from vit_hf.training.task import prepare
 

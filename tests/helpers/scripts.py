@@ -1,9 +1,14 @@
-"""Command-line scripts as modules, so that tests can call what is in them."""
+"""Commands and experiment scripts, called in this process."""
 
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from vit_hf.cli import main
+from vit_hf.cli.parsing import CommandParser, parse, read_arguments
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -17,6 +22,22 @@ TINY = {
     "patch_size": 8,
     "num_channels": 1,
 }
+
+
+def command(name: str) -> Callable[[Sequence[str]], int]:
+    """A command of `vit-hf`, as a function of its arguments."""
+    return lambda argv: main([name, *argv])
+
+
+def flag_parser(groups: Sequence[type]) -> CommandParser:
+    """A parser for the fields of dataclasses."""
+    return CommandParser("test", groups, "Describe.\n\n    indented")
+
+
+def read_flags(groups: Sequence[type], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Reads arguments as a command does; an object for each dataclass."""
+    parser = flag_parser(groups)
+    return parse(parser, read_arguments(parser, argv))[:-1]
 
 
 def load_script(name: str, folder: Path = SCRIPTS) -> ModuleType:

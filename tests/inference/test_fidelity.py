@@ -11,7 +11,8 @@ from vit_hf import (
     AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
 )
-from vit_hf.inference.fidelity import FRACTIONS, encode_states, measure_fidelity, nearest_images
+from vit_hf.arguments import FIDELITY_FRACTIONS
+from vit_hf.inference.fidelity import encode_states, measure_fidelity, nearest_images
 
 
 def classifier(selector="variance", **fields) -> AdaptiveViTForImageClassification:
@@ -85,7 +86,7 @@ def test_mixed_sizes_count_each_image_alike():
 @pytest.mark.parametrize("reducer", TOKEN_REDUCERS)
 def test_reducers_count_what_their_groups_have(reducer):
     model = classifier(token_reducer=reducer, keep_rate=0.6, reduction_layers=[1])
-    rows = measure_fidelity(model, batches(1), fractions=FRACTIONS)
+    rows = measure_fidelity(model, batches(1), fractions=FIDELITY_FRACTIONS)
     assert all(0 < row.patch_cosine < 1 for row in rows)
     states = encode_states(model, batches(1)[0])
     assert states.patches.shape == (4, 6, 32) and states.logits.shape == (4, 5)

@@ -15,13 +15,14 @@ from pyarrow import parquet
 
 from tests.helpers.models import tiny_config
 from tests.helpers.runs import write_images
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+from vit_hf.arguments import CollectionArguments, PredictionArguments
 from vit_hf.checkpoints.loading import load_classifier
-from vit_hf.data.collections import CollectionArguments, Stores, make_parts
+from vit_hf.data.collections import Stores, make_parts
 from vit_hf.data.images import find_images
 from vit_hf.inference.parquet_output import ParquetWriter
-from vit_hf.inference.predict import FilePrediction, PredictionArguments, predict_files
+from vit_hf.inference.predict import FilePrediction, predict_files
 
 
 pytestmark = [
@@ -86,7 +87,7 @@ def rows_of(folder) -> list[dict]:
 
 
 def predict_script():
-    return load_script("predict").main
+    return command("predict")
 
 
 def workers() -> list[psutil.Process]:

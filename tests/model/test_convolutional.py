@@ -20,12 +20,12 @@ from vit_hf import (
     AdaptiveViTImageProcessor,
     predict_streaming,
 )
+from vit_hf.arguments import ModelArguments
 from vit_hf.checkpoints.families import CannotConvert
 from vit_hf.checkpoints.loading import part_of
 from vit_hf.checkpoints.plain import to_transformers
 from vit_hf.model import patch_embeddings
 from vit_hf.model.patches import ImagePatches
-from vit_hf.training.arguments import ModelArguments
 from vit_hf.training.model_loading import make_image_processor
 
 

@@ -22,9 +22,9 @@ from vit_hf import (
     AdaptiveViTModel,
     explain,
 )
+from vit_hf.arguments import ModelArguments
 from vit_hf.checkpoints.loading import part_of
 from vit_hf.model.patches import ImagePatches
-from vit_hf.training.arguments import ModelArguments
 from vit_hf.training.model_loading import make_image_processor
 from vit_hf.training.optimizer import layerwise_parameter_groups
 

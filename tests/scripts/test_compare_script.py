@@ -1,22 +1,18 @@
 """The command line of a comparison; what it does is tested in tests/comparison/test_running.py."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.scripts import command
+from vit_hf.arguments import ComparedDataArguments, ComparisonArguments
 from vit_hf.comparison import training as demonstration_module
-from vit_hf.comparison.options import ComparedDataArguments, ComparisonArguments
 from vit_hf.comparison.results import read_rows
 from vit_hf.comparison.training import TrainingStage, demonstration
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import compare
-
-
-sys.path.pop(0)
+compare = command("compare")
 # Steps enough to end, not to learn.
 SHORT = {
     "VIT_STAGES": (TrainingStage(32, 0, 1), TrainingStage(48, 1, 1)),
@@ -33,19 +29,19 @@ def short(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "compare.py: name the model to compare with: --model"),
-        (["--model", "./nowhere"], "compare.py: name the data to compare with: --data"),
-        (["--model", "./nowhere", "--data", "x"], "compare.py: there is no folder ./nowhere"),
+        ([], "vit-hf compare: name the model to compare with: --model"),
+        (["--model", "./nowhere"], "vit-hf compare: name the data to compare with: --data"),
+        (["--model", "./nowhere", "--data", "x"], "vit-hf compare: there is no folder ./nowhere"),
     ],
 )
 def test_what_is_missing(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        compare.main([*flags, "--output", str(tmp_path)])
+        compare([*flags, "--output", str(tmp_path)])
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        compare.main(["--help"])
+        compare(["--help"])
     text = capsys.readouterr().out
     for flag in ("--model", "--data", "--hybrid", "--adapt", "--strategies", "--limit", "--card", "--demo"):
         assert f"{flag} " in text or f"{flag}," in text
@@ -73,7 +69,7 @@ def test_demonstration_yields_to_flags(short, tmp_path):
 @pytest.mark.slow
 def test_demonstration(short, tmp_path, capsys):
     flags = ["--demo", "--output", str(tmp_path), "--limit", "4", "--adapt", "1", "--adapt_batch_size", "2"]
-    compare.main([*flags, "--repeats", "1", "--use_cpu"])
+    compare([*flags, "--repeats", "1", "--use_cpu"])
     out = capsys.readouterr().out
     assert "not measured" not in out
     rows = {row["name"]: row for row in read_rows(tmp_path / "results.csv")}

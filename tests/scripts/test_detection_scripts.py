@@ -5,15 +5,10 @@ import shutil
 
 import PIL.Image
 import pytest
-import yaml
 from transformers import AutoModelForObjectDetection, pipeline
 
-from tests.helpers.scripts import SCRIPTS, TINY, load_script
-from vit_hf.data.arguments import DataArguments
+from tests.helpers.scripts import TINY, command
 from vit_hf.data.measurement_images import deepforest_folder
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.command_line import make_parser, read_config
-from vit_hf.training.detection import DetectionArguments
 
 
 pytest.importorskip("pycocotools", reason="pip install vit_hf[detection]")
@@ -53,8 +48,8 @@ def test_trees(trees, tmp_path, capsys):
     flags += ["--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--use_cpu", "true"]
     model = ["--config_overrides", json.dumps(VIT), "--detector_overrides", json.dumps(HEAD)]
     model += ["--patch_selector", "saliency", "--num_selected_patches", "0.5", "--num_train_epochs", "1"]
-    script, output = load_script("detect"), tmp_path / "run"
-    script.main([*flags, *model, "--horizontal_flip", "0.5", "--output_dir", str(output)])
+    detect_command, output = command("detect"), tmp_path / "run"
+    detect_command([*flags, *model, "--horizontal_flip", "0.5", "--output_dir", str(output)])
     printed = capsys.readouterr().out
     assert "1 train with 61 boxes in 16 pieces, 1 validation with 37 boxes in 16 pieces; 1 class" in printed
     assert "eval_map_50" in printed and f"Saved to {output}" in printed
@@ -76,17 +71,10 @@ def test_trees(trees, tmp_path, capsys):
         "--evaluate_whole_images",
         "true",
     ]
-    script.main([*flags, "--num_selected_patches", "200", "--output_dir", str(tmp_path / "again")])
+    detect_command([*flags, "--num_selected_patches", "200", "--output_dir", str(tmp_path / "again")])
     printed = capsys.readouterr().out
     assert "Run:    evaluates" in printed and "200 patches of an image by saliency" in printed
     assert "eval_map_50" in printed and "train_loss" not in printed
-
-
-def test_configuration_is_flags():
-    path = SCRIPTS / "configs" / "detect_digits.yaml"
-    parser = make_parser([ModelArguments, DataArguments, DetectionArguments, RunArguments], "")
-    flags = read_config(parser, str(path))
-    assert {flag[2:] for flag in flags if flag.startswith("--")} == yaml.safe_load(path.read_text()).keys()
 
 
 @pytest.mark.slow
@@ -94,13 +82,11 @@ def test_configuration_is_flags():
 def test_digits_of_the_configuration_are_found(tmp_path):
     """The run that the configuration describes, and no step less."""
     flags = ["--output_dir", str(tmp_path / "run"), "--disable_tqdm", "true", "--use_cpu", "true"]
-    load_script("detect").main([str(SCRIPTS / "configs" / "detect_digits.yaml"), *flags])
+    command("detect")(["--config", "detect_digits", *flags])
     assert json.loads((tmp_path / "run" / "all_results.json").read_text())["test_map_50"] > 0.7
 
 
 def test_what_is_wrong_ends_with_a_message(tmp_path):
-    with pytest.raises(SystemExit, match=r"detect.py: there is no file or folder .*nowhere"):
-        load_script("detect").main(
-            ["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")]
-        )
+    with pytest.raises(SystemExit, match=r"vit-hf detect: there is no file or folder .*nowhere"):
+        command("detect")(["--dataset", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()

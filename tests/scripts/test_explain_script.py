@@ -1,4 +1,4 @@
-"""`scripts/explain.py`, run in this process."""
+"""`vit-hf explain`."""
 
 import csv
 import json
@@ -9,11 +9,11 @@ import PIL.Image
 import pytest
 
 from tests.helpers.models import tiny_config
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 
 
-main = load_script("explain").main
+main = command("explain")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_overrides(folder):
     assert written(folder / "explanations") == {"cat_scores.png"}
     with pytest.raises(SystemExit, match="num_selected_patches=17 does not fit an image of 16 patches"):
         run("--images", "a/cat.png", "--num_selected_patches", "17")
-    with pytest.raises(SystemExit, match=r"explain.py: patch_selector='best' is unknown"):
+    with pytest.raises(SystemExit, match=r"vit-hf explain: patch_selector='best' is unknown"):
         run("--images", "a/cat.png", "--patch_selector", "best")
     with pytest.raises(SystemExit, match="patch_selector='policy' is learned, in fine-tuning"):
         run("--images", "a/cat.png", "--patch_selector", "policy")
@@ -111,9 +111,9 @@ def test_wrong_flags(folder, capsys, flags, message):
 
 
 def test_no_model_and_no_device(folder):
-    with pytest.raises(SystemExit, match=r"explain.py: .*nowhere"):
+    with pytest.raises(SystemExit, match=r"vit-hf explain: .*nowhere"):
         main(["--model_name_or_path", "./nowhere", "--images", "a/cat.png"])
-    with pytest.raises(SystemExit, match=r"explain.py: .*abacus"):
+    with pytest.raises(SystemExit, match=r"vit-hf explain: .*abacus"):
         main(["--model_name_or_path", "model", "--images", "a/cat.png", "--device", "abacus"])
 
 
@@ -165,7 +165,7 @@ def test_wrong_boxes(folder, text, message):
     with pytest.raises(SystemExit, match=message):
         run("--images", "a/cat.png", "b/cat.png", "--boxes", "boxes.json")
     assert not (folder / "explanations").exists()
-    with pytest.raises(SystemExit, match=r"explain.py: .*nowhere\.json"):
+    with pytest.raises(SystemExit, match=r"vit-hf explain: .*nowhere\.json"):
         run("--images", "a/cat.png", "--boxes", "nowhere.json")
 
 

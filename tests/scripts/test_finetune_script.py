@@ -22,21 +22,26 @@ from transformers import (
 
 from tests.helpers.models import tiny_config
 from tests.helpers.runs import CLASSES, MODEL, write_images
-from tests.helpers.scripts import SCRIPTS, load_script
+from tests.helpers.scripts import SCRIPTS, command, flag_parser
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
+from vit_hf.arguments import (
+    TASKS,
+    ArchitectureArguments,
+    AugmentationArguments,
+    DataArguments,
+    DetectionArguments,
+    FinetuningArguments,
+    ModelArguments,
+    PretrainingArguments,
+    SearchArguments,
+    SegmentationArguments,
+)
 from vit_hf.checkpoints.loading import load_classifier
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.search.arguments import SearchArguments
-from vit_hf.training.arguments import ArchitectureArguments, FinetuningArguments, ModelArguments, RunArguments
-from vit_hf.training.command_line import make_parser, read_config
-from vit_hf.training.detection import DetectionArguments
-from vit_hf.training.pretraining import PretrainingArguments
-from vit_hf.training.segmentation import SegmentationArguments
+from vit_hf.cli.parsing import CONFIGS, read_config
+from vit_hf.training.arguments import RunArguments
 
 
-def script(name):
-    return load_script(name).main
+script = command
 
 
 @pytest.fixture
@@ -102,8 +107,8 @@ def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--patch_selector psychic", "finetune.py: patch_selector='psychic' is unknown"),
-        ("--dataset ./nowhere", "finetune.py: there is no file or folder nowhere"),
+        ("--patch_selector psychic", "vit-hf finetune: patch_selector='psychic' is unknown"),
+        ("--dataset ./nowhere", "vit-hf finetune: there is no file or folder nowhere"),
     ],
 )
 def test_finetune_says_what_is_wrong_in_a_line(config, flags, message, tmp_path):
@@ -343,7 +348,7 @@ def test_predict_says_what_is_wrong(stock_checkpoint, tmp_path, flags, message, 
     assert message in capsys.readouterr().err
 
 
-EXAMPLES = sorted(set(SCRIPTS.glob("configs/*.yaml")) - set(SCRIPTS.glob("configs/accelerate_*.yaml")))
+EXAMPLES = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("accelerate_*.yaml")))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -353,10 +358,11 @@ def test_example_configurations_are_valid(path):
     groups = {
         "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
         "segment": [ModelArguments, DataArguments, SegmentationArguments],
+        "distill": list(TASKS["distill"]),
         "detect": [ModelArguments, DataArguments, DetectionArguments],
         "search": [*finetune, SearchArguments],
     }.get(path.name.partition("_")[0], finetune)
-    parser = make_parser([*groups, RunArguments], "")
+    parser = flag_parser([*groups, RunArguments])
     arguments = parser.parse_args_into_dataclasses([*read_config(parser, str(path)), "--bf16", "false"])
     AdaptiveViTConfig(**arguments[0].config_fields())
 
@@ -394,7 +400,7 @@ def test_example_configurations_run(
         "1",
     ]
     flags += ["--dataloader_num_workers", "0", "--bf16", "false", "--use_cpu", "--disable_tqdm", "true"]
-    script("finetune")([str(SCRIPTS / "configs" / f"{name}.yaml"), *flags])
+    script("finetune")(["--config", name, *flags])
     assert said in capsys.readouterr().out
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     dense_fractions = [entry["dense_fraction"] for entry in state["log_history"] if "loss" in entry]
@@ -406,7 +412,7 @@ def test_finetune_says_where_numbers_stop_being_finite(config, tmp_path, capsys)
     with pytest.raises(SystemExit) as exit:
         script("finetune")([config, "--learning_rate", "1e30", "--max_grad_norm", "0", "--warmup_steps", "2"])
     text = str(exit.value.code)
-    assert "finetune.py: Step " in text
+    assert "vit-hf finetune: Step " in text
     assert "a lower learning_rate (now 1e+30)" in text
 
 

@@ -21,7 +21,7 @@ from vit_hf.model.layers import AdaptiveViTLayer
 
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "scripts" / "configs"
+CONFIGS = ROOT / "vit_hf" / "configs"
 FINETUNE = str(ROOT / "scripts" / "finetune.py")
 
 # Accelerate shards on accelerators alone, and on a CPU silently does not; this lets it.

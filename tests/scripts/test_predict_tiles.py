@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 
 from tests.helpers.models import tiny_config
-from tests.helpers.scripts import load_script
+from tests.helpers.scripts import command
 from vit_hf import AdaptiveViTForImageClassification, AdaptiveViTImageProcessor, predict_tiled
 
 
-main = load_script("predict").main
+main = command("predict")
 
 
 @pytest.fixture

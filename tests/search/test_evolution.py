@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vit_hf import SearchSpace, SubNetwork
-from vit_hf.search.evolution import Evolution, crossover, evolve, hand_made_networks, mutate
+from vit_hf.arguments import Evolution
+from vit_hf.search.evolution import crossover, evolve, hand_made_networks, mutate
 from vit_hf.search.fitness import History
 
 

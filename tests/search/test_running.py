@@ -8,15 +8,18 @@ import torch
 import yaml
 from transformers import AutoModelForImageClassification
 
-from tests.helpers.scripts import SCRIPTS, load_script
+from tests.helpers.scripts import command, read_flags
 from vit_hf import AdaptiveViTForImageClassification
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    SearchArguments,
+)
 from vit_hf.search import running as running_module
-from vit_hf.search.arguments import SearchArguments
 from vit_hf.search.running import prepare_search
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
-from vit_hf.training.command_line import make_parser, parse_arguments
+from vit_hf.training.arguments import RunArguments
 
 
 VALUES = {
@@ -74,11 +77,11 @@ def prepare(folder, **changes):
 
 @pytest.mark.slow
 def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, capsys):
-    script = load_script("search")
+    search = command("search")
     values = {**VALUES, "output_dir": str(tmp_path / "run"), "retrain": True, "num_seeds": 2}
     values["supernet_factor"] = 2.0
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
-    script.main([str(tmp_path / "search.yaml")])
+    search([str(tmp_path / "search.yaml")])
     printed = capsys.readouterr().out
     assert "| 1 | found |" in printed and "| 2 | hand-made |" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
@@ -106,14 +109,14 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr("vit_hf.search.running.prepare", never)
     history = (tmp_path / "run" / "seed-0" / "history.jsonl").read_text()
-    script.main([str(tmp_path / "search.yaml")])
+    search([str(tmp_path / "search.yaml")])
     assert (tmp_path / "run" / "seed-0" / "history.jsonl").read_text() == history
     # One that was killed after its last step, without a checkpoint.
     monkeypatch.undo()
     folder = tmp_path / "run" / "seed-0" / "hand-made-1"
     (folder / "done.json").unlink()
     arguments = [str(tmp_path / "search.yaml"), "--num_seeds", "1", "--retrain", "false"]
-    script.main(arguments)
+    search(arguments)
     assert (folder / "done.json").is_file() and folder.with_name("hand-made-1-previous-1").is_dir()
     # A supernet that was trained already, and a budget that is measured.
     given = {name: value for name, value in values.items() if not name.startswith(("elastic_", "config_"))}
@@ -125,7 +128,7 @@ def test_script_searches_extracts_compares_and_goes_on(tmp_path, monkeypatch, ca
     given |= {"num_hand_made": 0, "budget": "latency", "budgets": [1000.0]}
     given |= {"patch_selector": None, "num_selected_patches": None}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(given))
-    script.main(arguments)
+    search(arguments)
     (row,) = json.loads((tmp_path / "again" / "results.json").read_text())["rows"]
     assert row["way"] == "found" and row["costs"]["latency"] > 0
 
@@ -189,5 +192,5 @@ def test_a_budget_below_the_smallest_names_it(tmp_path, monkeypatch):
 
 
 def test_the_shipped_configuration_is_read():
-    arguments = parse_arguments(make_parser(GROUPS, ""), [str(SCRIPTS / "configs" / "search_digits.yaml")])
+    arguments = read_flags(GROUPS, ["--config", "search_digits"])
     assert arguments[4].supernet_factor == 3 and arguments[4].elastic_depths == [2, 3, 4]

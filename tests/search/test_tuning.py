@@ -2,13 +2,17 @@
 
 import pytest
 
-from tests.helpers.scripts import load_script
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from tests.helpers.scripts import command, read_flags
+from vit_hf.arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    TuningArguments,
+)
 from vit_hf.search import tuning as tuning_module
-from vit_hf.search.tuning import TrialArguments, TuningArguments, prepare_tuning
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
-from vit_hf.training.command_line import make_parser, parse_arguments
+from vit_hf.search.tuning import TrialArguments, prepare_tuning
+from vit_hf.training.arguments import RunArguments
 
 
 optuna = pytest.importorskip("optuna")
@@ -41,13 +45,13 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
 
     monkeypatch.setattr(tuning_module, "optimizer_of", watching)
     flags = ["--dataset", str(image_folder), "--output_dir", str(folder), *FLAGS]
-    script = load_script("tune")
-    script.main([*flags, "--num_trials", "2"])
+    tune = command("tune")
+    tune([*flags, "--num_trials", "2"])
     assert "Best of 2 trials: accuracy" in capsys.readouterr().out
     study = optuna.load_study(storage=tuning_module.journal(folder), study_name="vit_hf")
     study.ask()  # one that was killed
-    script.main([*flags, "--num_trials", "3"])
-    script.main([*flags, "--num_trials", "3"])
+    tune([*flags, "--num_trials", "3"])
+    tune([*flags, "--num_trials", "3"])
     study = optuna.load_study(storage=tuning_module.journal(folder), study_name="vit_hf")
     done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert len(done) == 3 and len(study.trials) == 4
@@ -59,7 +63,7 @@ def test_script_tunes_goes_on_and_writes_what_finetune_takes(
     assert len({rate for _, rate, _, _ in seen}) == 3
     assert not [path for path in folder.rglob("*") if "checkpoint" in path.name]
 
-    arguments = parse_arguments(make_parser(GROUPS, ""), [str(folder / "best.yaml")])
+    arguments = read_flags(GROUPS, [str(folder / "best.yaml")])
     model, data, _, method, training = arguments
     best = study.best_trial.params
     assert (training.learning_rate, training.weight_decay) == (best["learning_rate"], best["weight_decay"])

@@ -18,16 +18,10 @@ from vit_hf import (
     AdaptiveViTConfig,
     AdaptiveViTForImageClassification,
 )
-from vit_hf.data.arguments import DataArguments
+from vit_hf.arguments import DataArguments, DetectionArguments, ModelArguments
 from vit_hf.explanations.detections import backbone_of
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.detection import (
-    AveragePrecision,
-    BoxCollator,
-    Detection,
-    DetectionArguments,
-    stack_labels,
-)
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.detection import AveragePrecision, BoxCollator, Detection, stack_labels
 from vit_hf.training.detectors import DETECTORS
 from vit_hf.training.task import prepare
 

@@ -16,14 +16,11 @@ from vit_hf import (
     AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
 )
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
+from vit_hf.arguments import AugmentationArguments, DataArguments, DistillationArguments, ModelArguments
 from vit_hf.model.patches import ImagePatches, grid_coordinates
-from vit_hf.training.arguments import ModelArguments
+from vit_hf.training.arguments import DistillationRunArguments
 from vit_hf.training.distillation import (
     CollapseError,
-    DistillationArguments,
-    DistillationRunArguments,
     SparseDistillation,
     SpreadGuard,
     attention_map,

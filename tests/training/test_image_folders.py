@@ -7,15 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vit_hf.arguments import DataArguments, EvaluationArguments
 from vit_hf.checkpoints.loading import load_classifier
-from vit_hf.data.arguments import DataArguments
 from vit_hf.data.box_sources import load_boxed_images
 from vit_hf.data.collections import Stores, find_collection
 from vit_hf.data.image_folders import LeftOut, list_files
 from vit_hf.data.images import find_images
 from vit_hf.data.loading import load_image_dataset, load_unlabeled
 from vit_hf.data.masks import load_masked_images
-from vit_hf.inference.evaluation import EvaluationArguments, evaluate_model
+from vit_hf.inference.evaluation import evaluate_model
 from vit_hf.inference.predict import predict_files
 from vit_hf.readers.suffixes import IMAGE_SUFFIXES, REGION_SUFFIXES, is_whole_image
 

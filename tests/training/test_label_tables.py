@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_hf.data.arguments import DataArguments
+from vit_hf.arguments import DataArguments
 from vit_hf.data.box_sources import load_boxed_images
 from vit_hf.data.label_tables import read_table
 from vit_hf.data.loading import load_image_dataset

@@ -22,6 +22,7 @@ from transformers import (
 from tests.helpers.classifiers import vit
 from vit_hf import AdaptiveViTImageProcessor, predict_tiled
 from vit_hf.app.pictures import read_picture
+from vit_hf.arguments import TilingArguments
 from vit_hf.checkpoints.loading import load_classifier
 from vit_hf.comparison.predictors import WholeImages
 from vit_hf.data.augmentation import TrainingExamples
@@ -31,7 +32,7 @@ from vit_hf.data.images import check_header, decode_image, prepare_images
 from vit_hf.data.loading import LabeledImages
 from vit_hf.data.masks import MaskedImages
 from vit_hf.explanations.model_view import load_upright
-from vit_hf.inference.predict import TilingArguments, predict_files, predict_files_tiled
+from vit_hf.inference.predict import predict_files, predict_files_tiled
 from vit_hf.inference.streamed_patches import StreamedImage
 from vit_hf.inference.tiles import with_options
 

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from tests.helpers.runs import MODEL, write_images
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.training.arguments import ArchitectureArguments, RunArguments
-from vit_hf.training.pretraining import Pretraining, PretrainingArguments
+from vit_hf.arguments import ArchitectureArguments, AugmentationArguments, DataArguments, PretrainingArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.pretraining import Pretraining
 from vit_hf.training.task import prepare
 
 

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from tests.helpers.runs import MODEL
-from vit_hf.data.arguments import DataArguments
+from vit_hf.arguments import DataArguments, ModelArguments, SegmentationArguments
 from vit_hf.data.masks import MaskedImages, load_masked_images
 from vit_hf.model.image_loading import to_pixels
-from vit_hf.training.arguments import ModelArguments, RunArguments
-from vit_hf.training.segmentation import MeanIoU, Segmentation, SegmentationArguments
+from vit_hf.training.arguments import RunArguments
+from vit_hf.training.segmentation import MeanIoU, Segmentation
 from vit_hf.training.task import prepare
 
 

@@ -1,7 +1,6 @@
 """Loading of classifiers, ViT or Swin, with overrides of patch selection and token reduction."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +14,13 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file, logging
 
-from ..data.arguments import given_fields, parse_json
 from ..data.images import is_timm_processor
 from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import FOREIGN, AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..model.options import Part, check_part, options_of, type_of
+from ..model.options import Part, options_of, type_of
 
 
 logger = logging.get_logger(__name__)
@@ -84,92 +82,6 @@ def swin_fields(fields: dict[str, Any], path: str | None = None) -> dict[str, An
         )
         number = Budget(number).coarsened(math.prod(config.window_of(0))).value
     return {"num_selected_windows": number} | left
-
-
-# Fields of AdaptiveViTConfig that choose the tokens, and may be changed in a checkpoint.
-SELECTION_FIELDS = (
-    "patch_selector",
-    "num_selected_patches",
-    "token_reducer",
-    "keep_rate",
-    "reduction_layers",
-)
-
-
-@dataclass(kw_only=True)
-class SelectionArguments:
-    """Overrides of a checkpoint's patch selection, token reduction and image size."""
-
-    patch_selector: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "override the checkpoint's selector; none keeps all patches; with options as JSON, such "
-            'as \'{"type": "attention", "num_layers": 2}\''
-        },
-    )
-    num_selected_patches: float | str | None = field(
-        default=None, metadata={"help": "override the checkpoint's number (98) or fraction (0.25) of patches"}
-    )
-    token_reducer: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "override the checkpoint's reducer (merge, attentive or sample need no training); or "
-            "none; with options as JSON, "
-            'such as \'{"type": "merge", "r": 16}\''
-        },
-    )
-    keep_rate: float | None = field(
-        default=None,
-        metadata={"help": "fraction of tokens kept at each of reduction_layers, such as 0.7"},
-    )
-    reduction_layers: list[int] | None = field(
-        default=None, metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9"}
-    )
-    native_resolution: bool = field(
-        default=False,
-        metadata={"help": "do not resize images, overriding the checkpoint's image processor"},
-    )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "pixels a side that images are resized to; default: as the checkpoint's processor does"
-        },
-    )
-
-    def __post_init__(self):
-        self.num_selected_patches = parse_budget(self.num_selected_patches)
-        for name in ("patch_selector", "token_reducer"):
-            setattr(self, name, parse_part(name, getattr(self, name)))
-        if self.native_resolution and self.image_size:
-            raise ValueError("native_resolution and image_size are mutually exclusive; set one")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be at least 1 pixel")
-
-    def changes(self) -> dict[str, Any]:
-        """Returns the overrides of `load_classifier` that were given."""
-        size = "native" if self.native_resolution else self.image_size
-        return given_fields(self, SELECTION_FIELDS) | ({"resolution": size} if size else {})
-
-
-def parse_part(name: str, value: dict | str | None) -> Part | None:
-    """Parses a component's name, or a JSON object with the name as `type` and options.
-
-    Raises:
-        ValueError: for an object without a type, or text that begins as one and is none.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_json(name, value)
-    check_part(name, value)
-    return value
-
-
-def parse_budget(value: float | str | None) -> int | float | None:
-    """Parses a number of patches, or a fraction with a decimal point: "98" or "0.25".
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    return None if value is None else Budget.parse(value).value
 
 
 # Parts of the base model outside the backbone: networks that learn what to select and what to reduce.

@@ -10,7 +10,8 @@ from .parsing import CommandParser, announce, fail, parse, read_arguments
 
 
 DESCRIPTION = f"""
-A page to try a checkpoint on: drop an image, choose a selector and how many patches, and see what comes of it.
+A page to try a checkpoint on: drop an image, choose a selector and how many patches, and see what comes
+of it.
 
   {PROGRAM} app --model_name_or_path runs/photos
   {PROGRAM} app --model_name_or_path google/vit-base-patch16-224 --examples scan.png photo.jpg
@@ -61,6 +62,9 @@ def run(name: str, argv: list[str]) -> None:
 
     try:
         examples = find_examples(arguments)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
         if arguments.write_space or arguments.space:
             print(make_space(arguments, examples))
             return

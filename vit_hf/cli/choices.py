@@ -1,4 +1,4 @@
-"""Names that options may have, each with a line, read from source files: importing them would import torch."""
+"""Legal names of options, with a line on each, read from source files: importing them imports torch."""
 
 import ast
 import importlib.util
@@ -15,7 +15,9 @@ PACKAGE = __package__.partition(".")[0]
 @cache
 def _parse(module: str) -> ast.Module:
     """Syntax tree of a module of this package, such as "model.selectors", which is not imported."""
-    path = Path(importlib.util.find_spec(PACKAGE).origin).parent.joinpath(*module.split(".")).with_suffix(".py")
+    path = (
+        Path(importlib.util.find_spec(PACKAGE).origin).parent.joinpath(*module.split(".")).with_suffix(".py")
+    )
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

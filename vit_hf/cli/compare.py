@@ -9,17 +9,18 @@ from .parsing import CommandParser, announce, fail, given_flags, parse, read_arg
 
 
 DESCRIPTION = f"""
-I trained at 224 pixels and my images are 1024 wide: what should I do? Every strategy, measured on your own data.
+I trained at 224 pixels and my images are 1024 wide: what should I do? Every strategy, measured on your
+own data.
 
   {PROGRAM} compare --model google/vit-base-patch16-224 --data photos/ --adapt 200
   {PROGRAM} compare --model runs/photos --data photos/ --strategies resize select --tokens 98 196
   {PROGRAM} compare --demo
 
-Resizing, overlapping tiles, all patches at full resolution, some of them by each selector, fewer tokens inside
-the encoder, and a hybrid stem (--hybrid): accuracy with its interval, latency, images/s, peak memory, GFLOPs and
-tokens. Writes results.csv, pareto.png and report.html, and says what it recommends. Run again with the same
-settings, it goes on where it was. --demo trains two small models first and compares them on the embedded data;
-flags given with it override its settings.
+Resizing, overlapping tiles, all patches at full resolution, some of them by each selector, fewer tokens
+inside the encoder, and a hybrid stem (--hybrid): accuracy with its interval, latency, images/s, peak
+memory, GFLOPs and tokens. Writes results.csv, pareto.png and report.html, and says what it recommends.
+Run again with the same settings, it goes on where it was. --demo trains two small models first and
+compares them on the embedded data; flags given with it override its settings.
 """
 
 
@@ -52,7 +53,9 @@ def run(name: str, argv: list[str]) -> None:
     except (OSError, ValueError) as error:
         fail(parser, error)
     except KeyboardInterrupt:
-        sys.exit(f"\n{parser.prog}: interrupted. Started again with the same arguments, it goes on where it was")
+        sys.exit(
+            f"\n{parser.prog}: interrupted. Started again with the same arguments, it goes on where it was"
+        )
     output = Path(arguments.output)
     print(f"\n{write_report(comparison, output)}\n\nLook at {output / 'report.html'}")
     if arguments.card is not None:

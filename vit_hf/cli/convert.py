@@ -17,13 +17,14 @@ Turn a Vision Transformer of another family into an AdaptiveViT with the same ou
 AdaptiveSwin.
 
   {PROGRAM} convert facebook/dinov2-base --output runs/dinov2
-  {PROGRAM} convert my_deit/ --output runs/deit --fields '{{"patch_selector": "saliency", "num_selected_patches": 196}}'
+  {PROGRAM} convert my_deit/ --output runs/deit \\
+      --fields '{{"patch_selector": "saliency", "num_selected_patches": 196}}'
   {PROGRAM} convert weights.pth --architecture vit_small_patch16_224 --output runs/small   # timm's name
   {PROGRAM} convert ViT-B_16.npz --to vit --output runs/stock   # transformers' ViTForImageClassification
   {PROGRAM} convert runs/mine --to npz --output mine.npz        # google-research/vision_transformer
 
-Writes model, image processor and code to a folder that from_pretrained loads; with --to vit a stock ViT and its
-image processor, with --to npz a file.
+Writes model, image processor and code to a folder that from_pretrained loads; with --to vit a stock ViT
+and its image processor, with --to npz a file.
 """
 FORMATS = ("adaptive_vit", "vit", "npz")
 
@@ -55,7 +56,9 @@ def _read_fields(text: str) -> dict:
     return fields
 
 
-def load(source: str, architecture: str | None, fields: dict) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
+def load(
+    source: str, architecture: str | None, fields: dict
+) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
     """Loads a checkpoint as ours, which it may be already."""
     from transformers import PreTrainedConfig
 

@@ -36,7 +36,7 @@ def run(name: str, argv: list[str]) -> None:
     print(f"{format_metrics(metrics)}\n\nSaved to {output}")
     if arguments.split is None and any(metric.startswith("train_") for metric in metrics):
         print(
-            "\nNote: these data have no test or validation split, so all of them were evaluated. If the model "
-            "was trained on them, --split validation measures the part that finetune held out.",
+            "\nNote: these data have no test or validation split, so all of them were evaluated. If the "
+            "model was trained on them, --split validation measures the part that finetune held out.",
             file=sys.stderr,
         )

@@ -27,8 +27,8 @@ Show which patches of images a model kept, why, and where its attention went.
   {PROGRAM} explain --model_name_or_path google/vit-base-patch16-224 --images scan.png \\
       --patch_selector attention --num_selected_patches 0.25 --pictures overview scores
 
-Open <output>/<image>_overview.png first; <output>/statistics.csv has a row of numbers for each image. Images that
-cannot be read are left out and listed at the end; the exit status is then 1.
+Open <output>/<image>_overview.png first; <output>/statistics.csv has a row of numbers for each image.
+Images that cannot be read are left out and listed at the end; the exit status is then 1.
 """
 
 
@@ -85,7 +85,7 @@ def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | 
     try:
         boxes = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(boxes, dict):
         raise ValueError(f"{path} must hold an object {{image: [[x0, y0, x1, y1], ...]}}, not {boxes!r:.80}")
     names = [Path(image).name for image in images]
@@ -149,6 +149,9 @@ def run(name: str, argv: list[str]) -> None:
     disable_progress_bar()
     try:
         images = find(arguments.images, arguments.labels)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
         boxes = read_boxes(arguments.boxes, images)
         model, image_processor = load(arguments)
     except (OSError, RuntimeError, ValueError) as error:

@@ -2,12 +2,11 @@
 
 import argparse
 import difflib
-import functools
 import importlib.resources
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,12 +26,30 @@ TABLES = {
     "token_reducer": ("model.reducers", "TOKEN_REDUCERS"),
 }
 # Flags of Trainer that `--help` shows; `--help-all` shows all.
-USUAL = (
-    "output_dir overwrite_output_dir num_train_epochs max_steps per_device_train_batch_size "
-    "gradient_accumulation_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm bf16 "
-    "torch_compile gradient_checkpointing seed dataloader_num_workers logging_steps eval_strategy save_strategy "
-    "report_to push_to_hub hub_model_id"
-).split()
+USUAL = [
+    "output_dir",
+    "overwrite_output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "torch_compile",
+    "gradient_checkpointing",
+    "seed",
+    "dataloader_num_workers",
+    "logging_steps",
+    "eval_strategy",
+    "save_strategy",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -65,12 +82,19 @@ class CommandParser(HfArgumentParser):
         usage: arguments in the first line of the help.
         trains: whether the command takes the flags of `Trainer` as well. They are known by name; `complete`
             adds them to the parser, for which torch is imported.
+        run_arguments: class of `vit_hf.training.arguments` with these flags; others add to `RunArguments`.
     """
 
     def __init__(
-        self, command: str, groups: Sequence[type], description: str, usage: str = "", trains: bool = False
+        self,
+        command: str,
+        groups: Sequence[type],
+        description: str,
+        usage: str = "",
+        trains: bool = False,
+        run_arguments: str = "RunArguments",
     ):
-        self.command, self.trains = command, trains
+        self.command, self.trains, self.run_arguments = command, trains, run_arguments
         super().__init__(
             list(groups),
             prog=f"{PROGRAM} {command}",
@@ -81,9 +105,13 @@ class CommandParser(HfArgumentParser):
             add_help=False,
         )
         # Its option, for files of flags, is ours.
-        self.add_argument("-h", "--help", action="store_true", help="describe this command and its usual flags")
+        self.add_argument(
+            "-h", "--help", action="store_true", help="describe this command and its usual flags"
+        )
         if trains:
-            self.add_argument("--help-all", action="store_true", help="describe all flags, those of Trainer too")
+            self.add_argument(
+                "--help-all", action="store_true", help="describe all flags, those of Trainer too"
+            )
         self.add_argument(
             "--config",
             metavar="NAME",
@@ -98,7 +126,7 @@ class CommandParser(HfArgumentParser):
         """Spellings of all flags, with the names of their fields."""
         flags = {option: action.dest for action in self._actions for option in action.option_strings}
         if self.trains:
-            for name in (*read_fields("training.arguments", "RunArguments"), *trainer_flags()):
+            for name in self.trainer_fields():
                 for spelling in (name, f"no_{name}"):
                     flags |= {f"--{spelling}": name, f"--{spelling.replace('_', '-')}": name}
         return flags
@@ -107,13 +135,20 @@ class CommandParser(HfArgumentParser):
         """Describes the command, its flags, the usual ones of Trainer, and the choices of tables."""
         parts = [super().format_help().rstrip()]
         if self.trains:
-            fields = {**trainer_flags(), **read_fields("training.arguments", "RunArguments")}
+            fields = self.trainer_fields()
             usual = {name: fields[name] for name in USUAL}
-            parts.append(_list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--"))
+            parts.append(
+                _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
+            )
         for field, table in TABLES.items():
             if any(action.dest == field for action in self._actions):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
         return "\n\n".join(parts) + "\n"
+
+    def trainer_fields(self) -> dict[str, str]:
+        """Names of the flags of Trainer, with their help, read without torch."""
+        ours = [read_fields("training.arguments", name) for name in ("RunArguments", self.run_arguments)]
+        return {**trainer_flags(), **ours[0], **ours[1]}
 
     def complete(self, run_arguments: type) -> None:
         """Adds the flags of Trainer."""
@@ -164,7 +199,7 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 
 def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
-    """Returns an object for each dataclass of the parser, and a namespace of other arguments if there are any.
+    """Returns an object for each dataclass of the parser, and a namespace of the other arguments.
 
     Raises:
         SystemExit: for wrong arguments; what a dataclass refuses (ValueError) is the message.
@@ -179,7 +214,7 @@ def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def given_flags(parser: CommandParser, argv: Sequence[str]) -> set[str]:
-    """Names of the fields that `argv`, as `read_arguments` returns it, sets and does not leave to defaults."""
+    """Names the fields that `argv`, as `read_arguments` returns it, does not leave to defaults."""
     known = parser.known_flags()
     return {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
 
@@ -206,7 +241,9 @@ def expand_config(parser: CommandParser, argv: Sequence[str]) -> list[str]:
 
 def config_names() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in CONFIGS.iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def read_config(parser: CommandParser, name: str) -> list[str]:

@@ -19,15 +19,16 @@ Classify images: one JSON line for each, in order; or, of large collections, one
   {PROGRAM} predict scans/ --model_name_or_path runs/photos --tile 224 --aggregate topk-mean --heat_maps maps
   {PROGRAM} predict s3://bucket/photos --model_name_or_path runs/photos --engine ray --output s3://bucket/labels
 
-Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for several
-labels an image, top_k ranks them all by probability; a regression has value instead. With --tile the prediction
-is made of those of tiles at full resolution, whatever the size of the image, and a line has num_tiles as well.
-Files that cannot be used have no line: they are listed at the end on standard error, and the exit status is 1 (0
-if all went well, 2 for wrong arguments).
+Takes files, folders (searched recursively) and patterns. A line has file, label, score and top_k; for
+several labels an image, top_k ranks them all by probability; a regression has value instead. With
+--tile the prediction is made of those of tiles at full resolution, whatever the size of the image, and
+a line has num_tiles as well. Files that cannot be used have no line: they are listed at the end on
+standard error, and the exit status is 1 (0 if all went well, 2 for wrong arguments).
 
-With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as well. The
-output is rows with the columns file, table and row (of a Parquet file that has the image), label, score, top_k
-and error. Started again with the same arguments, it goes on with the images that have no row yet.
+With --engine ray (pip install vit_hf[ray]) the images may be in Parquet files and object stores as
+well. The output is rows with the columns file, table and row (of a Parquet file that has the image),
+label, score, top_k and error. Started again with the same arguments, it goes on with the images that
+have no row yet.
 """
 MAX_ERRORS_SHOWN = 10
 
@@ -66,7 +67,7 @@ def run(name: str, argv: list[str]) -> int:
 def start(
     arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
 ) -> tuple[list["Path"], "Iterator[Prediction]"]:
-    """Finds the files and loads the model; returns the files and their predictions, which are yet to be made."""
+    """Finds the files and loads the model; returns the files, and an iterator of their predictions."""
     import torch
 
     from ..checkpoints.loading import load_classifier
@@ -110,7 +111,7 @@ def predict_here(
                 errors.append(prediction.error)
                 continue
             # Names of files need not be UTF-8; JSON has a way to write those.
-            line = json.dumps(prediction.answer, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            line = json.dumps(prediction.result, ensure_ascii=False).encode("utf-8", "backslashreplace")
             # Around the bar, if both are on a terminal.
             tqdm.write(line.decode(), file=output)
     for error in errors:

@@ -18,9 +18,10 @@ Publish a saved model on the Hugging Face Hub, with its code and a model card.
   hf auth login
   {PROGRAM} push runs/photos me/photos --license apache-2.0 --examples large.jpg --private
 
-Of a folder that {PROGRAM} finetune wrote, the card says by itself which checkpoint and data it began with, what was
-measured, and how it was trained. Elsewhere the model loads by from_pretrained("me/photos",
-trust_remote_code=True). The token is the one of `hf auth login`, or HF_TOKEN.
+Of a folder that {PROGRAM} finetune wrote, the card says by itself which checkpoint and data it began
+with, what was measured, and how it was trained. Elsewhere the model loads by
+from_pretrained("me/photos", trust_remote_code=True). The token is the one of `hf auth login`, or
+HF_TOKEN.
 """
 CARD = ("license", "base_model", "dataset", "summary", "limitations")
 

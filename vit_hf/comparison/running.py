@@ -14,8 +14,8 @@ import PIL.Image
 import torch
 from transformers import AutoConfig
 
-from ..data.loading import ImageDataset, LabeledImages
-from ..inference.evaluation import SPLITS
+from ..arguments import SPLITS, ComparedDataArguments, ComparisonArguments
+from ..data.loading import ImageDataset, LabeledImages, load_data
 from ..measure import in_fresh_process
 from ..model.options import type_of
 from ..model.pixel_scorers import PIXEL_SCORERS
@@ -24,7 +24,6 @@ from ..model.selectors import PATCH_SELECTORS
 from ..model.version import __version__
 from .checkpoints import Checkpoint, open_checkpoint
 from .measuring import Measurement, measure_speed, measure_strategy, share_weights
-from .options import ComparedDataArguments, ComparisonArguments
 from .results import Row, mark, write_rows
 from .strategies import STRATEGIES, Setting, Strategy
 from .training import adapt, adapted_folder
@@ -34,7 +33,7 @@ from .training import adapt, adapted_folder
 UNTRAINED = (*PIXEL_SCORERS, "attention")
 
 
-def load_data(
+def load_compared_data(
     checkpoint: Checkpoint, data_arguments: ComparedDataArguments, adapt: int
 ) -> tuple[ImageDataset, bool]:
     """Loads the data, with the model's numbers of labels; with their own if classes differ and `adapt` > 0.
@@ -48,9 +47,9 @@ def load_data(
     config = AutoConfig.from_pretrained(checkpoint.path)
     new_head = False
     try:
-        data = data_arguments.load(label2id=config.label2id)
+        data = load_data(data_arguments, label2id=config.label2id)
     except ValueError as error:
-        data, new_head = data_arguments.load(), True  # fails again if the error is not about classes
+        data, new_head = load_data(data_arguments), True  # fails again if the error is not about classes
         if not adapt:
             raise ValueError(
                 f"{error} To fine-tune it for the classes of these data, give --adapt STEPS."
@@ -260,7 +259,7 @@ class _Run:
         hybrid = None
         if arguments.hybrid is not None:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
-        self.data, new_head = load_data(checkpoint, data_arguments, arguments.adapt)
+        self.data, new_head = load_compared_data(checkpoint, data_arguments, arguments.adapt)
         for note in self.data.describe_left_out():
             log(note)
         if hybrid is not None and not arguments.adapt:

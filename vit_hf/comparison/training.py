@@ -12,13 +12,18 @@ from typing import Any
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
-from ..data.augmentation import AugmentationArguments
+from ..arguments import (
+    MEGAPIXEL_DIGITS,
+    AugmentationArguments,
+    ComparedDataArguments,
+    ComparisonArguments,
+    FinetuningArguments,
+    ModelArguments,
+)
 from ..data.loading import ImageDataset
-from ..data.sources import MEGAPIXEL_DIGITS
-from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.task import check_batch, make_trainer, prepare
-from .options import ComparedDataArguments, ComparisonArguments
 from .strategies import Strategy
 
 

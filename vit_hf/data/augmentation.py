@@ -7,8 +7,7 @@ the epoch and the example.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,58 +16,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..arguments import AugmentationArguments
 from ..model.image_loading import to_pixels
 from .loading import LabeledImages
-
-
-@dataclass
-class AugmentationArguments:
-    """Augmentation of training images before they are resized. Off by default: digits must not be
-    mirrored."""
-
-    _argument_group_name = "augmentation"
-
-    random_crop: Literal["none", "resized", "plain"] = field(
-        default="none",
-        metadata={
-            "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; "
-            "'plain' cuts out crop_size pixels without resizing, for large images"
-        },
-    )
-    crop_scale: float = field(
-        default=0.25,
-        metadata={"help": "smallest fraction of the image's area that random_crop='resized' cuts out"},
-    )
-    crop_size: int | None = field(
-        default=None,
-        metadata={"help": "pixels a side of random_crop='plain'; smaller images are padded with black"},
-    )
-    horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
-    vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
-    rand_augment: int = field(
-        default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0 leaves it out"}
-    )
-    mixup_alpha: float = field(
-        default=0.0, metadata={"help": "of MixUp's Beta(alpha, alpha); 0 leaves it out"}
-    )
-    cutmix_alpha: float = field(
-        default=0.0,
-        metadata={"help": "of CutMix's Beta(alpha, alpha); with MixUp as well, each batch draws one"},
-    )
-
-    def __post_init__(self):
-        if self.random_crop == "plain" and (self.crop_size is None or self.crop_size < 1):
-            raise ValueError(f"random_crop='plain' needs crop_size, in pixels; it is {self.crop_size}")
-        if not 0 < self.crop_scale <= 1:
-            raise ValueError(f"crop_scale is {self.crop_scale}; it must be above 0 and at most 1")
-        for name in ("horizontal_flip", "vertical_flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
-        if not 0 <= self.rand_augment <= 30:
-            raise ValueError(f"rand_augment is {self.rand_augment}; it must be from 0 (off) to 30")
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (off) or more")
 
 
 def make_augmentation(

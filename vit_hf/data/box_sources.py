@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from .arguments import DataArguments
+from ..arguments import MEGAPIXEL_DIGITS, DataArguments
 from .boxes import BoxedImages, find_object_column, read_objects
 from .digits import RECIPE_PREFIX, CanvasRecipe
 from .image_folders import NO_ANNOTATION, SPLIT_NAMES, UNKNOWN, ImageFolder, check_name, scan_folder, show
 from .images import upright_size
 from .loading import check_validation_fraction, hold_out
-from .sources import MEGAPIXEL_DIGITS, find_image_column, load_splits
+from .sources import find_image_column, load_splits
 
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")

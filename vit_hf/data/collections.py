@@ -116,42 +116,6 @@ def _without_options(uri: str) -> str:
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
-@dataclass(kw_only=True)
-class CollectionArguments:
-    """The engine that predicts; the other options are for engine ray."""
-
-    _argument_group_name = "engine"
-
-    engine: str = field(
-        default="local",
-        metadata={
-            "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this "
-            "machine, or of the cluster that RAY_ADDRESS names; inputs are files, folders and Parquet "
-            "files, of this machine or of an object store (s3://, gs://, hf://), output is a folder of "
-            "Parquet files, there too",
-            "choices": ("local", "ray"),
-        },
-    )
-    concurrency: int | None = field(
-        default=None,
-        metadata={"help": "workers, each with a model; default: one for each accelerator, or for each CPU"},
-    )
-    part_size: int = field(
-        default=256,
-        metadata={"help": "images in each Parquet file that is written, the least that is done again"},
-    )
-    image_column: str | None = field(
-        default=None,
-        metadata={"help": "of Parquet inputs, bytes or paths; default: the only one that may be images"},
-    )
-
-    def __post_init__(self):
-        for name in ("concurrency", "part_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
 @dataclass(frozen=True)
 class ImageTable:
     """A Parquet file, its number of rows, and its column of images."""

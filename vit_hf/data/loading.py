@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from ..arguments import DataArguments
 from .image_folders import SPLIT_NAMES
 from .images import check_header, decode_image
 from .labels import EncodedLabels, encode_labels
@@ -272,3 +273,16 @@ def _check_images(split: LabeledImages, name: str, skip_corrupt: bool, skipped: 
     if not readable:
         raise ValueError(f"not one image of the {name} split can be read")
     return split if len(readable) == len(split) else split.select(np.array(readable))
+
+
+def load_data(arguments: DataArguments, **changes: Any) -> ImageDataset:
+    """Loads the data that `arguments` name; `changes` override arguments of `load_image_dataset`."""
+    options = {
+        "image_column": arguments.image_column,
+        "label_column": arguments.label_column,
+        "validation_fraction": arguments.validation_fraction,
+        "seed": arguments.validation_seed,
+        "skip_corrupt": arguments.skip_corrupt,
+    }
+    # dataset_options may have a seed of its own, of the digits.
+    return load_image_dataset(arguments.dataset, **(options | changes), options=arguments.dataset_options)

@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..arguments import MEGAPIXEL_DIGITS, DataArguments
 from ..model.image_loading import upright
-from .arguments import DataArguments
 from .augmentation import seeded
 from .image_folders import SPLIT_NAMES
 from .images import decode_image, prepare_images, upright_size
 from .loading import check_validation_fraction, hold_out
-from .sources import MEGAPIXEL_DIGITS, load_splits
+from .sources import load_splits
 
 
 MASK_COLUMNS = ("mask", "masks", "annotation", "annotations", "segmentation", "label", "labels")

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import PIL.Image
 
+from ..arguments import MEGAPIXEL_DIGITS
 from .image_folders import (
     BESIDE_FILE,
     NO_METADATA,
@@ -29,7 +30,6 @@ from .image_folders import (
 from .label_tables import FILE_COLUMN, Table, make_rows, name_images, read_table, type_columns
 
 
-MEGAPIXEL_DIGITS = "megapixel_digits"
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 # Formats of single files, by ending.
 FILE_FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}

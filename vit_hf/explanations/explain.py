@@ -15,6 +15,7 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from ..arguments import IMAGE_PICTURES, PICTURES
 from ..data.images import unique_names
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
@@ -30,7 +31,7 @@ from ..model.patches import raster_indices
 from ..model.selectors import PolicySelector
 from ..model.sizes import has_frames, patch_sides, to_pair
 from .attention_maps import run_with_attention_maps
-from .explanation import IMAGE_PICTURES, Explanation, Prediction
+from .explanation import Explanation, Prediction
 from .model_view import load_upright, process, shrink, to_picture, to_picture_boxes
 from .object_statistics import Boxes, check_boxes, write_statistics
 from .position_maps import position_similarity
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# "positions" describes the model and is drawn once for all images.
-PICTURES = (*IMAGE_PICTURES, "positions")
 
 # Pixels of the longer side of a picture: screens show no more, and files stay small.
 PICTURE_SIZE = 1024

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import IMAGE_PICTURES
 from ..overlays import dim_dropped, enlarge
 from .object_statistics import image_statistics
 from .stages import Stage, WindowStage
@@ -16,8 +17,6 @@ from .stages import Stage, WindowStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-IMAGE_PICTURES = ("overview", "patches", "scores", "attention", "rollout", "stages", "windows")
 
 
 @dataclass

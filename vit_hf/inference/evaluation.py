@@ -4,56 +4,24 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, Trainer, TrainingArguments
 
-from ..checkpoints.loading import SELECTION_FIELDS, SelectionArguments, load_classifier
-from ..data.arguments import DataArguments, given_fields
+from ..arguments import (
+    SELECTION_FIELDS,
+    SPLITS,
+    DataArguments,
+    EvaluationArguments,
+    given_fields,
+)
+from ..checkpoints.loading import load_classifier
 from ..data.augmentation import EvaluationExamples
 from ..data.collation import ImageCollator
+from ..data.loading import load_data
 from .metrics import compute_metrics_for
-
-
-# The default split: the first of these that the data have.
-SPLITS = ("test", "validation", "train")
-
-
-@dataclass(kw_only=True)
-class EvaluationArguments(SelectionArguments):
-    """Arguments of an evaluation."""
-
-    _argument_group_name = "evaluation"
-
-    model_name_or_path: str = field(
-        metadata={"help": "checkpoint of an image classifier, with its image processor"}
-    )
-    split: str | None = field(
-        default=None,
-        metadata={
-            "help": "test, validation or train; default: the first of these that there is",
-            "choices": SPLITS,
-        },
-    )
-    batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
-    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    top_k: int = field(default=5, metadata={"help": "predictions that top-k accuracy allows"})
-    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
-    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON file of metrics; default: evaluation_<split>.json in the model's folder, or here"
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
 
 
 def evaluate_model(
@@ -95,7 +63,7 @@ def evaluate_model(
             }
             if arguments.split != "validation":
                 changes["validation_fraction"] = 0.0
-            data = data_arguments.load(**changes)
+            data = load_data(data_arguments, **changes)
         if training.process_index == 0:
             for note in data.describe_left_out():
                 log(note)

@@ -11,14 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..arguments import FIDELITY_FRACTIONS
 from ..model.budget import Budget
 from ..model.heads import POOLINGS
 from ..model.modeling_adaptive_vit import AdaptiveViTModel
 from ..model.patches import ImagePatches, gather_tokens
 
 
-# Fractions of the patches that a report covers unless others are given.
-FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 # Rows of a matrix of similarities that are in memory at once.
 CHUNK_SIZE = 1024
 
@@ -137,7 +136,7 @@ def measure_fidelity(
     model: PreTrainedModel,
     batches: Iterable[Inputs],
     dense_model: PreTrainedModel | None = None,
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] = FIDELITY_FRACTIONS,
     num_neighbors: int = 5,
     gather: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
 ) -> list[Fidelity]:

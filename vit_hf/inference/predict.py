@@ -1,7 +1,7 @@
 """Classification of image files, whole or tile by tile; an unreadable file gives an error result."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +11,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..checkpoints.loading import SelectionArguments
+from ..arguments import TilingArguments
 from ..data.images import decode_image, prepare_images, unique_names
 from ..readers.opening import open_image
 from ..readers.suffixes import is_image, is_whole_image
-from .aggregation import TILE_AGGREGATIONS, check_aggregation, problem_type_of
-from .tile_grid import check_overlap, check_tile
+from .aggregation import check_aggregation, problem_type_of
 from .tiles import predict_tiled
-
-
-@dataclass(kw_only=True)
-class PredictionArguments(SelectionArguments):
-    """Arguments of a prediction."""
-
-    _argument_group_name = "prediction"
-
-    model_name_or_path: str = field(
-        metadata={"help": "checkpoint of an image classifier, with its image processor"}
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "file of JSON lines; default: standard output"}
-    )
-    top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
-    with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
-    batch_size: int = field(default=16, metadata={"help": "images at a time"})
-    num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass
@@ -209,37 +183,6 @@ def describe(logits: torch.Tensor, config: Any, top_k: int) -> dict[str, Any]:
         for label, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     return {**ranking[0], "top_k": ranking}
-
-
-@dataclass(kw_only=True)
-class TilingArguments:
-    """Arguments of prediction by tiles."""
-
-    _argument_group_name = "tiles"
-
-    tile: int | None = field(
-        default=None,
-        metadata={
-            "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
-            "images are seen whole"
-        },
-    )
-    overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
-    aggregate: str = field(
-        default="mean",
-        metadata={"help": "how tile predictions are aggregated", "choices": tuple(TILE_AGGREGATIONS)},
-    )
-    heat_maps: str | None = field(
-        default=None,
-        metadata={"help": "folder for pictures of where in each image its label is, <name>_heat_map.png"},
-    )
-
-    def __post_init__(self):
-        check_overlap(self.overlap)
-        if self.tile is not None:
-            check_tile(self.tile)
-        elif self.heat_maps is not None:
-            raise ValueError("heat_maps are made of tiles: set tile, such as to 224")
 
 
 def predict_files_tiled(

@@ -18,28 +18,13 @@ import PIL.Image
 import pyarrow
 import torch
 
-from ..checkpoints.loading import SELECTION_FIELDS, load_classifier
-from ..data.collections import (
-    CollectionArguments,
-    Part,
-    Stores,
-    decode_stored,
-    find_collection,
-    make_parts,
-    path_of,
-    read_part,
-)
+from ..arguments import SELECTION_FIELDS, CollectionArguments, PredictionArguments
+from ..checkpoints.loading import load_classifier
+from ..data.collections import Part, Stores, decode_stored, find_collection, make_parts, path_of, read_part
 from ..data.image_folders import LeftOut
 from ..data.images import StoredImage
 from .parquet_output import ParquetWriter, prediction_schema
-from .predict import (
-    FilePrediction,
-    PredictionArguments,
-    Preparation,
-    PreparedFiles,
-    check_with_patches,
-    predict_prepared,
-)
+from .predict import FilePrediction, Preparation, PreparedFiles, check_with_patches, predict_prepared
 
 
 # Before ray is imported, which otherwise tells its makers about its use, and whoever watches about itself.

@@ -1,9 +1,10 @@
 """Positions of the tiles of an image."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+
+from ..arguments import check_overlap, check_tile
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,6 @@ class TileGrid:
         tops, lefts = torch.tensor(self.tops), torch.tensor(self.lefts)
         corners = torch.cartesian_prod(tops, lefts)
         return torch.cat((corners, torch.tensor([self.tile_size]).expand(len(self), 2)), dim=1)
-
-
-def check_tile(tile: Any) -> tuple[int, int]:
-    """Returns height and width of a tile.
-
-    Raises:
-        ValueError: if it is none of at least one pixel.
-    """
-    sides = tuple(tile) if isinstance(tile, list | tuple) else (tile, tile)
-    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-        raise ValueError(
-            f"tile={tile!r} must be a whole number of at least 1 pixel, or a pair (height, width) of them."
-        )
-    return sides
-
-
-def check_overlap(overlap: Any) -> None:
-    """
-    Raises:
-        ValueError: if it is outside [0, 1), or no number.
-    """
-    if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
-        raise ValueError(
-            f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in [0, 1), such "
-            "as 0.25."
-        )
 
 
 def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 from transformers.utils import logging
 
+from ..arguments import check_overlap, check_tile
 from ..data.images import is_timm_processor
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessorPil
@@ -28,7 +29,7 @@ from .aggregation import (
     votes_of,
 )
 from .feature_maps import BlendedFeatures, blend_values, run_with_patch_states
-from .tile_grid import TileGrid, check_overlap, check_tile
+from .tile_grid import TileGrid
 
 
 if TYPE_CHECKING:

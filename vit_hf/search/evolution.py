@@ -3,47 +3,14 @@ section 3.3."""
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from ..arguments import Evolution
 from ..model.elastic_space import SearchSpace, SubNetwork
 
 
 # How often chance is asked for a network that is new and within the budget, for each that is wanted.
 TRIES = 50
-
-
-@dataclass(frozen=True)
-class Evolution:
-    """How to search; defaults are the paper's.
-
-    Attributes:
-        population: networks of a generation.
-        generations: how many, the random first one included.
-        num_parents: the best so far, of which the next generation is made, half by crossover and half by
-            mutation.
-        mutation_depth: chance that a mutation draws the number of blocks anew; here also that of each other
-            choice that a network makes but once (hidden size, keep rate).
-        mutation_block: chance, for each block, that a mutation draws it anew.
-        seed: of chance.
-
-    Raises:
-        ValueError: for a number that makes no sense.
-    """
-
-    population: int = 50
-    generations: int = 20
-    num_parents: int = 10
-    mutation_depth: float = 0.2
-    mutation_block: float = 0.4
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("population", "generations", "num_parents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("mutation_depth", "mutation_block"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a chance, from 0 to 1")
 
 
 def mutate(

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction
 
+from ..arguments import COSTS
 from ..comparison.measuring import count_flops
 from ..measure import alternate
 from ..model.elastic_space import SubNetwork
@@ -64,14 +65,6 @@ class History:
         self.measured.setdefault(network, {}).update(values)
         with self.path.open("a") as file:
             file.write(json.dumps({"network": network.to_dict(), **values}) + "\n")
-
-
-# By name, what a budget may limit: how tables and plots call it.
-COSTS = {
-    "parameters": "parameters (M)",
-    "gflops": "GFLOPs of an image",
-    "latency": "latency of an image (ms)",
-}
 
 
 def measure_costs(

@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
+from ..arguments import COSTS
 from ..comparison.results import pareto_front
 from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style
-from .fitness import COSTS
 
 
 from matplotlib.axes import Axes  # isort: skip

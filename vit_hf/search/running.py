@@ -10,24 +10,30 @@ import torch
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.arguments import DataArguments
-from ..data.augmentation import AugmentationArguments, EvaluationExamples
+from ..arguments import (
+    COSTS,
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    SearchArguments,
+)
+from ..data.augmentation import EvaluationExamples
 from ..data.collation import ImageCollator
-from ..data.loading import ImageDataset
+from ..data.loading import ImageDataset, load_data
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..measure import alternate
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import SearchSpace, SubNetwork, subnetwork_config
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
-from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.model_loading import make_model
 from ..training.output_dir import find_last_checkpoint
 from ..training.task import prepare
-from .arguments import SearchArguments, check_model_arguments
 from .evolution import evolve, hand_made_networks
-from .fitness import COSTS, History, PreparedSplit, measure_costs, timed_forward
+from .fitness import History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
@@ -46,6 +52,12 @@ OWN_FIELDS = {
     "transformers_version",
     "vit_hf_version",
 }
+
+
+def check_model_arguments(arguments: ModelArguments, search: SearchArguments) -> None:
+    """Raises: ValueError where a model and a supernet are both named."""
+    if search.supernet is not None and (arguments.model_name_or_path or arguments.config_overrides):
+        raise ValueError("supernet is the model: leave model_name_or_path and config_overrides out")
 
 
 @dataclass
@@ -365,7 +377,7 @@ def prepare_search(
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
-    data = data_arguments.load()
+    data = load_data(data_arguments)
     if "validation" not in data.splits:
         raise ValueError(
             "there is no validation split to search on: give one, or set validation_fraction above 0"

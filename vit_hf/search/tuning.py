@@ -8,9 +8,14 @@ import yaml
 from transformers.integrations import is_optuna_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..data.arguments import DataArguments
-from ..data.augmentation import AugmentationArguments
-from ..training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from ..arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    TuningArguments,
+)
+from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
 from ..training.output_dir import check_output_dir
@@ -26,75 +31,6 @@ STUDY_NAME = "vit_hf"
 JOURNAL_NAME = "study.journal"
 # What the best run should not repeat.
 KEPT_FOR_TRIALS = {"save_strategy", "save_steps", "load_best_model_at_end", "push_to_hub"}
-
-
-@dataclass
-class TuningArguments:
-    """Which settings to try."""
-
-    _argument_group_name = "tuning"
-
-    num_trials: int = field(
-        default=20, metadata={"help": "settings to try, those of an earlier start included"}
-    )
-    learning_rates: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-2], metadata={"help": "least and highest, on a logarithmic scale"}
-    )
-    weight_decays: list[float] | None = field(
-        default_factory=lambda: [1e-3, 0.3], metadata={"help": "least and highest, on a logarithmic scale"}
-    )
-    warmup_shares: list[float] | None = field(
-        default_factory=lambda: [0.0, 0.3],
-        metadata={"help": "least and highest share of the steps in which the learning rate rises"},
-    )
-    layer_decays: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "least and highest factor of the learning rate from a layer to the one below, such as "
-            "0.6 1.0; for checkpoints, not for models from scratch"
-        },
-    )
-    batch_sizes: list[int] | None = field(
-        default=None, metadata={"help": "to choose per_device_train_batch_size from, such as 32 64 128"}
-    )
-    prune: bool = field(
-        default=True,
-        metadata={"help": "stop a trial early that is worse than the median of the others at the same step"},
-    )
-
-    def __post_init__(self):
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials is {self.num_trials}; it must be at least 1")
-        for name, least, most in (
-            ("learning_rates", 0, float("inf")),
-            ("weight_decays", 0, float("inf")),
-            ("warmup_shares", None, 1),
-            ("layer_decays", 0, 1),
-        ):
-            values = getattr(self, name)
-            if values is None:
-                continue
-            low = 0 if least is None else least
-            legal = len(values) == 2 and low <= values[0] <= values[1] <= most
-            if not legal or (least is not None and values[0] == least):
-                where = f"from 0 to {most}" if least is None else f"above 0, and at most {most}"
-                raise ValueError(f"{name} is {values}; give the least and the highest, {where}")
-        if self.batch_sizes is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
-            raise ValueError(f"batch_sizes is {self.batch_sizes}; give numbers of at least 1")
-
-    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Settings to try, by the names that `scripts/finetune.py` has for them."""
-        settings = {"learning_rate": trial.suggest_float("learning_rate", *self.learning_rates, log=True)}
-        if self.weight_decays is not None:
-            settings["weight_decay"] = trial.suggest_float("weight_decay", *self.weight_decays, log=True)
-        if self.warmup_shares is not None:
-            settings["warmup_steps"] = trial.suggest_float("warmup_steps", *self.warmup_shares)
-        if self.layer_decays is not None:
-            settings["layer_decay"] = trial.suggest_float("layer_decay", *self.layer_decays)
-        if self.batch_sizes is not None:
-            name = "per_device_train_batch_size"
-            settings[name] = trial.suggest_categorical(name, self.batch_sizes)
-        return settings
 
 
 @dataclass

@@ -8,15 +8,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..arguments import TASKS, FinetuningArguments
 from ..checkpoints.loading import part_of
-from ..data.arguments import DataArguments
-from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..data.augmentation import training_and_evaluation_examples
 from ..data.collation import ImageCollator
-from ..data.loading import ImageDataset
+from ..data.loading import ImageDataset, load_data
 from ..hub.remote_code import NoSourceFileError, files_to_save
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..model.elastic_space import is_elastic, read_elastic_options
-from .arguments import FinetuningArguments, ModelArguments, RunArguments
+from .arguments import RunArguments
 from .callbacks import EmaCallback, KeepRateSchedule, LogSelectionLoss
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor, make_model
@@ -32,7 +32,7 @@ class Classification(Task):
         data: set by `load_data`, or by a caller that has loaded them already and gives no `data_arguments`.
     """
 
-    argument_groups = (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments)
+    argument_groups = TASKS["finetune"]
     data: ImageDataset
     method: FinetuningArguments
 
@@ -40,7 +40,7 @@ class Classification(Task):
         """Accepts all arguments."""
 
     def load_data(self) -> dict[str, Any]:
-        self.data = self.data_arguments.load()
+        self.data = load_data(self.data_arguments)
         return self.data.splits
 
     def make_model(self) -> PreTrainedModel:

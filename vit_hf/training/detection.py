@@ -1,10 +1,9 @@
 """Training one of transformers' detectors over an adaptive ViT, and its average precision."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -14,14 +13,18 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data.arguments import DataArguments, parse_json
+from ..arguments import (
+    PICTURE_NAME,
+    TASKS,
+    DetectionArguments,
+)
 from ..data.box_sources import BoxData, load_boxed_images
 from ..data.boxes import BoxExamples, to_coco
 from ..data.images import prepare_images
 from ..explanations.detections import backbone_of
-from .arguments import DenseTaskArguments, ModelArguments, RunArguments
+from .arguments import RunArguments
 from .callbacks import KeepRateSchedule
-from .detectors import DETECTORS, make_detector, make_image_processor, parameter_groups, saved_detector
+from .detectors import make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
 from .task import Task, check_schedule, describe_selection
 
@@ -132,70 +135,6 @@ def _to_coco(boxes: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-PICTURE_NAME = "detections.png"
-
-
-@dataclass
-class DetectionArguments(DenseTaskArguments):
-    """Options of fine-tuning for boxes, beyond those of Trainer."""
-
-    _argument_group_name = "detection"
-
-    detector: Literal["deformable_detr", "conditional_detr", "detr"] = field(
-        default="deformable_detr",
-        metadata={"help": "of transformers, for a new one; deformable_detr learns fastest"},
-    )
-    detector_overrides: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "fields of its configuration as JSON, such as "
-            '\'{"num_queries": 100, "with_box_refine": true}\''
-        },
-    )
-    class_names: list[str] | None = field(
-        default=None, metadata={"help": "all classes, in order; default: those of the data"}
-    )
-    single_class: bool = field(default=False, metadata={"help": "merge all classes into one"})
-    clip_boxes: bool = field(
-        default=False,
-        metadata={
-            "help": "cut boxes that reach beyond their image and drop those that are empty, instead of "
-            "failing"
-        },
-    )
-    crop_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "train on random pieces of this many pixels a side, and evaluate on tiles of that size, "
-            "for large images; they are not resized unless image_size says so"
-        },
-    )
-    min_box_fraction: float = field(
-        default=0.25, metadata={"help": "of a box that must be on a piece for it to count there"}
-    )
-    evaluate_whole_images: bool = field(
-        default=False, metadata={"help": "evaluate on whole images, whatever crop_size is"}
-    )
-    vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
-    evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})
-    num_pictured: int = field(
-        default=4, metadata={"help": f"held-out images on {PICTURE_NAME} in output_dir; 0 for no picture"}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.detector_overrides = parse_json("detector_overrides", self.detector_overrides)
-        if self.detector not in DETECTORS:
-            raise ValueError(f"detector is {self.detector!r}; choose one of {', '.join(DETECTORS)}")
-        if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(f"crop_size is {self.crop_size}; it must be at least 1 pixel")
-        for name in ("min_box_fraction", "vertical_flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.num_pictured < 0:
-            raise ValueError(f"num_pictured is {self.num_pictured}; it must not be negative")
-
-
 class DetectionTrainer(HubTrainer):
     """A `Trainer` that evaluates boxes.
 
@@ -226,7 +165,7 @@ class Detection(Task):
         data: set by `load_data`.
     """
 
-    argument_groups = (ModelArguments, DataArguments, DetectionArguments)
+    argument_groups = TASKS["detect"]
     trainer_class = DetectionTrainer
     parameter_groups = staticmethod(parameter_groups)
     data: BoxData

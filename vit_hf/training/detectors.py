@@ -23,18 +23,12 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
-from ..checkpoints.loading import (
-    PREDICTORS,
-    SELECTION_FIELDS,
-    check_path,
-    check_reduces,
-    is_image_processor_saved,
-)
+from ..arguments import SELECTION_FIELDS, ModelArguments
+from ..checkpoints.loading import PREDICTORS, check_path, check_reduces, is_image_processor_saved
 from ..explanations.detections import backbone_of
 from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.modeling_adaptive_vit import AdaptiveViTBackbone
 from ..model.options import keep_options, type_of
-from .arguments import ModelArguments
 from .optimizer import UNDECAYED, layerwise_parameter_groups
 
 

@@ -4,10 +4,8 @@ After the "what" half of LookWhere (Fuller et al., 2025): a frozen copy of the c
 the student sees k of them, k drawn anew in each step, and learns the states that the copy has.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -22,12 +20,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy
 from transformers.utils import logging
 
+from ..arguments import TASKS, DistillationArguments
 from ..checkpoints.loading import check_path, is_swin, part_of
-from ..data.arguments import DataArguments
-from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..data.augmentation import training_and_evaluation_examples
 from ..data.loading import LabeledImages, load_unlabeled
 from ..inference.fidelity import (
-    FRACTIONS,
     EncodedStates,
     encode_states,
     measure_fidelity,
@@ -40,7 +37,7 @@ from ..model.modeling_adaptive_vit import (
 )
 from ..model.patches import ImagePatches, gather_tokens
 from ..model.selection import Selection, count_selected, keep_top
-from .arguments import ModelArguments, RunArguments
+from .arguments import DistillationRunArguments, RunArguments
 from .callbacks import EmaCallback
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor
@@ -72,112 +69,6 @@ LORA_HELP = "pip install peft"
 
 class CollapseError(FloatingPointError):
     """Raised when all images come to have the same state."""
-
-
-@dataclass
-class DistillationArguments:
-    """Options of sparse self-distillation, beyond those of Trainer."""
-
-    _argument_group_name = "distillation"
-
-    min_fraction: float = field(
-        default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
-    )
-    max_fraction: float = field(
-        default=0.5,
-        metadata={
-            "help": "most patches that the student sees; each step draws a fraction between both, uniform "
-            "in its logarithm"
-        },
-    )
-    random_ratio: float = field(
-        default=0.5,
-        metadata={"help": "fraction of the images whose patches are drawn at random, not by patch_selector"},
-    )
-    image_weight: float = field(
-        default=1.0, metadata={"help": "weight of the loss of the state of the image (CLS, or pooled)"}
-    )
-    kept_weight: float = field(default=1.0, metadata={"help": "weight of the loss of states of kept patches"})
-    dropped_weight: float = field(
-        default=0.1,
-        metadata={
-            "help": "weight of the loss of the dropped patches, each with the state of the nearest kept one"
-        },
-    )
-    map_weight: float = field(
-        default=0.1,
-        metadata={
-            "help": "weight of the loss of a learned patch_selector: the divergence of its scores from the "
-            "attention of the last block"
-        },
-    )
-    ema_decay: float | None = field(
-        default=0.999,
-        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
-    )
-    lora_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "train low-rank adapters of this rank in the blocks, merged at the end, and no other "
-            "weights (needs peft); learning_rate 1e-4 is usual then"
-        },
-    )
-    min_spread: float = field(
-        default=0.3,
-        metadata={
-            "help": "stop when states of different images differ by less than this fraction of what they do "
-            "in the teacher; 0: do not"
-        },
-    )
-    fractions: list[float] = field(
-        default_factory=lambda: list(FRACTIONS),
-        metadata={"help": "fractions of the patches at which fidelity is measured"},
-    )
-
-    def __post_init__(self):
-        self.ema_decay = self.ema_decay or None
-        for name, values in (
-            ("min_fraction", [self.min_fraction]),
-            ("max_fraction", [self.max_fraction]),
-            ("fractions", self.fractions),
-        ):
-            if not values or not all(0 < value <= 1 for value in values):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
-                )
-        if self.min_fraction > self.max_fraction:
-            raise ValueError(
-                f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
-            )
-        if not 0 <= self.random_ratio <= 1:
-            raise ValueError(f"random_ratio is {self.random_ratio}; it is a fraction of the images, 0 to 1")
-        weights = ("image_weight", "kept_weight", "dropped_weight", "map_weight")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 or more")
-        if not any(getattr(self, name) for name in weights[:3]):
-            raise ValueError(f"{', '.join(weights[:3])} are all 0, which teaches nothing: set one above 0")
-        if not 0 <= self.min_spread < 1:
-            raise ValueError(f"min_spread is {self.min_spread}; it is a fraction, at least 0 and below 1")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, such as 16")
-
-
-@dataclass
-class DistillationRunArguments(RunArguments):
-    """Arguments of Trainer whose defaults do not collapse."""
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "steps of a linear warm-up; below 1, a fraction of all steps"}
-    )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
-    metric_for_best_model: str | None = field(
-        default="auto", metadata={"help": "auto: fidelity, the mean of image_cosine over fractions"}
-    )
-    eval_on_start: bool = field(
-        default=True, metadata={"help": "measure fidelity before training as well, for comparison"}
-    )
 
 
 def draw_fraction(low: float, high: float) -> float:
@@ -536,7 +427,7 @@ class SparseDistillation(Task):
         teacher: set by `make_model`.
     """
 
-    argument_groups = (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments)
+    argument_groups = TASKS["distill"]
     run_arguments = DistillationRunArguments
     splits: dict[str, LabeledImages]
     notes: list[str]

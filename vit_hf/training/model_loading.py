@@ -10,6 +10,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
+from ..arguments import ArchitectureArguments, ModelArguments
 from ..checkpoints.loading import (
     CLASSIFIERS,
     check_path,
@@ -27,7 +28,6 @@ from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
 from ..model.options import options_of, type_of, with_options
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
-from .arguments import ArchitectureArguments, ModelArguments
 
 
 logger = logging.get_logger(__name__)

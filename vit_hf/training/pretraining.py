@@ -1,7 +1,6 @@
 """Pretraining by masked autoencoding."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -9,33 +8,19 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.arguments import DataArguments, given_fields
-from ..data.augmentation import AugmentationArguments, training_and_evaluation_examples
+from ..arguments import (
+    TASKS,
+    PretrainingArguments,
+    given_fields,
+)
+from ..data.augmentation import training_and_evaluation_examples
 from ..data.images import prepare_images
 from ..data.loading import LabeledImages, load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
-from .arguments import ArchitectureArguments, RunArguments
+from .arguments import RunArguments
 from .hub_trainer import HubTrainer
 from .model_loading import load_or_build, make_image_processor
 from .task import Task, describe_sizes
-
-
-@dataclass
-class PretrainingArguments:
-    """Options of pretraining, beyond those of Trainer."""
-
-    _argument_group_name = "pretraining"
-
-    mask_ratio: float | None = field(
-        default=None,
-        metadata={"help": "fraction of the patches that are dropped; default: as in the checkpoint, or 0.75"},
-    )
-    norm_pix_loss: bool = field(
-        default=True,
-        metadata={
-            "help": "reconstruct patches normalized to mean 0 and variance 1, which makes better encoders"
-        },
-    )
 
 
 class UnlabeledCollator:
@@ -56,7 +41,7 @@ class Pretraining(Task):
         splits, notes: set by `load_data`.
     """
 
-    argument_groups = (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments)
+    argument_groups = TASKS["pretrain"]
     splits: dict[str, LabeledImages]
     notes: list[str]
     method: PretrainingArguments

@@ -1,8 +1,7 @@
 """Training for semantic segmentation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -10,44 +9,14 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.arguments import DataArguments
+from ..arguments import TASKS, SegmentationArguments
 from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
-from .arguments import DenseTaskArguments, ModelArguments, RunArguments
+from .arguments import RunArguments
 from .callbacks import KeepRateSchedule, LogSelectionLoss
 from .hub_trainer import HubTrainer
 from .model_loading import load_or_build, make_image_processor
 from .task import Task, check_schedule, describe_selection, describe_sizes
-
-
-@dataclass
-class SegmentationArguments(DenseTaskArguments):
-    """Options of fine-tuning for masks, beyond those of Trainer."""
-
-    _argument_group_name = "segmentation"
-
-    segmentation_decoder: Literal["linear", "convolutional"] = field(
-        default="convolutional",
-        metadata={
-            "help": "a classifier on each patch, or transposed convolutions to 4 times as many places a side"
-        },
-    )
-    binary: bool = field(default=False, metadata={"help": "merge all classes but 0 into one"})
-    ignore_label: str = field(
-        default="auto",
-        metadata={
-            "help": "value of mask pixels that do not count, or none; default: 255, and none if masks are "
-            "black and white (0 and 255) and binary"
-        },
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.ignore_label = str(self.ignore_label).lower()
-        if self.ignore_label not in ("auto", "none", *map(str, range(256))):
-            raise ValueError(
-                f"ignore_label is {self.ignore_label!r}; give a value from 0 to 255, none or auto"
-            )
 
 
 class MeanIoU:
@@ -96,7 +65,7 @@ class Segmentation(Task):
         data: set by `load_data`.
     """
 
-    argument_groups = (ModelArguments, DataArguments, SegmentationArguments)
+    argument_groups = TASKS["segment"]
     data: MaskData
     method: SegmentationArguments
 

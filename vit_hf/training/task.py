@@ -1,5 +1,6 @@
 """The path from arguments, or a command line, to a finished run; all training tasks share it."""
 
+import gc
 import json
 import sys
 from abc import ABC, abstractmethod
@@ -25,7 +26,6 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.options import options_of, type_of
 from .arguments import RunArguments
 from .callbacks import NonFiniteGuard, ReproducibleTraining
-from .command_line import format_metrics, make_parser, parse_arguments
 from .hub_trainer import HubTrainer
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
@@ -333,24 +333,23 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     return text
 
 
-def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = None) -> None:
-    """Prepares a run of a task from command-line flags, describes it, executes it and prints its metrics.
+def run_task(
+    task: Task, training: RunArguments, program: str, format_metrics: Callable[[dict[str, float]], str]
+) -> None:
+    """Prepares a run of a task, describes it, executes it and prints its metrics.
 
     Errors in arguments, data, installed packages or on the Hub end the program with a message.
 
     Args:
-        task: class of the task.
-        script: file name that messages begin with.
-        text: description of the script for `--help`.
-        argv: flags; by default those of the process.
+        task: with its arguments.
+        training: arguments of `Trainer`.
+        program: name that messages begin with.
+        format_metrics: makes text of metrics.
     """
-    groups = [*task.argument_groups, task.run_arguments]
-    usage = "%(prog)s [CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    *arguments, training = parse_arguments(make_parser(groups, text, usage=usage), argv)
     try:
-        run = prepare(task(*arguments), training)
+        run = prepare(task, training)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"{script}: {error}")
+        sys.exit(f"{program}: {error}")
     # A bar for each file of a checkpoint would tear Trainer's own apart.
     disable_progress_bar()
     is_main = training.process_index == 0
@@ -360,19 +359,24 @@ def main_of(task: type[Task], script: str, text: str, argv: list[str] | None = N
         metrics = run.execute()
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{script}: interrupted. Start it again with the same arguments: it goes on from the last "
+            f"\n{program}: interrupted. Start it again with the same arguments: it goes on from the last "
             f"checkpoint in {training.output_dir}, if one was saved"
         )
     except FloatingPointError as error:
-        sys.exit(f"\n{script}: {error}")
+        sys.exit(f"\n{program}: {error}")
     except OSError as error:
         if not getattr(error, "__notes__", None):  # which a failed push has
             raise
-        sys.exit("\n".join([f"\n{script}: {error}", *error.__notes__]))
+        sys.exit("\n".join([f"\n{program}: {error}", *error.__notes__]))
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{_which_step(run.trainer)}")
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Its threads abort a process that they outlive: first goes what holds the group, then the group.
+        del run
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def _which_step(trainer: HubTrainer) -> str:

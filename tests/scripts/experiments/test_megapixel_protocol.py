@@ -7,12 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from tests.helpers.scripts import EXPERIMENTS, SCRIPTS, load_experiment
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
+from tests.helpers.scripts import EXPERIMENTS, load_experiment, read_flags
+from vit_hf.arguments import AugmentationArguments, DataArguments, FinetuningArguments, ModelArguments
+from vit_hf.training.arguments import RunArguments
 from vit_hf.training.classification import Classification
-from vit_hf.training.command_line import make_parser, parse_arguments
 from vit_hf.training.task import prepare
 
 
@@ -22,8 +20,8 @@ def test_configuration(task, tmp_path):
     groups = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, RunArguments]
     options = {"task": task, "size": 1500, "num_train": 4, "num_test": 2}
     flags = ["--dataset_options", json.dumps(options), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
-    argv = [str(SCRIPTS / "configs" / "megapixel_protocol.yaml"), *flags]
-    *arguments, training = parse_arguments(make_parser(groups, ""), argv)
+    argv = ["--config", "megapixel_protocol", *flags]
+    *arguments, training = read_flags(groups, argv)
     run = prepare(Classification(*arguments), training)
     assert run.task.data.splits.keys() == {"train", "test"} and len(run.task.data.splits["train"]) == 4
     problem = "multi_label_classification" if task == "multi" else "single_label_classification"

@@ -4,10 +4,10 @@ from typing import Literal
 
 import pytest
 
-from vit_hf.data.arguments import DataArguments
-from vit_hf.data.augmentation import AugmentationArguments
-from vit_hf.training.arguments import FinetuningArguments, ModelArguments, RunArguments
-from vit_hf.training.command_line import format_metrics, given_flags, make_parser, parse_arguments
+from tests.helpers.scripts import flag_parser, read_flags
+from vit_hf.arguments import AugmentationArguments, DataArguments, FinetuningArguments, ModelArguments
+from vit_hf.cli.parsing import format_metrics, given_flags, parse, read_arguments
+from vit_hf.training.arguments import RunArguments
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Options:
 
 @pytest.fixture
 def parser():
-    parser = make_parser([Options], "Describe.\n\n    indented")
+    parser = flag_parser([Options])
     parser.add_argument("inputs", nargs="*")
     return parser
 
@@ -40,16 +40,18 @@ def test_a_file_and_flags_that_override_it(parser, write):
     path = write(
         "rate: 1e-4  # text to YAML\nkind: b\nnames: [x, y]\nis_on: true\nsome_thing: null\ninputs: [one]\n"
     )
-    options, namespace = parse_arguments(parser, [path])
+    options, namespace = parse(parser, read_arguments(parser, [path]))
     assert options == Options(rate=1e-4, kind="b", names=["x", "y"], is_on=True)
     assert namespace.inputs == ["one"]
-    options, _ = parse_arguments(parser, [path, "--rate", "2", "--is_on", "false", "--some-thing", "-3"])
+    options, _ = parse(
+        parser, read_arguments(parser, [path, "--rate", "2", "--is_on", "false", "--some-thing", "-3"])
+    )
     assert (options.rate, options.is_on, options.some_thing, options.kind) == (2, False, -3, "b")
 
 
 def test_json_and_mappings(parser, write):
     path = write(json.dumps({"extra": {"size": [1, 2]}, "rate": 3}), "config.json")
-    options, _ = parse_arguments(parser, [path])
+    options, _ = parse(parser, read_arguments(parser, [path]))
     assert json.loads(options.extra) == {"size": [1, 2]}
     assert options.rate == 3
 
@@ -57,7 +59,11 @@ def test_json_and_mappings(parser, write):
 def test_which_fields_are_given(parser, write):
     path = write("kind: a\nsome_thing: null\n")
     assert given_flags(parser, []) == set()
-    assert given_flags(parser, [path, "--some-thing", "-3", "--rate=0.5"]) == {"kind", "some_thing", "rate"}
+    assert given_flags(parser, read_arguments(parser, [path, "--some-thing", "-3", "--rate=0.5"])) == {
+        "kind",
+        "some_thing",
+        "rate",
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,19 +78,19 @@ def test_which_fields_are_given(parser, write):
 )
 def test_refuses_bad_files(parser, write, text, message, capsys):
     with pytest.raises(SystemExit) as exit:
-        parse_arguments(parser, [write(text)])
+        parse(parser, read_arguments(parser, [write(text)]))
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_refuses_bad_flags(parser, capsys):
     for argv, message in [
-        (["nowhere.yaml"], "there is no configuration file nowhere.yaml"),
+        (["nowhere.yaml"], "there is no configuration 'nowhere.yaml'"),
         (["--rate", "1", "--unknown", "2"], "--unknown"),
         (["--rat", "1"], "--rat"),
     ]:
         with pytest.raises(SystemExit):
-            parse_arguments(parser, argv)
+            parse(parser, read_arguments(parser, argv))
         assert message in capsys.readouterr().err
 
 
@@ -101,7 +107,7 @@ FINETUNING = [ModelArguments, DataArguments, AugmentationArguments, FinetuningAr
 
 
 def test_every_flag_of_finetuning_has_help(tmp_path):
-    parser = make_parser(FINETUNING, "")
+    parser = flag_parser(FINETUNING)
     assert all(action.help for action in parser._actions if "--no_" not in action.option_strings[0])
 
 
@@ -126,7 +132,7 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
 def test_finetuning_refuses_nonsense(flags, message, capsys):
     argv = ["--dataset", "x", "--output_dir", "y", *flags.split()]
     with pytest.raises(SystemExit):
-        parse_arguments(make_parser(FINETUNING, ""), argv)
+        read_flags(FINETUNING, argv)
     assert message in capsys.readouterr().err
 
 
@@ -138,23 +144,21 @@ def test_numbers_and_shares(text, value):
 
 
 def test_reduction_from_flags_and_from_a_file(write):
-    parser = make_parser(FINETUNING, "")
     needed = ["--dataset", "x", "--output_dir", "y"]
     path = write("token_reducer: merge\nkeep_rate: 7e-1\nreduction_layers: [3, 6]\n")
     expected = {"token_reducer": "merge", "keep_rate": 0.7, "reduction_layers": [3, 6]}
-    assert parse_arguments(parser, [path, *needed])[0].config_fields() == expected
+    assert read_flags(FINETUNING, [path, *needed])[0].config_fields() == expected
     flags = ["--reduction_layers", "1", "--keep_rate", "1"]
-    fields = parse_arguments(parser, [path, *needed, *flags])[0].config_fields()
+    fields = read_flags(FINETUNING, [path, *needed, *flags])[0].config_fields()
     assert fields == expected | {"reduction_layers": [1], "keep_rate": 1.0}
-    assert parse_arguments(parser, needed)[0].config_fields() == {}
+    assert read_flags(FINETUNING, needed)[0].config_fields() == {}
 
 
 def test_parts_with_options_from_flags_and_from_a_file(write):
-    parser = make_parser(FINETUNING, "")
     needed = ["--dataset", "x", "--output_dir", "y"]
     path = write("position_encoding:\n  type: rotary\n  base: 10\ntoken_reducer: {type: merge, r: 16}\n")
     flags = ["--patch_selector", '{"type": "attention", "num_layers": 2}', "--num_selected_patches", "9"]
-    assert parse_arguments(parser, [path, *needed, *flags])[0].config_fields() == {
+    assert read_flags(FINETUNING, [path, *needed, *flags])[0].config_fields() == {
         "position_encoding": {"type": "rotary", "base": 10},
         "token_reducer": {"type": "merge", "r": 16},
         "patch_selector": {"type": "attention", "num_layers": 2},
