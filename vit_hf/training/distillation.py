@@ -35,6 +35,7 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTForSemanticSegmentation,
     AdaptiveViTModel,
 )
+from ..model.options import type_of
 from ..model.patches import ImagePatches, gather_tokens
 from ..model.selection import Selection, count_selected, keep_top
 from .arguments import DistillationRunArguments, RunArguments
@@ -510,6 +511,12 @@ class SparseDistillation(Task):
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
         training.eval_on_start &= training.eval_strategy != IntervalStrategy.NO
+        if training.world_size > 1 and self.method.map_weight and learns(model.base_model.selector):
+            # The selector scores outside the forward pass that several processes synchronize.
+            raise ValueError(
+                f"patch_selector={type_of(model.config.patch_selector)!r} learns from the map loss in one "
+                "process only: set map_weight=0, or train without several processes"
+            )
         if training.ddp_find_unused_parameters is None:
             # A step may use neither the selector nor the pooler.
             training.ddp_find_unused_parameters = True
