@@ -14,10 +14,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from . import PROGRAM
-from .choices import read_choices, read_fields, trainer_flags
+from .choices import PACKAGE, read_choices, read_fields, trainer_flags
 
 
-CONFIGS = importlib.resources.files(__package__.partition(".")[0]) / "configs"
+CONFIGS = importlib.resources.files(PACKAGE) / "configs"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # Flags whose choices come from a table of classes: its module and name.
 TABLES = {
@@ -287,8 +287,12 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
 
 
 def announce(text: str) -> None:
-    """Says on standard error what begins, before torch is imported, so that nobody waits without a word."""
+    """Prints on standard error what begins, so that nobody waits without a word; then imports the models.
+
+    Commands call it after they have read their arguments: it imports torch, and registers the models.
+    """
     print(text, file=sys.stderr, flush=True)
+    importlib.import_module(f"{PACKAGE}.auto")
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:
