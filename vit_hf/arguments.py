@@ -817,10 +817,10 @@ class DistillationArguments:
         default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
     )
     max_fraction: float = field(
-        default=0.5,
+        default=1.0,
         metadata={
             "help": "most patches that the student sees; each step draws a fraction between both, uniform "
-            "in its logarithm"
+            "in its logarithm. With 1 it keeps what it can do with many patches"
         },
     )
     random_ratio: float = field(

@@ -330,7 +330,7 @@ def test_the_map_is_the_mean_of_the_logits_of_the_last_block(encoding):
     ("arguments", "message"),
     [
         ({"min_fraction": 0.0}, "min_fraction"),
-        ({"min_fraction": 0.6}, "above max_fraction=0.5"),
+        ({"min_fraction": 0.6, "max_fraction": 0.5}, "above max_fraction=0.5"),
         ({"random_ratio": 1.2}, "random_ratio is 1.2"),
         ({"image_weight": 0.0, "kept_weight": 0.0, "dropped_weight": 0.0}, "teaches nothing"),
         ({"lora_rank": 0}, "lora_rank is 0"),
