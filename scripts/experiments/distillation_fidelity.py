@@ -29,7 +29,7 @@ from vit_hf.training.distillation import (
 from vit_hf.training.task import prepare
 
 
-# By split and package. Two photos of YELL and two of SOAP show one place each.
+# Photos to train on and two kinds to test on, by package. Those of YELL show one place, and those of SOAP.
 PHOTOS = {
     "train": {
         "deepforest": [
@@ -50,11 +50,11 @@ PHOTOS = {
             "rocket.jpg",
         ],
     },
-    "test": {
-        "deepforest": ["SOAP_031.png", "SOAP_061.png", "AWPE Pigeon Lake 2020 DJI_0005.JPG"],
-        "skimage": ["cell.png", "coffee.png", "gravel.png"],
-    },
+    # From the air, as most training windows are.
+    "aerial": {"deepforest": ["SOAP_031.png", "SOAP_061.png", "AWPE Pigeon Lake 2020 DJI_0005.JPG"]},
+    "other": {"skimage": ["cell.png", "coffee.png", "gravel.png"]},
 }
+TEST = ("aerial", "other")
 # Rows of the table, by name.
 SELECTORS = {
     "random": {"type": "random", "seed": 1},
@@ -76,11 +76,11 @@ def photo_folders() -> dict[str, Path]:
     return {"deepforest": deepforest_folder(), "skimage": Path(skimage.__file__).parent / "data"}
 
 
-def cut_windows(output: Path, crops: dict[str, int]) -> dict[str, int]:
-    """Writes square windows as PNG files into a folder for each split, and returns their numbers."""
+def cut_windows(output: Path, args: argparse.Namespace) -> dict[str, int]:
+    """Writes square windows as PNG files into a folder for each kind, and returns their numbers."""
     folders, numbers = photo_folders(), {}
     for split, packages in PHOTOS.items():
-        folder, side = output / split, crops[split]
+        folder, side = output / split, args.train_crop if split == "train" else args.test_crop
         folder.mkdir(parents=True, exist_ok=True)
         for package, names in packages.items():
             for name in names:
@@ -101,15 +101,16 @@ def batches(folder: Path, processor: AdaptiveViTImageProcessor, args: argparse.N
 
 
 def measure(path: str, processor: AdaptiveViTImageProcessor, args: argparse.Namespace) -> dict:
-    """Returns a list of `Fidelity` for each selector."""
+    """Returns the values of `Fidelity` for each kind of test photos, selector and fraction."""
     teacher = AdaptiveViTModel.from_pretrained(args.model, add_pooling_layer=False, **DENSE_FIELDS)
-    found = {}
+    found: dict[str, dict[str, list]] = {kind: {} for kind in TEST}
     for name, selector in SELECTORS.items():
         fields = {"patch_selector": selector, "num_selected_patches": 0.1}
         model = AdaptiveViTModel.from_pretrained(path, add_pooling_layer=False, **fields)
-        test = batches(args.output / "photos" / "test", processor, args)
-        rows = measure_fidelity(model.to(args.device), test, teacher.to(args.device), args.fractions)
-        found[name] = [vars(row) for row in rows]
+        for kind in TEST:
+            test = batches(args.output / "photos" / kind, processor, args)
+            rows = measure_fidelity(model.to(args.device), test, teacher.to(args.device), args.fractions)
+            found[kind][name] = [vars(row) for row in rows]
     return found
 
 
@@ -197,8 +198,7 @@ def main(argv: list[str] | None = None) -> dict:
     command, log = harness.command_line(__file__, argv), harness.Log()
     print(f"{command}\n{harness.machine_line(args.device)}")
     with harness.errors_as_messages(__file__):
-        crops = {"train": args.train_crop, "test": args.test_crop}
-        numbers = cut_windows(args.output / "photos", crops)
+        numbers = cut_windows(args.output / "photos", args)
         size = {"height": args.size, "width": args.size}
         processor = photo_processor(args.model)
         processor.do_resize, processor.size = True, type(processor.size)(**size)
@@ -223,7 +223,8 @@ def main(argv: list[str] | None = None) -> dict:
             after.append(
                 harness.cached(args.output / f"after-{seed}.json", settings, train_and_measure)["rows"]
             )
-    print(f"\n{table(before, after, args.fractions)}")
+    for kind in TEST:
+        print(f"\n{kind}:\n\n{table(before[kind], [rows[kind] for rows in after], args.fractions)}")
     print(
         "\nCosine of CLS, mean / worst window / mean cosine of kept patches (same five nearest windows); "
         f"{log.total()}"

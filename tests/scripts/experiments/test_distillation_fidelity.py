@@ -13,10 +13,10 @@ from vit_hf import AdaptiveViTModel
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """The script, with two photos to train on and two to test on."""
+    """The script, with two photos to train on and two of each kind to test on."""
     script = load_experiment("distillation_fidelity")
     generator, photos = np.random.default_rng(0), {}
-    for split in ("train", "test"):
+    for split in ("train", *script.TEST):
         photos[split] = {"own": [f"{split}-{index}.png" for index in range(2)]}
         for name in photos[split]["own"]:
             pixels = generator.integers(0, 256, (96, 64, 3), dtype=np.uint8)
@@ -31,10 +31,11 @@ def test_before_and_after(script, tmp_path, capsys):
     flags = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "runs"), "--size", "48"]
     flags += ["--steps", "2", "--batch-size", "4", "--test-crop", "32", "--train-crop", "48", "--use-cpu"]
     results = script.main([*flags, "--device", "cpu", "--learning-rate", "1e-3", "--fractions", "0.2"])
-    assert len(list((tmp_path / "runs/photos/test").iterdir())) == 12
+    assert len(list((tmp_path / "runs/photos/aerial").iterdir())) == 12
     printed = capsys.readouterr().out
     for name in script.SELECTORS:
         assert f"| {name} | before |" in printed and f"| {name} | after |" in printed
-        assert results["before"][name] != results["after"][0][name]
+        for kind in script.TEST:
+            assert results["before"][kind][name] != results["after"][0][kind][name]
     saved = json.loads((tmp_path / "runs/after-0.json").read_text())
     assert saved["rows"] == results["after"][0]
