@@ -48,7 +48,7 @@ SWIN_SIZES = {  # Swin-B, Swin-T, and one of half its width
 
 @dataclass
 class Side:
-    """One thing that is timed: a model on images of a side length."""
+    """Subject of a measurement: a model on images of one side length."""
 
     name: str
     selector: str | None = None
@@ -155,7 +155,7 @@ def saved_for_backward(side: Side, args: argparse.Namespace) -> float:
 
 
 def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """From a JPEG file to an answer in three ways, and stages of them by themselves."""
+    """Measures prediction from a JPEG file in three ways, and each stage of it."""
     device, dtype = args.device, getattr(torch, args.dtype)
     stock, ours = STOCK.model(args), replace(VARIANCE, image_size=side).model(args)
     stock.config.id2label = dict(enumerate(map(str, range(1000))))

@@ -84,7 +84,7 @@ def canvases(size: int, num_noise: int, num_train: int, num_test: int) -> dict:
 
 
 def train(output: Path, model: ModelArguments, options: dict, args: argparse.Namespace) -> dict[str, float]:
-    """One pass over canvases with the package's own training run; returns its metrics."""
+    """Trains for one pass over canvases with the package's own training run, and returns its metrics."""
     run = prepare(
         Classification(
             model,
@@ -113,7 +113,7 @@ def train(output: Path, model: ModelArguments, options: dict, args: argparse.Nam
 
 
 def classifier(folder: Path, num_selected_patches: int | None, images: list) -> Callable[[], torch.Tensor]:
-    """A function from images in memory to logits, as a user of the saved model would write it.
+    """Returns a function from images in memory to logits, as a user of the saved model would write it.
 
     Args:
         num_selected_patches: another number than the checkpoint's; 0 for all patches.

@@ -1119,7 +1119,7 @@ class TuningArguments:
             raise ValueError(f"batch_sizes is {self.batch_sizes}; give numbers of at least 1")
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Settings to try, by the names that `scripts/finetune.py` has for them."""
+        """Settings to try, by the names that `vit-hf finetune` has for them."""
         settings = {"learning_rate": trial.suggest_float("learning_rate", *self.learning_rates, log=True)}
         if self.weight_decays is not None:
             settings["weight_decay"] = trial.suggest_float("weight_decay", *self.weight_decays, log=True)

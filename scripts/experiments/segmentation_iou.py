@@ -7,10 +7,9 @@ with equally many steps on the same canvases; the model's `restore` fills in the
 """
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 import harness
-from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.arguments import ModelArguments, SegmentationArguments
 from vit_hf.training.arguments import RunArguments
@@ -28,9 +27,11 @@ ARCHITECTURE = {
 }
 
 
-def train(output: Path, args: argparse.Namespace, selector: str | None, share: float, seed: int) -> float:
+def train(args: argparse.Namespace, setting: tuple[str, float], seed: int) -> float:
     """Trains one model and returns the IoU of digits on test canvases; no digit is in both splits."""
-    selection = {} if selector is None else {"patch_selector": selector, "num_selected_patches": share}
+    selector, fraction = setting
+    selection = {} if selector == "all" else {"patch_selector": selector, "num_selected_patches": fraction}
+    output = args.output / f"{selector}-{fraction}-{seed}"
     run = prepare(
         Segmentation(
             ModelArguments(
@@ -54,8 +55,8 @@ def table(results: dict[str, list[float]]) -> str:
     """Formats a row for each selector and fraction of patches."""
     rows = []
     for method, values in results.items():
-        name, share = method.rsplit(" ", 1)
-        rows.append([name, f"{float(share):.0%}", len(values), harness.mean_and_sd(values)])
+        name, fraction = method.rsplit(" ", 1)
+        rows.append([name, f"{float(fraction):.0%}", len(values), harness.mean_and_sd(values)])
     return harness.markdown_table(["selection", "patches", "seeds", "IoU of digits %"], rows)
 
 
@@ -79,17 +80,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    disable_progress_bar()
-    methods = [("all", None, 1.0)]
-    methods += [(name, name, share) for name in args.selectors for share in sorted(args.shares, reverse=True)]
-    results = {f"{name} {share}": [] for name, _, share in methods}
     log = harness.Log()
-    for seed in range(args.seeds):
-        for name, selector, share in methods:
-            iou = train(args.output / f"{name}-{share}-{seed}", args, selector, share, seed)
-            results[f"{name} {share}"].append(iou)
-            log(f"seed {seed}, {share:.0%} by {name}: IoU {iou:.1%}")
-    harness.write_json(args.output / "results.json", results)
+    results = harness.run_settings(
+        args.seeds,
+        harness.selections(args.selectors, args.shares),
+        partial(train, args),
+        log,
+        lambda iou: f"IoU {iou:.1%}",
+        args.output / "results.json",
+    )
     print(f"\n{table(results)}\n\n{log.total()}")
 
 

@@ -196,7 +196,7 @@ def test_repository_that_is_not_there(client):
 
 def test_readme(hub, client, tmp_path):
     hub.repos.setdefault("google/base", Repo())
-    section = Path(__file__).parents[2].joinpath("README.md").read_text().partition("## Share it")[2]
+    section = Path(__file__).parents[2].joinpath("docs/guides/hub.md").read_text().partition("## Share it")[2]
     code = re.findall(r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
     assert len(code) == 2
     assert client(hub_client.run_readme, code, tmp_path).startswith("LABEL_")

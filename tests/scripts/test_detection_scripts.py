@@ -1,4 +1,4 @@
-"""`scripts/detect.py` on pieces of aerial photos and on digits."""
+"""`vit-hf detect` on pieces of aerial photos and on digits."""
 
 import json
 import shutil

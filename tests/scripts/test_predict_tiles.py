@@ -1,4 +1,4 @@
-"""`scripts/predict.py --tile`."""
+"""`vit-hf predict --tile`."""
 
 import json
 from pathlib import Path

@@ -342,7 +342,7 @@ class TestRefuses:
             **HEAD, backbone_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
         )
         DETECTORS["detr"].model(config).save_pretrained(tmp_path / "theirs")
-        with pytest.raises(ValueError, match="is a detr over resnet, which does not select"):
+        with pytest.raises(ValueError, match="is a detr over resnet, which cannot select"):
             make_detection(model_name_or_path=str(tmp_path / "theirs"))
 
     def test_what_is_no_vit(self, make_detection, tmp_path):
@@ -352,7 +352,7 @@ class TestRefuses:
 
     def test_overrides_that_do_not_fit_the_checkpoint(self, make_detection, tmp_path):
         AdaptiveViTForImageClassification(AdaptiveViTConfig(**VIT)).save_pretrained(tmp_path / "vit")
-        with pytest.raises(ValueError, match="has another shape than the model asked for"):
+        with pytest.raises(ValueError, match="has another shape than the model needs"):
             make_detection(
                 model_name_or_path=str(tmp_path / "vit"),
                 detector_overrides=HEAD | DEFORMABLE,

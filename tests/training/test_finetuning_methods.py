@@ -21,7 +21,7 @@ def test_says_what_is_reduced(make_run):
         patch_selector=None,
         num_selected_patches=None,
     )
-    assert "all patches; merge takes away 1 tokens in each of the blocks 1" in run.describe()
+    assert "all patches; merge removes 1 tokens in each of the blocks 1" in run.describe()
 
 
 def test_gradients_are_clipped_unless_asked_not_to(make_run):

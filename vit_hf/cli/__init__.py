@@ -65,7 +65,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: there is no command {name!r}.{hint}\n\n{overview()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f".{'train' if name in TRAINING else name}", __name__)
-    return module.run(name, arguments) or 0
+    try:
+        status = module.run(name, arguments) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of `vit-hf configs | head` has enough. What Python would still write, it writes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def overview() -> str:

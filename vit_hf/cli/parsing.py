@@ -25,6 +25,8 @@ TABLES = {
     "position_encoding": ("model.positions", "POSITION_ENCODINGS"),
     "token_reducer": ("model.reducers", "TOKEN_REDUCERS"),
 }
+# Module and class of the flags of Trainer.
+RUN_ARGUMENTS = ("training.arguments", "RunArguments")
 # Flags of Trainer that `--help` shows; `--help-all` shows all.
 USUAL = [
     "output_dir",
@@ -80,9 +82,8 @@ class CommandParser(HfArgumentParser):
         groups: dataclasses whose fields are flags.
         description: what `--help` says first.
         usage: arguments in the first line of the help.
-        trains: whether the command takes the flags of `Trainer` as well. They are known by name; `complete`
-            adds them to the parser, for which torch is imported.
-        run_arguments: class of `vit_hf.training.arguments` with these flags; others add to `RunArguments`.
+        run_arguments: module and class with the flags of `Trainer`, if the command takes them. They are known
+            by name; `complete` adds them to the parser, for which torch is imported.
     """
 
     def __init__(
@@ -91,10 +92,9 @@ class CommandParser(HfArgumentParser):
         groups: Sequence[type],
         description: str,
         usage: str = "",
-        trains: bool = False,
-        run_arguments: str = "RunArguments",
+        run_arguments: tuple[str, str] | None = None,
     ):
-        self.command, self.trains, self.run_arguments = command, trains, run_arguments
+        self.command, self.run_arguments = command, run_arguments
         super().__init__(
             list(groups),
             prog=f"{PROGRAM} {command}",
@@ -104,14 +104,8 @@ class CommandParser(HfArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        # Its option, for files of flags, is ours.
-        self.add_argument(
-            "-h", "--help", action="store_true", help="describe this command and its usual flags"
-        )
-        if trains:
-            self.add_argument(
-                "--help-all", action="store_true", help="describe all flags, those of Trainer too"
-            )
+        self.add_argument("-h", "--help", action="store_true", help="describe the usual flags")
+        self.add_argument("--help-all", action="store_true", help="describe all flags, those of Trainer too")
         self.add_argument(
             "--config",
             metavar="NAME",
@@ -125,7 +119,7 @@ class CommandParser(HfArgumentParser):
     def known_flags(self) -> dict[str, str]:
         """Spellings of all flags, with the names of their fields."""
         flags = {option: action.dest for action in self._actions for option in action.option_strings}
-        if self.trains:
+        if self.run_arguments is not None:
             for name in self.trainer_fields():
                 for spelling in (name, f"no_{name}"):
                     flags |= {f"--{spelling}": name, f"--{spelling.replace('_', '-')}": name}
@@ -134,7 +128,7 @@ class CommandParser(HfArgumentParser):
     def format_help(self) -> str:
         """Describes the command, its flags, the usual ones of Trainer, and the choices of tables."""
         parts = [super().format_help().rstrip()]
-        if self.trains:
+        if self.run_arguments is not None:
             fields = self.trainer_fields()
             usual = {name: fields[name] for name in USUAL}
             parts.append(
@@ -147,12 +141,15 @@ class CommandParser(HfArgumentParser):
 
     def trainer_fields(self) -> dict[str, str]:
         """Names of the flags of Trainer, with their help, read without torch."""
-        ours = [read_fields("training.arguments", name) for name in ("RunArguments", self.run_arguments)]
-        return {**trainer_flags(), **ours[0], **ours[1]}
+        # A class of its own derives from that of all commands.
+        return {**trainer_flags(), **read_fields(*RUN_ARGUMENTS), **read_fields(*self.run_arguments)}
 
-    def complete(self, run_arguments: type) -> None:
-        """Adds the flags of Trainer."""
-        self.trains = False
+    def complete(self) -> None:
+        """Adds the flags of Trainer, if the command takes them; imports torch."""
+        if self.run_arguments is None:
+            return
+        (module, name), self.run_arguments = self.run_arguments, None
+        run_arguments = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
         self._add_dataclass_arguments(run_arguments)
         self.dataclass_types.append(run_arguments)
 
@@ -181,7 +178,9 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
         SystemExit: after `--help`, and for unknown flags and files that cannot be read.
     """
     argv = list(argv)
-    if "-h" in argv or "--help" in argv:
+    if "--help-all" in argv:
+        parser.complete()
+    if {"-h", "--help", "--help-all"} & set(argv):
         print(parser.format_help(), end="")
         parser.exit()
     try:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..inference.predict import Prediction
+    from ..inference.predict import FilePrediction
 
 
 def make_parser(name: str = "predict") -> CommandParser:
@@ -66,7 +66,7 @@ def run(name: str, argv: list[str]) -> int:
 
 def start(
     arguments: PredictionArguments, tiling: TilingArguments, inputs: list[str]
-) -> tuple[list["Path"], "Iterator[Prediction]"]:
+) -> tuple[list["Path"], "Iterator[FilePrediction]"]:
     """Finds the files and loads the model; returns the files, and an iterator of their predictions."""
     import torch
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..arguments import TASKS
 from . import PROGRAM
-from .parsing import CommandParser, announce, format_metrics, parse, read_arguments
+from .parsing import RUN_ARGUMENTS, CommandParser, announce, format_metrics, parse, read_arguments
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,12 @@ class TrainingCommand:
     Attributes:
         task: module and class of the task, below `vit_hf.training`.
         description: what `--help` says first.
-        run_arguments: class of the arguments of Trainer, of `vit_hf.training.arguments`.
+        run_arguments: module and class of the flags of `Trainer`.
     """
 
     task: tuple[str, str]
     description: str
-    run_arguments: str = "RunArguments"
+    run_arguments: tuple[str, str] = RUN_ARGUMENTS
 
 
 COMMON = f"""
@@ -89,14 +89,14 @@ Teach a checkpoint, on images without labels, to keep its answer with few of its
   {PROGRAM} distill --dataset photos/ --model_name_or_path facebook/dinov2-small --image_size 518 \\
       --patch_selector '{{"type": "attention", "coverage": 0.5}}' --num_selected_patches 0.1 \\
       --output_dir runs/sparse
-  {PROGRAM} distill --config distill_photos --dataset photos/ --output_dir runs/sparse
+  {PROGRAM} distill --config distill_photos
 
 The checkpoint, frozen and with all patches, is the teacher. The model that is saved is of the same
 class, head included, trained to have the same states from a few patches, whose number each step draws
 anew. Fidelity to the teacher at 5, 10, 25 and 50 % of the patches is measured on held-out images, before
 training as well.
 """,
-        "DistillationRunArguments",
+        ("training.arguments", "DistillationRunArguments"),
     ),
 }
 
@@ -106,27 +106,17 @@ def make_parser(name: str) -> CommandParser:
     usage = "[CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
     command = COMMANDS[name]
     description = command.description.strip() + "\n" + COMMON
-    run_arguments = command.run_arguments
-    return CommandParser(name, TASKS[name], description, usage, trains=True, run_arguments=run_arguments)
-
-
-def run_arguments_of(name: str) -> type:
-    """Returns the class of the arguments of Trainer; imports torch."""
-    return getattr(importlib.import_module("..training.arguments", __package__), COMMANDS[name].run_arguments)
+    return CommandParser(name, TASKS[name], description, usage, command.run_arguments)
 
 
 def run(name: str, argv: list[str]) -> None:
     """Trains, and prints the metrics."""
     parser = make_parser(name)
-    if "--help-all" in argv:
-        parser.complete(run_arguments_of(name))
-        print(parser.format_help(), end="")
-        return
     argv = read_arguments(parser, argv)
     announce(f"{PROGRAM} {name}: loading torch and transformers ...")
     from ..training.task import run_task
 
-    parser.complete(run_arguments_of(name))
+    parser.complete()
     *arguments, training, _ = parse(parser, argv)
     module, task = COMMANDS[name].task
     task = getattr(importlib.import_module(f"..training.{module}", __package__), task)

@@ -65,7 +65,7 @@ def adapt(
         model_name_or_path=strategy.checkpoint.path, config_overrides=PLAIN_FIELDS, **strategy.training
     )
     task = Classification(arguments, None, AugmentationArguments(), FinetuningArguments())
-    task.data = data
+    task.data, task.splits = data, data.splits
     model = task.make_model()
     processor = task.make_processor(model)
     # Whole images of mixed sizes go one at a time.

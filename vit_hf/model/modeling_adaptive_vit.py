@@ -1042,8 +1042,8 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches,
-                sample_selection, dense_fraction: see `AdaptiveViTModel.forward`.
+            pixel_values, patch_coordinates, spatial_shapes: see `AdaptiveViTModel.forward`.
+            pixel_attention_mask, selected_patches, sample_selection, dense_fraction: see there.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or,

@@ -105,6 +105,7 @@ class PatchTokens:
         )
 
     def with_features(self, features: torch.Tensor) -> "PatchTokens":
+        """Returns the tokens with other features at the same places."""
         return replace(self, features=features)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "PatchTokens":

@@ -9,14 +9,14 @@ from ..arguments import Evolution
 from ..model.elastic_space import SearchSpace, SubNetwork
 
 
-# How often chance is asked for a network that is new and within the budget, for each that is wanted.
+# Draws for each network that is needed, until one is new and within the budget.
 TRIES = 50
 
 
 def mutate(
     space: SearchSpace, parent: SubNetwork, evolution: Evolution, generator: random.Random
 ) -> SubNetwork:
-    """A network that differs from its parent by chance; blocks that it has more are new."""
+    """Changes a network at random; additional blocks are drawn."""
     fresh = space.sample(generator)
     changes = {
         name: getattr(fresh, name)
@@ -33,7 +33,7 @@ def mutate(
 
 
 def crossover(first: SubNetwork, second: SubNetwork, generator: random.Random) -> SubNetwork:
-    """A network each of whose choices, and each of whose blocks, is that of one of its parents."""
+    """Combines two networks: each choice, and each block, comes from one of them at random."""
     depth, hidden_size, keep_rate = (
         getattr(generator.choice((first, second)), name) for name in ("depth", "hidden_size", "keep_rate")
     )
@@ -53,26 +53,24 @@ def evolve(
     evolution: Evolution,
     report: Callable[[int, SubNetwork, float], None] | None = None,
 ) -> list[tuple[SubNetwork, float]]:
-    """All networks that were tried and what they are worth, the best first; of equals the one that was found
-    first.
+    """Searches for the fittest networks, and returns all that were evaluated with their fitness, best first.
 
-    What is drawn depends on the seed and on what `fitness` and `is_allowed` answer: where they remember what
-    they answered before, a search that was interrupted goes on where it was.
+    Of equally fit networks the one that was found first comes first. The search depends only on the seed and
+    on the results of `fitness` and `is_allowed`: if these are cached, an interrupted search continues.
 
     Args:
-        space: to search in.
-        fitness: what a network is worth, more is better.
-        is_allowed: whether a network is within the budget.
-        evolution: how to search.
-        report: is told the number of a generation that was completed, and its best network so far with its
-            fitness.
+        space: search space.
+        fitness: returns the fitness of a network; higher is better.
+        is_allowed: returns whether a network is within the budget.
+        evolution: settings of the search.
+        report: receives the number of each complete generation, and the best network so far with its fitness.
 
     Raises:
         ValueError: if the budget does not allow the smallest network.
     """
     smallest = space.uniform(0)
     if not is_allowed(smallest):
-        raise ValueError("the budget does not even allow the smallest network of the space: raise it")
+        raise ValueError("the budget is below the smallest network of the search space: raise it")
     generator = random.Random(evolution.seed)
     worth: dict[SubNetwork, float] = {}
 
@@ -111,20 +109,20 @@ def evolve(
 
 
 def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
-    """From small to large, networks of equal blocks, of which every size grows together (compound scaling,
-    Tan & Le, 2019).
+    """Returns networks of equal blocks, from small to large, whose sizes grow together.
 
-    The i-th of `number` takes of each list of choices the one that is nearest to i / (number + 1) of the way
-    through it. So with four choices each two of them are between the smallest and the largest of the space.
+    Compound scaling (Tan & Le, 2019): the i-th of `number` networks takes from each list of choices the one
+    nearest to the fraction i / (number + 1) of the list. So with four choices each, two networks lie between
+    the smallest and the largest of the space.
 
     Raises:
-        ValueError: if the space has not so many of them.
+        ValueError: if the space has fewer different ones.
     """
     networks = []
     for place in range(1, number + 1):
 
-        def choose(choices: tuple, share: float = place / (number + 1)):
-            return choices[int(share * (len(choices) - 1) + 0.5)]
+        def choose(choices: tuple, fraction: float = place / (number + 1)):
+            return choices[int(fraction * (len(choices) - 1) + 0.5)]
 
         depth = choose(space.depths)
         networks.append(
@@ -137,8 +135,7 @@ def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
         )
     if len(set(networks)) < number:
         raise ValueError(
-            f"the search space has not {number} hand-made networks of different sizes: give more "
-            "choices, or set num_hand_made "
-            f"to {len(set(networks))}"
+            f"num_hand_made is {number}, and the search space has {len(set(networks))} such networks of "
+            f"different sizes: give more choices, or set num_hand_made to {len(set(networks))}"
         )
     return networks

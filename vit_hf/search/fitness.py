@@ -1,4 +1,4 @@
-"""How good a sub-network is, and what it costs."""
+"""Fitness and cost of sub-networks."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 
 
 class History:
-    """Measurements of sub-networks by name, such as "accuracy" and "gflops"; each is written down at once.
+    """Measurements of sub-networks by name, such as "accuracy" and "gflops", written to a file at once.
 
-    The first line says what was searched. A last line that was being written when the search was killed is
+    The first line names the subject of the search. An incomplete last line, of a search that was killed, is
     dropped.
 
     Args:
-        path: of the file, which may be there already.
-        subject: what is searched, plain JSON.
+        path: file, new or of an earlier start.
+        subject: supernet and data, in plain JSON.
 
     Raises:
         ValueError: if the file holds a search of something else.
@@ -46,8 +46,7 @@ class History:
             name = differing[0]
             raise ValueError(
                 f"{path} holds a search with {name} {found.get(name)!r}, and this one has "
-                f"{subject.get(name)!r}: name "
-                "another output_dir, or remove the file"
+                f"{subject.get(name)!r}: name another output_dir, or remove the file"
             )
         if len(complete) < len(lines):
             path.write_text("".join(complete))
@@ -57,11 +56,11 @@ class History:
             self.measured.setdefault(network, {}).update(entry)
 
     def get(self, network: SubNetwork, name: str) -> float | None:
-        """A measurement, or None if there is none yet."""
+        """Returns a measurement, or None if there is none yet."""
         return self.measured.get(network, {}).get(name)
 
     def add(self, network: SubNetwork, **values: float) -> None:
-        """Writes measurements down."""
+        """Stores measurements."""
         self.measured.setdefault(network, {}).update(values)
         with self.path.open("a") as file:
             file.write(json.dumps({"network": network.to_dict(), **values}) + "\n")
@@ -73,13 +72,13 @@ def measure_costs(
     names: tuple[str, ...] = tuple(COSTS),
     repeats: int = 9,
 ) -> dict[str, float]:
-    """Some of `COSTS` of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
+    """Measures costs of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
 
     Args:
-        model: in evaluation mode.
-        inputs: of one image, of the size that counts.
-        names: which.
-        repeats: forward passes of which the median is taken, after two that do not count.
+        model: model in evaluation mode.
+        inputs: inputs of one image, of the size to measure.
+        names: keys of `COSTS`.
+        repeats: number of forward passes for the median latency, after two for warm-up.
     """
     costs = {}
     forward = timed_forward(model, inputs)
@@ -95,7 +94,7 @@ def measure_costs(
 def timed_forward(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor]
 ) -> Callable[[], None]:
-    """A forward pass that has ended when the function has."""
+    """Returns a function that runs a forward pass and waits for the device."""
 
     @torch.no_grad()
     def forward() -> None:
@@ -106,7 +105,7 @@ def timed_forward(
     return forward
 
 
-# Prepared images are kept up to so many bytes.
+# Limit, in bytes, of the prepared images that are kept.
 KEPT_BYTES = 2 * 2**30
 
 
@@ -114,11 +113,11 @@ class PreparedSplit:
     """Batches of a split, on a device.
 
     Args:
-        examples: as a collator takes them.
-        collate: makes a batch of a list of them, with "labels".
-        batch_size: of a forward pass.
+        examples: examples for `collate`.
+        collate: makes a batch, with "labels", of a list of examples.
+        batch_size: images in a forward pass.
         num_workers: processes that prepare images.
-        device: where the model is.
+        device: device of the model.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class PreparedSplit:
             self.kept, self.is_complete = kept, True
 
     def one_image(self) -> dict[str, torch.Tensor]:
-        """The inputs of one image."""
+        """Returns the inputs of the first image."""
         batch = next(iter(self.batches()))
         return {name: values[:1] for name, values in batch.items() if name != "labels"}
 
@@ -157,7 +156,7 @@ class PreparedSplit:
     def evaluate(
         self, model: torch.nn.Module, compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     ) -> dict[str, float]:
-        """Metrics of a model in evaluation mode."""
+        """Returns the metrics of a model in evaluation mode."""
         logits, labels = [], []
         for batch in self.batches():
             inputs = {name: values for name, values in batch.items() if name != "labels"}

@@ -1,4 +1,4 @@
-"""A search from its arguments to checkpoints, a table and a plot."""
+"""Architecture search, from arguments to checkpoints, a table and a plot."""
 
 import copy
 import hashlib
@@ -20,7 +20,7 @@ from ..arguments import (
 )
 from ..data.augmentation import EvaluationExamples
 from ..data.collation import ImageCollator
-from ..data.loading import ImageDataset, load_data
+from ..data.loading import ImageDataset
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..measure import alternate
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
@@ -29,17 +29,16 @@ from ..model.elastic_space import SearchSpace, SubNetwork, subnetwork_config
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..training.arguments import RunArguments
 from ..training.classification import Classification
-from ..training.model_loading import make_model
 from ..training.output_dir import find_last_checkpoint
-from ..training.task import prepare
+from ..training.task import build, prepare
 from .evolution import evolve, hand_made_networks
 from .fitness import History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
-# Written when a training is complete: its metrics.
+# Holds the metrics of a complete training.
 DONE_NAME = "done.json"
-# What a configuration says of its labels and its file, which a run finds out for itself.
+# Fields of a configuration that each run sets itself.
 OWN_FIELDS = {
     "_name_or_path",
     "architectures",
@@ -55,14 +54,14 @@ OWN_FIELDS = {
 
 
 def check_model_arguments(arguments: ModelArguments, search: SearchArguments) -> None:
-    """Raises: ValueError where a model and a supernet are both named."""
+    """Raises ValueError if a model and a supernet are both given."""
     if search.supernet is not None and (arguments.model_name_or_path or arguments.config_overrides):
         raise ValueError("supernet is the model: leave model_name_or_path and config_overrides out")
 
 
 @dataclass
 class Recipe:
-    """Arguments of `scripts/finetune.py` for all runs of a search."""
+    """Arguments of fine-tuning for all runs of a search."""
 
     model: ModelArguments
     data: DataArguments
@@ -70,19 +69,23 @@ class Recipe:
     method: FinetuningArguments
     training: RunArguments
 
+    def task(self, model: ModelArguments | None = None) -> Classification:
+        """Returns the task that trains a model, by default the supernet."""
+        return Classification(model or self.model, self.data, self.augmentation, self.method)
+
     def train(
         self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
     ) -> dict[str, float]:
-        """Trains in a folder, or goes on there; what was complete already is not trained again.
+        """Trains in a folder, or resumes there; a complete training is not repeated.
 
         Args:
-            folder: of the run.
-            seed: added to that of the arguments.
-            model: another than the supernet.
-            factor: of the number of steps or epochs.
+            folder: folder of the run.
+            seed: number added to the seed of the arguments.
+            model: arguments of the model; the supernet by default.
+            factor: factor of the number of steps or epochs.
 
         Returns:
-            Metrics, as `execute` of a run.
+            Metrics of `Run.execute`.
         """
         done = folder / DONE_NAME
         if done.is_file():
@@ -92,17 +95,14 @@ class Recipe:
         training.num_train_epochs *= factor
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
-        # What was killed where there is nothing to go on from begins again.
+        # A run that was killed before its first checkpoint starts over.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
-        run = prepare(
-            Classification(model or self.model, self.data, self.augmentation, self.method), training
-        )
-        metrics = run.execute()
+        metrics = prepare(self.task(model), training).execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
 
     def model_of(self, config: AdaptiveViTConfig, network: SubNetwork) -> ModelArguments:
-        """A sub-network as a model to be trained from scratch, on images prepared as the supernet's."""
+        """Returns arguments to train a sub-network from scratch, with the images of the supernet."""
         ordinary = subnetwork_config(config, network)
         fields = {name: value for name, value in ordinary.to_diff_dict().items() if name not in OWN_FIELDS}
         known = AdaptiveViTConfig().to_dict().keys()
@@ -115,7 +115,7 @@ class Recipe:
         )
 
     def prepared_as(self, processor: BaseImageProcessor) -> "Recipe":
-        """The same with images prepared as an image processor of ours does."""
+        """Returns a recipe that prepares images as `processor` does."""
         size = dict(processor.size or {}) if processor.do_resize else {}
         return replace(
             self,
@@ -128,22 +128,22 @@ class Recipe:
         )
 
 
-# Within a budget is what exceeds it by no more than rounding.
+# Costs may exceed a budget by rounding.
 TOLERANCE = 1 + 1e-9
 LATENCY_REPEATS = 15
 
 
 @dataclass
 class SearchRun:
-    """A search about which nothing is left to be found wrong.
+    """Validated search, ready to start.
 
     Attributes:
-        recipe: how everything is trained.
-        search: what was asked for.
-        data: all splits; what is found is chosen on "validation".
-        space: to search in.
+        recipe: arguments of all trainings.
+        search: arguments of the search.
+        data: all splits; networks are chosen on "validation".
+        space: search space.
         hand_made: networks to compare with, from small to large.
-        folder: for everything.
+        folder: folder of all results.
     """
 
     recipe: Recipe
@@ -155,11 +155,10 @@ class SearchRun:
     budgets: list[float] = field(default_factory=list)
 
     def execute(self) -> str:
-        """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
+        """Trains, searches, extracts and compares; steps that are complete in the folder are not repeated.
 
         Returns:
-            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there
-            after each seed.
+            Table, as in `results.md`; it is written with `results.json` and `pareto.png` after each seed.
         """
         rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
@@ -172,7 +171,7 @@ class SearchRun:
         return table
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Returns a summary of data, search space and search in a few lines."""
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         choices = "; ".join(
             f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
@@ -261,17 +260,17 @@ class SearchRun:
 
 
 class Bench:
-    """Where networks of a supernet are measured; what was measured is remembered.
+    """Measures sub-networks of a supernet and caches the results.
 
     Args:
-        supernet: in evaluation mode.
-        processor: prepares its images.
-        data: with a validation and perhaps a test split.
+        supernet: supernet in evaluation mode.
+        processor: image processor of the supernet.
+        data: data with a validation split, and optionally a test split.
         training: batch size and workers of evaluation.
-        path: of the history.
+        path: file of the history.
 
     Raises:
-        ValueError: if that is the history of another supernet, or of other data.
+        ValueError: if the history belongs to another supernet or other data.
     """
 
     def __init__(
@@ -300,7 +299,7 @@ class Bench:
         self.history = History(path, {"supernet": fingerprint(supernet), "images": sizes})
 
     def cost(self, network: SubNetwork, kind: str) -> float:
-        """One of `COSTS`."""
+        """Returns one of `COSTS` of a sub-network."""
         known = self.history.get(network, kind)
         if known is None:
             if kind == "parameters":
@@ -312,8 +311,7 @@ class Bench:
         return known
 
     def fitness(self, network: SubNetwork) -> float:
-        """The metric on the validation split, with the supernet's weights; negative where less of it is
-        better."""
+        """Returns the validation metric with the supernet's weights; negated if lower is better."""
         value = self.history.get(network, self.metric)
         if value is None:
             value = self._score("validation", self.supernet.extract(network))
@@ -321,13 +319,13 @@ class Bench:
         return value if self.more_is_better else -value
 
     def measure(self, row: Row, model: AdaptiveViTForImageClassification | None = None) -> Row:
-        """A row with its metrics, of a model or with the supernet's weights."""
+        """Adds the metrics of `model`, by default of the extracted sub-network, to a row."""
         model = model or self.supernet.extract(row.network)
         test = self._score("test", model) if "test" in self.splits else None
         return replace(row, validation=self._score("validation", model), test=test)
 
     def time(self, rows: list[Row]) -> None:
-        """Gives rows their costs; latencies are taken by turns."""
+        """Adds costs to rows; latencies are measured in turns."""
         inputs = self.splits["validation"].one_image()
         models = {network: self.supernet.extract(network) for network in {row.network for row in rows}}
         calls = [timed_forward(model, inputs) for model in models.values()]
@@ -341,7 +339,7 @@ class Bench:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Of all weights."""
+    """Returns a hash of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -357,46 +355,37 @@ def prepare_search(
     search: SearchArguments,
     training: RunArguments,
 ) -> SearchRun:
-    """Everything up to the first step.
+    """Checks a search, loads its data and builds the supernet, up to the first step.
 
     Raises:
-        OSError, TypeError, ValueError: for arguments or data that are wrong.
+        OSError, TypeError, ValueError: for wrong arguments or data.
     """
     check_model_arguments(model_arguments, search)
+    if search.budget not in COSTS:
+        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet by torchrun and "
-            "scripts/finetune.py, with the choices as "
-            "config_overrides, and name it as supernet"
+            "a search runs in one process: train the supernet by torchrun and vit-hf finetune, with the "
+            "choices as config_overrides, and name it as supernet"
         )
     if training.push_to_hub:
-        raise ValueError(
-            "push_to_hub is not for a search, which makes many models: use scripts/push_to_hub.py"
-        )
+        raise ValueError("push_to_hub is not for a search, which makes many models: use vit-hf push")
     if training.overwrite_output_dir:
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
-    data = load_data(data_arguments)
-    if "validation" not in data.splits:
-        raise ValueError(
-            "there is no validation split to search on: give one, or set validation_fraction above 0"
-        )
-    overrides = model_arguments.config_overrides | search.elastic_fields()
-    named = replace(
+    supernet_arguments = replace(
         model_arguments,
-        config_overrides=overrides,
+        config_overrides=model_arguments.config_overrides | search.elastic_fields(),
         model_name_or_path=search.supernet or model_arguments.model_name_or_path,
     )
-    model = make_model(named, data)
+    recipe = Recipe(supernet_arguments, data_arguments, augmentation, method, training)
+    task = recipe.task()
+    model, _, _ = build(task, training, needs_validation=True)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
-            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, "
-            "elastic_num_attention_heads, "
-            "elastic_mlp_ratios or elastic_keep_rates"
+            "the search space has a single network: give elastic_hidden_sizes, elastic_depths, "
+            "elastic_num_attention_heads, elastic_mlp_ratios or elastic_keep_rates"
         )
-    if search.budget not in COSTS:
-        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     hand_made = hand_made_networks(model.space, search.num_hand_made)
-    recipe = Recipe(named, data_arguments, augmentation, method, training)
-    return SearchRun(recipe, search, data, model.space, hand_made, Path(training.output_dir))
+    return SearchRun(recipe, search, task.data, model.space, hand_made, Path(training.output_dir))

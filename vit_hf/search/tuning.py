@@ -1,4 +1,4 @@
-"""Settings of an optimiser, chosen by Optuna through `Trainer.hyperparameter_search`."""
+"""Tuning of optimizer settings by Optuna, through `Trainer.hyperparameter_search`."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
 from ..training.output_dir import check_output_dir
-from ..training.task import check_splits, make_trainer, optimizer_of
+from ..training.task import build, make_trainer, optimizer_of
 
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
 
 
 STUDY_NAME = "vit_hf"
-# In the folder of a study.
 JOURNAL_NAME = "study.journal"
-# What the best run should not repeat.
+# Arguments of the trials that best.yaml leaves out.
 KEPT_FOR_TRIALS = {"save_strategy", "save_steps", "load_best_model_at_end", "push_to_hub"}
 
 
 @dataclass
 class TrialArguments(RunArguments):
-    """Trainer's own arguments for trials, of which nothing is kept but how good they were."""
+    """Arguments of Trainer for trials, which save nothing."""
 
     save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "trials are not saved"})
     load_best_model_at_end: bool = field(default=False, metadata={"help": "trials are not saved"})
@@ -43,16 +42,16 @@ class TrialArguments(RunArguments):
 
 @dataclass
 class TuningRun:
-    """A validated study, ready to start.
+    """Validated study, ready to start.
 
     Attributes:
-        trainer: as fine-tuning makes it, and makes a model anew for each trial.
-        tuning: which settings to try.
+        trainer: trainer of fine-tuning, which makes a new model for each trial.
+        tuning: ranges of the settings.
         task: fine-tuning, with its other settings.
-        metric, more_is_better: what a trial is judged by, on the validation split.
-        given: what was asked for, by the flags of `scripts/finetune.py`.
-        folder: of the study.
-        notes: what of the data is left out, a line each.
+        metric, more_is_better: metric on the validation split that trials are compared by, and its direction.
+        given: arguments given on the command line, by the flags of `vit-hf finetune`.
+        folder: folder of the study.
+        notes: descriptions of data that are left out, a line each.
     """
 
     trainer: HubTrainer
@@ -65,9 +64,9 @@ class TuningRun:
     notes: list[str] = field(default_factory=list)
 
     def execute(self) -> "optuna.Study":
-        """Tries settings, counting those that the study in the folder has already.
+        """Runs the trials that the study in the folder does not have yet.
 
-        A trial that was killed does not count. Writes `best.yaml`, which `scripts/finetune.py` takes, and
+        A trial that was killed does not count. Writes `best.yaml`, which `vit-hf finetune` takes, and
         `study.png`.
         """
         import optuna
@@ -90,7 +89,7 @@ class TuningRun:
                 storage=storage,
                 study_name=STUDY_NAME,
                 load_if_exists=True,
-                # Not the same draws again in a study that goes on.
+                # A study that continues must not repeat its draws.
                 sampler=optuna.samplers.TPESampler(seed=self.trainer.args.seed + len(study.trials)),
                 pruner=optuna.pruners.MedianPruner() if self.tuning.prune else optuna.pruners.NopPruner(),
             )
@@ -100,7 +99,7 @@ class TuningRun:
 
     def describe(self) -> str:
         """Returns a summary of the study in a few lines."""
-        judged = f"judged by {self.metric} on the validation split"
+        judged = f"compared by {self.metric} on the validation split"
         study = f"Study: {self.tuning.num_trials} trials, {judged}; in {self.folder}"
         return "\n".join([study, *(f"       {note}" for note in self.notes)])
 
@@ -113,7 +112,7 @@ class TuningRun:
         self.trainer._train_batch_size = args.train_batch_size
         self.task.layer_decay = settings.get("layer_decay", self.task.layer_decay)
         self.trainer.optimizer_cls_and_kwargs = optimizer_of(self.task, model, args)
-        # All is set: by Trainer, a share of steps would become a whole number where one stood before.
+        # Set here, because Trainer would round a fraction of the steps if a whole number stood before.
         return {}
 
     def _write(self, study: "optuna.Study") -> None:
@@ -129,7 +128,7 @@ class TuningRun:
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Trials that came to an end, at the last step or before it as hopeless."""
+    """Returns the trials that are complete or were pruned."""
     import optuna
 
     states = [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED]
@@ -137,7 +136,7 @@ def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
 
 
 def journal(folder: Path) -> "optuna.storages.BaseStorage":
-    """Where a study is kept."""
+    """Returns the storage of a study, and creates its folder."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -154,14 +153,14 @@ def prepare_tuning(
     training: TrialArguments,
     given: set[str],
 ) -> TuningRun:
-    """Everything up to the first step.
+    """Checks a study, loads its data and builds its trainer, up to the first trial.
 
     Args:
-        given: names of the arguments that were asked for, which `best.yaml` repeats.
+        given: names of the arguments given on the command line, which `best.yaml` repeats.
 
     Raises:
         ImportError: without Optuna.
-        OSError, TypeError, ValueError: for arguments or data that are wrong.
+        OSError, TypeError, ValueError: for wrong arguments or data.
     """
     if not is_optuna_available():
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
@@ -175,9 +174,13 @@ def prepare_tuning(
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it "
-                "to finetune.py with best.yaml"
+                f"{name} is {value}, but is not for tuning: leave it out, and give it to finetune with "
+                "best.yaml"
             )
+    if training.eval_strategy == IntervalStrategy.NO:
+        raise ValueError(
+            "eval_strategy is 'no', but trials are compared on the validation split: give 'epoch' or 'steps'"
+        )
     folder = Path(training.output_dir)
     if not (folder / JOURNAL_NAME).is_file():
         check_output_dir(folder)
@@ -185,23 +188,13 @@ def prepare_tuning(
     for group in (model_arguments, data_arguments, augmentation, method):
         values |= asdict(group)
     repeated = {name: values[name] for name in values if name in given and name not in KEPT_FOR_TRIALS}
-    # Where finetune.py evaluates it saves, to end with the best.
+    # finetune saves whenever it evaluates, to end with the best checkpoint.
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]
-    task = Classification(model_arguments, data_arguments, augmentation, method)
-    splits = task.load_data()
-    if "validation" not in splits or training.eval_strategy == IntervalStrategy.NO:
-        raise ValueError(
-            "trials are judged on a validation split: add one, or set validation_fraction above 0, and leave "
-            "eval_strategy"
-        )
-    check_splits(splits, training)
     training.push_to_hub = False
-
-    model = task.make_model()
-    processor = task.make_processor(model)
-    examples = task.examples(model, processor, training)
+    task = Classification(model_arguments, data_arguments, augmentation, method)
+    model, processor, examples = build(task, training, needs_validation=True)
     trainer = make_trainer(task, model, processor, examples, training)
     trainer.model_init = task.make_model
     metric, more_is_better = task.best_metric()

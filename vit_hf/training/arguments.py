@@ -1,4 +1,4 @@
-"""What a fine-tuning run can be asked for, beside `AugmentationArguments`."""
+"""Arguments of `Trainer`, with the defaults of this package."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """Trainer's own arguments, some with other defaults."""
+    """Arguments of `Trainer`, some with other defaults."""
 
     _argument_group_name = "Trainer"
 
@@ -43,7 +43,7 @@ class RunArguments(TrainingArguments):
     hub_examples: list[str] | None = field(
         default=None, metadata={"help": "images for the model card, which push_to_hub publishes with it"}
     )
-    # Columns that no model takes are what the collator makes its input from.
+    # The collator reads columns that no model takes.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be false here"})
 
     def __post_init__(self):

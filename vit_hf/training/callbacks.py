@@ -28,28 +28,28 @@ def dense_fraction_at(
     num_buckets: int = 8,
     initial: float = 1.0,
 ) -> float:
-    """How far selection is relaxed at a training step: 1 keeps every patch, 0 keeps the target.
+    """Computes the dense fraction of a training step: 1 keeps every patch, 0 keeps the target.
 
     Dense for the first `warmup_ratio` of the steps, at the target for the last `final_ratio`; between them
     (1 + cos(pi t)) / 2 for t from 0 to 1, the keep-rate schedule of EViT (Liang et al. 2022), rounded to
     `num_buckets` values strictly between 1 and 0 so that shapes change seldom.
 
-    It is a function of the step alone, so a resumed run sees what an uninterrupted one does.
+    It depends on the step alone, so a resumed run follows the same schedule.
 
     Args:
         step: optimizer steps completed.
         max_steps: optimizer steps of the whole run.
-        warmup_ratio: share of the steps that are dense.
-        final_ratio: share of the steps that are at the target.
-        num_buckets: how many values the decay takes.
-        initial: dense_fraction of the first steps, which all others are scaled to. Where every patch is more
-            than memory or patience allow, begin with as many as they do.
+        warmup_ratio: fraction of the steps that are dense.
+        final_ratio: fraction of the steps that are at the target.
+        num_buckets: number of values that the decay takes.
+        initial: dense fraction of the first steps, which scales all others. Lower it if all patches exceed
+            memory or time.
 
     Raises:
-        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+        ValueError: for a ratio outside [0, 1], ratios whose sum exceeds 1, or no bucket.
     """
     _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
-    # Whole steps, because shares that add up to 1 need not do so in floating point.
+    # Whole steps, because fractions that add up to 1 may not do so in floating point.
     decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
     if step >= decay_end:
         return 0.0
@@ -62,43 +62,38 @@ def dense_fraction_at(
 def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, initial: float) -> None:
     for name, ratio in {"warmup_ratio": warmup_ratio, "final_ratio": final_ratio}.items():
         if not 0 <= ratio <= 1:
-            raise ValueError(f"{name} is {ratio}; it is a share of the training steps, from 0 to 1")
+            raise ValueError(f"{name} is {ratio}; it is a fraction of the training steps, from 0 to 1")
     if not 0 <= initial <= 1:
         raise ValueError(f"initial is {initial}; it must lie between 0 (the target) and 1 (every patch)")
     if warmup_ratio + final_ratio > 1:
         raise ValueError(
-            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the "
-            "whole run (1): "
-            "lower one of them"
+            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the whole run "
+            "(1): lower one of them"
         )
     if num_buckets < 1:
         raise ValueError(f"num_buckets is {num_buckets}; the decay needs at least 1")
 
 
 def selecting_part(model: nn.Module) -> nn.Module | None:
-    """The model itself or, of a detector, its backbone: the outermost part that can be relaxed."""
+    """Returns the outermost module with a dense fraction: the model, or the backbone of a detector."""
     modules = extract_model_from_parallel(model, keep_torch_compile=False).modules()
     return next((part for part in modules if callable(getattr(part, "set_dense_fraction", None))), None)
 
 
 class KeepRateSchedule(TrainerCallback):
-    """Lets the model see all patches first and leads it to its target, for training that is stable.
+    """Trains on all patches first and reduces them gradually to the target, for stable training.
 
-    In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the share
-    `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), d being
-    `dense_fraction_at` of the step; evaluation always measures the target. The dense_fraction is logged as
-    `dense_fraction`.
+    In training a patch selector keeps `round(K + d (N - K))` of N patches and a token reducer the fraction
+    `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), where d is
+    `dense_fraction_at` of the step; evaluation always uses the target. d is logged as `dense_fraction`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
     Args:
-        warmup_ratio: share of the steps that are dense.
-        final_ratio: share of the steps that are at the target.
-        num_buckets: how many values the decay takes.
-        initial: dense_fraction of the first steps, which all others are scaled to.
+        warmup_ratio, final_ratio, num_buckets, initial: arguments of `dense_fraction_at`.
 
     Raises:
-        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+        ValueError: for a ratio outside [0, 1], ratios whose sum exceeds 1, or no bucket.
     """
 
     def __init__(
@@ -126,25 +121,21 @@ class KeepRateSchedule(TrainerCallback):
         unwrapped = selecting_part(model)
         if unwrapped is None:
             raise TypeError(
-                f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
-                f"set_dense_fraction(float); "
+                "KeepRateSchedule needs a model with a method set_dense_fraction(float), but "
                 f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} "
-                "has none. Take the callback "
-                "away, or train an AdaptiveViT model."
+                "has none: remove the callback, or train an AdaptiveViT model."
             )
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
             raise ValueError(
-                "KeepRateSchedule has nothing to lead to: the model has neither patch_selector "
-                "nor token_reducer. Take "
-                "the callback away, or set one of them in the model (an image processor that "
-                "selects leaves no choice)."
+                "KeepRateSchedule needs a patch_selector or a token_reducer in the model, which has neither: "
+                "set one of them (the image processor's does not count), or remove the callback."
             )
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
-                f"KeepRateSchedule has no effect where the image processor selects already, by "
-                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Take it "
-                "away there: the model selects."
+                "KeepRateSchedule has no effect if the image processor selects, by "
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}: set it to None "
+                "there, so that the model selects."
             )
         self._apply(state, model)
 
@@ -195,13 +186,13 @@ class KeepRateSchedule(TrainerCallback):
 
 
 class OutputWatch(TrainerCallback):
-    """Sees what the model puts out in training; nothing of it where the model is compiled."""
+    """Observes the outputs of the model in training, unless it is compiled."""
 
     def __init__(self):
         self.handles: list[RemovableHandle] = []
 
     def see(self, outputs: Any) -> None:
-        """Called after each forward pass in training."""
+        """Receives the outputs of each forward pass in training."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -212,7 +203,7 @@ class OutputWatch(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        # Those of training that failed.
+        # Of a training that failed.
         self._remove()
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         self.handles = [model.register_forward_hook(self._after_forward)]
@@ -235,7 +226,7 @@ class OutputWatch(TrainerCallback):
 class LogSelectionLoss(OutputWatch):
     """Logs `selection_loss`, the part of the loss that selectors and reducers add to that of the task.
 
-    Beside `loss` in Trainer's logs: the mean over the steps since the last log, in the main process. Models
+    It is the mean over the steps since the last log, in the main process, and is logged with `loss`. Models
     without such a part log nothing.
     """
 
@@ -267,21 +258,20 @@ class LogSelectionLoss(OutputWatch):
 class NonFiniteGuard(OutputWatch):
     """Stops training before a gradient or a loss that is not finite reaches the weights.
 
-    Without it Trainer goes on with weights that are NaN, logs losses that look well
-    (`logging_nan_inf_filter`), and overwrites good checkpoints with bad ones. The error names the parameters,
-    in the order in which the backward pass came to them; it is raised before the optimizer moves, in all
-    processes at once, so checkpoints are as they were.
+    Without it Trainer continues with NaN weights, logs plausible losses (`logging_nan_inf_filter`), and
+    overwrites good checkpoints with bad ones. The error names the parameters, in the order of the backward
+    pass; it is raised before the optimizer step, in all processes at once, so checkpoints stay intact.
 
-    With fp16 a scaled gradient that overflows is nothing unusual: the scaler halves the scale and leaves out
-    the step. Only when `max_skipped` steps in a row were left out it is not the scale's fault.
+    With fp16 a scaled gradient may overflow: the scaler then halves the scale and skips the step. Only
+    `max_skipped` skipped steps in a row show that the scale is not the cause.
 
-    It costs one norm of each gradient, and one look at them all in each step. For one process, or several
-    that each hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened
-    together (FSDP1), it sees the loss alone.
+    It costs one norm of each gradient, and one synchronization in each step. Works in one process, or in
+    several that each hold the whole model (DDP) or a part of each parameter (FSDP2); with flattened
+    parameters (FSDP1) it checks the loss only.
 
     Args:
-        max_skipped: steps in a row that may be left out with fp16. A scale begins at 2**16, so 16 halvings
-            make it 1, which scales nothing.
+        max_skipped: steps in a row that may be skipped with fp16. The scale starts at 2**16, so after 16
+            halvings it is 1.
     """
 
     def __init__(self, max_skipped: int = 16):
@@ -289,7 +279,7 @@ class NonFiniteGuard(OutputWatch):
         self.max_skipped = max_skipped
         self.num_skipped = 0
         self.losses: list[torch.Tensor] = []
-        # Of each parameter, in the order of the backward pass, its gradient's greatest number.
+        # Largest gradient of each parameter, in the order of the backward pass.
         self.peaks: dict[str, torch.Tensor] = {}
 
     def see(self, outputs: Any) -> None:
@@ -333,13 +323,12 @@ class NonFiniteGuard(OutputWatch):
         raise FloatingPointError(self._explain(args, state, model, losses, peaks))
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
-        # In the backward pass, because clipping, which comes before any callback, spreads a NaN over all
-        # gradients.
+        # In the backward pass, because clipping, before any callback, spreads a NaN to all gradients.
         def after_accumulation(parameter: nn.Parameter) -> None:
             gradient = parameter.grad.detach()
             if isinstance(gradient, DTensor):
                 gradient = gradient.to_local()
-            if gradient.numel():  # of a small parameter, some processes have no part
+            if gradient.numel():  # empty in some processes if the parameter is small
                 self.peaks[name] = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32)
 
         self.handles.append(parameter.register_post_accumulate_grad_hook(after_accumulation))
@@ -351,7 +340,7 @@ class NonFiniteGuard(OutputWatch):
         if values:
             finite = torch.stack([value.to(device) for value in values]).isfinite().all().int()
         if args.world_size > 1:
-            # One process that stopped alone would leave the others waiting, or saving.
+            # If one process stopped alone, the others would wait, or save.
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
 
@@ -369,13 +358,12 @@ class NonFiniteGuard(OutputWatch):
         if bad := [name for name, peak in peaks.items() if not peak.isfinite()]:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             found.append(
-                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the "
-                "loss backwards "
-                f"{', '.join(bad[:5])}{more}"
+                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the loss "
+                f"backwards {', '.join(bad[:5])}{more}"
             )
         if not found:
             found.append("a loss or a gradient in another process is not finite")
-        after = f", after {self.num_skipped} steps that were left out for it" if self.num_skipped else ""
+        after = f", after {self.num_skipped} skipped steps" if self.num_skipped else ""
         remedies = [
             f"a lower learning_rate (now {args.learning_rate:g}) or a longer warm-up",
             f"a lower max_grad_norm (now {args.max_grad_norm:g})"
@@ -386,26 +374,21 @@ class NonFiniteGuard(OutputWatch):
             remedies.insert(0, "bf16 instead of fp16")
         config = getattr(model, "config", None)
         if getattr(config, "patch_selector", None) or getattr(config, "token_reducer", None):
-            remedies.append("a higher num_selected_patches or keep_rate, or a slower schedule towards it")
+            remedies.append("a higher num_selected_patches or keep_rate, or a slower keep_rate_schedule")
         return (
-            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. The "
-            "weights were not "
-            f"changed by it, and checkpoints in {args.output_dir} are as they were. Try "
-            f"{'; '.join(remedies)}. A run "
-            "that is resumed keeps the learning rates that were saved: to change these, begin a "
-            "new run from the last "
-            "checkpoint's weights."
+            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. Weights and "
+            f"checkpoints in {args.output_dir} were not changed. Try {'; '.join(remedies)}. A resumed run "
+            "keeps the saved learning rates: to change them, start a new run from the last checkpoint's "
+            "weights."
         )
 
 
 class ReproducibleTraining(TrainerCallback):
-    """Makes what is drawn in a training step a function of seed, step and process, whatever was drawn before
-    it.
+    """Makes the random numbers of a training step depend on seed, step and process alone.
 
-    So dropout does not depend on how often a loader was started or an evaluation was run. It also tells the
-    training data which epoch it is, in the middle of one that is resumed as well: `accelerate` does so for
-    data that have `set_epoch`, but not in every process, and forgets to tell the sampler once it has skipped
-    batches.
+    So dropout does not depend on how often a loader was started or an evaluation was run. It also sets the
+    epoch of the training data, also when a run resumes within an epoch: `accelerate` does so for data that
+    have `set_epoch`, but not in every process, and not for the sampler after skipped batches.
     """
 
     def on_epoch_begin(
@@ -418,7 +401,7 @@ class ReproducibleTraining(TrainerCallback):
     ) -> None:
         epoch = int(state.epoch)
         train_dataloader.dataset.set_epoch(epoch)
-        # Samplers of batches wrap each other; innermost is the one that shuffles.
+        # Batch samplers are nested; the innermost shuffles.
         sampler = train_dataloader.batch_sampler
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
@@ -434,31 +417,31 @@ class ReproducibleTraining(TrainerCallback):
 
 logger = logging.get_logger(__name__)
 
-# Beside model.safetensors, which holds the average: the weights that training goes on from.
+# Weights to resume training from; model.safetensors holds the average.
 UNAVERAGED_WEIGHTS_NAME = "unaveraged.safetensors"
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """How much of the average a step leaves: little at first, so that the initial weights are soon forgotten.
+    """Computes the decay of the average at a step: low at first, to forget the initial weights soon.
 
-    The warm-up of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + step) / (10 + step)).
+    Warm-up of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + step) / (10 + step)).
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class EmaCallback(TrainerCallback):
-    """Averages the weights over training steps; between steps the model *is* its average.
+    """Averages the weights over training steps; between steps the model holds the average.
 
-    So whatever happens between two steps, evaluation, checkpoints, the choice and loading of the best model,
-    sees the average, and training alone sees the weights that it moves. A checkpoint's `model.safetensors` is
-    the average; the weights to resume from are in `unaveraged.safetensors`, and resuming is exact. At the end
-    the model is the average, or the best average if `load_best_model_at_end`.
+    So evaluation, checkpoints, and the choice and loading of the best model use the average; only training
+    steps use the unaveraged weights. A checkpoint's `model.safetensors` is the average; the weights to resume
+    from are in `unaveraged.safetensors`, and resuming is exact. At the end the model is the average, or the
+    best average if `load_best_model_at_end`.
 
-    For one process, or several that each hold the whole model (DDP); resume from a checkpoint in
+    Works in one process, or in several that each hold the whole model (DDP); resume from a checkpoint in
     `output_dir`.
 
     Args:
-        decay: how much of the average a step leaves, in [0, 1); .999 suits runs of some thousand steps.
+        decay: fraction of the average that a step keeps, in [0, 1); .999 suits runs of some thousand steps.
 
     Raises:
         ValueError: for a decay out of range.
@@ -466,9 +449,11 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, decay: float = 0.999):
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of the moving average is {decay}; it must be at least 0 and below 1")
+            raise ValueError(
+                f"decay (ema_decay) is {decay}; it must be at least 0 and below 1, such as 0.999"
+            )
         self.decay = decay
-        # Of each parameter, what the model does not hold: its average in a step, its own value between steps.
+        # What the model does not hold of each parameter: the average in a step, its own value between steps.
         self.others: list[torch.Tensor] = []
         self.model_is_average = False
 
@@ -484,9 +469,8 @@ class EmaCallback(TrainerCallback):
         is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         if args.fsdp or args.deepspeed or is_sharded:
             raise ValueError(
-                "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or "
-                "leave out FSDP and "
-                "DeepSpeed"
+                "EmaCallback (ema_decay) needs the whole model in each process: remove it, or do not use "
+                "FSDP or DeepSpeed"
             )
         # On resuming, the model was loaded from a checkpoint, which holds the average.
         self.others = [parameter.detach().clone() for parameter in model.parameters()]
@@ -529,7 +513,7 @@ class EmaCallback(TrainerCallback):
         if args.should_save:
             names = [name for name, _ in _unwrap(model).named_parameters()]
             path = _checkpoint(args, state)
-            # Renamed when complete, because a run can be killed at any moment.
+            # Renamed when complete, because a run can be killed while writing.
             save_file(dict(zip(names, self.others, strict=True)), path.with_suffix(".part"))
             os.replace(path.with_suffix(".part"), path)
 
@@ -539,7 +523,7 @@ class EmaCallback(TrainerCallback):
         self.others = []
 
     def _swap(self, model: nn.Module) -> None:
-        # Storage changes hands and nothing is copied; the optimizer goes on with the same parameters.
+        # Storage is exchanged, not copied; the optimizer keeps the same parameters.
         for index, parameter in enumerate(_unwrap(model).parameters()):
             parameter.data, self.others[index] = self.others[index], parameter.data
         self.model_is_average = not self.model_is_average
@@ -557,9 +541,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _load_unaveraged(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         logger.warning(
-            f"There is no {path}: that checkpoint was made without EmaCallback, or lies "
-            "elsewhere. Training goes on "
-            "from its averaged weights."
+            f"There is no {path}: the checkpoint was made without EmaCallback, or is elsewhere. Training "
+            "resumes from its averaged weights."
         )
         return
     weights = load_file(path)

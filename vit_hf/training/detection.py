@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy
 
@@ -23,28 +23,26 @@ from ..data.boxes import BoxExamples, to_coco
 from ..data.images import prepare_images
 from ..explanations.detections import backbone_of
 from .arguments import RunArguments
-from .callbacks import KeepRateSchedule
 from .detectors import make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
-from .task import Task, check_schedule, describe_selection
+from .task import Task, describe_selection, refuse_classification_options
 
 
-# Of a box that is none: batches have as many for each image. The number with which Trainer pads between
-# processes.
-NONE = -100
+# Label of padding: a batch has equally many boxes for each image. Trainer pads with it between processes.
+PADDING = -100
 
 
 class AveragePrecision:
-    """COCO's average precision over the batches of an evaluation (`batch_eval_metrics`), by torchmetrics and
-    pycocotools.
+    """Computes COCO's average precision over the batches of an evaluation (`batch_eval_metrics`).
 
-    Returns `map` (mean over classes and over the thresholds of intersection over union .5, .55, ... .95),
-    `map_50`, `map_75`, `mar_100` (mean recall over the same thresholds with at most 100 boxes for an image),
-    and with several classes the first of each, `map_<name>`; classes that are nowhere are left out.
+    Uses torchmetrics and pycocotools. Returns `map` (mean over classes and over the thresholds of
+    intersection over union .5, .55, ... .95), `map_50`, `map_75`, `mar_100` (mean recall over the same
+    thresholds with at most 100 boxes in an image), and with several classes the first for each, `map_<name>`;
+    absent classes are left out.
 
     Args:
-        image_processor: of the detector, which knows what its outputs mean.
-        names: of the classes.
+        image_processor: image processor of the detector, which decodes its outputs.
+        names: names of the classes.
 
     Raises:
         ImportError: if torchmetrics or pycocotools are not installed.
@@ -62,7 +60,7 @@ class AveragePrecision:
         self.image_processor = image_processor
         self.names = names
         self.metric = MeanAveragePrecision(backend="pycocotools", class_metrics=len(names) > 1)
-        # With many small objects in an image, that is all there is to say.
+        # Images may have many small objects.
         self.metric.warn_on_many_detections = False
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -71,11 +69,11 @@ class AveragePrecision:
         outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
         found = self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         targets = []
-        for labels, centres, (height, width) in zip(classes, true_boxes, sizes.tolist(), strict=True):
-            there = labels != NONE
-            corners = box_convert(centres[there].float(), "cxcywh", "xyxy")
+        for labels, centers, (height, width) in zip(classes, true_boxes, sizes.tolist(), strict=True):
+            present = labels != PADDING
+            corners = box_convert(centers[present].float(), "cxcywh", "xyxy")
             corners = corners * torch.tensor([width, height, width, height])
-            targets.append({"labels": labels[there], "boxes": corners})
+            targets.append({"labels": labels[present], "boxes": corners})
         self.metric.update(found, targets)
         if not compute_result:
             return {}
@@ -91,16 +89,16 @@ class AveragePrecision:
 
 
 def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Labels of a batch in tensors, which processes can exchange.
+    """Stacks the labels of a batch into tensors, which processes can exchange.
 
     Returns:
-        Classes `(B, M)` int64 and boxes `(B, M, 4)`, as many as the image with most has, `NONE` for the rest;
-        and sizes `(B, 2)` int64, height and width of what the image processor got.
+        Classes `(B, M)` int64 and boxes `(B, M, 4)`, padded with `PADDING` to the most boxes of an image; and
+        sizes `(B, 2)` int64, height and width of the images before preparation.
     """
     most = max(1, *(len(label["class_labels"]) for label in labels))
     device = labels[0]["boxes"].device
-    classes = torch.full((len(labels), most), NONE, device=device)
-    boxes = torch.full((len(labels), most, 4), float(NONE), device=device)
+    classes = torch.full((len(labels), most), PADDING, device=device)
+    boxes = torch.full((len(labels), most, 4), float(PADDING), device=device)
     for row, label in enumerate(labels):
         number = len(label["class_labels"])
         classes[row, :number], boxes[row, :number] = label["class_labels"], label["boxes"]
@@ -108,10 +106,10 @@ def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, t
 
 
 class BoxCollator:
-    """Prepares and stacks images by a detector's image processor, which pads those of a batch to one size.
+    """Prepares and stacks images by a detector's image processor, which pads a batch to one size.
 
-    Returns `pixel_values`, `pixel_mask` where it pads, and `labels`: for each image `class_labels` and
-    `boxes` (centre, width and height, in 0..1 of what the model gets), as transformers' detectors take them.
+    Returns `pixel_values`, `pixel_mask` if it pads, and `labels`: for each image `class_labels` and `boxes`
+    (center, width and height, as fractions of the prepared image), as transformers' detectors take them.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
@@ -136,9 +134,9 @@ def _to_coco(boxes: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
 
 
 class DetectionTrainer(HubTrainer):
-    """A `Trainer` that evaluates boxes.
+    """`Trainer` that evaluates boxes.
 
-    Detectors of transformers take labels as a list, and return more than is needed.
+    transformers' detectors take labels as a list, and return many outputs that metrics do not need.
     """
 
     def prediction_step(
@@ -173,10 +171,7 @@ class Detection(Task):
 
     def check(self, training: RunArguments) -> None:
         method = self.method
-        if self.data_arguments.skip_corrupt:
-            raise ValueError("skip_corrupt is for classification: mend or remove damaged images")
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
         if training.push_to_hub:
             raise ValueError(
                 "push_to_hub publishes models with their code, and a detector is a model of "
@@ -222,7 +217,7 @@ class Detection(Task):
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
         """Returns random pieces of training images, tiles of the others; or all of them whole."""
-        method, splits = self.method, self.data.splits
+        method, splits = self.method, self.splits
         check_sizes(self.data, model, processor, method, training)
         tile = None if method.evaluate_whole_images else method.crop_size
         held_out = {
@@ -247,17 +242,11 @@ class Detection(Task):
     def best_metric(self) -> tuple[str, bool]:
         return "map", True
 
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return []
-        check_schedule(backbone_of(model).config)
-        return [KeepRateSchedule()]
-
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Otherwise the boxes of all images would be kept until the end.
+        # Otherwise the boxes of all images would be kept until the end of an evaluation.
         training.batch_eval_metrics = True
         if self.evaluate_only:
-            # While training, for which Trainer wants a validation split.
+            # Concerns evaluation in training, which needs a validation split.
             training.eval_strategy = IntervalStrategy.NO
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
@@ -276,7 +265,7 @@ class Detection(Task):
         )
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Draws what was found on held-out images."""
+        """Draws predictions on held-out images."""
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
             from ..explanations.detections import draw_detections
@@ -293,10 +282,10 @@ def check_sizes(
     method: DetectionArguments,
     training: RunArguments,
 ) -> None:
-    """Refuses batches of mixed sizes where patches are selected.
+    """Refuses batches of mixed sizes if patches are selected.
 
-    Detectors do not tell their backbone what is padding: a fraction of the patches would be that of the
-    padded size, and so depend on which images are in a batch.
+    Detectors do not pass the padding mask to their backbone: a fraction of the patches would refer to the
+    padded size, and so depend on the other images of the batch.
 
     Raises:
         ValueError: if there could be such a batch.
@@ -311,7 +300,7 @@ def check_sizes(
         batch = training.per_device_train_batch_size if is_train else training.per_device_eval_batch_size
         if not in_pieces and batch > 1 and len(set(images.sizes)) > 1:
             raise ValueError(
-                f"images of the {name} split have several sizes, and in a batch all would be padded to "
-                f"the largest, which a patch_selector would take for part of the image: set crop_size, "
-                f"image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
+                f"images of the {name} split have several sizes, and a batch would be padded to the largest, "
+                "which a patch_selector would take for part of the image: set crop_size, image_size, or "
+                f"per_device_{'train' if is_train else 'eval'}_batch_size 1"
             )

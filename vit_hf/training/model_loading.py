@@ -1,4 +1,4 @@
-"""The model that a run begins with, and the image processor that goes with it."""
+"""Model and image processor at the start of a run."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..model.sizes import to_pair
 
 logger = logging.get_logger(__name__)
 
-# What each class has beside the encoder, by the beginning of names of weights.
+# Prefix of the weights of each class outside the encoder.
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
     "AdaptiveViTForElasticImageClassification": "classifier.",
@@ -43,15 +43,15 @@ HEADS = {
 
 
 def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel:
-    """Load a checkpoint with a head for these labels, or build a model from scratch.
+    """Loads a checkpoint with a head for the labels of `data`, or builds a model from scratch.
 
-    The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of
-    patches is that of as many windows as have these. With `elastic_space` it is a supernet.
+    The head of a checkpoint is kept if its number of outputs matches, and replaced otherwise. For a Swin a
+    number of patches is translated to windows. With `elastic_space` the model is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a field of the config that does not exist or does not fit the others, or a checkpoint
-            whose weights do not fit.
+        ValueError: for unknown or contradictory fields of the config, or a checkpoint whose weights do not
+            fit.
     """
     fields = arguments.config_fields()
     model_type = _model_type(arguments)
@@ -64,23 +64,22 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel
 
 
 def _model_type(arguments: ArchitectureArguments) -> str:
-    wanted, path = getattr(arguments, "model_type", None), arguments.model_name_or_path
-    if wanted is not None and wanted not in CLASSIFIERS:
-        raise ValueError(f"model_type is {wanted!r}; choose one of {', '.join(CLASSIFIERS)}")
+    given, path = getattr(arguments, "model_type", None), arguments.model_name_or_path
+    if given is not None and given not in CLASSIFIERS:
+        raise ValueError(f"model_type is {given!r}; choose one of {', '.join(CLASSIFIERS)}")
     if path is None:
-        return wanted or AdaptiveViTConfig.model_type
+        return given or AdaptiveViTConfig.model_type
     check_path(path)
     found = model_type_of(path)
-    if wanted not in (None, found):
-        raise ValueError(f"{path} is of model_type {found}, not {wanted}: leave model_type out")
+    if given not in (None, found):
+        raise ValueError(f"{path} is of model_type {found}, not {given}: leave model_type out")
     return found
 
 
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the
-    ordinary one."""
+    """Returns the elastic class if fields or checkpoint have an `elastic_space`, else the ordinary one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
@@ -93,13 +92,12 @@ def _class_for(
 def load_or_build(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from
-    scratch.
+    """Loads a checkpoint as `model_class`, with a new head if it does not fit, or builds one from scratch.
 
     Args:
-        model_class: a key of `HEADS`.
-        arguments: which checkpoint, if any.
-        fields: all that the configuration is to have.
+        model_class: class named in `HEADS`.
+        arguments: arguments of the model, with or without a checkpoint.
+        fields: fields of the configuration.
 
     Raises:
         OSError, ValueError: as `make_model`.
@@ -108,8 +106,8 @@ def load_or_build(
     found = _model_type(arguments)
     if found != config_class.model_type:
         raise ValueError(
-            f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this needs "
-            f"{config_class.model_type}: scripts/finetune.py is for both"
+            f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this task needs "
+            f"{config_class.model_type}: use classification (vit-hf finetune), which takes both"
         )
     unknown = fields.keys() - config_class().to_dict().keys() - {"num_labels"}
     if unknown:
@@ -126,8 +124,7 @@ def load_or_build(
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
-    config = model.config
-    check_reduces(config)
+    check_reduces(model.config)
     return model
 
 
@@ -142,7 +139,7 @@ def _build(
 def _load(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    # What transformers reports at length about a new head is no more than that there is one.
+    # transformers' long report would only say that the head is new.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -156,15 +153,14 @@ def _load(
     if mismatched:
         name, found, needed = mismatched[0]
         raise ValueError(
-            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, "
-            "and the model asked "
-            f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of "
+            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, and the "
+            f"model needs {tuple(needed)} ({len(mismatched)} such). Remove the fields that change it from "
             "config_overrides."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:
         logger.warning(
-            f"Not in {arguments.model_name_or_path}, so to be trained from scratch: {', '.join(missing[:5])}"
+            f"Not in {arguments.model_name_or_path}, so initialized at random: {', '.join(missing[:5])}"
             f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}."
         )
     return model
@@ -173,24 +169,23 @@ def _load(
 def make_image_processor(
     arguments: ModelArguments, config: AdaptiveViTConfig | AdaptiveSwinConfig, select: bool = True
 ) -> BaseImageProcessor:
-    """The image processor of the checkpoint, or a new one, resizing and cutting as asked for.
+    """Returns the image processor of the checkpoint, or a new one, with the sizes of the arguments.
 
     Args:
         arguments: size and checkpoint.
-        config: of the model.
-        select: whether an image processor that cuts patches selects them as well, where a pixel heuristic
-            does that. Otherwise the model does.
+        config: configuration of the model.
+        select: whether an image processor that cuts patches selects them as well, if the selector is a pixel
+            heuristic; otherwise the model selects.
 
     Raises:
-        ValueError: if it is to cut patches for a Swin.
+        ValueError: for `return_patches` with a Swin.
     """
     is_swin = isinstance(config, AdaptiveSwinConfig)
     if is_swin and arguments.return_patches:
         raise ValueError(
-            "return_patches is not for Swin, whose windows are cut from whole images: leave it "
-            "out. Images of mixed sizes "
-            "go one at a time (per_device_train_batch_size=1, gradient_accumulation_steps), or "
-            "resized (image_size)"
+            "return_patches is not for Swin, whose windows are cut from whole images: leave it out. For "
+            "images of mixed sizes use per_device_train_batch_size=1 with gradient_accumulation_steps, or "
+            "image_size"
         )
     options: dict[str, Any] = {"patch_size": config.patch_size}
     if arguments.return_patches:
@@ -215,11 +210,11 @@ def make_image_processor(
             half = [0.5] * config.num_channels
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
-    # Random patches are the model's to draw: in training they are others in each epoch.
+    # Random patches are drawn by the model: in training they differ in each epoch.
     selector, choices = type_of(config.patch_selector), options_of(config.patch_selector)
     draws = choices.pop("exploration", 0) or choices.pop("sampling", None) is not None
     is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not draws
-    # A thumbnail needs every patch, and so does the CNN of a hybrid.
+    # A thumbnail needs every patch, and so does the convolutional stem.
     is_cheap = is_cheap and config.thumbnail_context is False and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches
     processor.patch_selector = with_options(selector, **choices) if selects else None

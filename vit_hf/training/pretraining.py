@@ -1,30 +1,23 @@
 """Pretraining by masked autoencoding."""
 
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..arguments import (
-    TASKS,
-    PretrainingArguments,
-    given_fields,
-)
-from ..data.augmentation import training_and_evaluation_examples
+from ..arguments import TASKS, PretrainingArguments, given_fields
 from ..data.images import prepare_images
-from ..data.loading import LabeledImages, load_unlabeled
+from ..data.loading import load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import RunArguments
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
+from .model_loading import load_or_build
 from .task import Task, describe_sizes
 
 
 class UnlabeledCollator:
-    """Prepares and stacks images, and leaves out what else an example has."""
+    """Prepares and stacks images without their labels."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
@@ -38,11 +31,10 @@ class Pretraining(Task):
     """Reconstructs masked patches of images without labels.
 
     Attributes:
-        splits, notes: set by `load_data`.
+        notes: descriptions of images that are left out, set by `load_data`.
     """
 
     argument_groups = TASKS["pretrain"]
-    splits: dict[str, LabeledImages]
     notes: list[str]
     method: PretrainingArguments
 
@@ -54,7 +46,7 @@ class Pretraining(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabeled(
+        splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -62,7 +54,7 @@ class Pretraining(Task):
             skip_corrupt=data.skip_corrupt,
             options=data.dataset_options,
         )
-        return self.splits
+        return splits
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
@@ -72,33 +64,16 @@ class Pretraining(Task):
                 own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
             fields["masked_autoencoder"] = (own or {}) | given
         if path is not None:
-            # What a checkpoint selects, fine-tuning may select again.
+            # Pretraining sees all patches; fine-tuning may select again.
             fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        return make_image_processor(self.model_arguments, model.config)
-
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
-
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
         return UnlabeledCollator(processor)
 
-    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        return None
-
-    def best_metric(self) -> tuple[str, bool]:
-        return "loss", False
-
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        return []
-
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
+        # Trainer evaluates a loss only if there are labels; here these are the images.
         training.label_names = ["pixel_values"]
         training.prediction_loss_only = True
 
@@ -110,6 +85,3 @@ class Pretraining(Task):
             f"{model.vit.num_parameters() / 1e6:.1f} M parameters, and {decoder / 1e6:.1f} M of the decoder; "
             f"{model.options.mask_ratio:.1%} of the patches are dropped",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

@@ -6,28 +6,26 @@ from typing import Any, final
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..arguments import TASKS, SegmentationArguments
 from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
 from .arguments import RunArguments
-from .callbacks import KeepRateSchedule, LogSelectionLoss
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
-from .task import Task, check_schedule, describe_selection, describe_sizes
+from .model_loading import load_or_build
+from .task import Task, describe_selection, describe_sizes, refuse_classification_options
 
 
 class MeanIoU:
-    """Intersection over union, summed over the batches of an evaluation (`batch_eval_metrics`).
+    """Computes intersection over union over the batches of an evaluation (`batch_eval_metrics`).
 
-    Returns `mean_iou` over the classes that appear in masks or answers, `overall_accuracy` of pixels, and
-    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou has them.
+    Returns `mean_iou` over the classes that appear in masks or predictions, `overall_accuracy` of pixels, and
+    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou defines them.
 
     Args:
-        names: of the classes.
-        ignored: label of pixels that do not count.
+        names: names of the classes.
+        ignored: label of ignored pixels.
     """
 
     def __init__(self, names: list[str], ignored: int):
@@ -49,7 +47,7 @@ class MeanIoU:
         confusion, self.confusion = self.confusion.double(), torch.zeros_like(self.confusion)
         right = confusion.diagonal()
         union = confusion.sum(dim=0) + confusion.sum(dim=1) - right
-        iou = right / union  # NaN for a class that is nowhere
+        iou = right / union  # NaN for an absent class
         return {
             "mean_iou": iou.nanmean().item(),
             "overall_accuracy": (right.sum() / confusion.sum()).item(),
@@ -70,12 +68,7 @@ class Segmentation(Task):
     method: SegmentationArguments
 
     def check(self, training: RunArguments) -> None:
-        if self.data_arguments.skip_corrupt:
-            raise ValueError(
-                "skip_corrupt is for classification: mend or remove damaged images, or their masks"
-            )
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
 
     def load_data(self) -> dict[str, Any]:
         self.data = load_masked_images(self.data_arguments, self.method.binary, self.method.ignore_label)
@@ -90,22 +83,18 @@ class Segmentation(Task):
         model = load_or_build(AdaptiveViTForSemanticSegmentation, self.model_arguments, fields)
         if model.ignore_index != IGNORED:
             raise ValueError(
-                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, and pixels that "
-                f"do not count are {IGNORED} in training: leave it out, and give their value in your masks "
-                "as ignore_label"
+                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training "
+                f"marks ignored pixels by {IGNORED}: leave it out, and give their value in your masks as "
+                "ignore_label"
             )
         return model
-
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        select = not self.method.keep_rate_schedule
-        return make_image_processor(self.model_arguments, model.config, select=select)
 
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        train = self.data.splits["train"]
+        train = self.splits["train"]
         train.horizontal_flip, train.seed = self.method.horizontal_flip, training.seed
-        return self.data.splits
+        return self.splits
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> MaskCollator:
         return MaskCollator(processor)
@@ -116,14 +105,8 @@ class Segmentation(Task):
     def best_metric(self) -> tuple[str, bool]:
         return "mean_iou", True
 
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return [LogSelectionLoss()]
-        check_schedule(model.config)
-        return [LogSelectionLoss(), KeepRateSchedule()]
-
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Otherwise the masks of all images would be kept until the end.
+        # Otherwise the masks of all images would be kept until the end of an evaluation.
         training.batch_eval_metrics = True
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
@@ -133,6 +116,3 @@ class Segmentation(Task):
             f"{model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}; "
             f"{self.method.segmentation_decoder} decoder",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

@@ -13,20 +13,28 @@ import torch
 from accelerate.utils import send_to_device
 from huggingface_hub.constants import ENDPOINT
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar
 
+from ..data.augmentation import training_and_evaluation_examples
 from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.options import options_of, type_of
 from .arguments import RunArguments
-from .callbacks import NonFiniteGuard, ReproducibleTraining
+from .callbacks import (
+    KeepRateSchedule,
+    LogSelectionLoss,
+    NonFiniteGuard,
+    ReproducibleTraining,
+    selecting_part,
+)
 from .hub_trainer import HubTrainer
+from .model_loading import make_image_processor
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
     RUN_ARGUMENTS_NAME,
@@ -39,15 +47,24 @@ from .output_dir import (
 )
 
 
-class Task(ABC):
-    """A task to train a model for, with its arguments; `prepare` makes a run of it.
+# Arguments of `KeepRateSchedule`, and the options of a task that set them.
+SCHEDULE_FLAGS = {
+    "warmup_ratio": "keep_rate_warmup",
+    "final_ratio": "keep_rate_final",
+    "initial": "keep_rate_initial",
+}
 
-    `prepare`, `make_trainer` and `Run` call the abstract methods.
+
+class Task(ABC):
+    """Task to train a model for, with its arguments; `prepare` makes a run of it.
+
+    A task defines its data, model, collator and summary; the other methods have defaults.
 
     Args:
         groups: all arguments but those of `Trainer`, one object for each of `argument_groups`.
 
     Attributes:
+        splits: all splits of the data, set by `build`.
         evaluate_only: whether nothing is trained.
         averages_weights: whether checkpoints hold a moving average of the weights.
     """
@@ -59,19 +76,18 @@ class Task(ABC):
     # From model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
 
+    splits: dict[str, Any]
+
     def __init__(self, *groups: Any):
         self.groups = groups
         self.model_arguments, self.data_arguments, *augmentation, self.method = groups
         self.augmentation = augmentation[0] if augmentation else None
         self.evaluate_only = getattr(self.method, "evaluate_only", False)
         self.averages_weights = getattr(self.method, "ema_decay", None) is not None
-        # Pretraining has neither of these options.
+        # Pretraining has none of these options.
+        self.keep_rate_schedule = getattr(self.method, "keep_rate_schedule", False)
         self.layer_decay = getattr(self.method, "layer_decay", 1.0)
         self.backbone_lr_factor = getattr(self.method, "backbone_lr_factor", 1.0)
-
-    @abstractmethod
-    def check(self, training: RunArguments) -> None:
-        """Raises ValueError for arguments that contradict each other or belong to other tasks."""
 
     @abstractmethod
     def load_data(self) -> dict[str, Any]:
@@ -82,43 +98,53 @@ class Task(ABC):
         """Builds or loads the model; the data are loaded."""
 
     @abstractmethod
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        """Returns the image processor that goes with the model."""
-
-    @abstractmethod
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        """Returns what `Trainer` draws from, by split."""
-
-    @abstractmethod
     def collator(
         self, processor: BaseImageProcessor, training: RunArguments
     ) -> Callable[[list[dict]], dict[str, Any]]:
         """Returns the function that makes a batch of examples."""
 
     @abstractmethod
+    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
+        """Returns the data, notes about examples that are left out, and the model, each in a line."""
+
+    def check(self, training: RunArguments) -> None:  # noqa: B027
+        """Raises ValueError for arguments that contradict each other or belong to other tasks."""
+
+    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
+        """Returns the image processor of the model; with a schedule of the keep rate the model selects."""
+        return make_image_processor(self.model_arguments, model.config, select=not self.keep_rate_schedule)
+
+    def examples(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
+    ) -> dict[str, Dataset]:
+        """Returns the examples of each split: augmented images for training, unchanged ones otherwise."""
+        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
+
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        """Returns `compute_metrics`; None where the loss is all there is."""
+        """Returns `compute_metrics`; None if only the loss is evaluated."""
+        return None
 
-    @abstractmethod
     def best_metric(self) -> tuple[str, bool]:
-        """Returns the name of the metric by which checkpoints are compared, and whether more is better."""
+        """Returns the name of the metric that compares checkpoints, and whether higher is better."""
+        return "loss", False
 
-    @abstractmethod
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        """Returns what happens during training, beyond what all tasks need."""
+        """Returns the callbacks of the task, in addition to those that every run has."""
+        callbacks: list[TrainerCallback] = [LogSelectionLoss()]
+        if self.keep_rate_schedule:
+            config = selecting_part(model).config
+            if config.patch_selector is None and config.token_reducer is None:
+                raise ValueError("keep_rate_schedule needs a patch_selector or a token_reducer.")
+            options = {name: getattr(self.method, flag, None) for name, flag in SCHEDULE_FLAGS.items()}
+            callbacks.append(
+                KeepRateSchedule(**{name: value for name, value in options.items() if value is not None})
+            )
+        return callbacks
 
-    @abstractmethod
-    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
+    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:  # noqa: B027
         """Sets those arguments of `Trainer` that the task decides."""
 
-    @abstractmethod
-    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
-        """Returns the data, notes about what is left out, and the model, each in a line."""
-
-    @abstractmethod
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
+    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:  # noqa: B027
         """Adds to the results of a run that is complete."""
 
 
@@ -127,11 +153,11 @@ class Run:
     """A validated run, ready to start.
 
     Attributes:
-        task: what is trained for, with all data.
-        trainer: holds the model, the training data and the arguments.
-        examples: "validation" and "test", if present, as the trainer evaluates them.
-        checkpoint: where the run resumes; None at the beginning.
-        description: of data and model, a line each.
+        task: task with all data.
+        trainer: trainer with model, training data and arguments.
+        examples: examples of "validation" and "test", if present.
+        checkpoint: checkpoint to resume; None for a new run.
+        description: data and model, a line each.
     """
 
     task: Task
@@ -170,7 +196,7 @@ class Run:
             steps_done = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
         trainer = self.trainer
         result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        # Not pushed before it was measured.
+        # Pushed later, with its metrics.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         # A run that was complete already has no training loss.
@@ -183,28 +209,18 @@ class Run:
 def prepare(task: Task, training: RunArguments) -> Run:
     """Prepares a new run, or one that resumes in `training.output_dir`, up to its first step.
 
-    All that can be wrong with the arguments or the data is found here, before anything is written.
+    Arguments and data are checked here, before anything is written.
 
     Raises:
-        ImportError: if what the task needs is not installed.
-        OSError, TypeError, ValueError: for arguments, data or a folder that do not fit.
+        ImportError: if a package that the task needs is not installed.
+        OSError, TypeError, ValueError: for wrong arguments, data or folder.
     """
-    task.check(training)
     check_output_dir(training.output_dir)
-    # As they were given, because some are about to be changed.
+    # As given: some are about to be changed.
     arguments = training.to_dict()
     for group in task.groups:
         arguments |= asdict(group)
-    # One process after the other, because the first fills a cache that the others read.
-    with training.main_process_first():
-        splits = task.load_data()
-    if not task.evaluate_only:
-        check_splits(splits, training)
-
-    set_seed(training.seed)
-    model = task.make_model()
-    processor = task.make_processor(model)
-    examples = task.examples(model, processor, training)
+    model, processor, examples = build(task, training)
     checkpoint = None
     if not training.overwrite_output_dir and not task.evaluate_only:
         checkpoint = find_resumable(training.output_dir, model, task.averages_weights)
@@ -224,6 +240,34 @@ def prepare(task: Task, training: RunArguments) -> Run:
     return Run(task, trainer, held_out, checkpoint, description)
 
 
+def build(
+    task: Task, training: RunArguments, needs_validation: bool = False
+) -> tuple[PreTrainedModel, BaseImageProcessor, dict[str, Dataset]]:
+    """Checks the arguments of a task, loads its data and builds its model; writes nothing.
+
+    Args:
+        task: receives its `splits`.
+        training: arguments of `Trainer`.
+        needs_validation: whether a validation split is required even if `Trainer` does not evaluate.
+
+    Returns:
+        Model, image processor, and examples by split.
+
+    Raises:
+        ImportError, OSError, TypeError, ValueError: as `prepare`.
+    """
+    task.check(training)
+    # One process after the other, because the first fills a cache that the others read.
+    with training.main_process_first():
+        task.splits = task.load_data()
+    if not task.evaluate_only:
+        check_splits(task.splits, training, needs_validation)
+    set_seed(training.seed)
+    model = task.make_model()
+    processor = task.make_processor(model)
+    return model, processor, task.examples(model, processor, training)
+
+
 def make_trainer(
     task: Task,
     model: PreTrainedModel,
@@ -231,20 +275,20 @@ def make_trainer(
     examples: dict[str, Dataset],
     training: RunArguments,
 ) -> HubTrainer:
-    """Returns the `Trainer` of a task; sets in `training` what the task or this package does itself."""
+    """Makes the `Trainer` of a task; changes the arguments in `training` that task or package decide."""
     collator = task.collator(processor, training)
     task.adjust(model, training)
     if training.metric_for_best_model == "auto":
         training.metric_for_best_model, training.greater_is_better = task.best_metric()
     callbacks = [ReproducibleTraining(), NonFiniteGuard(), *task.callbacks(model)]
-    # Behind ours, and not before as Trainer would put them, so that they report what ours log.
+    # After ours, not before as Trainer would put them, so that they report what ours log.
     callbacks += [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
     training.report_to = []
     return task.trainer_class(
         model=model,
         args=training,
         data_collator=collator,
-        # A run that only evaluates draws nothing, and `check_batch` looks at held-out images.
+        # With `evaluate_only` there is nothing to train on; `check_batch` then uses held-out images.
         train_dataset=next(iter(examples.values())) if task.evaluate_only else examples["train"],
         eval_dataset=examples.get("validation"),
         processing_class=processor,
@@ -265,20 +309,21 @@ def optimizer_of(
     return optimizer, options | {"params": groups}
 
 
-def check_splits(splits: dict[str, Any], training: RunArguments) -> None:
-    """Raises ValueError if there is nothing to train on, or nothing to evaluate on."""
+def check_splits(splits: dict[str, Any], training: RunArguments, needs_validation: bool = False) -> None:
+    """Raises ValueError if a split for training, or one that is required for evaluation, is missing."""
     if "train" not in splits:
         raise ValueError(f"the data have no train split, only {', '.join(splits)}")
-    if "validation" not in splits and training.eval_strategy != IntervalStrategy.NO:
-        raise ValueError(
-            "there is no validation split: add one, set validation_fraction above 0, or set eval_strategy "
-            "to 'no'"
-        )
+    is_evaluated = training.eval_strategy != IntervalStrategy.NO
+    if "validation" not in splits and (needs_validation or is_evaluated):
+        remedies = "add one, or set validation_fraction above 0"
+        if not needs_validation:
+            remedies = "add one, set validation_fraction above 0, or set eval_strategy to 'no'"
+        raise ValueError(f"there is no validation split: {remedies}")
 
 
 @torch.no_grad()
 def check_batch(trainer: HubTrainer) -> None:
-    """Runs the model on one or two images, so that what does not fit fails before training begins.
+    """Runs the model on one or two images, so that mismatches fail before training starts.
 
     Raises:
         ValueError: from the image processor or the model, for instance if images have fewer patches than
@@ -291,7 +336,7 @@ def check_batch(trainer: HubTrainer) -> None:
 
 
 def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoint: Path | None) -> None:
-    """Creates the folder of a run and writes its arguments there; what is in the way is renamed."""
+    """Creates the folder of a run and writes its arguments there; earlier files are renamed."""
     with training.main_process_first():
         if training.process_index == 0:
             if training.overwrite_output_dir:
@@ -302,10 +347,12 @@ def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoin
             Path(training.output_dir, RUN_ARGUMENTS_NAME).write_text(json.dumps(arguments, indent=2))
 
 
-def check_schedule(config: PreTrainedConfig) -> None:
-    """Raises ValueError where a schedule of the keep rate has nothing to reduce."""
-    if config.patch_selector is None and config.token_reducer is None:
-        raise ValueError("keep_rate_schedule needs a patch_selector or a token_reducer.")
+def refuse_classification_options(task: Task, training: RunArguments) -> None:
+    """Raises ValueError for options that only classification has."""
+    if task.data_arguments.skip_corrupt:
+        raise ValueError("skip_corrupt is for classification: mend or remove damaged images and labels")
+    if training.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor is for classification: set it to 0")
 
 
 def describe_sizes(splits: dict[str, Any]) -> str:
@@ -314,7 +361,7 @@ def describe_sizes(splits: dict[str, Any]) -> str:
 
 
 def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
-    """Returns a phrase for the patches and tokens that a model computes on."""
+    """Describes the patches and tokens that a model processes."""
     is_swin = isinstance(config, AdaptiveSwinConfig)
     parts = "windows" if is_swin else "patches"
     text = f"all {parts}"
@@ -327,7 +374,7 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
         if (merged := options_of(config.token_reducer).get("r")) is not None:
-            amount = f"takes away {merged} tokens"
+            amount = f"removes {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
@@ -350,7 +397,7 @@ def run_task(
         run = prepare(task, training)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"{program}: {error}")
-    # A bar for each file of a checkpoint would tear Trainer's own apart.
+    # Bars for each file of a checkpoint would interrupt Trainer's own.
     disable_progress_bar()
     is_main = training.process_index == 0
     if is_main:
@@ -359,13 +406,13 @@ def run_task(
         metrics = run.execute()
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{program}: interrupted. Start it again with the same arguments: it goes on from the last "
+            f"\n{program}: interrupted. Start it again with the same arguments: it resumes from the last "
             f"checkpoint in {training.output_dir}, if one was saved"
         )
     except FloatingPointError as error:
         sys.exit(f"\n{program}: {error}")
     except OSError as error:
-        if not getattr(error, "__notes__", None):  # which a failed push has
+        if not getattr(error, "__notes__", None):  # a failed push has some
             raise
         sys.exit("\n".join([f"\n{program}: {error}", *error.__notes__]))
     if is_main:
