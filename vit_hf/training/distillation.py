@@ -5,7 +5,6 @@ the student sees k of them, k drawn anew in each step, and learns the states tha
 """
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +21,6 @@ from transformers.utils import logging
 
 from ..arguments import TASKS, DistillationArguments
 from ..checkpoints.loading import check_path, is_swin, part_of
-from ..data.augmentation import training_and_evaluation_examples
 from ..data.loading import LabeledImages, load_unlabeled
 from ..inference.fidelity import (
     EncodedStates,
@@ -424,7 +422,7 @@ class SparseDistillation(Task):
     """Teaches a checkpoint, on images without labels, to keep its states with few patches.
 
     Attributes:
-        splits, notes: set by `load_data`.
+        notes: set by `load_data`.
         teacher: set by `make_model`.
     """
 
@@ -456,7 +454,7 @@ class SparseDistillation(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabeled(
+        splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -464,7 +462,7 @@ class SparseDistillation(Task):
             skip_corrupt=data.skip_corrupt,
             options=data.dataset_options,
         )
-        return self.splits
+        return splits
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
@@ -487,16 +485,8 @@ class SparseDistillation(Task):
         # The teacher sees all patches.
         return make_image_processor(self.model_arguments, model.config, select=False)
 
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
-
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
         return UnlabeledCollator(processor)
-
-    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        return None
 
     def best_metric(self) -> tuple[str, bool]:
         return "fidelity", True
@@ -531,6 +521,3 @@ class SparseDistillation(Task):
             f"{describe_selection(model.config)}; trained with {method.min_fraction:.0%} to "
             f"{method.max_fraction:.0%} of the patches, of {method.random_ratio:.0%} of the images random",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""
