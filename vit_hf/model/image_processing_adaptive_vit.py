@@ -82,8 +82,8 @@ def size_for_patches(
     return rows * patch_size[0], columns * patch_size[1]
 
 
-class SegmentationMaps:
-    """Stands before an image processor."""
+class SegmentationPostProcessing:
+    """Adds `post_process_semantic_segmentation` to an image processor."""
 
     def post_process_semantic_segmentation(
         self,
@@ -165,7 +165,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_before_resize: bool | None
 
 
-class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
+class ImagePreparation(SavesCode, SegmentationPostProcessing, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
     Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for

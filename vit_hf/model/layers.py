@@ -409,8 +409,7 @@ class AttentionContext:
 
 
 class LazyContexts:
-    """The attention context of each block, made when it is asked for: a bias of every block would fill the
-    memory."""
+    """Attention contexts made on access, one at a time: biases of all blocks together would fill memory."""
 
     def __init__(self, make: Callable[[int], AttentionContext]):
         self.make = make
@@ -430,7 +429,7 @@ def layer_contexts(
         sequence: tokens that the blocks read, until a reducer changes them.
         output_attentions: whether attention weights are returned.
     """
-    patches, tokens = sequence.patches, sequence.placed()
+    patches, tokens = sequence.patches, sequence.tokens_with_coordinates()
     masks = AttentionContext.build(
         config, sequence.hidden_states, patches.mask, patches.sizes, output_attentions
     )

@@ -170,8 +170,8 @@ def own_parts(model: nn.Module) -> list[tuple[str, nn.Module, Callable[[], nn.Mo
 
 
 @torch.no_grad()
-def restore(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
-    """Computes again what loading left empty; warns of what cannot be.
+def recompute_missing(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
+    """Recomputes non-persistent buffers and plain tensors that loading left empty; warns where it cannot.
 
     Args:
         before: `versions` of when the buffers were empty.
@@ -261,7 +261,7 @@ def initialize_own(module: nn.Module, std: float) -> None:
 
 
 class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
-    """Loading and saving."""
+    """Base of all models: loading, saving and initialization."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -406,7 +406,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def _initialize_missing_keys(self, *args, **kwargs) -> None:
         before = versions(self)
         super()._initialize_missing_keys(*args, **kwargs)
-        restore(self, before)
+        recompute_missing(self, before)
 
     @classmethod
     def is_remote_code(cls) -> bool:

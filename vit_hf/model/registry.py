@@ -1,4 +1,4 @@
-"""Position encodings, patch selectors and token reducers of a user's own.
+"""Looks up and registers position encodings, patch selectors and token reducers, built-in or user-defined.
 
 A field of the configuration may name a class of its table, one that a decorator registered, or one of a
 module, `"my_positions.MyEncoding"`. Its file is saved with the model; a checkpoint with such a file loads
