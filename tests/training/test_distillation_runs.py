@@ -1,7 +1,9 @@
 """Sparse self-distillation: losses, runs that resume, adapters, and the guard against collapse."""
 
+import contextlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -346,6 +348,20 @@ def test_refuses_before_anything_is_written(make_distillation, tmp_path, argumen
     with pytest.raises(ValueError, match=message):
         make_distillation(classifier(), **arguments)
     assert not (tmp_path / "distilled").exists()
+
+
+@pytest.mark.parametrize(
+    ("selector", "map_weight"), [("distilled", 0.1), ("distilled", 0.0), ("variance", 0.1)]
+)
+def test_several_processes_train_no_selector(make_distillation, selector, map_weight):
+    run = make_distillation(classifier(), patch_selector=tiny_selector(selector), map_weight=map_weight)
+    training = SimpleNamespace(
+        world_size=2, eval_on_start=True, eval_strategy="epoch", ddp_find_unused_parameters=None
+    )
+    refused = selector == "distilled" and map_weight
+    with pytest.raises(ValueError, match="set map_weight=0") if refused else contextlib.nullcontext():
+        run.task.adjust(run.trainer.model, training)
+    assert refused or training.ddp_find_unused_parameters
 
 
 def test_needs_a_checkpoint(make_distillation):
