@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .data.collation import PatchCollator
     from .explanations.explain import explain, explain_video
     from .hub.push import push_to_hub
+    from .inference.fidelity import measure_fidelity
     from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
     from .inference.tiles import predict_tiled
     from .readers.opening import ImageSource, open_image
@@ -81,6 +82,7 @@ _MODULES = {
     "explain": "explanations.explain",
     "explain_video": "explanations.explain",
     "push_to_hub": "hub.push",
+    "measure_fidelity": "inference.fidelity",
     "StreamingCollator": "inference.streaming",
     "predict_streaming": "inference.streaming",
     "select_streaming": "inference.streaming",
@@ -130,6 +132,7 @@ __all__ = [
     "convert",
     "explain",
     "explain_video",
+    "measure_fidelity",
     "open_image",
     "predict_streaming",
     "predict_tiled",

@@ -4,6 +4,7 @@ This module imports no torch, so that `vit-hf COMMAND --help` answers at once.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ STRATEGIES = ("resize", "tiles", "dense", "select", "reduce", "hybrid")
 DETECTORS = ("deformable_detr", "conditional_detr", "detr")
 # Value of `tokens` that finds the number of patches, and the percentage points of accuracy it may cost.
 AUTO, MARGIN = "auto", 1.0
+# Of the patches, at which fidelity to the dense pass is measured.
+FIDELITY_FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
 
 
@@ -852,6 +855,95 @@ class PretrainingArguments:
     )
 
 
+@dataclass
+class DistillationArguments:
+    """Options of sparse self-distillation, beyond those of Trainer."""
+
+    _argument_group_name = "distillation"
+
+    min_fraction: float = field(
+        default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
+    )
+    max_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "most patches that the student sees; each step draws a fraction between both, uniform "
+            "in its logarithm. With 1 it keeps what it can do with many patches"
+        },
+    )
+    random_ratio: float = field(
+        default=0.5,
+        metadata={"help": "fraction of the images whose patches are drawn at random, not by patch_selector"},
+    )
+    image_weight: float = field(
+        default=1.0, metadata={"help": "weight of the loss of the state of the image (CLS, or pooled)"}
+    )
+    kept_weight: float = field(default=1.0, metadata={"help": "weight of the loss of states of kept patches"})
+    dropped_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of the dropped patches, each with the state of the nearest kept one"
+        },
+    )
+    map_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of a learned patch_selector: the divergence of its scores from the "
+            "attention of the last block"
+        },
+    )
+    ema_decay: float | None = field(
+        default=0.999,
+        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank in the blocks, merged at the end, and no other "
+            "weights (needs peft); learning_rate 1e-4 is usual then"
+        },
+    )
+    min_spread: float = field(
+        default=0.3,
+        metadata={
+            "help": "stop when states of different images differ by less than this fraction of what they do "
+            "in the teacher; 0: do not"
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: list(FIDELITY_FRACTIONS),
+        metadata={"help": "fractions of the patches at which fidelity is measured"},
+    )
+
+    def __post_init__(self):
+        self.ema_decay = self.ema_decay or None
+        for name, values in (
+            ("min_fraction", [self.min_fraction]),
+            ("max_fraction", [self.max_fraction]),
+            ("fractions", self.fractions),
+        ):
+            if not values or not all(0 < value <= 1 for value in values):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
+                )
+        if self.min_fraction > self.max_fraction:
+            raise ValueError(
+                f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
+            )
+        if not 0 <= self.random_ratio <= 1:
+            raise ValueError(f"random_ratio is {self.random_ratio}; it is a fraction of the images, 0 to 1")
+        weights = ("image_weight", "kept_weight", "dropped_weight", "map_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 or more")
+        if not any(getattr(self, name) for name in weights[:3]):
+            raise ValueError(f"{', '.join(weights[:3])} are all 0, which teaches nothing: set one above 0")
+        if not 0 <= self.min_spread < 1:
+            raise ValueError(f"min_spread is {self.min_spread}; it is a fraction, at least 0 and below 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, such as 16")
+
+
 # By name, what a budget may limit: how tables and plots call it.
 COSTS = {
     "parameters": "parameters (M)",
@@ -1181,6 +1273,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "segment": (ModelArguments, DataArguments, SegmentationArguments),
     "detect": (ModelArguments, DataArguments, DetectionArguments),
     "pretrain": (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments),
+    "distill": (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments),
     "search": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, SearchArguments),
     "tune": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, TuningArguments),
 }

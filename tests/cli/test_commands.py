@@ -210,6 +210,16 @@ def test_commands_have_the_arguments_of_their_tasks(name):
     module, task = TRAINING_COMMANDS[name].task
     task = getattr(importlib.import_module(f"vit_hf.training.{module}"), task)
     assert task.argument_groups == arguments.TASKS[name]
+    module, run_arguments = TRAINING_COMMANDS[name].run_arguments
+    assert task.run_arguments is getattr(importlib.import_module(f"vit_hf.{module}"), run_arguments)
+
+
+def test_help_shows_the_defaults_of_the_task(capsys):
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["distill", flag])
+        said = capsys.readouterr().out
+        assert "--lora_rank" in said and "peak learning rate of AdamW" in said
 
 
 @pytest.mark.parametrize("name", config_names())

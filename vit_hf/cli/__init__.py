@@ -17,6 +17,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "segment": "train a model that tells the class of each pixel",
         "detect": "train one of transformers' detectors over an adaptive ViT",
         "pretrain": "train on images without labels, as a masked autoencoder or by masked image modeling",
+        "distill": "teach a checkpoint, without labels, to keep its answer with few patches",
         "tune": "choose learning rate and other settings by many short runs (Optuna)",
         "search": "search for a good architecture under a budget (an elastic network and evolution)",
     },
@@ -33,7 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "configs": "list the configurations that come with the package",
     },
 }
-TRAINING = ("finetune", "segment", "detect", "pretrain")
+TRAINING = ("finetune", "segment", "detect", "pretrain", "distill")
 
 
 def main(argv: list[str] | None = None) -> int:

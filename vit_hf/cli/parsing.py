@@ -121,7 +121,7 @@ class CommandParser(HfArgumentParser):
         """Spellings of all flags, with the names of their fields."""
         flags = {option: action.dest for action in self._actions for option in action.option_strings}
         if self.run_arguments is not None:
-            for name in (*read_fields(*RUN_ARGUMENTS), *trainer_flags()):
+            for name in self.trainer_fields():
                 for spelling in (name, f"no_{name}"):
                     flags |= {f"--{spelling}": name, f"--{spelling.replace('_', '-')}": name}
         return flags
@@ -130,7 +130,7 @@ class CommandParser(HfArgumentParser):
         """Describes the command, its flags, the usual ones of Trainer, and the choices of tables."""
         parts = [super().format_help().rstrip()]
         if self.run_arguments is not None:
-            fields = {**trainer_flags(), **read_fields(*RUN_ARGUMENTS)}
+            fields = self.trainer_fields()
             usual = {name: fields[name] for name in USUAL}
             parts.append(
                 _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
@@ -139,6 +139,11 @@ class CommandParser(HfArgumentParser):
             if any(action.dest == field for action in self._actions):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
         return "\n\n".join(parts) + "\n"
+
+    def trainer_fields(self) -> dict[str, str]:
+        """Names of the flags of Trainer, with their help, read without torch."""
+        # A class of its own derives from that of all commands.
+        return {**trainer_flags(), **read_fields(*RUN_ARGUMENTS), **read_fields(*self.run_arguments)}
 
     def complete(self) -> None:
         """Adds the flags of Trainer, if the command takes them; imports torch."""

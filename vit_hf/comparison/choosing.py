@@ -151,7 +151,8 @@ class Choice:
         row = self.estimated
         needed = images_needed(self.reference.right, row.right, self.margin)
         loss = (
-            f"{_points(abs(row.behind_all))} points {'less' if row.behind_all >= 0 else 'more'} on these images, "
+            f"{_points(abs(row.behind_all))} points {'less' if row.behind_all >= 0 else 'more'} on these "
+            "images, "
             f"by the 95 % interval at most {_points(row.behind_all_high)} less, p = {row.p_value_all:.2f}"
         )
         remedy = f"about {needed} images like these are needed"

@@ -30,7 +30,7 @@ from .configuration_checks import check_names
 from .image_loading import flatten_images, read_image, to_pixels
 from .options import check_part, type_of
 from .patches import ImagePatches, PatchTokens, flatten_channels_last
-from .pixel_scorers import PIXEL_SCORERS, pixel_scores, read_scorer_options
+from .pixel_scorers import PIXEL_SCORERS, favor_lattice, pixel_scores, read_scorer_options
 from .selection import keep_top
 from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
@@ -419,7 +419,11 @@ def select_patches(
                 patches.full_grid,
             )
         return patches.gather()
-    indices, _ = keep_top(score_patches(patches, patch_selector, num_selected), num_selected)
+    options = read_scorer_options(patch_selector)
+    scores = score_patches(patches, patch_selector, num_selected)
+    if options.coverage:
+        scores = favor_lattice(scores, patches.coordinates, patches.grid, num_selected, options.coverage)
+    indices, _ = keep_top(scores, num_selected)
     return patches.gather(indices)
 
 

@@ -72,7 +72,9 @@ class Task(ABC):
     """
 
     argument_groups: ClassVar[tuple[type, ...]]
-    trainer_class: ClassVar[type[HubTrainer]] = HubTrainer
+    # Arguments of Trainer, with the defaults of the task.
+    run_arguments: ClassVar[type[RunArguments]] = RunArguments
+    trainer_class: ClassVar[Callable[..., HubTrainer]] = HubTrainer
     # From model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
 
