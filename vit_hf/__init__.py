@@ -69,7 +69,9 @@ if TYPE_CHECKING:
     from .data.collation import PatchCollator
     from .explanations.explain import explain, explain_video
     from .hub.push import push_to_hub
+    from .inference.detect_tiles import detect_tiled
     from .inference.fidelity import measure_fidelity
+    from .inference.segment_tiles import segment_tiled
     from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
     from .inference.tiles import predict_tiled
     from .readers.opening import ImageSource, open_image
@@ -83,6 +85,8 @@ _MODULES = {
     "explain_video": "explanations.explain",
     "push_to_hub": "hub.push",
     "measure_fidelity": "inference.fidelity",
+    "detect_tiled": "inference.detect_tiles",
+    "segment_tiled": "inference.segment_tiles",
     "StreamingCollator": "inference.streaming",
     "predict_streaming": "inference.streaming",
     "select_streaming": "inference.streaming",
@@ -130,6 +134,7 @@ __all__ = [
     "TokenReducer",
     "__version__",
     "convert",
+    "detect_tiled",
     "explain",
     "explain_video",
     "measure_fidelity",
@@ -140,6 +145,7 @@ __all__ = [
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",
+    "segment_tiled",
     "select_streaming",
     "stream_images",
 ]

@@ -29,6 +29,7 @@ AUTO, MARGIN = "auto", 1.0
 # Of the patches, at which fidelity to the dense pass is measured.
 FIDELITY_FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
+BOX_MERGERS = ("match", "nms", "greedy")
 
 
 def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -317,10 +318,15 @@ class PredictionArguments(SelectionArguments):
     _argument_group_name = "prediction"
 
     model_name_or_path: str = field(
-        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+        metadata={
+            "help": "checkpoint of a classifier, segmentation model or detector, with its image processor"
+        }
     )
     output: str | None = field(
-        default=None, metadata={"help": "file of JSON lines; default: standard output"}
+        default=None,
+        metadata={
+            "help": "file of JSON lines; default: standard output. Of masks and boxes the folder for them"
+        },
     )
     top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
     with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
@@ -364,6 +370,59 @@ class TilingArguments:
             check_tile(self.tile)
         elif self.heat_maps is not None:
             raise ValueError("heat_maps are made of tiles: set tile, such as to 224")
+
+
+@dataclass(kw_only=True)
+class DenseArguments:
+    """How masks and boxes are predicted, and what is written."""
+
+    _argument_group_name = "masks and boxes"
+
+    halo: int = field(
+        default=0, metadata={"help": "pixels at each inner side of a tile that are computed and thrown away"}
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "factors that images are resized by, all in one run, such as 1 0.5 for large objects too"
+        },
+    )
+    format: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "files to write into the folder output; of masks tif, npy, zarr, geojson, picture "
+            "(default: tif picture), of objects coco, geojson, picture (default: all three)"
+        },
+    )
+    threshold: float = field(default=0.5, metadata={"help": "least score of an object"})
+    merging: str = field(
+        default="match",
+        metadata={
+            "help": "how objects that several tiles found become one",
+            "choices": BOX_MERGERS,
+        },
+    )
+    class_wise: bool = field(default=True, metadata={"help": "merge only objects of one class"})
+    tolerance: float = field(
+        default=1.0, metadata={"help": "outlines in GeoJSON are simplified by at most this many pixels"}
+    )
+    tile_selector: str | None = field(
+        default=None,
+        metadata={"help": "pixel scorer that selects tiles, such as variance; the others are background"},
+    )
+    num_selected_tiles: float | str | None = field(
+        default=None,
+        metadata={"help": "number (98) or fraction (0.25) of the tiles that tile_selector keeps"},
+    )
+    nodata: int | None = field(
+        default=None, metadata={"help": "value in 0..255 of all channels of pixels without data"}
+    )
+    universal: Literal["objects", "masks"] = field(
+        default="objects",
+        metadata={
+            "help": "output of models that can do both, such as Mask2Former: objects, or masks of classes"
+        },
+    )
 
 
 @dataclass(kw_only=True)
@@ -816,6 +875,13 @@ class DetectionArguments(DenseTaskArguments):
     )
     evaluate_whole_images: bool = field(
         default=False, metadata={"help": "evaluate on whole images, whatever crop_size is"}
+    )
+    evaluate_merged: bool = field(
+        default=False,
+        metadata={
+            "help": "also measure held-out images whole at the end: boxes of overlapping tiles of crop_size, "
+            "merged"
+        },
     )
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})

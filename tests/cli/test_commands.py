@@ -249,7 +249,7 @@ def test_flags_override_a_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("model_name_or_path: runs/a\ninputs: [a.png, b.png]\ntop_k: 3\n")
     parser = parser_of("predict")
-    values, _, _, namespace = parse(parser, read_arguments(parser, [str(file), "--top_k", "2"]))
+    values, *_, namespace = parse(parser, read_arguments(parser, [str(file), "--top_k", "2"]))
     assert (values.model_name_or_path, values.top_k, namespace.inputs) == ("runs/a", 2, ["a.png", "b.png"])
 
 
