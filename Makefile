@@ -10,7 +10,12 @@ export OMP_WAIT_POLICY ?= passive
 # Bytecode halves the import time of later processes, even if Python is set to write none.
 PIP_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 
-.PHONY: quickstart test test-fast test-slow quality docs style benchmark install clean
+# The lowest versions that setup.cfg allows; the other packages are the newest that fit.
+OLDEST_VENV := .venv-oldest
+OLDEST := "torch==2.11.*" "transformers==5.17.*"
+INSTALLED_OLDEST := $(OLDEST_VENV)/.installed
+
+.PHONY: quickstart test test-fast test-slow test-oldest quality docs style benchmark install clean
 
 quickstart: install  ## Fine-tune on megapixel digits, show the result, reload it.
 	$(BIN)/python scripts/quickstart.py
@@ -25,6 +30,9 @@ test-fast: install  ## The quick tests of the model and of data sets, for the da
 
 test-slow: $(INSTALLED_SLOW)  ## The slow tests only, two at a time; installs their additional requirements.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+
+test-oldest: $(INSTALLED_OLDEST)  ## All tests except the slow ones, on the oldest torch and transformers.
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -m "not slow" -n auto
 
 quality: install  ## Lint, check the format and the layers of imports, and build the documentation.
 	$(BIN)/ruff check .
@@ -51,9 +59,14 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PIP_INSTALL) -e ".[dev]"
 	touch $@
 
+$(INSTALLED_OLDEST): $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST_VENV)
+	$(BIN)/uv pip install --quiet --python $(OLDEST_VENV)/bin/python --compile-bytecode -e ".[dev]" $(OLDEST)
+	touch $@
+
 $(INSTALLED_SLOW): $(INSTALLED)
 	$(PIP_INSTALL) -e ".[dev,slow]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) runs build *.egg-info

@@ -62,7 +62,10 @@ NAMES = {
             "StreamingCollator",
         ],
     ),
-    "tools": ("Tools", ["convert", "explain", "explain_video", "push_to_hub", "KeepRateSchedule"]),
+    "tools": (
+        "Tools",
+        ["convert", "explain", "explain_video", "measure_fidelity", "push_to_hub", "KeepRateSchedule"],
+    ),
     "elastic": (
         "Elastic networks",
         ["AdaptiveViTForElasticImageClassification", "SearchSpace", "SubNetwork"],
@@ -119,6 +122,7 @@ CARDS = {
     "segmentation": "Segmentation",
     "detection": "Detection",
     "pretraining": "Pretraining",
+    "distillation": "Distillation and coverage",
     "elastic": "Elastic networks",
 }
 

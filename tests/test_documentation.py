@@ -153,7 +153,8 @@ def test_python_of_pages(page, code, names, checkpoint, swin_checkpoint, video_c
         code = re.sub(rf'"{name}-[^"]*"', repr(folder), code)
     code = code.replace("1024, 1024", "96, 96").replace("halo=32", "halo=8")
     # Small images have fewer patches.
-    code = re.sub(r"\b(392|196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
+    code = re.sub(r"\b(392|196|98)\b", "20", code)
+    code = code.replace("num_selected_patches=1000", "num_selected_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):
         Path(file[1]).write_text(code)
     exec(compile(code, page, "exec"), names)

@@ -6,6 +6,7 @@ imported when it is first used, since each part needs libraries of its own.
 
 import importlib
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ def _is_command_line() -> bool:
 
 
 check_versions()
+# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared (of two
+# threads on two busy cores, sixfold). OpenMP reads this when torch is imported, later it has no effect.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING or not _is_command_line():
     from .auto import (
         PATCH_SELECTORS,
@@ -66,6 +70,7 @@ if TYPE_CHECKING:
     from .explanations.explain import explain, explain_video
     from .hub.push import push_to_hub
     from .inference.detect_tiles import detect_tiled
+    from .inference.fidelity import measure_fidelity
     from .inference.segment_tiles import segment_tiled
     from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
     from .inference.tiles import predict_tiled
@@ -79,6 +84,7 @@ _MODULES = {
     "explain": "explanations.explain",
     "explain_video": "explanations.explain",
     "push_to_hub": "hub.push",
+    "measure_fidelity": "inference.fidelity",
     "detect_tiled": "inference.detect_tiles",
     "segment_tiled": "inference.segment_tiles",
     "StreamingCollator": "inference.streaming",
@@ -131,6 +137,7 @@ __all__ = [
     "detect_tiled",
     "explain",
     "explain_video",
+    "measure_fidelity",
     "open_image",
     "predict_streaming",
     "predict_tiled",

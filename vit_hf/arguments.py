@@ -4,6 +4,7 @@ This module imports no torch, so that `vit-hf COMMAND --help` answers at once.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ PICTURES = (*IMAGE_PICTURES, "positions")
 # Names in tables of other modules, which import torch; tests compare them.
 STRATEGIES = ("resize", "tiles", "dense", "select", "reduce", "hybrid")
 DETECTORS = ("deformable_detr", "conditional_detr", "detr")
+# Value of `tokens` that finds the number of patches, and the percentage points of accuracy it may cost.
+AUTO, MARGIN = "auto", 1.0
+# Of the patches, at which fidelity to the dense pass is measured.
+FIDELITY_FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
 BOX_MERGERS = ("match", "nms", "greedy")
 
@@ -79,6 +84,24 @@ def parse_budget(value: float | str | None) -> int | float | None:
         ValueError: if it is neither.
     """
     return None if value is None else Budget.parse(value).value
+
+
+def parse_tokens(tokens: list[int | str] | None) -> list[int] | list[str] | None:
+    """Converts numbers of patches; `["auto"]` stays.
+
+    Raises:
+        ValueError: if they are neither numbers of at least 1 nor `auto` alone.
+    """
+    if tokens is None or list(tokens) == [AUTO]:
+        return tokens
+    try:
+        numbers = [int(number) for number in tokens]
+    except ValueError:
+        numbers = []
+    if min(numbers, default=0) < 1:
+        given = " ".join(map(str, tokens))
+        raise ValueError(f"tokens are {given}; give numbers of at least 1 patch, or {AUTO} alone")
+    return numbers
 
 
 def check_tile(tile: Any) -> tuple[int, int]:
@@ -478,11 +501,19 @@ class ComparisonArguments:
         default_factory=lambda: list(STRATEGIES),
         metadata={"help": "strategies to compare", "choices": tuple(STRATEGIES)},
     )
-    tokens: list[int] | None = field(
+    tokens: list[str] | None = field(
         default=None,
         metadata={
             "help": "numbers of patches to select, and to resize images to; default: half, once and twice "
-            "those of an image at the checkpoint's own size"
+            "those of an image at the checkpoint's own size; auto: the fewest patches that are as accurate "
+            "as all, up to --margin, by the best two selectors"
+        },
+    )
+    margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "with --tokens auto: accuracy that may be lost, in percentage points; default: "
+            f"{MARGIN:g}"
         },
     )
     selectors: list[str] | None = field(
@@ -552,11 +583,31 @@ class ComparisonArguments:
         for name in ("limit", "adapt"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.tokens is not None and min(self.tokens, default=0) < 1:
-            raise ValueError(f"tokens are {self.tokens}; give numbers of at least 1 patch")
+        self.tokens = parse_tokens(self.tokens)
         for rate in self.keep_rates:
             if not 0 < rate < 1:
                 raise ValueError(f"keep_rates has {rate}; give fractions of the tokens between 0 and 1")
+        self._check_choice()
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """True if the number of patches is to be found."""
+        return self.tokens == [AUTO]
+
+    def _check_choice(self) -> None:
+        if not self.chooses_tokens:
+            if self.margin is not None:
+                raise ValueError(f"margin is for --tokens {AUTO}, which finds the number of patches")
+            return
+        self.margin = MARGIN if self.margin is None else self.margin
+        if not 0 < self.margin < 100:
+            raise ValueError(f"margin is {self.margin}; give percentage points between 0 and 100, such as 1")
+        for name, unused in (("strategies", self.strategies != list(STRATEGIES)), ("hybrid", self.hybrid)):
+            if unused:
+                raise ValueError(
+                    f"--tokens {AUTO} compares all patches of the model with selected ones: leave --{name} "
+                    "out, or give numbers of tokens"
+                )
 
 
 @dataclass
@@ -868,6 +919,95 @@ class PretrainingArguments:
             "help": "reconstruct patches normalized to mean 0 and variance 1, which makes better encoders"
         },
     )
+
+
+@dataclass
+class DistillationArguments:
+    """Options of sparse self-distillation, beyond those of Trainer."""
+
+    _argument_group_name = "distillation"
+
+    min_fraction: float = field(
+        default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
+    )
+    max_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "most patches that the student sees; each step draws a fraction between both, uniform "
+            "in its logarithm. With 1 it keeps what it can do with many patches"
+        },
+    )
+    random_ratio: float = field(
+        default=0.5,
+        metadata={"help": "fraction of the images whose patches are drawn at random, not by patch_selector"},
+    )
+    image_weight: float = field(
+        default=1.0, metadata={"help": "weight of the loss of the state of the image (CLS, or pooled)"}
+    )
+    kept_weight: float = field(default=1.0, metadata={"help": "weight of the loss of states of kept patches"})
+    dropped_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of the dropped patches, each with the state of the nearest kept one"
+        },
+    )
+    map_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of a learned patch_selector: the divergence of its scores from the "
+            "attention of the last block"
+        },
+    )
+    ema_decay: float | None = field(
+        default=0.999,
+        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank in the blocks, merged at the end, and no other "
+            "weights (needs peft); learning_rate 1e-4 is usual then"
+        },
+    )
+    min_spread: float = field(
+        default=0.3,
+        metadata={
+            "help": "stop when states of different images differ by less than this fraction of what they do "
+            "in the teacher; 0: do not"
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: list(FIDELITY_FRACTIONS),
+        metadata={"help": "fractions of the patches at which fidelity is measured"},
+    )
+
+    def __post_init__(self):
+        self.ema_decay = self.ema_decay or None
+        for name, values in (
+            ("min_fraction", [self.min_fraction]),
+            ("max_fraction", [self.max_fraction]),
+            ("fractions", self.fractions),
+        ):
+            if not values or not all(0 < value <= 1 for value in values):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
+                )
+        if self.min_fraction > self.max_fraction:
+            raise ValueError(
+                f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
+            )
+        if not 0 <= self.random_ratio <= 1:
+            raise ValueError(f"random_ratio is {self.random_ratio}; it is a fraction of the images, 0 to 1")
+        weights = ("image_weight", "kept_weight", "dropped_weight", "map_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 or more")
+        if not any(getattr(self, name) for name in weights[:3]):
+            raise ValueError(f"{', '.join(weights[:3])} are all 0, which teaches nothing: set one above 0")
+        if not 0 <= self.min_spread < 1:
+            raise ValueError(f"min_spread is {self.min_spread}; it is a fraction, at least 0 and below 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, such as 16")
 
 
 # By name, what a budget may limit: how tables and plots call it.
@@ -1199,6 +1339,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "segment": (ModelArguments, DataArguments, SegmentationArguments),
     "detect": (ModelArguments, DataArguments, DetectionArguments),
     "pretrain": (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments),
+    "distill": (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments),
     "search": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, SearchArguments),
     "tune": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, TuningArguments),
 }
