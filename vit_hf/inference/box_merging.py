@@ -18,7 +18,7 @@ from .dense_tiles import Window, WindowGrid
 
 @dataclass
 class Candidates:
-    """What was found in each window, before it is merged.
+    """Detections of all windows, before they are merged.
 
     Attributes:
         boxes: `(N, 4)` float64.
@@ -40,7 +40,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How detections of windows that overlap are merged.
+    """Options of merging detections of windows that overlap.
 
     Attributes:
         threshold: least agreement; see `BOX_MERGERS`.
@@ -64,7 +64,7 @@ class Merged:
 
 
 def window_pairs(windows: Sequence[Window], grids: Sequence[WindowGrid]) -> Iterator[tuple[int, int]]:
-    """Pairs of windows, by number, that overlap or touch, each once.
+    """Yields pairs of windows, by number, that overlap or touch, each once.
 
     Args:
         windows: those that have detections.
@@ -100,7 +100,7 @@ def areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def agreement(first: np.ndarray, second: np.ndarray, common: np.ndarray) -> np.ndarray:
-    """`(F, S)` IoU of boxes in the part `common` of the image that both windows see.
+    """Computes the IoU `(F, S)` of boxes in the part `common` of the image that both windows see.
 
     Along an axis on which the windows only touch, boxes agree if both reach their common border.
     """
@@ -165,8 +165,8 @@ class _Pairs:
         return labels[first][:, None] == labels[second][None]
 
     def overlaps(self, over_smaller: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs of detections of different windows that overlap: indices, and IoU, or the intersection over
-        the smaller area."""
+        """Finds detections of different windows that overlap; returns both indices, and IoU or the
+        intersection over the smaller area."""
         parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
         for first, second, _ in self:
             boxes = self.found.boxes
@@ -182,7 +182,7 @@ class _Pairs:
 def merge_matched(
     found: Candidates, windows: Sequence[Window], grids: Sequence[WindowGrid], options: MergeOptions
 ) -> Merged:
-    """Detections that windows agree on become one: the whole one with the best score, or of pieces only, the
+    """Merges detections that windows agree on: to the whole one with the best score, or of pieces only, the
     box around them. A piece that no window confirms goes if another's box covers most of it."""
     pairs = _Pairs(found, windows, grids, options.class_wise)
     matches = []
@@ -273,7 +273,7 @@ class _Groups:
 def suppress(
     found: Candidates, windows: Sequence[Window], grids: Sequence[WindowGrid], options: MergeOptions
 ) -> Merged:
-    """Non-maximum suppression between windows: of detections whose IoU is above the threshold, the one with
+    """Suppresses non-maxima between windows: of detections whose IoU is above the threshold, the one with
     the best score stays as it is."""
     kept, boxes = _greedy(found, windows, grids, options, over_smaller=False)
     return Merged(boxes, [members[:1] for members in kept])
@@ -282,7 +282,7 @@ def suppress(
 def merge_greedily(
     found: Candidates, windows: Sequence[Window], grids: Sequence[WindowGrid], options: MergeOptions
 ) -> Merged:
-    """Greedy merging between windows: the one with the best score takes in all whose intersection, over the
+    """Merges greedily between windows: the one with the best score takes in all whose intersection, over the
     smaller of both areas, is above the threshold, and becomes the box around them."""
     kept, _ = _greedy(found, windows, grids, options, over_smaller=True)
     boxes = [around(found.boxes[members]) for members in kept]

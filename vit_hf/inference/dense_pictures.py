@@ -19,8 +19,8 @@ MAX_CLASSES, MAX_BOXES = 30, 5000
 
 
 def class_colors(number: int = 256, background: int | None = None) -> np.ndarray:
-    """`(number, 3)` uint8 colors of classes, far apart for those that follow each other; the background is
-    black."""
+    """Returns `(number, 3)` uint8 colors of classes, far apart for those that follow each other; the
+    background is black."""
     hues = (0.08 + np.arange(number) * 0.61803398875) % 1  # steps of the golden ratio
     colors = [colorsys.hsv_to_rgb(hue, 0.75 + 0.2 * (index % 2), 0.95) for index, hue in enumerate(hues)]
     colors = np.round(255 * np.array(colors)).astype(np.uint8)
@@ -30,7 +30,7 @@ def class_colors(number: int = 256, background: int | None = None) -> np.ndarray
 
 
 def picture_of(result: TiledDetection | TiledSegmentation, image: AnyImage) -> PIL.Image.Image:
-    """A thumbnail of the image with its objects or classes in color, and their names with numbers or
+    """Draws a thumbnail of the image with its objects or classes in color, and their names with numbers or
     fractions.
 
     Args:

@@ -1,5 +1,4 @@
-"""Masks and boxes of image files, tile by tile, written to a folder: what the `predict` command does with a
-segmentation model or a detector."""
+"""Prediction of masks and boxes of image files, tile by tile, into a folder, for the `predict` command."""
 
 import json
 import os
@@ -77,7 +76,7 @@ def check_dense_arguments(arguments: DenseArguments) -> None:
 
 
 def dense_class_of(path: str) -> str | None:
-    """The key of `DENSE_MODELS` for a checkpoint, local or on the Hub; None for any other model.
+    """Returns the key of `DENSE_MODELS` for a checkpoint, local or on the Hub; None for any other model.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -88,7 +87,7 @@ def dense_class_of(path: str) -> str | None:
 
 
 def load_dense_model(path: str, **changes: Any) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """A saved segmentation model or detector and its image processor.
+    """Loads a saved segmentation model or detector and its image processor.
 
     Args:
         path: checkpoint, local or on the Hub.
@@ -137,7 +136,7 @@ def predict_files_dense(
     batch_size: int = 8,
     progress: bool | None = None,
 ) -> Iterator[FilePrediction]:
-    """Masks or boxes of image files, in order, written to a folder.
+    """Writes masks or boxes of image files, in order, to a folder.
 
     Each file has its name there with other endings; `NAME.json`, which is written last, has the result. A
     file whose result is there, for the same image and arguments, is not computed again, and one that was

@@ -1,5 +1,4 @@
-"""Windows of an image for models that say something of every place: which there are, and how a model runs on
-them.
+"""Windows of an image for models that predict masks or boxes, and runs of a model on them.
 
 A window is what a model sees. Its core is the part that counts: the window without a halo at each side that
 is not the image's own border. Cores cover the image.
@@ -189,7 +188,7 @@ def cover_windows(
     halo: int = 0,
     scales: Sequence[float] = (1,),
 ) -> list[WindowGrid]:
-    """As few windows as cover an image, for each scale.
+    """Covers an image with as few windows as possible, for each scale.
 
     Args:
         image_size: height and width in pixels.
@@ -220,7 +219,7 @@ def cover_windows(
 
 
 def windows_in_order(grids: Sequence[WindowGrid]) -> Iterator[Window]:
-    """All windows, rows of them by the tops of their cores, so that what is above is complete."""
+    """Yields all windows, row by row, ordered by the tops of their cores: the rows above are complete."""
     rows = [
         (grid.rows.core(row)[0], grid.number, row) for grid in grids for row in range(len(grid.rows.starts))
     ]
@@ -289,7 +288,7 @@ class WindowPreparation(TilePreparation):
 
 
 def cut_to_window(maps: torch.Tensor, covered: tuple[int, int], window: Window) -> torch.Tensor:
-    """Maps `(..., h, w)` that cover a window and a border, as one value for each pixel of the window."""
+    """Resizes maps `(..., h, w)` that cover a window and a border to a value for each pixel of the window."""
     if maps.shape[-2:] != covered:
         flat = maps.reshape(-1, 1, *maps.shape[-2:]).float()
         flat = functional.interpolate(flat, size=covered, mode="bilinear", align_corners=False)
@@ -311,8 +310,7 @@ class WindowChoice:
 
 
 class DenseRun:
-    """How a dense model runs on the windows of an image; errors in the arguments come before anything is
-    read.
+    """A run of a model on the windows of an image; wrong arguments are errors before anything is read.
 
     Args:
         tile: None for what the image processor resizes to, or else 512 pixels.

@@ -222,8 +222,8 @@ class MemoryMap:
 
 
 def read_bands(source: np.ndarray | Path, rows: int = FILE_TILE) -> Iterator[tuple[int, np.ndarray]]:
-    """The first row of each band, and its values `(n, W)` or `(n, W, C)`, of a map in memory or in a file
-    that `MapWriter` wrote.
+    """Yields the first row of each band, and its values `(n, W)` or `(n, W, C)`, of a map in memory or in a
+    file that `MapWriter` wrote.
 
     Raises:
         ValueError: if the file has another format.

@@ -66,8 +66,8 @@ class CornerTable:
         return _trace(corners)
 
     def _note(self, padded: np.ndarray) -> None:
-        """Corners of `(n + 1, W + 2)`: y, x, order among those at one place by row and by column, and whether
-        the pixel right below is in the mask."""
+        """Notes corners of `(n + 1, W + 2)`: y, x, order among those at one place by row and by column, and
+        whether the pixel right below is in the mask."""
         above_left, above_right = padded[:-1, :-1], padded[:-1, 1:]
         below_left, below_right = padded[1:, :-1], padded[1:, 1:]
         odd = above_left ^ above_right ^ below_left ^ below_right
@@ -110,7 +110,7 @@ def _partners(order: np.ndarray) -> np.ndarray:
 
 
 def trace_polygons(bands: Iterable[np.ndarray], width: int, tolerance: float = 0.0) -> list[Polygon]:
-    """The areas of a mask, each with its holes.
+    """Traces the areas of a mask, each with its holes.
 
     Args:
         bands: rows `(n, W)` bool, from top to bottom.
@@ -149,7 +149,8 @@ def _contains(ring: np.ndarray, x: float, y: float) -> bool:
 
 
 def simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
-    """A ring with fewer corners, no corner of the old one farther than `tolerance` from the new one.
+    """Simplifies a ring to fewer corners; no corner of the old one is farther than `tolerance` from the new
+    one.
 
     By Ramer (1972) and Douglas and Peucker (1973), from its two corners that are farthest apart along the
     diagonal. Where the result would cross itself, the tolerance is halved until it does not.

@@ -91,7 +91,7 @@ class TiledSegmentation:
 
 
 class BlendedBand:
-    """Running means of what tiles say of the pixels of an image, for the rows that may still change.
+    """Running means of the logits of tiles, for the rows of an image that may still change.
 
     A mean is moved toward each new value by that value's part of the weights so far, so that values that
     agree stay exactly what they are.
@@ -133,7 +133,7 @@ class BlendedBand:
         self.release()
 
     def take(self, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows from the first that is held to `last`, a part at a time, which are then forgotten.
+        """Yields rows from the first that is held to `last`, a part at a time, and forgets them.
 
         Yields:
             Values `(n, W, C)` and weights `(n, W)`.
@@ -467,7 +467,7 @@ def _num_labels(run: DenseRun) -> int:
 
 
 def semantic_logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
-    """`(B, L, h, w)` of the outputs of a segmentation model.
+    """Returns logits `(B, L, h, w)` of the outputs of a segmentation model.
 
     Logits of `AutoModelForSemanticSegmentation`; of models that predict masks by queries, the masks'
     probabilities summed by those of their classes, as in MaskFormer (Cheng et al., 2021).
@@ -494,7 +494,7 @@ def semantic_logits(model: PreTrainedModel, outputs: Any) -> torch.Tensor:
 
 
 def query_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Logits of classes `(B, Q, L + 1)` and of masks `(B, Q, h, w)` of models that predict masks by
+    """Returns logits of classes `(B, Q, L + 1)` and of masks `(B, Q, h, w)` of models that predict masks by
     queries."""
     masks = getattr(outputs, "masks_queries_logits", None)
     if masks is not None:
@@ -507,8 +507,8 @@ def query_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | Non
 
 
 def query_scores(logits: torch.Tensor, num_labels: int | None) -> torch.Tensor:
-    """Probabilities `(..., Q, L)` of the classes of queries; there is one more for "no object", last, unless
-    each class is a yes or a no by itself."""
+    """Computes probabilities `(..., Q, L)` of the classes of queries; there is one more for "no object",
+    last, unless each class is a yes or a no by itself."""
     if logits.shape[-1] == num_labels:
         return logits.float().sigmoid()
     return logits.float().softmax(dim=-1)[..., :-1]

@@ -24,7 +24,8 @@ MAX_RUN_PIXELS = 2**32
 
 
 def coco_annotations(result: TiledDetection, file_name: str, image_id: int = 1) -> dict[str, Any]:
-    """Objects as a COCO data set of one image, which pycocotools reads; `annotations` have `score` as well.
+    """Converts objects to a COCO data set of one image, which pycocotools reads; `annotations` have `score`
+    as well.
 
     Masks are run lengths; polygons of images that are too large for them, of 2^32 pixels or more.
 
@@ -100,8 +101,8 @@ def mask_polygons(mask: ObjectMask, tolerance: float = 0.0) -> list[Polygon]:
 def detection_features(
     result: TiledDetection, tolerance: float = 1.0, georeference: Georeference | None = None
 ) -> dict[str, Any]:
-    """Objects as a GeoJSON feature collection; properties are `label`, `class`, `score` and the box in
-    pixels.
+    """Converts objects to a GeoJSON feature collection; properties are `label`, `class`, `score` and the box
+    in pixels.
 
     Args:
         tolerance: most pixels that the outlines of masks are simplified by; 0 keeps the edges of pixels.
@@ -133,8 +134,8 @@ def segmentation_features(
     min_area: float = 1.0,
     georeference: Georeference | None = None,
 ) -> dict[str, Any]:
-    """The areas of each class but the background as a GeoJSON feature collection; properties are `label`,
-    `class` and `pixels`, before outlines are simplified.
+    """Converts the areas of each class but the background to a GeoJSON feature collection; properties are
+    `label`, `class` and `pixels`, before outlines are simplified.
 
     Args:
         tolerance: most pixels that outlines are simplified by; 0 keeps the edges of pixels.

@@ -1,4 +1,4 @@
-"""Where an image lies on the map: the affine transform and coordinate reference system of its file.
+"""Places of images on the map: the affine transform and coordinate reference system of a file.
 
 Read from the tags of GeoTIFF (OGC 19-008r4) by tifffile, or from a world file beside any image.
 """
@@ -48,7 +48,7 @@ class Georeference:
 
 
 def read_georeference(source: ImageSource) -> Georeference | None:
-    """The place of an image on the map; None where neither its file nor a world file says it.
+    """Reads the place of an image on the map; None where neither its file nor a world file says it.
 
     Raises:
         ValueError: for a world file that is none, or a transform that maps the image to a line or a point.
