@@ -75,7 +75,8 @@ def test_finetune_evaluate_predict(config, image_folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "9 train, 3 validation images; 3 classes" in printed
     assert "eval_accuracy" in printed
-    assert printed.endswith(f"Saved to {tmp_path / 'run'}\n")
+    assert f"\nSaved to {tmp_path / 'run'}\nLearning curves: " in printed
+    assert f"  vit-hf explain --model_name_or_path {tmp_path / 'run'} --images {image_folder}" in printed
 
     run = str(tmp_path / "run")
     expected = json.loads((tmp_path / "run" / "all_results.json").read_text())["eval_accuracy"]
