@@ -46,10 +46,9 @@ def variance_scores(
 def gradient_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by
-    frame.
+    """Mean magnitude of the Sobel gradient inside each patch.
 
-    Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in
+    The gradient is that of the mean over channels; of a video, frame by frame. Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in
     its image.
 
     Raises:
@@ -90,9 +89,9 @@ def _sobel_magnitude(gray: torch.Tensor) -> torch.Tensor:
 
 
 def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Shannon entropy of the gray levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
+    """Shannon entropy of the gray levels of each patch, in bits.
 
-    Grey is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores
+    It is 0 where the patch is flat, `log2(P * P)` at most. Gray is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores
     the same in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is
     beyond counts for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean
     and std 0.5, about 2 with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most
@@ -127,7 +126,7 @@ def _gray(images: torch.Tensor, dim: int) -> torch.Tensor:
 def saliency_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean spectral residual saliency of each patch: how much it stands out from the rest of the image.
+    """Mean spectral residual saliency of each patch, its contrast to its image.
 
     "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to
     64x64 whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper
@@ -198,9 +197,9 @@ def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
 
 
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
+    """Uniform random scores, fixed by coordinates and seed.
 
-    So an image gets the same patches alone and in any batch, whatever the size of its neighbors.
+    `seed=None` draws new ones at each call. With a seed an image gets the same patches alone and in any batch, whatever the size of its neighbors.
     """
     if seed is None:
         return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
@@ -216,7 +215,10 @@ def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed:
 
 
 def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
+    """Ranks patches by a regular lattice over the image.
+
+    The lattice has about `num_selected` points and the aspect of the grid.
+    """
     places = patches.coordinates.round().long().unbind(-1)  # (B, N) for each axis
     sides = patches.grid.split(1, dim=1)  # (B, 1) for each axis
     budget = torch.as_tensor(num_selected, device=patches.grid.device).view(-1, 1)
@@ -246,10 +248,9 @@ def _lattice(budget: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.
 
 
 def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Mean absolute difference of successive frames inside each patch, averaged over channels, of videos and
-    volumes.
+    """Mean absolute difference of successive frames inside each patch (videos, volumes).
 
-    Only differences between frames of the same patch count, so that a patch scores the same alone as in its
+    Averaged over channels. Only differences between frames of the same patch count, so that a patch scores the same alone as in its
     video.
     """
     return patches.pixels.float().diff(dim=-3).abs().flatten(-4).mean(-1).flatten(1)
@@ -262,7 +263,7 @@ def _ceil_divide(dividend: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
 def _nearest_lattice_point(
     position: torch.Tensor, length: torch.Tensor, points: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which of `points` evenly spread points along `length` cells is nearest, and whether it is this cell."""
+    """Returns the nearest of `points` evenly spread points along `length` cells, and if it is this cell."""
     nearest = (2 * position + 1) * points // (2 * length)
     return nearest, (2 * nearest + 1) * length // (2 * points) == position
 
@@ -299,7 +300,7 @@ SCORER_OPTIONS: dict[str, type[Options]] = {"random": RandomOptions}
 
 
 def read_scorer_options(part: Part) -> Options:
-    """Checked options of a pixel heuristic, as image processors have them."""
+    """Reads and checks the options of a pixel heuristic, as image processors have them."""
     return read_options(SCORER_OPTIONS.get(type_of(part), Options), "patch_selector", part)
 
 
