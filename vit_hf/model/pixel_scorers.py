@@ -48,8 +48,8 @@ def gradient_scores(
 ) -> torch.Tensor:
     """Mean magnitude of the Sobel gradient inside each patch.
 
-    The gradient is that of the mean over channels; of a video, frame by frame. Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in
-    its image.
+    The gradient is that of the mean over channels; of a video, frame by frame. Only pixels whose 3x3
+    neighborhood lies in the patch count, so that a patch scores the same alone as in its image.
 
     Raises:
         ValueError: if patches have less than 3 pixels a side.
@@ -91,7 +91,8 @@ def _sobel_magnitude(gray: torch.Tensor) -> torch.Tensor:
 def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Shannon entropy of the gray levels of each patch, in bits.
 
-    It is 0 where the patch is flat, `log2(P * P)` at most. Gray is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores
+    It is 0 where the patch is flat, `log2(P * P)` at most. Gray is the mean over channels as the model sees
+    it, normalized. Bins are fixed, so that a patch scores
     the same in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is
     beyond counts for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean
     and std 0.5, about 2 with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most
@@ -199,7 +200,8 @@ def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Uniform random scores, fixed by coordinates and seed.
 
-    `seed=None` draws new ones at each call. With a seed an image gets the same patches alone and in any batch, whatever the size of its neighbors.
+    `seed=None` draws new ones at each call. With a seed an image gets the same patches alone and in any
+    batch, whatever the size of its neighbors.
     """
     if seed is None:
         return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
@@ -250,8 +252,8 @@ def _lattice(budget: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.
 def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Mean absolute difference of successive frames inside each patch (videos, volumes).
 
-    Averaged over channels. Only differences between frames of the same patch count, so that a patch scores the same alone as in its
-    video.
+    Averaged over channels. Only differences between frames of the same patch count, so that a patch scores
+    the same alone as in its video.
     """
     return patches.pixels.float().diff(dim=-3).abs().flatten(-4).mean(-1).flatten(1)
 

@@ -349,9 +349,9 @@ class Rotary(PositionEncoding):
 class RotaryMixed(Rotary):
     """Rotary embedding with learned frequencies that mix rows and columns (RoPE-Mixed).
 
-    Each block and head has its own. RoPE-Mixed is from "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), section 3: angles are
-    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random
-    direction for each head.
+    Each block and head has its own. RoPE-Mixed is from "Rotary Position Embedding for Vision Transformer"
+    (Heo et al., 2024), section 3: angles are f_row * row + f_column * column (+ f_time * time). They start
+    with the axial frequencies in a random direction for each head.
     """
 
     per_layer = True
@@ -716,10 +716,10 @@ class LearnedOptions(Options):
 class Learned(PositionEncoding):
     """A learned vector for each patch of the native grid, interpolated elsewhere (ViT).
 
-    At the full grid of another resolution, bicubic by default, this equals transformers' `interpolate_pos_encoding`: that of ViT
-    and DINOv2 by default, that of DINOv2 with registers with `antialias`, and that of SigLIP 2 with
-    `antialias` and "bilinear" interpolation. For videos and volumes the same kernel works along the third
-    axis.
+    At the full grid of another resolution, bicubic by default, this equals transformers'
+    `interpolate_pos_encoding`: that of ViT and DINOv2 by default, that of DINOv2 with registers with
+    `antialias`, and that of SigLIP 2 with `antialias` and "bilinear" interpolation. For videos and volumes
+    the same kernel works along the third axis.
     """
 
     Options = LearnedOptions

@@ -242,8 +242,9 @@ class SamplingReducer(TokenReducer):
     """Samples tokens by their significance, without training (ATS).
 
     Significance is the attention of CLS times the norm of the value, sampled by its inverse cumulative
-    distribution. ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What is drawn
-    twice counts once, so an image may keep fewer tokens than the keep rate says; the rest is padding.
+    distribution. ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What
+    is drawn twice counts once, so an image may keep fewer tokens than the keep rate says; the rest is
+    padding.
     """
 
     @classmethod
@@ -440,9 +441,10 @@ class MergeOptions(Options):
 class MergeReducer(TokenReducer):
     """Merges the most similar pairs of tokens into their mean (ToMe).
 
-    Means are weighted by the number of patches that a token stands for. ToMe (Bolya et al., 2023, "Token Merging: Your ViT But Faster"), section 3: bipartite soft matching on the
-    keys averaged over heads (before rotation, if there is one), with sizes for proportional attention. Tokens
-    keep the raster order of those that others were merged into.
+    Means are weighted by the number of patches that a token stands for. ToMe (Bolya et al., 2023, "Token
+    Merging: Your ViT But Faster"), section 3: bipartite soft matching on the keys averaged over heads (before
+    rotation, if there is one), with sizes for proportional attention. Tokens keep the raster order of those
+    that others were merged into.
     """
 
     Options = MergeOptions

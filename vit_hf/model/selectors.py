@@ -217,13 +217,13 @@ class CrossAttentionOptions(SelectorOptions):
 class CrossAttentionSelector(Initialized, PatchSelector):
     """Keeps the patches that a learned query attends to most (IPS).
 
-    Iterative Patch Selection, Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the
-    image is streamed; those that are kept are scored again with gradient, and weighed by the query's
-    attention, so that the loss of the task reaches it. There it pools what an encoder made of each patch
-    alone. Here an encoder follows whose blocks relate the patches: each of its blocks attends to a patch so
-    many times as much as the query's softmax over the kept ones says, in training and afterwards, and so does
-    pooling by mean or by attention. At first these weights are nearly 1. Keys come from a small network on
-    the embeddings, positions included.
+    Iterative Patch Selection, Bergner et al. (2023): all patches are embedded and scored without gradient, a
+    chunk at a time if the image is streamed; those that are kept are scored again with gradient, and weighed
+    by the query's attention, so that the loss of the task reaches it. There it pools what an encoder made of
+    each patch alone. Here an encoder follows whose blocks relate the patches: each of its blocks attends to a
+    patch so many times as much as the query's softmax over the kept ones says, in training and afterwards,
+    and so does pooling by mean or by attention. At first these weights are nearly 1. Keys come from a small
+    network on the embeddings, positions included.
     """
 
     Options = CrossAttentionOptions
@@ -578,9 +578,9 @@ class PolicySelector(PatchSelector):
 
     It draws patches in training, and keeps those with the highest scores otherwise.
 
-    The head rewards what was drawn by how much better the prediction is than with the greedy ones (REINFORCE with a
-    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that
-    of the first draw, as a fraction of the greatest possible.
+    The head rewards what was drawn by how much better the prediction is than with the greedy ones (REINFORCE
+    with a self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is
+    that of the first draw, as a fraction of the greatest possible.
     """
 
     Options = PolicyOptions
