@@ -1,4 +1,4 @@
-"""What a fine-tuning run can be asked for, beside `AugmentationArguments`."""
+"""Arguments of `Trainer` with the defaults of this package."""
 
 from dataclasses import dataclass, field
 
@@ -26,24 +26,31 @@ class RunArguments(TrainingArguments):
         default=2, metadata={"help": "checkpoints to keep: the last ones, and always the best"}
     )
     load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "end with the best checkpoint and not with the last"}
+        default=True, metadata={"help": "end with the best checkpoint instead of the last"}
     )
     metric_for_best_model: str | None = field(
         default="auto",
-        metadata={"help": "auto: accuracy, for several labels an image f1, for a regression mse"},
+        metadata={
+            "help": "metric that chooses the best checkpoint; auto: accuracy, f1 for several labels per image, mse for "
+            "regression"
+        },
     )
     max_grad_norm: float = field(
         default=1.0,
-        metadata={"help": "scale gradients down to this norm, over all parameters together; 0: do not"},
+        metadata={
+            "help": "largest norm of the gradient over all parameters; larger ones are scaled down; 0: off"
+        },
     )
     hub_license: str | None = field(
         default=None,
-        metadata={"help": "of the model, for its card, such as apache-2.0; default: that of the checkpoint"},
+        metadata={
+            "help": "license of the model for its card, such as apache-2.0; default: that of the checkpoint"
+        },
     )
     hub_examples: list[str] | None = field(
         default=None, metadata={"help": "images for the model card, which push_to_hub publishes with it"}
     )
-    # Columns that no model takes are what the collator makes its input from.
+    # The collator makes the input of the model from columns that no model takes.
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be false here"})
 
     def __post_init__(self):
@@ -52,13 +59,13 @@ class RunArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.remove_unused_columns:
             raise ValueError(
-                "remove_unused_columns must be false: the images are a column that no model takes"
+                "remove_unused_columns=True would remove the images, a column that no model takes: leave it false"
             )
         if self.resume_from_checkpoint:
             raise ValueError(
-                "resume_from_checkpoint is not needed: the run in output_dir is resumed by "
-                "itself. To begin with the "
-                "weights of another run, give that as model_name_or_path"
+                f"resume_from_checkpoint={self.resume_from_checkpoint!r} is not needed: the run in output_dir is "
+                "resumed automatically. To start from the weights of another run, name it in "
+                "model_name_or_path."
             )
         if not torch.accelerator.is_available():
             # Nothing to pin memory for, and torch would warn of each loader.

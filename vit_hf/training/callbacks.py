@@ -28,7 +28,7 @@ def dense_fraction_at(
     num_buckets: int = 8,
     initial: float = 1.0,
 ) -> float:
-    """How far selection is relaxed at a training step: 1 keeps every patch, 0 keeps the target.
+    """Returns the dense fraction at a training step: 1 keeps every patch, 0 keeps the target.
 
     Dense for the first `warmup_ratio` of the steps, at the target for the last `final_ratio`; between them
     (1 + cos(pi t)) / 2 for t from 0 to 1, the keep-rate schedule of EViT (Liang et al. 2022), rounded to
@@ -39,17 +39,17 @@ def dense_fraction_at(
     Args:
         step: optimizer steps completed.
         max_steps: optimizer steps of the whole run.
-        warmup_ratio: share of the steps that are dense.
-        final_ratio: share of the steps that are at the target.
-        num_buckets: how many values the decay takes.
-        initial: dense_fraction of the first steps, which all others are scaled to. Where every patch is more
-            than memory or patience allow, begin with as many as they do.
+        warmup_ratio: fraction of the steps that are dense.
+        final_ratio: fraction of the steps that are at the target.
+        num_buckets: number of values that the decay takes.
+        initial: dense_fraction of the first steps, by which all others are scaled. Lower it where all patches
+            need too much memory or time.
 
     Raises:
-        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+        ValueError: for a fraction outside [0, 1], fractions whose sum exceeds 1, or no bucket.
     """
     _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
-    # Whole steps, because shares that add up to 1 need not do so in floating point.
+    # Whole steps, because fractions that add up to 1 need not do so in floating point.
     decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
     if step >= decay_end:
         return 0.0
@@ -62,43 +62,42 @@ def dense_fraction_at(
 def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, initial: float) -> None:
     for name, ratio in {"warmup_ratio": warmup_ratio, "final_ratio": final_ratio}.items():
         if not 0 <= ratio <= 1:
-            raise ValueError(f"{name} is {ratio}; it is a share of the training steps, from 0 to 1")
+            raise ValueError(f"{name} is {ratio}; it is a fraction of the training steps, from 0 to 1")
     if not 0 <= initial <= 1:
         raise ValueError(f"initial is {initial}; it must lie between 0 (the target) and 1 (every patch)")
     if warmup_ratio + final_ratio > 1:
         raise ValueError(
             f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the "
-            "whole run (1): "
-            "lower one of them"
+            "whole run (1): lower one of them"
         )
     if num_buckets < 1:
-        raise ValueError(f"num_buckets is {num_buckets}; the decay needs at least 1")
+        raise ValueError(f"num_buckets is {num_buckets}; it must be at least 1")
 
 
-def selecting_part(model: nn.Module) -> nn.Module | None:
-    """The model itself or, of a detector, its backbone: the outermost part that can be relaxed."""
+def selecting_module(model: nn.Module) -> nn.Module | None:
+    """Returns the outermost part with a dense fraction: the model itself or the backbone of a detector."""
     modules = extract_model_from_parallel(model, keep_torch_compile=False).modules()
     return next((part for part in modules if callable(getattr(part, "set_dense_fraction", None))), None)
 
 
 class KeepRateSchedule(TrainerCallback):
-    """Lets the model see all patches first and leads it to its target, for training that is stable.
+    """Starts training with all patches and reduces them gradually to the target, for stability.
 
-    In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the share
-    `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), d being
+    In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the
+    fraction `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), d being
     `dense_fraction_at` of the step; evaluation always measures the target. The dense_fraction is logged as
     `dense_fraction`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
     Args:
-        warmup_ratio: share of the steps that are dense.
-        final_ratio: share of the steps that are at the target.
-        num_buckets: how many values the decay takes.
-        initial: dense_fraction of the first steps, which all others are scaled to.
+        warmup_ratio: fraction of the steps that are dense.
+        final_ratio: fraction of the steps that are at the target.
+        num_buckets: number of values that the decay takes.
+        initial: dense_fraction of the first steps, by which all others are scaled.
 
     Raises:
-        ValueError: for a share outside [0, 1], shares whose sum exceeds 1, or no bucket.
+        ValueError: for a fraction outside [0, 1], fractions whose sum exceeds 1, or no bucket.
     """
 
     def __init__(
@@ -123,28 +122,24 @@ class KeepRateSchedule(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        unwrapped = selecting_part(model)
+        unwrapped = selecting_module(model)
         if unwrapped is None:
             raise TypeError(
-                f"KeepRateSchedule needs a model that selects patches or reduces tokens, with a method "
-                f"set_dense_fraction(float); "
+                f"KeepRateSchedule needs a model with a method set_dense_fraction(float); "
                 f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} "
-                "has none. Take the callback "
-                "away, or train an AdaptiveViT model."
+                "has none. Remove the callback, or train an AdaptiveViT model."
             )
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
             raise ValueError(
-                "KeepRateSchedule has nothing to lead to: the model has neither patch_selector "
-                "nor token_reducer. Take "
-                "the callback away, or set one of them in the model (an image processor that "
-                "selects leaves no choice)."
+                "KeepRateSchedule needs a patch_selector or a token_reducer. Set one of them in the model, not in "
+                "the image processor, or remove the callback."
             )
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
-                f"KeepRateSchedule has no effect where the image processor selects already, by "
-                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Take it "
-                "away there: the model selects."
+                f"KeepRateSchedule has no effect where the image processor selects patches, with "
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Set it to None there, "
+                "so that the model selects."
             )
         self._apply(state, model)
 
@@ -166,7 +161,7 @@ class KeepRateSchedule(TrainerCallback):
         logs: dict[str, float],
         **kwargs,
     ) -> None:
-        # Only beside the training loss: an evaluation is always at the target.
+        # Only with the training loss: an evaluation is always at the target.
         if "loss" in logs:
             logs["dense_fraction"] = self.dense_fraction
             state.log_history[-1]["dense_fraction"] = self.dense_fraction
@@ -180,7 +175,7 @@ class KeepRateSchedule(TrainerCallback):
         **kwargs,
     ) -> None:
         self.dense_fraction = 0.0
-        selecting_part(model).set_dense_fraction(0.0)
+        selecting_module(model).set_dense_fraction(0.0)
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         self.dense_fraction = dense_fraction_at(
@@ -191,17 +186,17 @@ class KeepRateSchedule(TrainerCallback):
             self.num_buckets,
             self.initial,
         )
-        selecting_part(model).set_dense_fraction(self.dense_fraction)
+        selecting_module(model).set_dense_fraction(self.dense_fraction)
 
 
-class OutputWatch(TrainerCallback):
-    """Sees what the model puts out in training; nothing of it where the model is compiled."""
+class OutputHook(TrainerCallback):
+    """Reads the outputs of the model in training; a compiled model shows none."""
 
     def __init__(self):
         self.handles: list[RemovableHandle] = []
 
-    def see(self, outputs: Any) -> None:
-        """Called after each forward pass in training."""
+    def read(self, outputs: Any) -> None:
+        """Receives the outputs after each forward pass in training."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -212,7 +207,7 @@ class OutputWatch(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        # Those of training that failed.
+        # Hooks of a training that failed.
         self._remove()
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         self.handles = [model.register_forward_hook(self._after_forward)]
@@ -224,7 +219,7 @@ class OutputWatch(TrainerCallback):
 
     def _after_forward(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
         if model.training and not torch.compiler.is_compiling():
-            self.see(outputs)
+            self.read(outputs)
 
     def _remove(self) -> None:
         for handle in self.handles:
@@ -232,10 +227,10 @@ class OutputWatch(TrainerCallback):
         self.handles = []
 
 
-class LogSelectionLoss(OutputWatch):
+class LogSelectionLoss(OutputHook):
     """Logs `selection_loss`, the part of the loss that selectors and reducers add to that of the task.
 
-    Beside `loss` in Trainer's logs: the mean over the steps since the last log, in the main process. Models
+    It is logged with `loss`: the mean over the steps since the last log, in the main process. Models
     without such a part log nothing.
     """
 
@@ -243,7 +238,7 @@ class LogSelectionLoss(OutputWatch):
         super().__init__()
         self.losses: list[torch.Tensor] = []
 
-    def see(self, outputs: Any) -> None:
+    def read(self, outputs: Any) -> None:
         loss = getattr(outputs, "selection_loss", None)
         if loss is not None:
             self.losses.append(loss.detach().float())
@@ -264,23 +259,23 @@ class LogSelectionLoss(OutputWatch):
             self.losses = []
 
 
-class NonFiniteGuard(OutputWatch):
+class NonFiniteGuard(OutputHook):
     """Stops training before a gradient or a loss that is not finite reaches the weights.
 
-    Without it Trainer goes on with weights that are NaN, logs losses that look well
+    Without it Trainer continues with weights that are NaN, logs losses that look good
     (`logging_nan_inf_filter`), and overwrites good checkpoints with bad ones. The error names the parameters,
     in the order in which the backward pass came to them; it is raised before the optimizer moves, in all
     processes at once, so checkpoints are as they were.
 
-    With fp16 a scaled gradient that overflows is nothing unusual: the scaler halves the scale and leaves out
-    the step. Only when `max_skipped` steps in a row were left out it is not the scale's fault.
+    With fp16 a scaled gradient may overflow: the scaler halves the scale and skips the step. Only after
+    `max_skipped` steps in a row is the scale not the cause.
 
-    It costs one norm of each gradient, and one look at them all in each step. For one process, or several
+    It costs one norm of each gradient and one check of all norms in each step. For one process, or several
     that each hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened
     together (FSDP1), it sees the loss alone.
 
     Args:
-        max_skipped: steps in a row that may be left out with fp16. A scale begins at 2**16, so 16 halvings
+        max_skipped: steps in a row that may be skipped with fp16. A scale begins at 2**16, so 16 halvings
             make it 1, which scales nothing.
     """
 
@@ -289,10 +284,10 @@ class NonFiniteGuard(OutputWatch):
         self.max_skipped = max_skipped
         self.num_skipped = 0
         self.losses: list[torch.Tensor] = []
-        # Of each parameter, in the order of the backward pass, its gradient's greatest number.
+        # Greatest magnitude of each parameter's gradient, in the order of the backward pass.
         self.peaks: dict[str, torch.Tensor] = {}
 
-    def see(self, outputs: Any) -> None:
+    def read(self, outputs: Any) -> None:
         loss = getattr(outputs, "loss", None)
         if loss is not None:
             self.losses.append(loss.detach().float().mean())
@@ -375,7 +370,7 @@ class NonFiniteGuard(OutputWatch):
             )
         if not found:
             found.append("a loss or a gradient in another process is not finite")
-        after = f", after {self.num_skipped} steps that were left out for it" if self.num_skipped else ""
+        after = f", after {self.num_skipped} skipped steps" if self.num_skipped else ""
         remedies = [
             f"a lower learning_rate (now {args.learning_rate:g}) or a longer warm-up",
             f"a lower max_grad_norm (now {args.max_grad_norm:g})"
@@ -389,23 +384,18 @@ class NonFiniteGuard(OutputWatch):
             remedies.append("a higher num_selected_patches or keep_rate, or a slower schedule towards it")
         return (
             f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. The "
-            "weights were not "
-            f"changed by it, and checkpoints in {args.output_dir} are as they were. Try "
-            f"{'; '.join(remedies)}. A run "
-            "that is resumed keeps the learning rates that were saved: to change these, begin a "
-            "new run from the last "
-            "checkpoint's weights."
+            f"weights and the checkpoints in {args.output_dir} were not changed by it. Try "
+            f"{'; '.join(remedies)}. A resumed run keeps its saved learning rates: to change these, start a "
+            "new run from the weights of the last checkpoint."
         )
 
 
 class ReproducibleTraining(TrainerCallback):
-    """Makes what is drawn in a training step a function of seed, step and process, whatever was drawn before
-    it.
+    """Seeds the random numbers of a training step by seed, step and process alone.
 
-    So dropout does not depend on how often a loader was started or an evaluation was run. It also tells the
-    training data which epoch it is, in the middle of one that is resumed as well: `accelerate` does so for
-    data that have `set_epoch`, but not in every process, and forgets to tell the sampler once it has skipped
-    batches.
+    So dropout does not depend on how often a loader was started or an evaluation was run. It also sets the
+    epoch of the training data, even when resuming within an epoch: `accelerate` does so for data that have
+    `set_epoch`, but not in every process, and not for the sampler once it has skipped batches.
     """
 
     def on_epoch_begin(
@@ -434,12 +424,12 @@ class ReproducibleTraining(TrainerCallback):
 
 logger = logging.get_logger(__name__)
 
-# Beside model.safetensors, which holds the average: the weights that training goes on from.
+# The weights that training resumes from; model.safetensors holds the average.
 UNAVERAGED_WEIGHTS_NAME = "unaveraged.safetensors"
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """How much of the average a step leaves: little at first, so that the initial weights are soon forgotten.
+    """Returns the decay of the average at a step: low at first, to forget the initial weights soon.
 
     The warm-up of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + step) / (10 + step)).
     """
@@ -449,8 +439,8 @@ def ema_decay_at(step: int, decay: float) -> float:
 class EmaCallback(TrainerCallback):
     """Averages the weights over training steps; between steps the model *is* its average.
 
-    So whatever happens between two steps, evaluation, checkpoints, the choice and loading of the best model,
-    sees the average, and training alone sees the weights that it moves. A checkpoint's `model.safetensors` is
+    So evaluation, checkpoints, and the choice and loading of the best model see the average, and only
+    training steps see the weights that they change. A checkpoint's `model.safetensors` is
     the average; the weights to resume from are in `unaveraged.safetensors`, and resuming is exact. At the end
     the model is the average, or the best average if `load_best_model_at_end`.
 
@@ -458,7 +448,7 @@ class EmaCallback(TrainerCallback):
     `output_dir`.
 
     Args:
-        decay: how much of the average a step leaves, in [0, 1); .999 suits runs of some thousand steps.
+        decay: fraction of the average that a step keeps, in [0, 1); .999 suits runs of some thousand steps.
 
     Raises:
         ValueError: for a decay out of range.
@@ -466,9 +456,9 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, decay: float = 0.999):
         if not 0 <= decay < 1:
-            raise ValueError(f"the decay of the moving average is {decay}; it must be at least 0 and below 1")
+            raise ValueError(f"ema_decay of the moving average is {decay}; it must be at least 0 and below 1")
         self.decay = decay
-        # Of each parameter, what the model does not hold: its average in a step, its own value between steps.
+        # The value of each parameter that the model does not hold: the average in a step, its own between steps.
         self.others: list[torch.Tensor] = []
         self.model_is_average = False
 
@@ -485,8 +475,7 @@ class EmaCallback(TrainerCallback):
         if args.fsdp or args.deepspeed or is_sharded:
             raise ValueError(
                 "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or "
-                "leave out FSDP and "
-                "DeepSpeed"
+                "leave out FSDP and DeepSpeed"
             )
         # On resuming, the model was loaded from a checkpoint, which holds the average.
         self.others = [parameter.detach().clone() for parameter in model.parameters()]
@@ -539,7 +528,7 @@ class EmaCallback(TrainerCallback):
         self.others = []
 
     def _swap(self, model: nn.Module) -> None:
-        # Storage changes hands and nothing is copied; the optimizer goes on with the same parameters.
+        # Storage is swapped and nothing is copied; the optimizer keeps the same parameters.
         for index, parameter in enumerate(_unwrap(model).parameters()):
             parameter.data, self.others[index] = self.others[index], parameter.data
         self.model_is_average = not self.model_is_average
@@ -557,9 +546,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _load_unaveraged(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         logger.warning(
-            f"There is no {path}: that checkpoint was made without EmaCallback, or lies "
-            "elsewhere. Training goes on "
-            "from its averaged weights."
+            f"There is no {path}: that checkpoint was made without EmaCallback, or is elsewhere. Training "
+            "continues from its averaged weights."
         )
         return
     weights = load_file(path)

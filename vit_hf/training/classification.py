@@ -26,7 +26,7 @@ from .task import Task, check_schedule, describe_selection, describe_sizes
 
 @final
 class Classification(Task):
-    """Assigns one class, several classes or numbers to an image.
+    """Predicts one class, several classes or numbers for an image.
 
     Attributes:
         data: set by `load_data`, or by a caller that has loaded them already and gives no `data_arguments`.
@@ -87,7 +87,7 @@ class Classification(Task):
                 )
             )
         freeze = FreezeBackbone(method.freeze_backbone_ratio, method.freeze_head)
-        if freeze.share > 0:
+        if freeze.ratio > 0:
             freeze.parameters_of(model)
             callbacks.append(freeze)
         if method.ema_decay is not None:
@@ -98,8 +98,8 @@ class Classification(Task):
         # The collator smooths labels; see there.
         training.label_smoothing_factor = 0.0
         if training.ddp_find_unused_parameters is None:
-            # Only predictors, what is frozen, and what an elastic model leaves out can be without a gradient,
-            # and torch warns if it searches in vain.
+            # Only predictors, frozen parameters and unused parts of an elastic model may lack a gradient,
+            # and torch warns if it searches for none.
             has_predictors = any(part_of(model, name) == "predictor" for name, _ in model.named_parameters())
             draws_one = is_elastic(model.config) and not read_elastic_options(model.config).distillation
             training.ddp_find_unused_parameters = (

@@ -29,9 +29,9 @@ from .hub_trainer import HubTrainer
 from .task import Task, check_schedule, describe_selection
 
 
-# Of a box that is none: batches have as many for each image. The number with which Trainer pads between
-# processes.
-NONE = -100
+# Class and coordinates of padding: images of a batch have equally many boxes. Trainer pads between processes
+# with this number.
+PADDING = -100
 
 
 class AveragePrecision:
@@ -40,11 +40,11 @@ class AveragePrecision:
 
     Returns `map` (mean over classes and over the thresholds of intersection over union .5, .55, ... .95),
     `map_50`, `map_75`, `mar_100` (mean recall over the same thresholds with at most 100 boxes for an image),
-    and with several classes the first of each, `map_<name>`; classes that are nowhere are left out.
+    and with several classes `map` of each, `map_<name>`; classes without boxes are left out.
 
     Args:
-        image_processor: of the detector, which knows what its outputs mean.
-        names: of the classes.
+        image_processor: image processor of the detector, which interprets its outputs.
+        names: names of the classes.
 
     Raises:
         ImportError: if torchmetrics or pycocotools are not installed.
@@ -62,7 +62,7 @@ class AveragePrecision:
         self.image_processor = image_processor
         self.names = names
         self.metric = MeanAveragePrecision(backend="pycocotools", class_metrics=len(names) > 1)
-        # With many small objects in an image, that is all there is to say.
+        # Images with many small objects would repeat the warning.
         self.metric.warn_on_many_detections = False
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -71,11 +71,11 @@ class AveragePrecision:
         outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
         found = self.image_processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         targets = []
-        for labels, centres, (height, width) in zip(classes, true_boxes, sizes.tolist(), strict=True):
-            there = labels != NONE
-            corners = box_convert(centres[there].float(), "cxcywh", "xyxy")
+        for labels, centers, (height, width) in zip(classes, true_boxes, sizes.tolist(), strict=True):
+            present = labels != PADDING
+            corners = box_convert(centers[present].float(), "cxcywh", "xyxy")
             corners = corners * torch.tensor([width, height, width, height])
-            targets.append({"labels": labels[there], "boxes": corners})
+            targets.append({"labels": labels[present], "boxes": corners})
         self.metric.update(found, targets)
         if not compute_result:
             return {}
@@ -91,16 +91,16 @@ class AveragePrecision:
 
 
 def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Labels of a batch in tensors, which processes can exchange.
+    """Stacks the labels of a batch in tensors, which processes can exchange.
 
     Returns:
-        Classes `(B, M)` int64 and boxes `(B, M, 4)`, as many as the image with most has, `NONE` for the rest;
-        and sizes `(B, 2)` int64, height and width of what the image processor got.
+        Classes `(B, M)` int64 and boxes `(B, M, 4)`, padded with `PADDING` to the largest number in an
+        image; and sizes `(B, 2)` int64, height and width of the image processor's input.
     """
     most = max(1, *(len(label["class_labels"]) for label in labels))
     device = labels[0]["boxes"].device
-    classes = torch.full((len(labels), most), NONE, device=device)
-    boxes = torch.full((len(labels), most, 4), float(NONE), device=device)
+    classes = torch.full((len(labels), most), PADDING, device=device)
+    boxes = torch.full((len(labels), most, 4), float(PADDING), device=device)
     for row, label in enumerate(labels):
         number = len(label["class_labels"])
         classes[row, :number], boxes[row, :number] = label["class_labels"], label["boxes"]
@@ -108,10 +108,10 @@ def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, t
 
 
 class BoxCollator:
-    """Prepares and stacks images by a detector's image processor, which pads those of a batch to one size.
+    """Prepares and stacks images by a detector's image processor, which pads a batch to one size.
 
     Returns `pixel_values`, `pixel_mask` where it pads, and `labels`: for each image `class_labels` and
-    `boxes` (centre, width and height, in 0..1 of what the model gets), as transformers' detectors take them.
+    `boxes` (center, width and height, in 0..1 of the model's input), as transformers' detectors take them.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
@@ -136,9 +136,9 @@ def _to_coco(boxes: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
 
 
 class DetectionTrainer(HubTrainer):
-    """A `Trainer` that evaluates boxes.
+    """Evaluates boxes; otherwise a `Trainer`.
 
-    Detectors of transformers take labels as a list, and return more than is needed.
+    Detectors of transformers take labels as a list, and return more than metrics need.
     """
 
     def prediction_step(
@@ -159,7 +159,7 @@ class DetectionTrainer(HubTrainer):
 
 @final
 class Detection(Task):
-    """Finds objects and their boxes.
+    """Predicts objects and their boxes.
 
     Attributes:
         data: set by `load_data`.
@@ -174,19 +174,20 @@ class Detection(Task):
     def check(self, training: RunArguments) -> None:
         method = self.method
         if self.data_arguments.skip_corrupt:
-            raise ValueError("skip_corrupt is for classification: mend or remove damaged images")
+            raise ValueError("skip_corrupt is for classification: repair or remove damaged images")
         if training.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is for classification: set it to 0")
         if training.push_to_hub:
             raise ValueError(
-                "push_to_hub publishes models with their code, and a detector is a model of "
-                "transformers: upload the folder when it is done (hf upload <repository> <output_dir>), "
-                "from where it loads after import vit_hf"
+                "push_to_hub publishes models with remote code, and a detector is a model of transformers: upload "
+                "the folder after training (hf upload <repository> <output_dir>); it loads after import vit_hf"
             )
         if method.evaluate_only and self.model_arguments.model_name_or_path is None:
             raise ValueError("evaluate_only measures a saved detector: name it with model_name_or_path")
         if method.evaluate_whole_images and method.crop_size is None:
-            raise ValueError("evaluate_whole_images is for crop_size, without which all images are whole")
+            raise ValueError(
+                "evaluate_whole_images needs crop_size; without it all images are whole: leave it out"
+            )
 
     def load_data(self) -> dict[str, Any]:
         saved = saved_detector(self.model_arguments.model_name_or_path)
@@ -202,7 +203,7 @@ class Detection(Task):
         if not self.method.evaluate_only:
             for name, images in self.data.splits.items():
                 if name != "test" and not images.num_boxes:
-                    raise ValueError(f"there is no box on any image of the {name} split")
+                    raise ValueError(f"no image of the {name} split has a box: add boxes or remove the split")
         return self.data.splits
 
     def make_model(self) -> PreTrainedModel:
@@ -221,7 +222,7 @@ class Detection(Task):
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        """Returns random pieces of training images, tiles of the others; or all of them whole."""
+        """Returns random crops of training images and tiles of the others; without crop_size all whole."""
         method, splits = self.method, self.data.splits
         check_sizes(self.data, model, processor, method, training)
         tile = None if method.evaluate_whole_images else method.crop_size
@@ -257,7 +258,7 @@ class Detection(Task):
         # Otherwise the boxes of all images would be kept until the end.
         training.batch_eval_metrics = True
         if self.evaluate_only:
-            # While training, for which Trainer wants a validation split.
+            # During training Trainer needs a validation split.
             training.eval_strategy = IntervalStrategy.NO
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
@@ -276,7 +277,7 @@ class Detection(Task):
         )
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Draws what was found on held-out images."""
+        """Draws the predicted boxes on held-out images."""
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
             from ..explanations.detections import draw_detections
@@ -293,13 +294,13 @@ def check_sizes(
     method: DetectionArguments,
     training: RunArguments,
 ) -> None:
-    """Refuses batches of mixed sizes where patches are selected.
+    """Rejects batches of mixed sizes where patches are selected.
 
-    Detectors do not tell their backbone what is padding: a fraction of the patches would be that of the
-    padded size, and so depend on which images are in a batch.
+    Detectors do not pass the padding mask to their backbone: the number of selected patches would depend on
+    the padded size, so on the other images of a batch.
 
     Raises:
-        ValueError: if there could be such a batch.
+        ValueError: if such a batch is possible.
     """
     if backbone_of(model).config.patch_selector is None or "height" in (
         processor.size if processor.do_resize else {}
@@ -311,7 +312,6 @@ def check_sizes(
         batch = training.per_device_train_batch_size if is_train else training.per_device_eval_batch_size
         if not in_pieces and batch > 1 and len(set(images.sizes)) > 1:
             raise ValueError(
-                f"images of the {name} split have several sizes, and in a batch all would be padded to "
-                f"the largest, which a patch_selector would take for part of the image: set crop_size, "
-                f"image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
+                f"images of the {name} split have several sizes; a batch is padded to the largest, and the "
+                f"patch_selector would treat padding as image: set crop_size, image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
             )

@@ -1,4 +1,4 @@
-"""transformers' detectors over an adaptive ViT: built, loaded, and the image processors that go with them."""
+"""Builds and loads transformers' detectors over an adaptive ViT, with their image processors."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -36,14 +36,14 @@ logger = logging.get_logger(__name__)
 
 
 class Detector(NamedTuple):
-    """The classes of transformers that make one."""
+    """Classes of transformers for one detector."""
 
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     image_processor: type[BaseImageProcessor]
 
 
-# By model_type. Those that take one feature map, or make the others from it.
+# By model_type: detectors that take one feature map or compute the others from it.
 DETECTORS = {
     "deformable_detr": Detector(
         DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
@@ -53,16 +53,16 @@ DETECTORS = {
     ),
     "detr": Detector(DetrConfig, DetrForObjectDetection, DetrImageProcessor),
 }
-# They learn from a loss that detectors do not add.
-LEARNED_APART = {"policy", "distilled", "gumbel"}
+# Selectors and reducers that learn from a loss that only classifiers add.
+NEED_CLASSIFIER_LOSS = {"policy", "distilled", "gumbel"}
 
 
 def saved_detector(path: str | None) -> PreTrainedConfig | None:
-    """The configuration of a detector over an adaptive ViT, or None for any other checkpoint.
+    """Returns the configuration of a detector over an adaptive ViT; None for any other checkpoint.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: if it is a detector over something else.
+        ValueError: if it is a detector over another backbone.
     """
     if path is None:
         return None
@@ -74,8 +74,8 @@ def saved_detector(path: str | None) -> PreTrainedConfig | None:
     if not isinstance(config.backbone_config, AdaptiveViTConfig):
         raise ValueError(
             f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which "
-            "does not select: give a "
-            "ViT, which becomes the backbone of a new detector, or a detector that this script saved"
+            "does not select patches: give a ViT, which becomes the backbone of a new detector, or a detector "
+            "that vit-hf detect saved"
         )
     return config
 
@@ -87,19 +87,19 @@ def make_detector(
     names: list[str],
     crop_size: int | None = None,
 ) -> PreTrainedModel:
-    """A detector: as it was saved, with what was asked for changed; or new over a ViT, pretrained or not.
+    """Loads a saved detector with overrides, or builds a new one over a ViT, pretrained or not.
 
     Args:
-        arguments: which checkpoint, if any, and what it is to compute on.
+        arguments: checkpoint, if any, and overrides of its selection.
         detector: a key of `DETECTORS`, for a new one.
-        overrides: fields of its configuration.
-        names: of the classes. A saved head is kept if it has as many, and else begins anew.
-        crop_size: pixels a side of what a model from scratch is to see, if `arguments` do not say so.
+        overrides: overridden fields of its configuration.
+        names: names of the classes. A saved head is kept if it has equally many, and reinitialized otherwise.
+        crop_size: side in pixels of the input of a model from scratch, if `arguments` have no image_size.
 
     Raises:
         OSError: if there is no such checkpoint.
         ValueError: for a field that does not exist or does not fit the others, a checkpoint whose weights do
-            not fit, and a selector or reducer that could not learn.
+            not fit, or a selector or reducer that could not learn.
     """
     config = saved_detector(arguments.model_name_or_path)
     labels = {
@@ -158,7 +158,7 @@ def _make_backbone(arguments: ModelArguments, crop_size: int | None) -> Adaptive
             fields["image_size"] = size
         backbone, missing = AdaptiveViTBackbone(AdaptiveViTConfig(**fields)), ["selector.", "reducers."]
     else:
-        # What transformers reports of the head that is left behind is no news.
+        # transformers would report the unused head at length.
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
@@ -171,9 +171,8 @@ def _make_backbone(arguments: ModelArguments, crop_size: int | None) -> Adaptive
         unfit = [name for name, *_ in report["mismatched_keys"]]
         if unfit:
             raise ValueError(
-                f"{path} does not fit: {unfit[0]} has another shape than the model asked for "
-                f"needs ({len(unfit)} such). Take "
-                "what changes it out of config_overrides"
+                f"{path} does not fit: {unfit[0]} has another shape than the configured model "
+                f"({len(unfit)} such weights). Remove the field that changes it from config_overrides."
             )
     check_learns(backbone.config, missing)
     if path is not None and missing:
@@ -190,9 +189,8 @@ def _load(
     changes = arguments.config_fields()
     if other := sorted(changes.keys() - set(SELECTION_FIELDS)) or sorted(overrides):
         raise ValueError(
-            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a "
-            f"{config.model_type}, but what its backbone "
-            "computes on can: to change it, begin with a ViT"
+            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a saved {config.model_type}; "
+            f"{', '.join(SELECTION_FIELDS)} can. To change others, start from a ViT."
         )
     for name, value in keep_options(vars(config.backbone_config), changes, PARTS).items():
         setattr(config.backbone_config, name, value)
@@ -212,29 +210,28 @@ def _load(
 
 
 def check_fields(arguments: ModelArguments) -> None:
-    """Raises: ValueError for `config_overrides` that the configuration does not have."""
+    """Raises ValueError for `config_overrides` that the configuration does not have."""
     if unknown := arguments.config_overrides.keys() - AdaptiveViTConfig().to_dict().keys():
         raise ValueError(f"config_overrides: AdaptiveViTConfig has no field {', '.join(sorted(unknown))}")
 
 
 def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
-    """Refuses a selector or a reducer that knows nothing and would not learn, and a reducer without an
-    amount.
+    """Rejects an untrained selector or reducer that would not learn, and a reducer without an amount.
 
     Args:
-        config: of the backbone.
-        missing: weights that begin at random.
+        config: configuration of the backbone.
+        missing: randomly initialized weights.
 
     Raises:
-        ValueError: for these.
+        ValueError: for such a selector or reducer.
     """
     for field, beginning in zip(("patch_selector", "token_reducer"), PREDICTORS, strict=True):
         name = type_of(getattr(config, field))
-        if name in LEARNED_APART and any(key.startswith(beginning) for key in missing):
+        if name in NEED_CLASSIFIER_LOSS and any(key.startswith(beginning) for key in missing):
             raise ValueError(
                 f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a "
-                "ViT with it by "
-                "scripts/finetune.py and give that as model_name_or_path, or choose another, such as saliency"
+                "ViT with it by vit-hf finetune and give that as model_name_or_path, or choose another, such as "
+                "saliency"
             )
     check_reduces(config)
 
@@ -242,19 +239,18 @@ def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
 def make_image_processor(
     arguments: ModelArguments, config: PreTrainedConfig, crop_size: int | None
 ) -> BaseImageProcessor:
-    """The detector's own, which leaves pieces of `crop_size` as they are, or resizes as asked for.
+    """Returns the detector's image processor, which does not resize crops of `crop_size`.
 
-    Mean and deviation of colours are those of the ViT's image processor, where there is one.
+    Mean and standard deviation of colors are those of the ViT's image processor, where there is one.
 
     Raises:
-        ValueError: for what only the image processor of a ViT does.
+        ValueError: for options that only the image processor of a ViT has.
     """
     for name in ("longest_edge", "return_patches"):
         if getattr(arguments, name):
             raise ValueError(
-                f"{name} is not for detectors, whose image processors know nothing of it: give "
-                "image_size, crop_size or "
-                "native_resolution"
+                f"{name} is not for detectors, whose image processors do not have it: give image_size, crop_size "
+                "or native_resolution"
             )
     options: dict[str, Any] = {}
     if arguments.image_size is not None:
@@ -282,8 +278,7 @@ def parameter_groups(
     layer_decay: float,
     backbone_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """Groups of `layerwise_parameter_groups` for the backbone, and the full learning rate for the
-    detector."""
+    """Groups parameters: layerwise rates for the backbone, the full learning rate for the detector."""
     backbone = backbone_of(model)
     inside = {id(parameter) for parameter in backbone.parameters()}
     detector: dict[Literal[True, False], list] = {True: [], False: []}

@@ -1,4 +1,4 @@
-"""A Trainer whose pushes are what `vit_hf.push_to_hub` makes."""
+"""Trainer that pushes models with their card and remote code, as `vit_hf.push_to_hub` does."""
 
 import shutil
 from pathlib import Path
@@ -12,15 +12,14 @@ from ..hub.push import keeping, write_card
 
 
 class HubTrainer(Trainer):
-    """`Trainer` that with `push_to_hub=True` publishes the model card of this package, and the code with
-    every push.
+    """Publishes the model card of this package and the code with every push; otherwise `Trainer`.
 
-    The token that it was given is not in the `training_args.bin` that Trainer uploads.
+    The Hub token is not in the `training_args.bin` that Trainer uploads.
 
     Args:
-        card: what the model card says beyond what the run tells, as of `vit_hf.push_to_hub`: `license`,
+        card: entries of the model card that the run does not know, as in `vit_hf.push_to_hub`: `license`,
             `dataset`, `examples` (images that are published) and others.
-        args, kwargs: as of `Trainer`.
+        args, kwargs: arguments of `Trainer`.
     """
 
     def __init__(self, *args: Any, card: dict[str, Any] | None = None, **kwargs: Any):
@@ -34,8 +33,8 @@ class HubTrainer(Trainer):
         """Writes `README.md` into the output folder.
 
         Args:
-            model_name: title; default the name of the repository.
-            kwargs: `license`, `tags`, and `finetuned_from` and `dataset` instead of what is known.
+            model_name: title; by default the name of the repository.
+            kwargs: `license`, `tags`, and `finetuned_from` and `dataset`, which override the known ones.
         """
         if not self.is_world_process_zero():
             return
@@ -65,7 +64,7 @@ class HubTrainer(Trainer):
         )
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> CommitInfo | None:
-        """As in transformers; a note of any error tells how to push the output folder again."""
+        """Pushes as in transformers; a note of any error tells how to push the output folder again."""
         folder = Path(self.args.output_dir)
         checkpoints = ("--exclude", f"{PREFIX_CHECKPOINT_DIR}-*", "--exclude", "_*")
         repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
@@ -73,8 +72,7 @@ class HubTrainer(Trainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in transformers, but that of equally good models the one with the lower loss is the best, or
-        the later."""
+        """Breaks ties between equally good models by the lower loss, then by the later step."""
         best = self.state.best_metric
         if super()._determine_best_metric(metrics, trial):
             return True
@@ -87,19 +85,19 @@ class HubTrainer(Trainer):
         loss = steps.get(self.state.best_global_step)
         if loss is not None and metrics.get("eval_loss", loss) > loss:
             return False
-        if self.state.best_global_step is not None:  # which is so where checkpoints are saved
+        if self.state.best_global_step is not None:  # set where checkpoints are saved
             self.state.best_global_step = self.state.global_step
         return True
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # transformers copies the weights and leaves the code behind, without which they do not load.
+        # transformers copies the weights without the code that loads them.
         for file in Path(checkpoint_folder).glob("*.py"):
             shutil.copy(file, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
 
 
 class Token(str):
-    """A token that is left out of pickles, and of what is printed for debugging."""
+    """Hub token that is hidden in pickles and in debugging output."""
 
     def __reduce__(self) -> tuple:
         return (str, ("<HUB_TOKEN>",))
@@ -112,7 +110,7 @@ class Token(str):
 
 
 def measured(state: TrainerState, is_best: bool) -> dict[str, float]:
-    """The metrics of the model as it is at the end: measured after training, or at the step it is of."""
+    """Returns the metrics of the final model, measured after training or else at its step."""
     log = state.log_history
     ends = [index for index, entry in enumerate(log) if "train_runtime" in entry]
     after = log[ends[-1] + 1 :] if ends else log

@@ -1,4 +1,4 @@
-"""The model that a run begins with, and the image processor that goes with it."""
+"""Builds or loads the initial model of a run, and its image processor."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ from ..model.sizes import to_pair
 
 logger = logging.get_logger(__name__)
 
-# What each class has beside the encoder, by the beginning of names of weights.
+# Prefix of the names of weights outside the encoder, for each class.
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
     "AdaptiveViTForElasticImageClassification": "classifier.",
@@ -43,10 +43,10 @@ HEADS = {
 
 
 def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel:
-    """Load a checkpoint with a head for these labels, or build a model from scratch.
+    """Loads a checkpoint with a head for these labels, or builds a model from scratch.
 
-    The head of a checkpoint is kept if it has as many outputs, and else replaced. For a Swin a number of
-    patches is that of as many windows as have these. With `elastic_space` it is a supernet.
+    The head of a checkpoint is kept if it has equally many outputs, and replaced otherwise. For a Swin a
+    number of patches is converted to that of windows. With `elastic_space` it is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -79,8 +79,7 @@ def _model_type(arguments: ArchitectureArguments) -> str:
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """The class of an elastic classifier, if a field or else the checkpoint leaves sizes open, or the
-    ordinary one."""
+    """Returns the elastic classifier if a field or the checkpoint has choices of sizes, else the ordinary one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
@@ -93,13 +92,12 @@ def _class_for(
 def load_or_build(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    """A checkpoint as a model of that class, whose head begins anew where it does not fit; or one from
-    scratch.
+    """Loads a checkpoint as a model of a class, with a new head where it does not fit, or builds a model.
 
     Args:
         model_class: a key of `HEADS`.
-        arguments: which checkpoint, if any.
-        fields: all that the configuration is to have.
+        arguments: checkpoint, if any.
+        fields: fields of the configuration.
 
     Raises:
         OSError, ValueError: as `make_model`.
@@ -109,7 +107,7 @@ def load_or_build(
     if found != config_class.model_type:
         raise ValueError(
             f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this needs "
-            f"{config_class.model_type}: scripts/finetune.py is for both"
+            f"{config_class.model_type}: vit-hf finetune takes both"
         )
     unknown = fields.keys() - config_class().to_dict().keys() - {"num_labels"}
     if unknown:
@@ -142,7 +140,7 @@ def _build(
 def _load(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    # What transformers reports at length about a new head is no more than that there is one.
+    # transformers would report the new head at length.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -157,9 +155,8 @@ def _load(
         name, found, needed = mismatched[0]
         raise ValueError(
             f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, "
-            "and the model asked "
-            f"for needs {tuple(needed)} ({len(mismatched)} such). Take what changes it out of "
-            "config_overrides."
+            f"and the configured model needs {tuple(needed)} ({len(mismatched)} such weights). Remove the field "
+            "that changes it from config_overrides."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:
@@ -173,24 +170,23 @@ def _load(
 def make_image_processor(
     arguments: ModelArguments, config: AdaptiveViTConfig | AdaptiveSwinConfig, select: bool = True
 ) -> BaseImageProcessor:
-    """The image processor of the checkpoint, or a new one, resizing and cutting as asked for.
+    """Returns the image processor of the checkpoint, or a new one, with the size that `arguments` set.
 
     Args:
         arguments: size and checkpoint.
-        config: of the model.
-        select: whether an image processor that cuts patches selects them as well, where a pixel heuristic
-            does that. Otherwise the model does.
+        config: configuration of the model.
+        select: whether an image processor that cuts patches also selects them, if the selector is a pixel
+            heuristic; otherwise the model selects.
 
     Raises:
-        ValueError: if it is to cut patches for a Swin.
+        ValueError: for `return_patches` with a Swin.
     """
     is_swin = isinstance(config, AdaptiveSwinConfig)
     if is_swin and arguments.return_patches:
         raise ValueError(
             "return_patches is not for Swin, whose windows are cut from whole images: leave it "
-            "out. Images of mixed sizes "
-            "go one at a time (per_device_train_batch_size=1, gradient_accumulation_steps), or "
-            "resized (image_size)"
+            "out. For images of mixed sizes set per_device_train_batch_size=1 (and "
+            "gradient_accumulation_steps), or image_size"
         )
     options: dict[str, Any] = {"patch_size": config.patch_size}
     if arguments.return_patches:
@@ -215,7 +211,7 @@ def make_image_processor(
             half = [0.5] * config.num_channels
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
-    # Random patches are the model's to draw: in training they are others in each epoch.
+    # The model draws random patches, new ones in each epoch.
     selector, explores = type_of(config.patch_selector), options_of(config.patch_selector).get("exploration")
     is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not explores
     # A thumbnail needs every patch, and so does the CNN of a hybrid.

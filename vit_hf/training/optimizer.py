@@ -1,4 +1,4 @@
-"""Learning rates by layer, and which parameters are held still at first."""
+"""Layerwise learning rates, and freezing of the backbone at the start."""
 
 import math
 import re
@@ -12,15 +12,15 @@ from ..checkpoints.loading import part_of
 
 
 class FreezeBackbone(TrainerCallback):
-    """Trains what predicts (selector, reducers) and the head first, and the backbone only afterwards.
+    """Freezes the backbone for the first steps, while predictors (selector, reducers) and head learn.
 
-    For the first `share` of the steps the backbone gets no gradient: it does not change, by weight decay
-    neither, it has no part in gradient clipping, and its backward pass is not computed where nothing needs
-    it. `share` above 0 makes training two-stage, 0 joint. It is a function of the step alone, so a resumed
-    run does what an uninterrupted one does.
+    For the first fraction `ratio` of the steps the backbone gets no gradient: it does not change, not even by
+    weight decay, it has no part in gradient clipping, and its backward pass is not computed unless needed.
+    `ratio` above 0 makes training two-stage, 0 joint. It is a function of the step alone, so a resumed run
+    equals an uninterrupted one.
 
     PatchDrop (Uzkent & Ermon 2020) trains its policy for a fixed classifier before both together; DynamicViT
-    (Rao et al. 2021) fixes all but its predictors for 5 of 30 epochs. Both start from a head that knows the
+    (Rao et al. 2021) freezes all but its predictors for 5 of 30 epochs. Both start from a head that knows the
     classes: there, set `head`. A new head must learn.
 
         Trainer(..., callbacks=[FreezeBackbone(0.3)])
@@ -28,37 +28,36 @@ class FreezeBackbone(TrainerCallback):
     For one process, or several that each hold the whole model (DDP, with `ddp_find_unused_parameters`).
 
     Args:
-        share: of the training steps, from 0 to 1.
-        head: whether the head is held still as well, so that predictors alone learn.
+        ratio: fraction of the training steps, from 0 to 1.
+        head: whether the head is frozen as well, so that only predictors learn.
 
     Raises:
-        ValueError: for a share out of range.
+        ValueError: for a ratio out of range.
     """
 
-    def __init__(self, share: float = 0.1, head: bool = False):
-        if not 0 <= share <= 1:
+    def __init__(self, ratio: float = 0.1, head: bool = False):
+        if not 0 <= ratio <= 1:
             raise ValueError(
-                f"freeze_backbone_ratio is {share}; it is a share of the training steps, from 0 to 1"
+                f"freeze_backbone_ratio is {ratio}; it is a fraction of the training steps, from 0 to 1"
             )
-        self.share = share
+        self.ratio = ratio
         self.head = head
         self.parameters: list[nn.Parameter] = []
 
     def parameters_of(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        """What is held still: of the parameters that learn at all, those of the backbone, and perhaps of the
-        head.
+        """Returns the parameters to freeze: trainable ones of the backbone, and with `head` of the head.
 
         Raises:
-            ValueError: if nothing else is left to learn.
+            ValueError: if no other parameter is trainable.
         """
         learning = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         parts = ("backbone", "head") if self.head else ("backbone",)
         still = [parameter for name, parameter in learning if part_of(model, name) in parts]
-        if len(still) == len(learning) and self.share > 0:
+        if len(still) == len(learning) and self.ratio > 0:
             raise ValueError(
-                f"freeze_backbone_ratio={self.share} with freeze_head={self.head} leaves nothing to learn: "
+                f"freeze_backbone_ratio={self.ratio} with freeze_head={self.head} leaves nothing to learn: "
                 f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch "
                 "selector or token reducer "
                 "with parameters of its own"
@@ -79,14 +78,14 @@ class FreezeBackbone(TrainerCallback):
             )
         if args.world_size > 1 and args.ddp_find_unused_parameters is False:
             raise ValueError("FreezeBackbone in several processes needs ddp_find_unused_parameters=True")
-        # What training that failed has left frozen.
+        # A failed training may have left them frozen.
         self._freeze(False)
         self.parameters = self.parameters_of(extract_model_from_parallel(model, keep_torch_compile=False))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
-        self._freeze(state.global_step < round(self.share * state.max_steps))
+        self._freeze(state.global_step < round(self.ratio * state.max_steps))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
@@ -99,7 +98,7 @@ class FreezeBackbone(TrainerCallback):
             parameter.requires_grad_(not frozen)
 
 
-# Learned vectors that are not weights of a map: shrinking them to zero means nothing.
+# Learned vectors that are not weights of a linear map: decaying them has no meaning.
 UNDECAYED = re.compile(r"(cls|mask|distillation)_token|register_tokens|position_embeddings|_embedding$|bias")
 
 
@@ -110,12 +109,12 @@ def layerwise_parameter_groups(
     layer_decay: float = 1.0,
     backbone_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
+    """Groups parameters for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
 
-    Of L encoder layers (of a Swin its blocks, and what merges patches behind those of a stage), layer i
+    Of L encoder layers (of a Swin its blocks, and the patch merging after a stage), layer i
     learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L
     + 1)`, and everything else (final norm, head, trained patch selectors and token reducers) at the full
-    rate. What is in the base model and is no selector or reducer has all that times `backbone_lr_factor`.
+    rate. Parameters of the base model outside selector and reducers have their rate times `backbone_lr_factor`.
     Biases, norms, layer scales, tokens and position embeddings are not decayed.
 
         from transformers import Trainer
@@ -124,13 +123,13 @@ def layerwise_parameter_groups(
         Trainer(..., optimizer_cls_and_kwargs=(optimizer, options | {"params": groups}))
 
     Args:
-        model: whose layers are named `layers.<i>`, as in transformers' ViT, or
+        model: model with layers named `layers.<i>`, as in transformers' ViT, or
             `encoder.layers.<stage>.blocks.<i>`, as in its Swin; frozen parameters are left out.
-        learning_rate: of the head.
-        weight_decay: of the parameters that are decayed.
+        learning_rate: learning rate of the head.
+        weight_decay: weight decay of the parameters that are decayed.
         layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
-        backbone_lr_factor: of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021) takes
-            0.01 beside predictors that begin at random.
+        backbone_lr_factor: factor of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021)
+            takes 0.01 with randomly initialized predictors.
 
     Returns:
         Groups with `params`, `lr` and `weight_decay`, the full rate first, in an order that depends on the
@@ -144,8 +143,7 @@ def layerwise_parameter_groups(
     if not 0 < backbone_lr_factor <= 1:
         raise ValueError(
             f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To "
-            "hold the backbone still, "
-            "set freeze_backbone_ratio"
+            "freeze the backbone, set freeze_backbone_ratio"
         )
     layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
     order = sorted({layer for layer in layers.values() if layer is not None})
@@ -177,8 +175,7 @@ def layerwise_parameter_groups(
 
 
 def _layer(name: str, prefix: str) -> tuple[float, ...] | None:
-    """What sorts as layers follow each other: () for the embeddings, None for what stands beside or above
-    the layers."""
+    """Returns a sort key of the layer: () for the embeddings, None for parameters outside the layers."""
     name = name.removeprefix(f"{prefix}.")
     if name.startswith("embeddings."):
         return ()

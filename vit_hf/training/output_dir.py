@@ -1,4 +1,4 @@
-"""Folders that runs write to: what to resume, what to refuse, and nothing ever destroyed."""
+"""Output folders of runs: finds checkpoints to resume, rejects other folders, and renames but never deletes."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
 
 
-# Written when a run begins: what it was started with. Trainer uploads what is in the folder, but for names
-# that begin like this: paths of this machine are nobody's business.
+# Written when a run starts: its arguments. Trainer uploads the folder except names with an underscore in front:
+# local paths stay private.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.
@@ -30,23 +30,22 @@ INCIDENTAL_FIELDS = {
     "vit_hf_version",
 }
 
-# What a checkpoint's optimizer and scheduler hold: Trainer goes on with what was saved, whatever was asked
-# for.
+# Rates that a checkpoint's optimizer and scheduler hold: Trainer resumes with the saved ones.
 SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_factor")
 
-# What Trainer needs to resume. Its state is written after the others, so that a folder without it is a
+# Files that Trainer needs to resume. Its state is written after the others, so that a folder without it is a
 # checkpoint that was being written when the run was killed.
 CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
-# One of them: of whole models, of FSDP, and of FSDP that saves in pieces.
+# One of them exists: whole models, FSDP, and sharded FSDP.
 OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 
 
 def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Path | None:
-    """The latest checkpoint that was written completely, or None.
+    """Returns the latest complete checkpoint, or None.
 
     Args:
         output_dir: folder of the run.
-        also: files that should be there, too; a checkpoint without them counts only if none has them.
+        also: further files that it should have; a checkpoint without them counts only if none has them.
     """
     complete = [folder for folder in _checkpoints(output_dir) if _is_complete(folder)]
     preferred = [folder for folder in complete if all((folder / name).is_file() for name in also)]
@@ -83,9 +82,9 @@ def find_resumable(output_dir: str, model: PreTrainedModel, averaged: bool = Fal
 
 
 def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """Rename checkpoints later than the one that is resumed to `_incomplete-<name>`, which is not uploaded.
+    """Renames checkpoints later than the resumed one to `_incomplete-<name>`, which is not uploaded.
 
-    Trainer would take them for the latest, and to make room delete those that it writes.
+    Trainer would take them for the latest, and delete its own new ones to keep save_total_limit.
     """
     for folder in _checkpoints(output_dir):
         if folder == checkpoint:
@@ -96,7 +95,7 @@ def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    """Folders named like checkpoints, the latest first."""
+    """Returns folders named like checkpoints, the latest first."""
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     steps = {folder.name.rpartition("-")[2]: folder for folder in folders if folder.is_dir()}
     return [steps[step] for step in sorted(filter(str.isdigit, steps), key=int, reverse=True)]
@@ -115,7 +114,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """Refuse a folder that holds something else than a run.
+    """Rejects a folder with other files than those of a run.
 
     Raises:
         NotADirectoryError: if it is a file.
@@ -128,14 +127,12 @@ def check_output_dir(output_dir: str | Path) -> None:
         return
     if not (folder / RUN_ARGUMENTS_NAME).is_file() and find_last_checkpoint(folder) is None:
         raise FileExistsError(
-            f"output_dir {folder} is not empty, and what is in it is no run of this script; name "
-            "another folder"
+            f"output_dir {folder} is not empty and is no run of this command; name another folder"
         )
 
 
 def set_aside(output_dir: str | Path) -> Path | None:
-    """Rename an earlier run's folder to `<output_dir>-previous-<n>`, and return that; None if there is
-    none."""
+    """Renames the folder of an earlier run to `<output_dir>-previous-<n>`; returns that, None without a run."""
     folder = Path(output_dir)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -146,7 +143,7 @@ def set_aside(output_dir: str | Path) -> Path | None:
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
-    """What the run in a folder tells the model card: arguments of `vit_hf.hub.model_card.make_model_card`."""
+    """Returns arguments of `vit_hf.hub.model_card.make_model_card` from the run in a folder."""
     card: dict[str, Any] = {"metrics": {}}
     for split in ("eval", "test"):
         path = Path(output_dir, f"{split}_results.json")
@@ -160,7 +157,7 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
 
 
 def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The same of the arguments that a run began with."""
+    """Returns those arguments of the card that follow from the arguments of a run."""
     return {
         "training_arguments": arguments,
         "base_model": arguments["model_name_or_path"],
@@ -169,13 +166,13 @@ def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Refuse to go on with another model than the run began with.
+    """Rejects resuming with another model than that of the run.
 
     Raises:
         ValueError: naming the fields of the config that differ, or a weight that is missing.
     """
     config = model.config
-    # Through JSON both, because there a tuple is a list.
+    # Both through JSON, because there a tuple is a list.
     saved = json.loads(type(config).from_pretrained(checkpoint).to_json_string(use_diff=False))
     mine = json.loads(config.to_json_string(use_diff=False))
     differing = [
@@ -185,32 +182,32 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     ]
     if differing:
         raise ValueError(
-            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the "
-            "same arguments as "
-            "before, or another output_dir, or set overwrite_output_dir."
+            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same "
+            "arguments as before, or another output_dir, or set overwrite_output_dir."
         )
     weights = checkpoint / SAFE_WEIGHTS_NAME
     if weights.is_file():
-        # Trainer itself would only warn, and go on from random weights.
+        # Trainer would only warn, and continue from random weights.
         with safe_open(weights, framework="pt") as file:
             saved_names = set(module_names(model, file.keys()).values())
         values = model.state_dict()
-        # Of weights that share their memory, one is saved.
-        places = {values[name].data_ptr() for name in saved_names & values.keys()}
+        # Only one of several tied weights is saved.
+        addresses = {values[name].data_ptr() for name in saved_names & values.keys()}
         missing = sorted(
-            name for name in values.keys() - saved_names if values[name].data_ptr() not in places
+            name for name in values.keys() - saved_names if values[name].data_ptr() not in addresses
         )
         if missing:
             raise ValueError(
-                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights)"
+                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights). Give "
+                "another output_dir, or set overwrite_output_dir."
             )
 
 
 def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
-    """Refuse to go on with other learning rates than the run began with, because Trainer would silently not.
+    """Rejects resuming with other learning rates than those of the run, which Trainer would silently ignore.
 
     Raises:
-        ValueError: naming what differs from the arguments that the run in `output_dir` was started with.
+        ValueError: for rates that differ from the arguments of the run in `output_dir`.
     """
     path = Path(output_dir, RUN_ARGUMENTS_NAME)
     saved = json.loads(path.read_text()) if path.is_file() else {}
@@ -222,7 +219,6 @@ def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same "
-            "as before; or, to go on "
-            "with others, another output_dir and the last checkpoint as model_name_or_path; or "
-            "set overwrite_output_dir."
+            "as before; or, to continue with others, another output_dir and the last checkpoint as "
+            "model_name_or_path; or set overwrite_output_dir."
         )

@@ -1,4 +1,4 @@
-"""Pretraining by masked autoencoding."""
+"""Pretraining task: masked autoencoding."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -24,7 +24,7 @@ from .task import Task, describe_sizes
 
 
 class UnlabeledCollator:
-    """Prepares and stacks images, and leaves out what else an example has."""
+    """Prepares and stacks images without their labels."""
 
     def __init__(self, image_processor: BaseImageProcessor):
         self.image_processor = image_processor
@@ -72,7 +72,7 @@ class Pretraining(Task):
                 own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
             fields["masked_autoencoder"] = (own or {}) | given
         if path is not None:
-            # What a checkpoint selects, fine-tuning may select again.
+            # Fine-tuning may set the selection again.
             fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
@@ -98,7 +98,7 @@ class Pretraining(Task):
         return []
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Trainer evaluates a loss only where it knows of labels; these are the images themselves.
+        # Trainer evaluates a loss only with labels; here these are the images.
         training.label_names = ["pixel_values"]
         training.prediction_loss_only = True
 

@@ -1,4 +1,4 @@
-"""Training for semantic segmentation."""
+"""Semantic segmentation task and its metric."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -22,12 +22,12 @@ from .task import Task, check_schedule, describe_selection, describe_sizes
 class MeanIoU:
     """Intersection over union, summed over the batches of an evaluation (`batch_eval_metrics`).
 
-    Returns `mean_iou` over the classes that appear in masks or answers, `overall_accuracy` of pixels, and
+    Returns `mean_iou` over the classes that appear in masks or predictions, `overall_accuracy` of pixels, and
     the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou has them.
 
     Args:
-        names: of the classes.
-        ignored: label of pixels that do not count.
+        names: names of the classes.
+        ignored: label of ignored pixels.
     """
 
     def __init__(self, names: list[str], ignored: int):
@@ -41,15 +41,15 @@ class MeanIoU:
         logits = nn.functional.interpolate(
             logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
         )
-        counting, number = labels != self.ignored, len(self.names)
-        pairs = labels[counting] * number + logits.argmax(dim=1)[counting]
+        is_counted, number = labels != self.ignored, len(self.names)
+        pairs = labels[is_counted] * number + logits.argmax(dim=1)[is_counted]
         self.confusion += torch.bincount(pairs, minlength=number**2).view(number, number)
         if not compute_result:
             return {}
         confusion, self.confusion = self.confusion.double(), torch.zeros_like(self.confusion)
         right = confusion.diagonal()
         union = confusion.sum(dim=0) + confusion.sum(dim=1) - right
-        iou = right / union  # NaN for a class that is nowhere
+        iou = right / union  # NaN for an absent class
         return {
             "mean_iou": iou.nanmean().item(),
             "overall_accuracy": (right.sum() / confusion.sum()).item(),
@@ -59,7 +59,7 @@ class MeanIoU:
 
 @final
 class Segmentation(Task):
-    """Assigns a class to each pixel.
+    """Predicts a class for each pixel.
 
     Attributes:
         data: set by `load_data`.
@@ -72,7 +72,7 @@ class Segmentation(Task):
     def check(self, training: RunArguments) -> None:
         if self.data_arguments.skip_corrupt:
             raise ValueError(
-                "skip_corrupt is for classification: mend or remove damaged images, or their masks"
+                "skip_corrupt is for classification: repair or remove damaged images, or their masks"
             )
         if training.label_smoothing_factor:
             raise ValueError("label_smoothing_factor is for classification: set it to 0")
@@ -90,9 +90,8 @@ class Segmentation(Task):
         model = load_or_build(AdaptiveViTForSemanticSegmentation, self.model_arguments, fields)
         if model.ignore_index != IGNORED:
             raise ValueError(
-                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, and pixels that "
-                f"do not count are {IGNORED} in training: leave it out, and give their value in your masks "
-                "as ignore_label"
+                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training uses "
+                f"{IGNORED} for ignored pixels: leave it out, and give their value in your masks as ignore_label"
             )
         return model
 

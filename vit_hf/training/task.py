@@ -1,4 +1,4 @@
-"""The path from arguments, or a command line, to a finished run; all training tasks share it."""
+"""Training task and run: from arguments to a trained model, for all tasks."""
 
 import gc
 import json
@@ -40,12 +40,12 @@ from .output_dir import (
 
 
 class Task(ABC):
-    """A task to train a model for, with its arguments; `prepare` makes a run of it.
+    """Base class of training tasks, with their arguments; `prepare` makes a run of it.
 
     `prepare`, `make_trainer` and `Run` call the abstract methods.
 
     Args:
-        groups: all arguments but those of `Trainer`, one object for each of `argument_groups`.
+        groups: all arguments except those of `Trainer`, one object for each of `argument_groups`.
 
     Attributes:
         evaluate_only: whether nothing is trained.
@@ -54,7 +54,7 @@ class Task(ABC):
 
     argument_groups: ClassVar[tuple[type, ...]]
     trainer_class: ClassVar[type[HubTrainer]] = HubTrainer
-    # From model, learning rate, weight decay, layer decay and factor of the backbone.
+    # Takes model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
 
     def __init__(self, *groups: Any):
@@ -81,13 +81,13 @@ class Task(ABC):
 
     @abstractmethod
     def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        """Returns the image processor that goes with the model."""
+        """Returns the image processor of the model."""
 
     @abstractmethod
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        """Returns what `Trainer` draws from, by split."""
+        """Returns the data sets of `Trainer`, by split."""
 
     @abstractmethod
     def collator(
@@ -97,15 +97,15 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        """Returns `compute_metrics`; None where the loss is all there is."""
+        """Returns `compute_metrics` of `Trainer`; None to evaluate the loss alone."""
 
     @abstractmethod
     def best_metric(self) -> tuple[str, bool]:
-        """Returns the name of the metric by which checkpoints are compared, and whether more is better."""
+        """Returns the name of the metric that compares checkpoints, and whether higher is better."""
 
     @abstractmethod
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        """Returns what happens during training, beyond what all tasks need."""
+        """Returns callbacks of this task, in addition to those of all tasks."""
 
     @abstractmethod
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
@@ -113,11 +113,11 @@ class Task(ABC):
 
     @abstractmethod
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
-        """Returns the data, notes about what is left out, and the model, each in a line."""
+        """Returns a line about the data, notes about excluded data, and a line about the model."""
 
     @abstractmethod
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds to the results of a run that is complete."""
+        """Adds results to a complete run."""
 
 
 @dataclass
@@ -125,11 +125,11 @@ class Run:
     """A validated run, ready to start.
 
     Attributes:
-        task: what is trained for, with all data.
+        task: training task, with all data.
         trainer: holds the model, the training data and the arguments.
         examples: "validation" and "test", if present, as the trainer evaluates them.
-        checkpoint: where the run resumes; None at the beginning.
-        description: of data and model, a line each.
+        checkpoint: checkpoint to resume from; None for a new run.
+        description: lines about data and model.
     """
 
     task: Task
@@ -168,7 +168,7 @@ class Run:
             steps_done = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
         trainer = self.trainer
         result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        # Not pushed before it was measured.
+        # Pushed only after evaluation.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         # A run that was complete already has no training loss.
@@ -181,15 +181,15 @@ class Run:
 def prepare(task: Task, training: RunArguments) -> Run:
     """Prepares a new run, or one that resumes in `training.output_dir`, up to its first step.
 
-    All that can be wrong with the arguments or the data is found here, before anything is written.
+    All arguments and data are checked here, before anything is written.
 
     Raises:
-        ImportError: if what the task needs is not installed.
-        OSError, TypeError, ValueError: for arguments, data or a folder that do not fit.
+        ImportError: if a package that the task needs is not installed.
+        OSError, TypeError, ValueError: for invalid arguments, data or output folder.
     """
     task.check(training)
     check_output_dir(training.output_dir)
-    # As they were given, because some are about to be changed.
+    # Copied as given, because `make_trainer` changes some.
     arguments = training.to_dict()
     for group in task.groups:
         arguments |= asdict(group)
@@ -229,20 +229,20 @@ def make_trainer(
     examples: dict[str, Dataset],
     training: RunArguments,
 ) -> HubTrainer:
-    """Returns the `Trainer` of a task; sets in `training` what the task or this package does itself."""
+    """Returns the `Trainer` of a task; changes options of `training` that the task or this package handles."""
     collator = task.collator(processor, training)
     task.adjust(model, training)
     if training.metric_for_best_model == "auto":
         training.metric_for_best_model, training.greater_is_better = task.best_metric()
     callbacks = [ReproducibleTraining(), NonFiniteGuard(), *task.callbacks(model)]
-    # Behind ours, and not before as Trainer would put them, so that they report what ours log.
+    # After ours, not before as Trainer would put them, so that they report what ours log.
     callbacks += [callback() for callback in get_reporting_integration_callbacks(training.report_to)]
     training.report_to = []
     return task.trainer_class(
         model=model,
         args=training,
         data_collator=collator,
-        # A run that only evaluates draws nothing, and `check_batch` looks at held-out images.
+        # A run that only evaluates does not train on it, and `check_batch` looks at held-out images.
         train_dataset=next(iter(examples.values())) if task.evaluate_only else examples["train"],
         eval_dataset=examples.get("validation"),
         processing_class=processor,
@@ -264,9 +264,9 @@ def optimizer_of(
 
 
 def check_splits(splits: dict[str, Any], training: RunArguments) -> None:
-    """Raises ValueError if there is nothing to train on, or nothing to evaluate on."""
+    """Raises ValueError if there is no train split, or no validation split to evaluate on."""
     if "train" not in splits:
-        raise ValueError(f"the data have no train split, only {', '.join(splits)}")
+        raise ValueError(f"the data have no train split, only {', '.join(splits)}: add or rename a split")
     if "validation" not in splits and training.eval_strategy != IntervalStrategy.NO:
         raise ValueError(
             "there is no validation split: add one, set validation_fraction above 0, or set eval_strategy "
@@ -276,7 +276,7 @@ def check_splits(splits: dict[str, Any], training: RunArguments) -> None:
 
 @torch.no_grad()
 def check_batch(trainer: HubTrainer) -> None:
-    """Runs the model on one or two images, so that what does not fit fails before training begins.
+    """Runs the model on one or two images, so that errors appear before training starts.
 
     Raises:
         ValueError: from the image processor or the model, for instance if images have fewer patches than
@@ -289,7 +289,7 @@ def check_batch(trainer: HubTrainer) -> None:
 
 
 def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoint: Path | None) -> None:
-    """Creates the folder of a run and writes its arguments there; what is in the way is renamed."""
+    """Creates the folder of a run and writes its arguments there; renames an earlier run."""
     with training.main_process_first():
         if training.process_index == 0:
             if training.overwrite_output_dir:
@@ -301,7 +301,7 @@ def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoin
 
 
 def check_schedule(config: PreTrainedConfig) -> None:
-    """Raises ValueError where a schedule of the keep rate has nothing to reduce."""
+    """Raises ValueError if the model neither selects patches nor reduces tokens."""
     if config.patch_selector is None and config.token_reducer is None:
         raise ValueError("keep_rate_schedule needs a patch_selector or a token_reducer.")
 
@@ -312,7 +312,7 @@ def describe_sizes(splits: dict[str, Any]) -> str:
 
 
 def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
-    """Returns a phrase for the patches and tokens that a model computes on."""
+    """Describes the patches and tokens that a model computes on."""
     is_swin = isinstance(config, AdaptiveSwinConfig)
     parts = "windows" if is_swin else "patches"
     text = f"all {parts}"
@@ -339,16 +339,16 @@ def run_task(
     Errors in arguments, data, installed packages or on the Hub end the program with a message.
 
     Args:
-        task: with its arguments.
+        task: training task with its arguments.
         training: arguments of `Trainer`.
-        program: name that messages begin with.
-        format_metrics: makes text of metrics.
+        program: name in front of messages.
+        format_metrics: formats metrics as text.
     """
     try:
         run = prepare(task, training)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"{program}: {error}")
-    # A bar for each file of a checkpoint would tear Trainer's own apart.
+    # A bar for each file of a checkpoint would interrupt that of Trainer.
     disable_progress_bar()
     is_main = training.process_index == 0
     if is_main:
@@ -357,13 +357,13 @@ def run_task(
         metrics = run.execute()
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{program}: interrupted. Start it again with the same arguments: it goes on from the last "
+            f"\n{program}: interrupted. Start it again with the same arguments to resume from the last "
             f"checkpoint in {training.output_dir}, if one was saved"
         )
     except FloatingPointError as error:
         sys.exit(f"\n{program}: {error}")
     except OSError as error:
-        if not getattr(error, "__notes__", None):  # which a failed push has
+        if not getattr(error, "__notes__", None):  # a failed push has notes
             raise
         sys.exit("\n".join([f"\n{program}: {error}", *error.__notes__]))
     if is_main:
@@ -371,14 +371,14 @@ def run_task(
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Its threads abort a process that they outlive: first goes what holds the group, then the group.
+        # Its threads abort a process that they outlive: delete the run, which holds the group, then the group.
         del run
         gc.collect()
         torch.distributed.destroy_process_group()
 
 
 def _which_step(trainer: HubTrainer) -> str:
-    """Returns a note if the saved model is not that of the last step."""
+    """Returns a note if the saved model is of an earlier step than the last."""
     state, args = trainer.state, trainer.args
     if not args.load_best_model_at_end or state.best_global_step in (None, state.global_step):
         return ""
