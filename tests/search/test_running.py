@@ -164,7 +164,7 @@ def saved_processor(folder, supernet) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "nothing is left to choose"),  # noqa: E501
+        ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "the search space is empty"),  # noqa: E501
         ({"validation_fraction": 0.0}, "no validation split"),
         ({"elastic_depths": [1, 3]}, "elastic_space.*depths.*num_hidden_layers"),
         ({"num_hand_made": 9}, "num_hand_made"),

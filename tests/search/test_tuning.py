@@ -102,7 +102,7 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, image_folder):
         ({"layer_decays": [0.5, 1.2]}, "layer_decays is .*at most 1"),
         ({"batch_sizes": [0]}, r"batch_sizes is \[0\]"),
         ({"num_trials": 0}, "num_trials is 0"),
-        ({"method": {"ema_decay": 0.9}}, "ema_decay is not for tuning"),
+        ({"method": {"ema_decay": 0.9}}, "ema_decay=0.9 is not for tuning"),
         ({"training": {"eval_strategy": "no"}}, "eval_strategy"),
     ],
 )

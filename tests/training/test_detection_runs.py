@@ -352,7 +352,7 @@ class TestRefuses:
 
     def test_overrides_that_do_not_fit_the_checkpoint(self, make_detection, tmp_path):
         AdaptiveViTForImageClassification(AdaptiveViTConfig(**VIT)).save_pretrained(tmp_path / "vit")
-        with pytest.raises(ValueError, match="has another shape than the model asked for"):
+        with pytest.raises(ValueError, match="has another shape than the configured model"):
             make_detection(
                 model_name_or_path=str(tmp_path / "vit"),
                 detector_overrides=HEAD | DEFORMABLE,

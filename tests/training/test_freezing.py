@@ -102,10 +102,10 @@ def test_what_was_frozen_before_stays_frozen(tmp_path):
         assert parameter.requires_grad == ("embeddings" not in name), name
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_refuses_nonsense(share):
-    with pytest.raises(ValueError, match=f"freeze_backbone_ratio is {share}; it is a share"):
-        FreezeBackbone(share)
+@pytest.mark.parametrize("ratio", [-0.1, 1.1])
+def test_refuses_nonsense(ratio):
+    with pytest.raises(ValueError, match=f"freeze_backbone_ratio is {ratio}; it is a fraction"):
+        FreezeBackbone(ratio)
 
 
 def test_refuses_to_freeze_everything():

@@ -138,11 +138,11 @@ def test_refuses_a_model_that_does_not_select(make_run):
 @pytest.mark.parametrize(
     ("fields", "selector", "message"),
     [
-        ({}, None, "nothing to lead to"),
+        ({}, None, "needs a patch_selector or a token_reducer"),
         (
             {"patch_selector": "variance"},
             "variance",
-            "image processor selects already, by patch_selector='variance'",
+            "image processor selects patches, with patch_selector='variance'",
         ),
     ],
 )

@@ -9,14 +9,14 @@ from ..arguments import Evolution
 from ..model.elastic_space import SearchSpace, SubNetwork
 
 
-# How often chance is asked for a network that is new and within the budget, for each that is wanted.
+# Random draws per requested network, to find one that is new and within the budget.
 TRIES = 50
 
 
 def mutate(
     space: SearchSpace, parent: SubNetwork, evolution: Evolution, generator: random.Random
 ) -> SubNetwork:
-    """A network that differs from its parent by chance; blocks that it has more are new."""
+    """Returns a randomly changed copy of the parent; additional blocks are drawn at random."""
     fresh = space.sample(generator)
     changes = {
         name: getattr(fresh, name)
@@ -33,7 +33,7 @@ def mutate(
 
 
 def crossover(first: SubNetwork, second: SubNetwork, generator: random.Random) -> SubNetwork:
-    """A network each of whose choices, and each of whose blocks, is that of one of its parents."""
+    """Returns a network with each choice and each block from one of two parents."""
     depth, hidden_size, keep_rate = (
         getattr(generator.choice((first, second)), name) for name in ("depth", "hidden_size", "keep_rate")
     )
@@ -53,19 +53,17 @@ def evolve(
     evolution: Evolution,
     report: Callable[[int, SubNetwork, float], None] | None = None,
 ) -> list[tuple[SubNetwork, float]]:
-    """All networks that were tried and what they are worth, the best first; of equals the one that was found
-    first.
+    """Returns all evaluated networks with their fitness, the best first; of equal ones the first found.
 
-    What is drawn depends on the seed and on what `fitness` and `is_allowed` answer: where they remember what
-    they answered before, a search that was interrupted goes on where it was.
+    Draws depend on the seed and on the results of `fitness` and `is_allowed`: if these cache their results, an
+    interrupted search resumes.
 
     Args:
-        space: to search in.
-        fitness: what a network is worth, more is better.
+        space: search space.
+        fitness: fitness of a network, higher is better.
         is_allowed: whether a network is within the budget.
-        evolution: how to search.
-        report: is told the number of a generation that was completed, and its best network so far with its
-            fitness.
+        evolution: settings of the search.
+        report: receives the number of each completed generation, the best network so far, and its fitness.
 
     Raises:
         ValueError: if the budget does not allow the smallest network.
@@ -74,7 +72,7 @@ def evolve(
     if not is_allowed(smallest):
         raise ValueError("the budget does not even allow the smallest network of the space: raise it")
     generator = random.Random(evolution.seed)
-    worth: dict[SubNetwork, float] = {}
+    scores: dict[SubNetwork, float] = {}
 
     def draw(make: Callable[[], SubNetwork], number: int, drawn: list[SubNetwork]) -> None:
         """Adds up to `number` networks that are new and allowed."""
@@ -82,12 +80,12 @@ def evolve(
             if number == 0:
                 return
             network = make()
-            if network not in worth and network not in drawn and is_allowed(network):
+            if network not in scores and network not in drawn and is_allowed(network):
                 drawn.append(network)
                 number -= 1
 
     def parents() -> list[SubNetwork]:
-        return sorted(worth, key=worth.get, reverse=True)[: evolution.num_parents]
+        return sorted(scores, key=scores.get, reverse=True)[: evolution.num_parents]
 
     for generation in range(evolution.generations):
         networks: list[SubNetwork] = []
@@ -100,31 +98,30 @@ def evolve(
                 networks,
             )
         draw(lambda: space.sample(generator), evolution.population - len(networks), networks)
-        if not networks and not worth:
+        if not networks and not scores:
             networks = [smallest]
         for network in networks:
-            worth[network] = fitness(network)
+            scores[network] = fitness(network)
         if report is not None:
             best_network = parents()[0]
-            report(generation, best_network, worth[best_network])
-    return sorted(worth.items(), key=lambda item: item[1], reverse=True)
+            report(generation, best_network, scores[best_network])
+    return sorted(scores.items(), key=lambda item: item[1], reverse=True)
 
 
 def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
-    """From small to large, networks of equal blocks, of which every size grows together (compound scaling,
-    Tan & Le, 2019).
+    """Returns networks of equal blocks, from small to large, with all sizes scaled together.
 
-    The i-th of `number` takes of each list of choices the one that is nearest to i / (number + 1) of the way
-    through it. So with four choices each two of them are between the smallest and the largest of the space.
+    Compound scaling (Tan & Le, 2019): network i of `number` takes from each list the choice nearest to
+    i / (number + 1) of its length. With four choices each, two networks lie between smallest and largest.
 
     Raises:
-        ValueError: if the space has not so many of them.
+        ValueError: if the space has fewer such networks.
     """
     networks = []
     for place in range(1, number + 1):
 
-        def choose(choices: tuple, share: float = place / (number + 1)):
-            return choices[int(share * (len(choices) - 1) + 0.5)]
+        def choose(choices: tuple, position: float = place / (number + 1)):
+            return choices[int(position * (len(choices) - 1) + 0.5)]
 
         depth = choose(space.depths)
         networks.append(
@@ -138,7 +135,6 @@ def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
     if len(set(networks)) < number:
         raise ValueError(
             f"the search space has not {number} hand-made networks of different sizes: give more "
-            "choices, or set num_hand_made "
-            f"to {len(set(networks))}"
+            f"choices, or set num_hand_made to {len(set(networks))}"
         )
     return networks

@@ -1,4 +1,4 @@
-"""How good a sub-network is, and what it costs."""
+"""Measurements of sub-networks: metrics and costs."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,17 +18,16 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 
 
 class History:
-    """Measurements of sub-networks by name, such as "accuracy" and "gflops"; each is written down at once.
+    """Measurements of sub-networks by name, such as "accuracy" and "gflops", saved to a file at once.
 
-    The first line says what was searched. A last line that was being written when the search was killed is
-    dropped.
+    The first line describes the search. An incomplete last line, of a killed search, is dropped.
 
     Args:
-        path: of the file, which may be there already.
-        subject: what is searched, plain JSON.
+        path: file, new or of an earlier search.
+        subject: description of the search, plain JSON.
 
     Raises:
-        ValueError: if the file holds a search of something else.
+        ValueError: if the file holds another search.
     """
 
     def __init__(self, path: Path, subject: dict[str, Any]):
@@ -46,8 +45,7 @@ class History:
             name = differing[0]
             raise ValueError(
                 f"{path} holds a search with {name} {found.get(name)!r}, and this one has "
-                f"{subject.get(name)!r}: name "
-                "another output_dir, or remove the file"
+                f"{subject.get(name)!r}: name another output_dir, or remove the file"
             )
         if len(complete) < len(lines):
             path.write_text("".join(complete))
@@ -57,11 +55,11 @@ class History:
             self.measured.setdefault(network, {}).update(entry)
 
     def get(self, network: SubNetwork, name: str) -> float | None:
-        """A measurement, or None if there is none yet."""
+        """Returns a measurement, or None if there is none yet."""
         return self.measured.get(network, {}).get(name)
 
     def add(self, network: SubNetwork, **values: float) -> None:
-        """Writes measurements down."""
+        """Saves measurements."""
         self.measured.setdefault(network, {}).update(values)
         with self.path.open("a") as file:
             file.write(json.dumps({"network": network.to_dict(), **values}) + "\n")
@@ -73,13 +71,13 @@ def measure_costs(
     names: tuple[str, ...] = tuple(COSTS),
     repeats: int = 9,
 ) -> dict[str, float]:
-    """Some of `COSTS` of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
+    """Measures `COSTS` of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
 
     Args:
         model: in evaluation mode.
-        inputs: of one image, of the size that counts.
-        names: which.
-        repeats: forward passes of which the median is taken, after two that do not count.
+        inputs: inputs of one image, at the size to measure.
+        names: costs to measure.
+        repeats: timed forward passes, of which the median is taken, after two warm-up passes.
     """
     costs = {}
     forward = timed_forward(model, inputs)
@@ -95,7 +93,7 @@ def measure_costs(
 def timed_forward(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor]
 ) -> Callable[[], None]:
-    """A forward pass that has ended when the function has."""
+    """Returns a function that runs a forward pass and waits for its end."""
 
     @torch.no_grad()
     def forward() -> None:
@@ -106,19 +104,19 @@ def timed_forward(
     return forward
 
 
-# Prepared images are kept up to so many bytes.
+# Limit of the prepared images in memory.
 KEPT_BYTES = 2 * 2**30
 
 
 class PreparedSplit:
-    """Batches of a split, on a device.
+    """Batches of a split on a device, prepared once.
 
     Args:
-        examples: as a collator takes them.
-        collate: makes a batch of a list of them, with "labels".
-        batch_size: of a forward pass.
+        examples: examples for the collator.
+        collate: collator, whose batches have "labels".
+        batch_size: images in a forward pass.
         num_workers: processes that prepare images.
-        device: where the model is.
+        device: device of the model.
     """
 
     def __init__(
@@ -149,7 +147,7 @@ class PreparedSplit:
             self.kept, self.is_complete = kept, True
 
     def one_image(self) -> dict[str, torch.Tensor]:
-        """The inputs of one image."""
+        """Returns the inputs of one image."""
         batch = next(iter(self.batches()))
         return {name: values[:1] for name, values in batch.items() if name != "labels"}
 
@@ -157,7 +155,7 @@ class PreparedSplit:
     def evaluate(
         self, model: torch.nn.Module, compute_metrics: Callable[[EvalPrediction], dict[str, float]]
     ) -> dict[str, float]:
-        """Metrics of a model in evaluation mode."""
+        """Returns the metrics of a model in evaluation mode."""
         logits, labels = [], []
         for batch in self.batches():
             inputs = {name: values for name, values in batch.items() if name != "labels"}

@@ -1,4 +1,4 @@
-"""What was tried on the search split, and what came of it on the test split, beside what it costs."""
+"""Report of a search: table and plot of metrics against costs."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,11 +19,7 @@ from ..model.elastic_space import SubNetwork
 from .fitness import History
 
 
-# After the line that says what to do where matplotlib is missing.
-# First: it says what to do where matplotlib is missing.
-
-
-# Okabe and Ito's palette, and a shape for each.
+# Colors of Okabe and Ito's palette, and markers.
 STYLES = {
     "found": ("#0072B2", "*"),
     "found, retrained": ("#56B4E9", "P"),
@@ -42,15 +38,14 @@ def draw_search(
     metric: str,
     more_is_better: bool,
 ) -> Figure:
-    """Two panels: all networks that were tried, with the front; and rows, with standard deviations over
-    seeds.
+    """Draws two panels: all tried networks with their Pareto front, and rows with deviations over seeds.
 
     Args:
-        tried: cost and metric of each.
-        rows: of all seeds.
-        kind: of the cost, a key of `COSTS`.
-        metric: its name.
-        more_is_better: whether it is.
+        tried: cost and metric of each network.
+        rows: rows of all seeds.
+        kind: kind of cost, a key of `COSTS`.
+        metric: name of the metric.
+        more_is_better: whether a higher metric is better.
     """
     with house_style():
         sheet = Sheet(LEFT + 2 * WIDTH + GAP + MARGIN, TOP + HEIGHT + LEGEND)
@@ -94,7 +89,7 @@ def _draw_tried(axes: Axes, tried: Sequence[tuple[float, float]], more_is_better
 
 
 def _draw_rows(axes: Axes, rows: Sequence["Row"], kind: str) -> None:
-    for way, (colour, marker) in STYLES.items():
+    for way, (color, marker) in STYLES.items():
         groups: dict[int, list[tuple[float, float]]] = {}
         for row in rows:
             if row.way == way:
@@ -108,23 +103,23 @@ def _draw_rows(axes: Axes, rows: Sequence["Row"], kind: str) -> None:
         ]
         axes.errorbar(
             [x for x, _ in points], [y for _, y in points], yerr=deviations if any(deviations) else None,
-            linestyle="none", marker=marker, markersize=SIZES.get(marker, 7), color=colour, capsize=3, elinewidth=1,  # noqa: E501
+            linestyle="none", marker=marker, markersize=SIZES.get(marker, 7), color=color, capsize=3, elinewidth=1,  # noqa: E501
             markeredgecolor="white", markeredgewidth=0.5, label=way,
         )  # fmt: skip
 
 
 @dataclass
 class Row:
-    """One network with the weights that it was measured with.
+    """Row of the report: one network with one set of weights.
 
     Attributes:
-        way: how it came about.
-        budget: number of the budget, or of the hand-made network, from 1 on.
-        seed: of its training and search.
+        way: origin of network and weights, a key of `STYLES`.
+        budget: number of the budget, or of the hand-made network, from 1.
+        seed: seed of its training and search.
         network: its sizes.
-        folder: its checkpoint; empty for none of its own.
-        validation, test: the metric.
-        costs: by the names of `COSTS`.
+        folder: its checkpoint; empty without one of its own.
+        validation, test: metric on these splits.
+        costs: costs by the names of `COSTS`.
     """
 
     way: str
@@ -138,7 +133,7 @@ class Row:
 
     @property
     def score(self) -> float:
-        """The metric on the test split, or without one on that of the search."""
+        """Metric on the test split, or without one on the validation split."""
         return self.validation if self.test is None else self.test
 
 
@@ -153,12 +148,12 @@ def write_report(
     """Writes `results.json`, `results.md` and `pareto.png` to a folder.
 
     Args:
-        folder: for them.
-        rows: of all seeds.
-        histories: of all seeds.
-        kind: of the budgets, a key of `COSTS`.
-        metric: its name.
-        more_is_better: whether it is.
+        folder: output folder.
+        rows: rows of all seeds.
+        histories: histories of all seeds.
+        kind: kind of the budgets, a key of `COSTS`.
+        metric: name of the metric.
+        more_is_better: whether a higher metric is better.
 
     Returns:
         The table.
@@ -179,7 +174,7 @@ def write_report(
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
-    """Rows of all seeds by budget and way, in the order of a table."""
+    """Groups rows of all seeds by budget and way, in the order of the table."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.budget, row.way), []).append(row)
@@ -188,15 +183,15 @@ def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
 
 
 def spread(values: Sequence[float], scale: float, form: str) -> str:
-    """Mean, and where values differ their standard deviation."""
+    """Formats the mean, and the standard deviation if values differ."""
     deviation = f" ± {scale * statistics.stdev(values):{form}}" if len(set(values)) > 1 else ""
     return f"{scale * statistics.mean(values):{form}}{deviation}"
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
-    """Mean and standard deviation over seeds, in per cent where that is usual."""
-    is_share = metric in ("accuracy", "f1")
-    scale, form, unit = (100, ".1f", " (%)") if is_share else (1, ".4g", "")
+    """Formats means and standard deviations over seeds as Markdown; accuracy and f1 in percent."""
+    is_fraction = metric in ("accuracy", "f1")
+    scale, form, unit = (100, ".1f", " (%)") if is_fraction else (1, ".4g", "")
     split = "validation" if rows[0].test is None else "test"
     header = (
         f"| | network | {split} {metric}{unit} | {' | '.join(COSTS.values())} | blocks | hidden size "

@@ -1,4 +1,4 @@
-"""A search from its arguments to checkpoints, a table and a plot."""
+"""Architecture search: from arguments to checkpoints, a table and a plot."""
 
 import copy
 import hashlib
@@ -37,9 +37,9 @@ from .fitness import History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
-# Written when a training is complete: its metrics.
+# File with the metrics of a complete training.
 DONE_NAME = "done.json"
-# What a configuration says of its labels and its file, which a run finds out for itself.
+# Fields of labels and file, which each run sets itself.
 OWN_FIELDS = {
     "_name_or_path",
     "architectures",
@@ -55,14 +55,16 @@ OWN_FIELDS = {
 
 
 def check_model_arguments(arguments: ModelArguments, search: SearchArguments) -> None:
-    """Raises: ValueError where a model and a supernet are both named."""
+    """Raises ValueError if both a model and a supernet are given."""
     if search.supernet is not None and (arguments.model_name_or_path or arguments.config_overrides):
-        raise ValueError("supernet is the model: leave model_name_or_path and config_overrides out")
+        raise ValueError(
+            f"supernet={search.supernet!r} is the model: leave model_name_or_path and config_overrides out"
+        )
 
 
 @dataclass
 class Recipe:
-    """Arguments of `scripts/finetune.py` for all runs of a search."""
+    """Arguments of fine-tuning for all runs of a search."""
 
     model: ModelArguments
     data: DataArguments
@@ -73,16 +75,16 @@ class Recipe:
     def train(
         self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
     ) -> dict[str, float]:
-        """Trains in a folder, or goes on there; what was complete already is not trained again.
+        """Trains in a folder, or resumes there; a complete training is not repeated.
 
         Args:
-            folder: of the run.
-            seed: added to that of the arguments.
-            model: another than the supernet.
-            factor: of the number of steps or epochs.
+            folder: folder of the run.
+            seed: offset of the seed of the arguments.
+            model: model other than the supernet.
+            factor: factor of the number of steps or epochs.
 
         Returns:
-            Metrics, as `execute` of a run.
+            Metrics, as from `Run.execute`.
         """
         done = folder / DONE_NAME
         if done.is_file():
@@ -92,7 +94,7 @@ class Recipe:
         training.num_train_epochs *= factor
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
-        # What was killed where there is nothing to go on from begins again.
+        # A run killed before its first checkpoint starts again.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
         run = prepare(
             Classification(model or self.model, self.data, self.augmentation, self.method), training
@@ -102,7 +104,7 @@ class Recipe:
         return metrics
 
     def model_of(self, config: AdaptiveViTConfig, network: SubNetwork) -> ModelArguments:
-        """A sub-network as a model to be trained from scratch, on images prepared as the supernet's."""
+        """Returns a sub-network as a model to train from scratch, with the image size of the supernet."""
         ordinary = subnetwork_config(config, network)
         fields = {name: value for name, value in ordinary.to_diff_dict().items() if name not in OWN_FIELDS}
         known = AdaptiveViTConfig().to_dict().keys()
@@ -115,7 +117,7 @@ class Recipe:
         )
 
     def prepared_as(self, processor: BaseImageProcessor) -> "Recipe":
-        """The same with images prepared as an image processor of ours does."""
+        """Returns a copy that prepares images as the given image processor does."""
         size = dict(processor.size or {}) if processor.do_resize else {}
         return replace(
             self,
@@ -128,22 +130,23 @@ class Recipe:
         )
 
 
-# Within a budget is what exceeds it by no more than rounding.
+# A network may exceed its budget by rounding errors.
 TOLERANCE = 1 + 1e-9
 LATENCY_REPEATS = 15
 
 
 @dataclass
 class SearchRun:
-    """A search about which nothing is left to be found wrong.
+    """A validated search, ready to start.
 
     Attributes:
-        recipe: how everything is trained.
-        search: what was asked for.
-        data: all splits; what is found is chosen on "validation".
-        space: to search in.
+        recipe: arguments of all trainings.
+        search: arguments of the search.
+        data: all splits; networks are chosen on "validation".
+        space: search space.
         hand_made: networks to compare with, from small to large.
-        folder: for everything.
+        folder: output folder.
+        budgets: limits; empty for the costs of the hand-made networks.
     """
 
     recipe: Recipe
@@ -155,11 +158,10 @@ class SearchRun:
     budgets: list[float] = field(default_factory=list)
 
     def execute(self) -> str:
-        """Trains, searches, extracts, compares; whatever was done already in the folder is not done again.
+        """Trains, searches, extracts and compares; results in the folder are reused.
 
         Returns:
-            A table, which is also in `results.md`, beside `results.json` and `pareto.png`; these are there
-            after each seed.
+            The table of `results.md`, which is written after each seed with `results.json` and `pareto.png`.
         """
         rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
@@ -172,7 +174,7 @@ class SearchRun:
         return table
 
     def describe(self) -> str:
-        """What is going to happen, in a few lines."""
+        """Returns a summary of the search in a few lines."""
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         choices = "; ".join(
             f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
@@ -261,17 +263,17 @@ class SearchRun:
 
 
 class Bench:
-    """Where networks of a supernet are measured; what was measured is remembered.
+    """Measures sub-networks of a supernet and caches the results.
 
     Args:
-        supernet: in evaluation mode.
-        processor: prepares its images.
-        data: with a validation and perhaps a test split.
+        supernet: supernet in evaluation mode.
+        processor: its image processor.
+        data: data with a validation split and optionally a test split.
         training: batch size and workers of evaluation.
-        path: of the history.
+        path: file of the history.
 
     Raises:
-        ValueError: if that is the history of another supernet, or of other data.
+        ValueError: if the history is of another supernet or other data.
     """
 
     def __init__(
@@ -300,7 +302,7 @@ class Bench:
         self.history = History(path, {"supernet": fingerprint(supernet), "images": sizes})
 
     def cost(self, network: SubNetwork, kind: str) -> float:
-        """One of `COSTS`."""
+        """Returns one of `COSTS` of a network."""
         known = self.history.get(network, kind)
         if known is None:
             if kind == "parameters":
@@ -312,8 +314,7 @@ class Bench:
         return known
 
     def fitness(self, network: SubNetwork) -> float:
-        """The metric on the validation split, with the supernet's weights; negative where less of it is
-        better."""
+        """Returns the metric on the validation split, with the supernet's weights; negated if lower is better."""
         value = self.history.get(network, self.metric)
         if value is None:
             value = self._score("validation", self.supernet.extract(network))
@@ -321,13 +322,13 @@ class Bench:
         return value if self.more_is_better else -value
 
     def measure(self, row: Row, model: AdaptiveViTForImageClassification | None = None) -> Row:
-        """A row with its metrics, of a model or with the supernet's weights."""
+        """Returns a row with its metrics, of a model or by default with the supernet's weights."""
         model = model or self.supernet.extract(row.network)
         test = self._score("test", model) if "test" in self.splits else None
         return replace(row, validation=self._score("validation", model), test=test)
 
     def time(self, rows: list[Row]) -> None:
-        """Gives rows their costs; latencies are taken by turns."""
+        """Sets the costs of rows; models are timed alternately."""
         inputs = self.splits["validation"].one_image()
         models = {network: self.supernet.extract(network) for network in {row.network for row in rows}}
         calls = [timed_forward(model, inputs) for model in models.values()]
@@ -341,7 +342,7 @@ class Bench:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Of all weights."""
+    """Returns a hash of all weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -357,22 +358,19 @@ def prepare_search(
     search: SearchArguments,
     training: RunArguments,
 ) -> SearchRun:
-    """Everything up to the first step.
+    """Prepares a search up to its first step.
 
     Raises:
-        OSError, TypeError, ValueError: for arguments or data that are wrong.
+        OSError, TypeError, ValueError: for invalid arguments or data.
     """
     check_model_arguments(model_arguments, search)
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet by torchrun and "
-            "scripts/finetune.py, with the choices as "
-            "config_overrides, and name it as supernet"
+            "a search runs in one process: train the supernet with torchrun and vit-hf finetune, "
+            "with the choices in config_overrides, and give it as supernet"
         )
     if training.push_to_hub:
-        raise ValueError(
-            "push_to_hub is not for a search, which makes many models: use scripts/push_to_hub.py"
-        )
+        raise ValueError("push_to_hub is not for a search, which makes many models: use vit-hf push-to-hub")
     if training.overwrite_output_dir:
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
@@ -391,9 +389,8 @@ def prepare_search(
     model = make_model(named, data)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
-            "nothing is left to choose: give elastic_hidden_sizes, elastic_depths, "
-            "elastic_num_attention_heads, "
-            "elastic_mlp_ratios or elastic_keep_rates"
+            "the search space is empty: give elastic_hidden_sizes, elastic_depths, "
+            "elastic_num_attention_heads, elastic_mlp_ratios or elastic_keep_rates"
         )
     if search.budget not in COSTS:
         raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")

@@ -1,4 +1,4 @@
-"""Settings of an optimiser, chosen by Optuna through `Trainer.hyperparameter_search`."""
+"""Hyperparameter tuning by Optuna through `Trainer.hyperparameter_search`."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 STUDY_NAME = "vit_hf"
-# In the folder of a study.
+# File in the folder of a study.
 JOURNAL_NAME = "study.journal"
-# What the best run should not repeat.
+# Arguments of trials that best.yaml leaves out.
 KEPT_FOR_TRIALS = {"save_strategy", "save_steps", "load_best_model_at_end", "push_to_hub"}
 
 
 @dataclass
 class TrialArguments(RunArguments):
-    """Trainer's own arguments for trials, of which nothing is kept but how good they were."""
+    """Arguments of `Trainer` for trials, of which only the metric is kept."""
 
     save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "trials are not saved"})
     load_best_model_at_end: bool = field(default=False, metadata={"help": "trials are not saved"})
@@ -46,13 +46,13 @@ class TuningRun:
     """A validated study, ready to start.
 
     Attributes:
-        trainer: as fine-tuning makes it, and makes a model anew for each trial.
-        tuning: which settings to try.
-        task: fine-tuning, with its other settings.
-        metric, more_is_better: what a trial is judged by, on the validation split.
-        given: what was asked for, by the flags of `scripts/finetune.py`.
-        folder: of the study.
-        notes: what of the data is left out, a line each.
+        trainer: trainer of fine-tuning, which makes a new model for each trial.
+        tuning: settings to try.
+        task: fine-tuning task, with its other settings.
+        metric, more_is_better: metric of trials on the validation split, and whether higher is better.
+        given: given arguments, by the flags of `vit-hf finetune`.
+        folder: folder of the study.
+        notes: lines about excluded data.
     """
 
     trainer: HubTrainer
@@ -65,10 +65,9 @@ class TuningRun:
     notes: list[str] = field(default_factory=list)
 
     def execute(self) -> "optuna.Study":
-        """Tries settings, counting those that the study in the folder has already.
+        """Tries settings until the study has `num_trials`, including earlier ones in the folder.
 
-        A trial that was killed does not count. Writes `best.yaml`, which `scripts/finetune.py` takes, and
-        `study.png`.
+        A killed trial does not count. Writes `best.yaml`, which `vit-hf finetune` takes, and `study.png`.
         """
         import optuna
 
@@ -90,7 +89,7 @@ class TuningRun:
                 storage=storage,
                 study_name=STUDY_NAME,
                 load_if_exists=True,
-                # Not the same draws again in a study that goes on.
+                # A resumed study must not repeat its draws.
                 sampler=optuna.samplers.TPESampler(seed=self.trainer.args.seed + len(study.trials)),
                 pruner=optuna.pruners.MedianPruner() if self.tuning.prune else optuna.pruners.NopPruner(),
             )
@@ -105,7 +104,7 @@ class TuningRun:
         return "\n".join([study, *(f"       {note}" for note in self.notes)])
 
     def _set_up(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Gives the trainer the settings of a trial; called when it has a new model."""
+        """Applies the settings of a trial to the trainer; called when it has a new model."""
         settings, args, model = self.tuning.suggest(trial), self.trainer.args, self.trainer.model
         for name, value in settings.items():
             if name != "layer_decay":
@@ -113,7 +112,7 @@ class TuningRun:
         self.trainer._train_batch_size = args.train_batch_size
         self.task.layer_decay = settings.get("layer_decay", self.task.layer_decay)
         self.trainer.optimizer_cls_and_kwargs = optimizer_of(self.task, model, args)
-        # All is set: by Trainer, a share of steps would become a whole number where one stood before.
+        # All is set here: Trainer would cast a fraction of steps to the integer type of the previous value.
         return {}
 
     def _write(self, study: "optuna.Study") -> None:
@@ -129,7 +128,7 @@ class TuningRun:
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Trials that came to an end, at the last step or before it as hopeless."""
+    """Returns trials that are complete or were pruned."""
     import optuna
 
     states = [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED]
@@ -137,7 +136,7 @@ def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
 
 
 def journal(folder: Path) -> "optuna.storages.BaseStorage":
-    """Where a study is kept."""
+    """Opens the storage of a study."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -154,14 +153,14 @@ def prepare_tuning(
     training: TrialArguments,
     given: set[str],
 ) -> TuningRun:
-    """Everything up to the first step.
+    """Prepares a study up to its first step.
 
     Args:
-        given: names of the arguments that were asked for, which `best.yaml` repeats.
+        given: names of the given arguments, which `best.yaml` repeats.
 
     Raises:
         ImportError: without Optuna.
-        OSError, TypeError, ValueError: for arguments or data that are wrong.
+        OSError, TypeError, ValueError: for invalid arguments or data.
     """
     if not is_optuna_available():
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
@@ -175,8 +174,8 @@ def prepare_tuning(
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name} is not for tuning, whose trials are one after the other: leave it out, and give it "
-                "to finetune.py with best.yaml"
+                f"{name}={value!r} is not for tuning, which runs many trials in one process: leave it out, and give "
+                "it to vit-hf finetune with best.yaml"
             )
     folder = Path(training.output_dir)
     if not (folder / JOURNAL_NAME).is_file():
@@ -185,7 +184,7 @@ def prepare_tuning(
     for group in (model_arguments, data_arguments, augmentation, method):
         values |= asdict(group)
     repeated = {name: values[name] for name in values if name in given and name not in KEPT_FOR_TRIALS}
-    # Where finetune.py evaluates it saves, to end with the best.
+    # Fine-tuning saves whenever it evaluates, to end with the best checkpoint.
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]

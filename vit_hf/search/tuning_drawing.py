@@ -1,4 +1,4 @@
-"""What a study tried: how good, one after the other, and beside each setting."""
+"""Plot of a study: metric of trials in their order, and against each setting."""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ SIDE, HEIGHT, GAP, TOP, LEFT, BOTTOM = 2.6, 2.5, 0.35, 0.9, 0.85, 1.0
 
 
 def draw_study(trials: Sequence["optuna.trial.FrozenTrial"], metric: str, more_is_better: bool) -> Figure:
-    """A panel of all trials in their order with the best so far, and one for each setting.
+    """Draws a panel of all trials in their order with the best so far, and one for each setting.
 
     Args:
-        trials: that came to an end; what a trial that was stopped early had reached is drawn faintly.
-        metric: what they are judged by.
-        more_is_better: whether it is.
+        trials: complete and pruned trials; pruned ones are drawn faintly.
+        metric: metric of the trials.
+        more_is_better: whether a higher metric is better.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     with house_style():
@@ -61,7 +61,7 @@ def _panel(
     best: "optuna.trial.FrozenTrial",
     name: str,
 ) -> None:
-    for label, colour, size, shown in (
+    for label, color, size, shown in (
         ("stopped early", STOPPED, 18, [trial for trial in trials if trial.state.name == "PRUNED"]),
         ("trial", DONE, 26, [trial for trial in trials if trial.state.name == "COMPLETE"]),
         ("the best", BEST, 60, [best]),
@@ -71,13 +71,12 @@ def _panel(
             continue
         xs = [trial.number if name == "trial" else trial.params[name] for trial in shown]
         axes.scatter(
-            xs, [trial.value for trial in shown], s=size, color=colour, edgecolor="white", linewidth=0.5, label=label,  # noqa: E501
+            xs, [trial.value for trial in shown], s=size, color=color, edgecolor="white", linewidth=0.5, label=label,  # noqa: E501
             zorder=3,
         )  # fmt: skip
     if name in LOGARITHMIC:
         axes.set_xscale("log")
-        # Labels that can be read wherever the values lie: matplotlib's own run into each other within a
-        # decade.
+        # Labels of matplotlib overlap within a decade.
         tried = [trial.params[name] for trial in trials if name in trial.params]
         low, high = min(tried), max(tried)
         ticks = sorted({low, math.sqrt(low * high), high})

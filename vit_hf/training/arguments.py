@@ -31,8 +31,8 @@ class RunArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="auto",
         metadata={
-            "help": "metric that chooses the best checkpoint; auto: accuracy, f1 for several labels per image, mse for "
-            "regression"
+            "help": "metric that chooses the best checkpoint; auto: accuracy, f1 for several labels, mse "
+            "for regression"
         },
     )
     max_grad_norm: float = field(
@@ -59,12 +59,12 @@ class RunArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.remove_unused_columns:
             raise ValueError(
-                "remove_unused_columns=True would remove the images, a column that no model takes: leave it false"
+                "remove_unused_columns must be false: true would remove the images, a column that no model takes"
             )
         if self.resume_from_checkpoint:
             raise ValueError(
-                f"resume_from_checkpoint={self.resume_from_checkpoint!r} is not needed: the run in output_dir is "
-                "resumed automatically. To start from the weights of another run, name it in "
+                f"resume_from_checkpoint={self.resume_from_checkpoint!r} is not needed: the run in "
+                "output_dir is resumed automatically. To start from the weights of another run, name it in "
                 "model_name_or_path."
             )
         if not torch.accelerator.is_available():

@@ -132,14 +132,14 @@ class KeepRateSchedule(TrainerCallback):
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
             raise ValueError(
-                "KeepRateSchedule needs a patch_selector or a token_reducer. Set one of them in the model, not in "
-                "the image processor, or remove the callback."
+                "KeepRateSchedule needs a patch_selector or a token_reducer. Set one of them in the model, "
+                "not in the image processor, or remove the callback."
             )
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
                 f"KeepRateSchedule has no effect where the image processor selects patches, with "
-                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Set it to None there, "
-                "so that the model selects."
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Set it to None "
+                "there, so that the model selects."
             )
         self._apply(state, model)
 
@@ -458,7 +458,7 @@ class EmaCallback(TrainerCallback):
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay of the moving average is {decay}; it must be at least 0 and below 1")
         self.decay = decay
-        # The value of each parameter that the model does not hold: the average in a step, its own between steps.
+        # Values that the model does not hold: averages in a step, the parameters' own between steps.
         self.others: list[torch.Tensor] = []
         self.model_is_average = False
 

@@ -179,8 +179,9 @@ class Detection(Task):
             raise ValueError("label_smoothing_factor is for classification: set it to 0")
         if training.push_to_hub:
             raise ValueError(
-                "push_to_hub publishes models with remote code, and a detector is a model of transformers: upload "
-                "the folder after training (hf upload <repository> <output_dir>); it loads after import vit_hf"
+                "push_to_hub publishes models with remote code, and a detector is a model of "
+                "transformers: upload the folder after training (hf upload <repository> <output_dir>); it loads "
+                "after import vit_hf"
             )
         if method.evaluate_only and self.model_arguments.model_name_or_path is None:
             raise ValueError("evaluate_only measures a saved detector: name it with model_name_or_path")
@@ -313,5 +314,6 @@ def check_sizes(
         if not in_pieces and batch > 1 and len(set(images.sizes)) > 1:
             raise ValueError(
                 f"images of the {name} split have several sizes; a batch is padded to the largest, and the "
-                f"patch_selector would treat padding as image: set crop_size, image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
+                f"patch_selector would treat padding as image: set crop_size, "
+                f"image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
             )

@@ -74,8 +74,8 @@ def saved_detector(path: str | None) -> PreTrainedConfig | None:
     if not isinstance(config.backbone_config, AdaptiveViTConfig):
         raise ValueError(
             f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which "
-            "does not select patches: give a ViT, which becomes the backbone of a new detector, or a detector "
-            "that vit-hf detect saved"
+            "does not select patches: give a ViT, which becomes the backbone of a new detector, or a "
+            "detector that vit-hf detect saved"
         )
     return config
 
@@ -230,8 +230,8 @@ def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
         if name in NEED_CLASSIFIER_LOSS and any(key.startswith(beginning) for key in missing):
             raise ValueError(
                 f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a "
-                "ViT with it by vit-hf finetune and give that as model_name_or_path, or choose another, such as "
-                "saliency"
+                "ViT with it by vit-hf finetune and give that as model_name_or_path, or choose another, "
+                "such as saliency"
             )
     check_reduces(config)
 
@@ -249,8 +249,8 @@ def make_image_processor(
     for name in ("longest_edge", "return_patches"):
         if getattr(arguments, name):
             raise ValueError(
-                f"{name} is not for detectors, whose image processors do not have it: give image_size, crop_size "
-                "or native_resolution"
+                f"{name} is not for detectors, whose image processors do not have it: give image_size, "
+                "crop_size or native_resolution"
             )
     options: dict[str, Any] = {}
     if arguments.image_size is not None:

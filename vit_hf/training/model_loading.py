@@ -79,7 +79,7 @@ def _model_type(arguments: ArchitectureArguments) -> str:
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """Returns the elastic classifier if a field or the checkpoint has choices of sizes, else the ordinary one."""
+    """Returns the elastic classifier if a field or the checkpoint has choices of sizes, else the plain one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
@@ -155,8 +155,8 @@ def _load(
         name, found, needed = mismatched[0]
         raise ValueError(
             f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, "
-            f"and the configured model needs {tuple(needed)} ({len(mismatched)} such weights). Remove the field "
-            "that changes it from config_overrides."
+            f"and the configured model needs {tuple(needed)} ({len(mismatched)} such weights). Remove the "
+            "field that changes it from config_overrides."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:

@@ -114,7 +114,8 @@ def layerwise_parameter_groups(
     Of L encoder layers (of a Swin its blocks, and the patch merging after a stage), layer i
     learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L
     + 1)`, and everything else (final norm, head, trained patch selectors and token reducers) at the full
-    rate. Parameters of the base model outside selector and reducers have their rate times `backbone_lr_factor`.
+    rate. Parameters of the base model outside selector and reducers have theirs times
+    `backbone_lr_factor`.
     Biases, norms, layer scales, tokens and position embeddings are not decayed.
 
         from transformers import Trainer

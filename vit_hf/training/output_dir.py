@@ -1,4 +1,4 @@
-"""Output folders of runs: finds checkpoints to resume, rejects other folders, and renames but never deletes."""
+"""Output folders of runs: finds checkpoints to resume, rejects other folders, renames earlier runs."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
 
 
-# Written when a run starts: its arguments. Trainer uploads the folder except names with an underscore in front:
-# local paths stay private.
+# Written when a run starts: its arguments. Trainer does not upload names that start with an underscore, so local
+# paths stay private.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.
@@ -132,7 +132,7 @@ def check_output_dir(output_dir: str | Path) -> None:
 
 
 def set_aside(output_dir: str | Path) -> Path | None:
-    """Renames the folder of an earlier run to `<output_dir>-previous-<n>`; returns that, None without a run."""
+    """Renames the folder of an earlier run to `<output_dir>-previous-<n>`; returns it, or None."""
     folder = Path(output_dir)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -198,8 +198,8 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
         )
         if missing:
             raise ValueError(
-                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights). Give "
-                "another output_dir, or set overwrite_output_dir."
+                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights). "
+                "Give another output_dir, or set overwrite_output_dir."
             )
 
 

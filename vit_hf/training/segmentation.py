@@ -90,8 +90,9 @@ class Segmentation(Task):
         model = load_or_build(AdaptiveViTForSemanticSegmentation, self.model_arguments, fields)
         if model.ignore_index != IGNORED:
             raise ValueError(
-                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training uses "
-                f"{IGNORED} for ignored pixels: leave it out, and give their value in your masks as ignore_label"
+                f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training "
+                f"uses {IGNORED} for ignored pixels: leave it out, and give their value in your masks as "
+                "ignore_label"
             )
         return model
 

@@ -229,7 +229,7 @@ def make_trainer(
     examples: dict[str, Dataset],
     training: RunArguments,
 ) -> HubTrainer:
-    """Returns the `Trainer` of a task; changes options of `training` that the task or this package handles."""
+    """Returns the `Trainer` of a task; changes options of `training` that task or package handle."""
     collator = task.collator(processor, training)
     task.adjust(model, training)
     if training.metric_for_best_model == "auto":
@@ -371,7 +371,7 @@ def run_task(
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Its threads abort a process that they outlive: delete the run, which holds the group, then the group.
+        # Its threads abort a process that they outlive: delete the run, then the group it holds.
         del run
         gc.collect()
         torch.distributed.destroy_process_group()
