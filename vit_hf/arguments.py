@@ -153,7 +153,8 @@ class AugmentationArguments:
     random_crop: Literal["none", "resized", "plain"] = field(
         default="none",
         metadata={
-            "help": "random crop: 'resized' to image_size, for photographs; 'plain' of crop_size pixels without "
+            "help": "random crop: 'resized' to image_size, for photographs; 'plain' of crop_size pixels "
+            "without "
             "resizing, for large images"
         },
     )
@@ -231,7 +232,8 @@ class SelectionArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "side in pixels that images are resized to; default: as in the checkpoint's image processor"
+            "help": "side in pixels that images are resized to; default: as in the checkpoint's image "
+            "processor"
         },
     )
 
@@ -278,7 +280,8 @@ class EvaluationArguments(SelectionArguments):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file of metrics; default: evaluation_<split>.json in the folder of the model, or in the "
+            "help": "JSON file of metrics; default: evaluation_<split>.json in the folder of the model, "
+            "or in the "
             "current one"
         },
     )
@@ -323,7 +326,8 @@ class TilingArguments:
     tile: int | None = field(
         default=None,
         metadata={
-            "help": "side in pixels of the tiles that images are cut into at full resolution; default: whole images"
+            "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
+            "whole images"
         },
     )
     overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
@@ -353,7 +357,8 @@ class CollectionArguments:
     engine: str = field(
         default="local",
         metadata={
-            "help": "engine of the prediction. local: this process, files as inputs, JSON lines as output. ray: processes of this "
+            "help": "engine of the prediction. local: this process, files as inputs, JSON lines as "
+            "output. ray: processes of this "
             "machine, or of the cluster that RAY_ADDRESS names; inputs are files, folders and Parquet "
             "files, of this machine or of an object store (s3://, gs://, hf://), output is a folder of "
             "Parquet files, there too",
@@ -512,7 +517,8 @@ class ArchitectureArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint of this package, or any ViT or Swin of transformers, local or on the Hub; default: a "
+            "help": "checkpoint of this package, or any ViT or Swin of transformers, local or on the "
+            "Hub; default: a "
             "model from scratch"
         },
     )
@@ -526,7 +532,8 @@ class ArchitectureArguments:
     position_encoding: dict | str | None = field(
         default=None,
         metadata={
-            "help": "position encoding, such as learned, sinusoidal_2d or rotary, or with options as JSON, such as "
+            "help": "position encoding, such as learned, sinusoidal_2d or rotary, or with options as "
+            "JSON, such as "
             '\'{"type": "rotary", "base": 10}\'; default: as in the checkpoint'
         },
     )
@@ -569,7 +576,8 @@ class ModelArguments(ArchitectureArguments):
     model_type: str | None = field(
         default=None,
         metadata={
-            "help": "type of a model from scratch: adaptive_vit (default) or adaptive_swin; a checkpoint has its own"
+            "help": "type of a model from scratch: adaptive_vit (default) or adaptive_swin; a checkpoint "
+            "has its own"
         },
     )
     patch_selector: dict | str | None = field(
@@ -583,7 +591,8 @@ class ModelArguments(ArchitectureArguments):
     num_selected_patches: float | str | None = field(
         default=None,
         metadata={
-            "help": "patches to keep: a number such as 98, or a fraction such as 0.25; for a Swin converted to windows"
+            "help": "patches to keep: a number such as 98, or a fraction such as 0.25; for a Swin "
+            "converted to windows"
         },
     )
     token_reducer: dict | str | None = field(
@@ -666,14 +675,16 @@ class FinetuningArguments(TrainingMethodArguments):
     keep_rate_initial: float = field(
         default=1.0,
         metadata={
-            "help": "start of keep_rate_schedule: 1 is all patches, 0.5 half-way to the target; lower it if all patches "
+            "help": "start of keep_rate_schedule: 1 is all patches, 0.5 half-way to the target; lower it "
+            "if all patches "
             "do not fit into memory"
         },
     )
     freeze_backbone_ratio: float = field(
         default=0.0,
         metadata={
-            "help": "fraction of the steps, at the start, in which only head, patch selector and token reducer learn; "
+            "help": "fraction of the steps, at the start, in which only head, patch selector and token "
+            "reducer learn; "
             "0: all learn together"
         },
     )
@@ -684,7 +695,8 @@ class FinetuningArguments(TrainingMethodArguments):
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "decay of a moving average of the weights: the fraction that each step keeps, such as 0.999"
+            "help": "decay of a moving average of the weights: the fraction that each step keeps, such "
+            "as 0.999"
         },
     )
 
@@ -702,7 +714,8 @@ class SegmentationArguments(DenseTaskArguments):
     segmentation_decoder: Literal["linear", "convolutional"] = field(
         default="convolutional",
         metadata={
-            "help": "decoder: linear classifies each patch, convolutional upsamples 4 times by transposed convolutions"
+            "help": "decoder: linear classifies each patch, convolutional upsamples 4 times by "
+            "transposed convolutions"
         },
     )
     binary: bool = field(default=False, metadata={"help": "merge all classes but 0 into one"})
@@ -757,7 +770,8 @@ class DetectionArguments(DenseTaskArguments):
     crop_size: int | None = field(
         default=None,
         metadata={
-            "help": "side in pixels of random crops in training and of tiles in evaluation, for large images; not "
+            "help": "side in pixels of random crops in training and of tiles in evaluation, for large "
+            "images; not "
             "resized unless image_size is set"
         },
     )
@@ -874,20 +888,23 @@ class SearchArguments:
     elastic_keep_rates: list[float] | None = field(
         default=None,
         metadata={
-            "help": "fractions of patches for the selector, or keep rates of the token reducer, to choose from"
+            "help": "fractions of patches for the selector, or keep rates of the token reducer, to "
+            "choose from"
         },
     )
     elastic_distillation: bool | None = field(
         default=None,
         metadata={
-            "help": "in each step train the largest network on labels, and the smallest and some others on its "
+            "help": "in each step train the largest network on labels, and the smallest and some others "
+            "on its "
             "predictions (about 2.5 times the time); otherwise one network on labels, as AutoFormer"
         },
     )
     elastic_num_sampled: int | None = field(
         default=None,
         metadata={
-            "help": "number of other networks in each step of elastic_distillation; default: as in the checkpoint, or 2"
+            "help": "number of other networks in each step of elastic_distillation; default: as in the "
+            "checkpoint, or 2"
         },
     )
     supernet: str | None = field(
@@ -897,7 +914,8 @@ class SearchArguments:
     supernet_factor: float = field(
         default=1.0,
         metadata={
-            "help": "training length of the supernet, as a multiple of that of networks from scratch; each of its "
+            "help": "training length of the supernet, as a multiple of that of networks from scratch; "
+            "each of its "
             "networks learns only in some of the steps"
         },
     )
@@ -907,7 +925,8 @@ class SearchArguments:
     budgets: list[float] | None = field(
         default=None,
         metadata={
-            "help": "limits, with one search each: millions of parameters, GFLOPs per image, or measured milliseconds "
+            "help": "limits, with one search each: millions of parameters, GFLOPs per image, or measured "
+            "milliseconds "
             "per image; default: the costs of the hand-made networks"
         },
     )
@@ -941,7 +960,8 @@ class SearchArguments:
             raise ValueError(f"budgets are {self.budgets}; give numbers above 0")
         if self.budgets is None and self.num_hand_made < 1:
             raise ValueError(
-                "num_hand_made is 0, so there is no default budget: give budgets, or at least 1 hand-made network"
+                "num_hand_made is 0, so there is no default budget: give budgets, or at least 1 "
+                "hand-made network"
             )
         if not 0 < self.supernet_factor < float("inf"):
             raise ValueError(f"supernet_factor is {self.supernet_factor}; it must be above 0")
@@ -952,7 +972,8 @@ class SearchArguments:
             )
         if self.supernet is not None and self.num_seeds > 1:
             raise ValueError(
-                f"num_seeds is {self.num_seeds}; a given supernet was trained with one seed: set num_seeds to 1"
+                f"num_seeds is {self.num_seeds}; a given supernet was trained with one seed: set "
+                f"num_seeds to 1"
             )
         given = [f"elastic_{name}" for name in self.elastic_fields().get("elastic_space", {})]
         if self.supernet is not None and given:

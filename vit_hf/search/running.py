@@ -314,7 +314,7 @@ class Bench:
         return known
 
     def fitness(self, network: SubNetwork) -> float:
-        """Returns the metric on the validation split, with the supernet's weights; negated if lower is better."""
+        """Returns the validation metric with the supernet's weights; negated if lower is better."""
         value = self.history.get(network, self.metric)
         if value is None:
             value = self._score("validation", self.supernet.extract(network))

@@ -174,7 +174,8 @@ def prepare_tuning(
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name}={value!r} is not for tuning, which runs many trials in one process: leave it out, and give "
+                f"{name}={value!r} is not for tuning, which runs many trials in one process: leave it "
+                f"out, and give "
                 "it to vit-hf finetune with best.yaml"
             )
     folder = Path(training.output_dir)

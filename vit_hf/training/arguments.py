@@ -59,7 +59,8 @@ class RunArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.remove_unused_columns:
             raise ValueError(
-                "remove_unused_columns must be false: true would remove the images, a column that no model takes"
+                "remove_unused_columns must be false: true would remove the images, a column that no "
+                "model takes"
             )
         if self.resume_from_checkpoint:
             raise ValueError(

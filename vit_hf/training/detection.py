@@ -180,7 +180,8 @@ class Detection(Task):
         if training.push_to_hub:
             raise ValueError(
                 "push_to_hub publishes models with remote code, and a detector is a model of "
-                "transformers: upload the folder after training (hf upload <repository> <output_dir>); it loads "
+                "transformers: upload the folder after training (hf upload <repository> <output_dir>); "
+                "it loads "
                 "after import vit_hf"
             )
         if method.evaluate_only and self.model_arguments.model_name_or_path is None:

@@ -79,7 +79,7 @@ def _model_type(arguments: ArchitectureArguments) -> str:
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """Returns the elastic classifier if a field or the checkpoint has choices of sizes, else the plain one."""
+    """Returns the elastic classifier if field or checkpoint have choices of sizes, else the plain one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)

@@ -15,7 +15,8 @@ from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
 
 
-# Written when a run starts: its arguments. Trainer does not upload names that start with an underscore, so local
+# Written when a run starts: its arguments. Trainer does not upload names that start with an underscore, so
+# local
 # paths stay private.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
