@@ -1,6 +1,6 @@
 """Arguments of the commands: dataclasses whose fields are flags.
 
-This module imports no torch, so that `vit-hf COMMAND --help` answers at once.
+This module imports no torch, so that `vit-hf COMMAND --help` is quick.
 """
 
 import json

@@ -47,13 +47,13 @@ DETECTOR = {
 METRICS = ("test_map_50", "test_map", "test_mar_100")
 
 
-def train(args: argparse.Namespace, method: str, share: float, seed: int) -> dict[str, float]:
+def train(args: argparse.Namespace, method: str, fraction: float, seed: int) -> dict[str, float]:
     """Trains one detector and returns `METRICS` on test canvases; no digit is in both splits."""
     patch_size, selection, image_size = ARCHITECTURE["patch_size"], {}, args.size
     if method == "resize":
-        image_size = patch_size * round(args.size / patch_size * share**0.5)
+        image_size = patch_size * round(args.size / patch_size * fraction**0.5)
     elif method != "all":
-        selection = {"patch_selector": method, "num_selected_patches": share}
+        selection = {"patch_selector": method, "num_selected_patches": fraction}
     run = prepare(
         Detection(
             ModelArguments(
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace, method: str, share: float, seed: int) -> dic
         ),
         RunArguments(
             **harness.training_options(
-                args.output / f"{method}-{share}-{seed}", args, seed, weight_decay=1e-4
+                args.output / f"{method}-{fraction}-{seed}", args, seed, weight_decay=1e-4
             ),
             overwrite_output_dir=True,
         ),
@@ -90,8 +90,8 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Formats a row for each method and fraction of patches."""
     rows = []
     for key, runs in results.items():
-        method, share = key.rsplit(" ", 1)
-        number = runs[0]["patches"] if method == "resize" else round(runs[0]["patches"] * float(share))
+        method, fraction = key.rsplit(" ", 1)
+        number = runs[0]["patches"] if method == "resize" else round(runs[0]["patches"] * float(fraction))
         cells = (harness.mean_and_sd([run[name] for run in runs]) for name in METRICS)
         rows.append([method, number, len(runs), *cells])
     return harness.markdown_table(["method", "patches", "seeds", "AP50 %", "AP %", "recall %"], rows)
@@ -111,7 +111,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         use_cpu=False,
         ways=(["saliency", "random", "resize"], "selectors, and resize; compared with all patches"),
         shares=([0.25, 0.5], "fractions of the patches to keep"),
-        num_digits=(3, "on a canvas"),
+        num_digits=(3, "digits on a canvas"),
         jobs=(2, "runs at a time, each on as many threads as are left for it"),
     ).parse_args(argv)
 
@@ -119,14 +119,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     methods = [("all", 1.0)]
-    methods += [(method, share) for method in args.ways for share in sorted(args.shares, reverse=True)]
-    runs = [(method, share, seed) for seed in range(args.seeds) for method, share in methods]
-    results: dict[str, dict[int, dict[str, float]]] = {f"{method} {share}": {} for method, share in methods}
+    methods += [(method, fraction) for method in args.ways for fraction in sorted(args.shares, reverse=True)]
+    runs = [(method, fraction, seed) for seed in range(args.seeds) for method, fraction in methods]
+    results: dict[str, dict[int, dict[str, float]]] = {
+        f"{method} {fraction}": {} for method, fraction in methods
+    }
     log = harness.Log(time.perf_counter)  # the runs are processes of their own
 
-    def note(method: str, share: float, seed: int, metrics: dict[str, float]) -> None:
-        results[f"{method} {share}"][seed] = metrics
-        log(f"seed {seed}, {share:.0%}, {method}: AP50 {metrics['test_map_50']:.1%}")
+    def note(method: str, fraction: float, seed: int, metrics: dict[str, float]) -> None:
+        results[f"{method} {fraction}"][seed] = metrics
+        log(f"seed {seed}, {fraction:.0%}, {method}: AP50 {metrics['test_map_50']:.1%}")
 
     if args.jobs == 1:
         disable_progress_bar()

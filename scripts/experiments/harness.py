@@ -42,7 +42,7 @@ FLAGS = {
     "num_train": "examples to train on",
     "num_test": "examples to test on",
     "device": "cpu or cuda",
-    "use_cpu": "even where there is an accelerator",
+    "use_cpu": "use the CPU even if there is an accelerator",
 }
 
 

@@ -28,9 +28,9 @@ ARCHITECTURE = {
 }
 
 
-def train(output: Path, args: argparse.Namespace, selector: str | None, share: float, seed: int) -> float:
+def train(output: Path, args: argparse.Namespace, selector: str | None, fraction: float, seed: int) -> float:
     """Trains one model and returns the IoU of digits on test canvases; no digit is in both splits."""
-    selection = {} if selector is None else {"patch_selector": selector, "num_selected_patches": share}
+    selection = {} if selector is None else {"patch_selector": selector, "num_selected_patches": fraction}
     run = prepare(
         Segmentation(
             ModelArguments(
@@ -54,8 +54,8 @@ def table(results: dict[str, list[float]]) -> str:
     """Formats a row for each selector and fraction of patches."""
     rows = []
     for method, values in results.items():
-        name, share = method.rsplit(" ", 1)
-        rows.append([name, f"{float(share):.0%}", len(values), harness.mean_and_sd(values)])
+        name, fraction = method.rsplit(" ", 1)
+        rows.append([name, f"{float(fraction):.0%}", len(values), harness.mean_and_sd(values)])
     return harness.markdown_table(["selection", "patches", "seeds", "IoU of digits %"], rows)
 
 
@@ -81,14 +81,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     disable_progress_bar()
     methods = [("all", None, 1.0)]
-    methods += [(name, name, share) for name in args.selectors for share in sorted(args.shares, reverse=True)]
-    results = {f"{name} {share}": [] for name, _, share in methods}
+    methods += [
+        (name, name, fraction) for name in args.selectors for fraction in sorted(args.shares, reverse=True)
+    ]
+    results = {f"{name} {fraction}": [] for name, _, fraction in methods}
     log = harness.Log()
     for seed in range(args.seeds):
-        for name, selector, share in methods:
-            iou = train(args.output / f"{name}-{share}-{seed}", args, selector, share, seed)
-            results[f"{name} {share}"].append(iou)
-            log(f"seed {seed}, {share:.0%} by {name}: IoU {iou:.1%}")
+        for name, selector, fraction in methods:
+            iou = train(args.output / f"{name}-{fraction}-{seed}", args, selector, fraction, seed)
+            results[f"{name} {fraction}"].append(iou)
+            log(f"seed {seed}, {fraction:.0%} by {name}: IoU {iou:.1%}")
     harness.write_json(args.output / "results.json", results)
     print(f"\n{table(results)}\n\n{log.total()}")
 

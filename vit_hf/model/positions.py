@@ -702,7 +702,7 @@ KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
 @strict
 @dataclass(kw_only=True)
 class LearnedOptions(Options):
-    """How a learned table is resized.
+    """Options of `"learned"`: resizing of the table.
 
     Args:
         interpolation: "bicubic" or "bilinear" (SigLIP 2).

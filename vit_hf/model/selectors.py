@@ -159,7 +159,7 @@ class DistilledSelector(PatchSelector):
         self.last_layer = config.num_hidden_layers
         self.size = thumbnail_sides(config, self.options.thumbnail_size)
         self.weight = self.options.loss_weight
-        self.share = self.options.batch_fraction
+        self.batch_fraction = self.options.batch_fraction
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.GELU()
@@ -181,7 +181,7 @@ class DistilledSelector(PatchSelector):
     def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
         if not self.weight:
             return None
-        number = math.ceil(self.share * len(scores))
+        number = math.ceil(self.batch_fraction * len(scores))
         patches, scores = patches.first_images(number), scores[:number]
         target = probe.attention(patches, self.last_layer, "mean").float()
         absent = scores == -torch.inf

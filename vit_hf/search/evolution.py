@@ -56,8 +56,7 @@ def evolve(
     """Returns all evaluated networks with their fitness, the best first; of equal ones the first found.
 
     Draws depend on the seed and on the results of `fitness` and `is_allowed`: if these cache their
-    results, an
-    interrupted search resumes.
+    results, an interrupted search resumes.
 
     Args:
         space: search space.

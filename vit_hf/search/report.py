@@ -81,9 +81,9 @@ def draw_search(
 def _draw_tried(axes: Axes, tried: Sequence[tuple[float, float]], more_is_better: bool) -> None:
     costs, values = zip(*tried, strict=True)
     axes.scatter(costs, values, s=9, color=FAINT_INK, alpha=0.35, linewidth=0, label="tried by the search")
-    places = pareto_front(costs, [value if more_is_better else -value for value in values])
+    indices = pareto_front(costs, [value if more_is_better else -value for value in values])
     axes.step(
-        [costs[place] for place in places], [values[place] for place in places], where="post", color=INK,
+        [costs[index] for index in indices], [values[index] for index in indices], where="post", color=INK,
         linewidth=1.2, label="front: nothing is as good for less",
     )  # fmt: skip
 

@@ -39,10 +39,10 @@ def draw_study(trials: Sequence["optuna.trial.FrozenTrial"], metric: str, more_i
         best = (max if more_is_better else min)(
             (trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: trial.value
         )
-        for place, name in enumerate(["trial", *names]):
-            axes = sheet.axes(Cell(LEFT + place * (SIDE + GAP), TOP, SIDE, HEIGHT))
+        for index, name in enumerate(["trial", *names]):
+            axes = sheet.axes(Cell(LEFT + index * (SIDE + GAP), TOP, SIDE, HEIGHT))
             _panel(axes, trials, best, name)
-            if place:
+            if index:
                 axes.tick_params(labelleft=False)
             else:
                 axes.set_ylabel(metric)

@@ -18,8 +18,7 @@ from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..model.elastic_space import is_elastic, read_elastic_options
 from .arguments import RunArguments
 from .callbacks import EmaCallback, KeepRateSchedule, LogSelectionLoss
-from .hub_trainer import HubTrainer
-from .model_loading import make_image_processor, make_model
+from .model_loading import make_model
 from .optimizer import FreezeBackbone
 from .task import Task, check_schedule, describe_selection, describe_sizes
 
@@ -36,9 +35,6 @@ class Classification(Task):
     data: ImageDataset
     method: FinetuningArguments
 
-    def check(self, training: RunArguments) -> None:
-        """Accepts all arguments."""
-
     def load_data(self) -> dict[str, Any]:
         self.data = load_data(self.data_arguments)
         return self.data.splits
@@ -48,10 +44,6 @@ class Classification(Task):
         with contextlib.suppress(NoSourceFileError):  # of which there was a warning
             files_to_save(model)
         return model
-
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        select = not self.method.keep_rate_schedule
-        return make_image_processor(self.model_arguments, model.config, select=select)
 
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
@@ -113,6 +105,3 @@ class Classification(Task):
             self.data.describe_left_out(),
             f"{model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

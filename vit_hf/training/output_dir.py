@@ -16,8 +16,7 @@ from .callbacks import UNAVERAGED_WEIGHTS_NAME
 
 
 # Written when a run starts: its arguments. Trainer does not upload names that start with an underscore, so
-# local
-# paths stay private.
+# local paths stay private.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.

@@ -1,11 +1,10 @@
 """Pretraining task: masked autoencoding."""
 
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..arguments import (
@@ -18,8 +17,7 @@ from ..data.images import prepare_images
 from ..data.loading import LabeledImages, load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import RunArguments
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
+from .model_loading import load_or_build
 from .task import Task, describe_sizes
 
 
@@ -77,9 +75,6 @@ class Pretraining(Task):
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        return make_image_processor(self.model_arguments, model.config)
-
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
@@ -87,15 +82,6 @@ class Pretraining(Task):
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
         return UnlabeledCollator(processor)
-
-    def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        return None
-
-    def best_metric(self) -> tuple[str, bool]:
-        return "loss", False
-
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        return []
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
         # Trainer evaluates a loss only with labels; here these are the images.
@@ -110,6 +96,3 @@ class Pretraining(Task):
             f"{model.vit.num_parameters() / 1e6:.1f} M parameters, and {decoder / 1e6:.1f} M of the decoder; "
             f"{model.options.mask_ratio:.1%} of the patches are dropped",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

@@ -14,8 +14,7 @@ from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
 from .arguments import RunArguments
 from .callbacks import KeepRateSchedule, LogSelectionLoss
-from .hub_trainer import HubTrainer
-from .model_loading import load_or_build, make_image_processor
+from .model_loading import load_or_build
 from .task import Task, check_schedule, describe_selection, describe_sizes
 
 
@@ -96,10 +95,6 @@ class Segmentation(Task):
             )
         return model
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        select = not self.method.keep_rate_schedule
-        return make_image_processor(self.model_arguments, model.config, select=select)
-
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
@@ -133,6 +128,3 @@ class Segmentation(Task):
             f"{model.num_parameters() / 1e6:.1f} M parameters; {describe_selection(model.config)}; "
             f"{self.method.segmentation_decoder} decoder",
         )
-
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds nothing."""

@@ -27,6 +27,7 @@ from ..model.options import options_of, type_of
 from .arguments import RunArguments
 from .callbacks import NonFiniteGuard, ReproducibleTraining
 from .hub_trainer import HubTrainer
+from .model_loading import make_image_processor
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
     RUN_ARGUMENTS_NAME,
@@ -42,7 +43,8 @@ from .output_dir import (
 class Task(ABC):
     """Base class of training tasks, with their arguments; `prepare` makes a run of it.
 
-    `prepare`, `make_trainer` and `Run` call the abstract methods.
+    `prepare`, `make_trainer` and `Run` call the methods, of which a task overrides at least the abstract
+    ones.
 
     Args:
         groups: all arguments except those of `Trainer`, one object for each of `argument_groups`.
@@ -67,9 +69,8 @@ class Task(ABC):
         self.layer_decay = getattr(self.method, "layer_decay", 1.0)
         self.backbone_lr_factor = getattr(self.method, "backbone_lr_factor", 1.0)
 
-    @abstractmethod
-    def check(self, training: RunArguments) -> None:
-        """Raises ValueError for arguments that contradict each other or belong to other tasks."""
+    def check(self, training: RunArguments) -> None:  # noqa: B027
+        """Raises ValueError for contradicting arguments, or those of other tasks; default: none."""
 
     @abstractmethod
     def load_data(self) -> dict[str, Any]:
@@ -79,9 +80,10 @@ class Task(ABC):
     def make_model(self) -> PreTrainedModel:
         """Builds or loads the model; the data are loaded."""
 
-    @abstractmethod
     def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        """Returns the image processor of the model."""
+        """Returns the image processor of the model, which may select patches unless a schedule does."""
+        select = not getattr(self.method, "keep_rate_schedule", False)
+        return make_image_processor(self.model_arguments, model.config, select=select)
 
     @abstractmethod
     def examples(
@@ -95,29 +97,27 @@ class Task(ABC):
     ) -> Callable[[list[dict]], dict[str, Any]]:
         """Returns the function that makes a batch of examples."""
 
-    @abstractmethod
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        """Returns `compute_metrics` of `Trainer`; None to evaluate the loss alone."""
+        """Returns `compute_metrics` of `Trainer`; default: None, which evaluates the loss alone."""
+        return None
 
-    @abstractmethod
     def best_metric(self) -> tuple[str, bool]:
-        """Returns the name of the metric that compares checkpoints, and whether higher is better."""
+        """Returns the metric that compares checkpoints, and whether higher is better; default: the loss."""
+        return "loss", False
 
-    @abstractmethod
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        """Returns callbacks of this task, in addition to those of all tasks."""
+        """Returns callbacks of this task, in addition to those of all tasks; default: none."""
+        return []
 
-    @abstractmethod
-    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        """Sets those arguments of `Trainer` that the task decides."""
+    def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:  # noqa: B027
+        """Sets those arguments of `Trainer` that the task decides; default: none."""
 
     @abstractmethod
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
         """Returns a line about the data, notes about excluded data, and a line about the model."""
 
-    @abstractmethod
-    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Adds results to a complete run."""
+    def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:  # noqa: B027
+        """Adds results to a complete run; default: none."""
 
 
 @dataclass
