@@ -319,7 +319,7 @@ class TestRefuses:
             ({"skip_corrupt": True}, "skip_corrupt is for classification"),
             ({"push_to_hub": True}, "loads after import vit_hf"),
             ({"evaluate_only": True}, "name it with model_name_or_path"),
-            ({"evaluate_whole_images": True}, "for crop_size"),
+            ({"evaluate_whole_images": True}, "needs crop_size"),
             ({"detector_overrides": {"d_modle": 3}}, "DeformableDetrConfig has no field d_modle"),
             ({"detector_overrides": {"decoder_layers": 1}}, "decoder_layers=1 must be at least 2"),
             ({"config_overrides": {"hidden": 3}}, "AdaptiveViTConfig has no field hidden"),

@@ -20,7 +20,7 @@ from ..arguments import (
 )
 from ..data.augmentation import EvaluationExamples
 from ..data.collation import ImageCollator
-from ..data.loading import ImageDataset, load_data
+from ..data.loading import ImageDataset
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..measure import alternate
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
@@ -29,7 +29,6 @@ from ..model.elastic_space import SearchSpace, SubNetwork, subnetwork_config
 from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..training.arguments import RunArguments
 from ..training.classification import Classification
-from ..training.model_loading import make_model
 from ..training.output_dir import find_last_checkpoint
 from ..training.task import prepare
 from .evolution import evolve, hand_made_networks
@@ -72,6 +71,10 @@ class Recipe:
     method: FinetuningArguments
     training: RunArguments
 
+    def task(self, model: ModelArguments | None = None) -> Classification:
+        """Returns the task of one run, by default with the supernet."""
+        return Classification(model or self.model, self.data, self.augmentation, self.method)
+
     def train(
         self, folder: Path, seed: int, model: ModelArguments | None = None, factor: float = 1.0
     ) -> dict[str, float]:
@@ -96,10 +99,7 @@ class Recipe:
             training.max_steps = round(training.max_steps * factor)
         # A run killed before its first checkpoint starts again.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
-        run = prepare(
-            Classification(model or self.model, self.data, self.augmentation, self.method), training
-        )
-        metrics = run.execute()
+        metrics = prepare(self.task(model), training).execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
 
@@ -375,18 +375,19 @@ def prepare_search(
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
-    data = load_data(data_arguments)
-    if "validation" not in data.splits:
-        raise ValueError(
-            "there is no validation split to search on: give one, or set validation_fraction above 0"
-        )
     overrides = model_arguments.config_overrides | search.elastic_fields()
     named = replace(
         model_arguments,
         config_overrides=overrides,
         model_name_or_path=search.supernet or model_arguments.model_name_or_path,
     )
-    model = make_model(named, data)
+    recipe = Recipe(named, data_arguments, augmentation, method, training)
+    task = recipe.task()
+    if "validation" not in task.load_data():
+        raise ValueError(
+            "there is no validation split to search on: give one, or set validation_fraction above 0"
+        )
+    model = task.make_model()
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
             "the search space is empty: give elastic_hidden_sizes, elastic_depths, "
@@ -395,5 +396,4 @@ def prepare_search(
     if search.budget not in COSTS:
         raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     hand_made = hand_made_networks(model.space, search.num_hand_made)
-    recipe = Recipe(named, data_arguments, augmentation, method, training)
-    return SearchRun(recipe, search, data, model.space, hand_made, Path(training.output_dir))
+    return SearchRun(recipe, search, task.data, model.space, hand_made, Path(training.output_dir))
