@@ -1,4 +1,4 @@
-"""Compares speed and memory with transformers' ViT, each pair measured alternately in one run (A B A B).
+"""Speed and memory beside transformers' ViT, every pair measured in one run by turns (A B A B).
 
     python scripts/benchmark.py                      # ViT-B/16 on this machine
     python scripts/benchmark.py --size small --repeats 3 --tables dense selection
@@ -6,8 +6,8 @@
 
 Prints a Markdown table: median milliseconds, and the ratio of medians to the row it is compared with. On a
 CPU peak memory is the growth of the resident set of a fresh process; on a GPU what torch allocated. "file"
-times prediction from a JPEG file (as `vit_hf.data.measurement_images` makes them) to logits, and the
-fraction of each stage. "swin" shows time against the side of the image, linear in the number of patches
+times the way from a JPEG file (as `vit_hf.data.measurement_images` makes them) to logits, and says which
+share each stage of it has. "swin" shows time against the side of the image, linear in the number of patches
 for Swin and quadratic for ViT, and Swin on windows.
 """
 
@@ -48,7 +48,7 @@ SWIN_SIZES = {  # Swin-B, Swin-T, and one of half its width
 
 @dataclass
 class Side:
-    """Timed case: a model on images of one size."""
+    """Subject of a measurement: a model on images of one side length."""
 
     name: str
     selector: str | None = None
@@ -115,7 +115,7 @@ def forward(side: Side, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def count_operations(side: Side, args: argparse.Namespace) -> float:
-    """Returns the GFLOPs of matrix products and convolutions for one image."""
+    """10⁹ floating point operations of matrix products and convolutions for one image."""
     one = argparse.Namespace(**{**vars(args), "batch_size": 1, "compile": False})
     model = side.model(one)
     model.set_attn_implementation("eager")  # not every fused kernel is known to the counter
@@ -143,7 +143,8 @@ def training_step(side: Side, args: argparse.Namespace) -> Callable[[], None]:
 
 
 def saved_for_backward(side: Side, args: argparse.Namespace) -> float:
-    """Returns the MiB that autograd keeps between forward and backward pass, without parameters."""
+    """MiB that autograd keeps between the forward and the backward pass of a training step, without
+    parameters."""
     model = side.model(args).train()
     images = torch.randn(1, 3, side.image_size, side.image_size).to(args.device, getattr(torch, args.dtype))
     labels = torch.zeros(1, dtype=torch.long, device=args.device)
@@ -154,7 +155,7 @@ def saved_for_backward(side: Side, args: argparse.Namespace) -> float:
 
 
 def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Returns functions for three methods from a JPEG file to logits, and for their stages alone."""
+    """Measures prediction from a JPEG file in three ways, and each stage of it."""
     device, dtype = args.device, getattr(torch, args.dtype)
     stock, ours = STOCK.model(args), replace(VARIANCE, image_size=side).model(args)
     stock.config.id2label = dict(enumerate(map(str, range(1000))))
@@ -198,8 +199,9 @@ def file_calls(side: int, path: str, args: argparse.Namespace) -> dict[str, Call
     }
 
 
-# Timed call -> its name, and its decoding and encoding calls; the rest cuts, scores, resizes and copies.
-FILE_METHODS = {
+# Timed call -> its name, and what of it decodes and encodes; what is left cuts, scores, resizes and
+# copies.
+FILE_WAYS = {
     "pipeline": ("transformers pipeline, resized to 224²", "decode", "pipeline, encoder"),
     "processor": ("ours, `variance` in the image processor", "decode", "encoder"),
     "streaming": ("ours, `variance`, predict_streaming", "decode_rows", "encoder"),
@@ -217,23 +219,24 @@ def file_table(args: argparse.Namespace) -> list[dict]:
             PIL.Image.fromarray(np.concatenate(list(picture_bands(side)))).save(path, quality=90)
             calls = file_calls(side, path, args)
             medians = dict(zip(calls, alternate(list(calls.values()), args.repeats), strict=True))
-        for way, (name, decode, encode) in FILE_METHODS.items():
+        for way, (name, decode, encode) in FILE_WAYS.items():
             total = medians[way]
-            fractions = [medians[decode] / total, 1 - (medians[decode] + medians[encode]) / total]
-            fractions.append(medians[encode] / total)
+            shares = [medians[decode] / total, 1 - (medians[decode] + medians[encode]) / total]
+            shares.append(medians[encode] / total)
             ratio = total / medians["pipeline"]
-            shown = " | ".join(f"{fraction:.0%}" for fraction in fractions)
+            shown = " | ".join(f"{share:.0%}" for share in shares)
             print(
                 f"| {side}² | {name} | {1000 * total:.0f} | {ratio:.2f} | {1 / total:.1f} | {shown} |",
                 flush=True,
             )
             rows.append({"table": "file", "image_size": side, "way": way, "ratio": ratio, "median_s": total})
-            rows[-1] |= dict(zip(("decoding", "preparing", "encoder"), fractions, strict=True))
+            rows[-1] |= dict(zip(("decoding", "preparing", "encoder"), shares, strict=True))
     return rows
 
 
 def recipe_sides() -> list[Side]:
-    """Returns the models of the configurations for high resolution, at both ends of their schedules."""
+    """Models that the configurations for high resolution train, at the end of their schedules and at the
+    beginning."""
     sides = []
     for file in sorted(
         CONFIGS.glob("high_resolution_*.yaml"), key=lambda file: int(file.stem.rpartition("_")[2])
@@ -266,7 +269,8 @@ def compare(
     warmup: int = 1,
     columns: dict[str, Callable[[Side, argparse.Namespace], float]] | None = None,
 ) -> list[dict]:
-    """Times `sides` alternately and prints them relative to the first; `columns` are further measurements."""
+    """Times `sides` by turns and prints them beside the first of them; `columns` are measured of each in
+    addition."""
     columns = columns or {}
     medians = alternate([make(side, args) for side in sides], repeats, warmup)
     memories = [peak_memory(make, side, args, device=args.device) for side in sides]
@@ -304,7 +308,7 @@ def compare(
 
 
 def reduction_tables(args: argparse.Namespace) -> list[dict]:
-    """Compares several batch sizes, since a gain in a batch need not be one for a single image."""
+    """Both batch sizes, since what pays off in a batch need not pay off for one image."""
     rows = []
     for batch_size in sorted({1, 8, args.batch_size}):
         changed = argparse.Namespace(**{**vars(args), "batch_size": batch_size})
@@ -317,9 +321,9 @@ def swin_tables(args: argparse.Namespace) -> list[dict]:
     growing = [replace(side, image_size=size) for side in (DENSE, SWIN) for size in (224, 448, 672, 896)]
     rows = compare("Dense ViT and Swin by the side of the image", forward, growing, args, few(args))
     sides = [replace(SWIN, image_size=1024)]
-    for fraction in (1.0, 0.5, 0.25, 0.125, 0.0625):
-        name = f"ours, Swin, {fraction:.1%} of windows"
-        sides += [replace(sides[0], name=name, selector="variance", num_selected=fraction)]
+    for share in (1.0, 0.5, 0.25, 0.125, 0.0625):
+        name = f"ours, Swin, {share:.1%} of windows"
+        sides += [replace(sides[0], name=name, selector="variance", num_selected=share)]
     return rows + compare("Swin at 1024² on windows by `variance`", forward, sides, args, few(args))
 
 
@@ -330,12 +334,12 @@ def few(args: argparse.Namespace) -> int:
 TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "dense": lambda args: compare("Dense at 224²", forward, [STOCK, DENSE], args, args.repeats),
     "selection": lambda args: compare(
-        "1024² by selection, compared with dense 224²", forward, [DENSE, *SELECTING], args, args.repeats
+        "1024² by selection, beside dense 224²", forward, [DENSE, *SELECTING], args, args.repeats
     ),
     "reduction": reduction_tables,
     "swin": swin_tables,
     "large": lambda args: compare(
-        "1024² by selection, compared with dense 1024²", forward, [STOCK_LARGE, VARIANCE], args, few(args)
+        "1024² by selection, beside dense 1024²", forward, [STOCK_LARGE, VARIANCE], args, few(args)
     ),
     "file": file_table,
     "training": lambda args: compare(
@@ -347,7 +351,7 @@ TABLES: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
         columns={"saved for backward MiB": saved_for_backward},
     ),
     "recipes": lambda args: compare(
-        "One training step by the configs high_resolution_*, batch 1, compared with dense 224²",
+        "One training step by the configs high_resolution_*, batch 1, beside dense 224²",
         training_step,
         [DENSE, *recipe_sides()],
         args,
@@ -375,8 +379,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides (forward tables)")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="tables to measure")
-    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="what to measure")
+    parser.add_argument("--output", type=Path, help="write the rows as JSON as well")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Trains a checkpoint on small images and fine-tunes it on large ones, in one command.
+"""The main job in one command: a checkpoint trained on small images learns to read large ones.
 
     python scripts/quickstart.py
 
@@ -71,7 +71,8 @@ SPEED_BATCH = 32
 
 
 def canvases(size: int, num_noise: int, num_train: int, num_test: int) -> dict:
-    """Returns options of the embedded data: one digit on a canvas; each training image is drawn once."""
+    """Options of the embedded data: one digit on a canvas. Each training image is drawn once and never
+    again."""
     return {
         "task": "single",
         "size": size,
@@ -83,7 +84,7 @@ def canvases(size: int, num_noise: int, num_train: int, num_test: int) -> dict:
 
 
 def train(output: Path, model: ModelArguments, options: dict, args: argparse.Namespace) -> dict[str, float]:
-    """Trains for one pass over canvases with the training run of the package; returns its metrics."""
+    """Trains for one pass over canvases with the package's own training run, and returns its metrics."""
     run = prepare(
         Classification(
             model,
@@ -115,9 +116,7 @@ def classifier(folder: Path, num_selected_patches: int | None, images: list) -> 
     """Returns a function from images in memory to logits, as a user of the saved model would write it.
 
     Args:
-        folder: saved model.
-        num_selected_patches: number of patches, None for that of the checkpoint, 0 for all.
-        images: images in memory.
+        num_selected_patches: another number than the checkpoint's; 0 for all patches.
     """
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
@@ -137,7 +136,7 @@ def classifier(folder: Path, num_selected_patches: int | None, images: list) -> 
 
 
 def accuracy_at(folder: Path, num_selected_patches: int, rows: dict) -> float:
-    """Returns the accuracy of the adaptive model with another number of patches than in training."""
+    """Accuracy of the adaptive model with another number of patches than it was trained with."""
     logits = classifier(folder, num_selected_patches, rows["image"])()
     return (logits.argmax(-1) == torch.tensor(rows["label"])).float().mean().item()
 
@@ -168,12 +167,12 @@ def format_table(rows: list[dict]) -> str:
 
 
 def measure(folders: dict[str, Path], accuracies: dict[str, float], images: list) -> list[dict]:
-    """Measures speed, alternately, and memory of each method on a batch of canvases."""
-    methods = [(NAMES[arm], folder, None) for arm, folder in folders.items()]
-    methods.append(("all 1024 patches (speed only)", folders["variance"], 0))
-    seconds = alternate([classifier(folder, number, images) for _, folder, number in methods], repeats=5)
+    """Speed, by turns, and memory of each way, on a batch of canvases."""
+    ways = [(NAMES[arm], folder, None) for arm, folder in folders.items()]
+    ways.append(("all 1024 patches (speed only)", folders["variance"], 0))
+    seconds = alternate([classifier(folder, number, images) for _, folder, number in ways], repeats=5)
     rows = []
-    for (name, folder, number), median in zip(methods, seconds, strict=True):
+    for (name, folder, number), median in zip(ways, seconds, strict=True):
         arm = next((arm for arm in folders if NAMES[arm] == name), None)
         rows.append(
             {
@@ -192,17 +191,15 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder of the result")
-    parser.add_argument(
-        "--small-steps", type=int, nargs=2, default=[500, 700], help="steps on 32 and on 48 pixels"
-    )
-    parser.add_argument("--large-steps", type=int, default=350, help="steps of each method on 512 pixels")
+    parser.add_argument("--small-steps", type=int, nargs=2, default=[500, 700], help="on 32 and on 48 pixels")
+    parser.add_argument("--large-steps", type=int, default=350, help="on 512 pixels, of each way")
     parser.add_argument("--num-noise", type=int, default=8, help="strokes on a large canvas")
     parser.add_argument("--num-test", type=int, default=1000, help="large canvases to evaluate on")
-    parser.add_argument("--batch-size", type=int, default=64, help="canvases in a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--batch-size", type=int, default=64, help="of training")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="highest")
     parser.add_argument("--num-workers", type=int, default=1, help="processes that draw canvases")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_argument("--quiet", action="store_true", help="hide progress bars")
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser.parse_args()
 
 
@@ -210,7 +207,7 @@ def prepare_folder(folder: Path) -> None:
     """Removes an earlier result of this script, and nothing else."""
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "quickstart.json").is_file():
-            sys.exit(f"quickstart.py: {folder} holds other files; name another folder with --output")
+            sys.exit(f"quickstart.py: {folder} holds something else; name another folder with --output")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "quickstart.json").write_text("{}")
@@ -301,8 +298,9 @@ def write_card(
             f"{TOKENS} of its 1024 patches."
         ),
         results=(
-            f"{args.num_test} test canvases of digits that no training canvas has. All methods "
-            "start from the same checkpoint and are fine-tuned for equally many steps. Made by `python "
+            f"{args.num_test} test canvases of digits that no training canvas has. All ways start "
+            "from the same "
+            "checkpoint and are fine-tuned for as many steps. Made by `python "
             f"scripts/quickstart.py` on {machine}.\n\n{table}"
             "\n\nChance is 10 %. Resized, a digit is 4 pixels high and cannot be read; of 1024 "
             "patches it covers 4 to 9, "
@@ -317,9 +315,9 @@ def write_card(
             f"5,000 digits of MNIST). AdamW, learning rate {args.learning_rate}, cosine, seed {args.seed}."
         ),
         limitations="A demonstration: it knows digits of 28 pixels on black, and nothing else. One seed. The "
-        "recipe was chosen among about ten tries of the adaptive method, on test canvases; the "
-        "other two methods were not tuned.",
-        pictures={"Images, the patches that were kept, and accuracy against cost": "report.png"},
+        "recipe was chosen among about ten tries of the adaptive way, on test canvases; the "
+        "other two ways were not tuned.",
+        pictures={"Images, the patches that were kept, and accuracy beside cost": "report.png"},
         license="apache-2.0",
         eval_results=[
             EvalResult(

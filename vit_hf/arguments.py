@@ -1,9 +1,10 @@
 """Arguments of the commands: dataclasses whose fields are flags.
 
-This module imports no torch, so that `vit-hf COMMAND --help` is quick.
+This module imports no torch, so that `vit-hf COMMAND --help` answers at once.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,12 @@ PICTURES = (*IMAGE_PICTURES, "positions")
 # Names in tables of other modules, which import torch; tests compare them.
 STRATEGIES = ("resize", "tiles", "dense", "select", "reduce", "hybrid")
 DETECTORS = ("deformable_detr", "conditional_detr", "detr")
+# Value of `tokens` that finds the number of patches, and the percentage points of accuracy it may cost.
+AUTO, MARGIN = "auto", 1.0
+# Of the patches, at which fidelity to the dense pass is measured.
+FIDELITY_FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
+BOX_MERGERS = ("match", "nms", "greedy")
 
 
 def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -80,6 +86,24 @@ def parse_budget(value: float | str | None) -> int | float | None:
     return None if value is None else Budget.parse(value).value
 
 
+def parse_tokens(tokens: list[int | str] | None) -> list[int] | list[str] | None:
+    """Converts numbers of patches; `["auto"]` stays.
+
+    Raises:
+        ValueError: if they are neither numbers of at least 1 nor `auto` alone.
+    """
+    if tokens is None or list(tokens) == [AUTO]:
+        return tokens
+    try:
+        numbers = [int(number) for number in tokens]
+    except ValueError:
+        numbers = []
+    if min(numbers, default=0) < 1:
+        given = " ".join(map(str, tokens))
+        raise ValueError(f"tokens are {given}; give numbers of at least 1 patch, or {AUTO} alone")
+    return numbers
+
+
 def check_tile(tile: Any) -> tuple[int, int]:
     """Returns height and width of a tile.
 
@@ -123,12 +147,11 @@ class DataArguments:
             '1024, "task": "max"}\''
         },
     )
-    image_column: str | None = field(
-        default=None, metadata={"help": "column of the images; default: the only one with images"}
-    )
+    image_column: str | None = field(default=None, metadata={"help": "column of the images; default: the
+    only one with images"})
     label_column: str | None = field(
-        default=None,
-        metadata={"help": "column of the labels; default: label or labels, or the only other column"},
+        default=None, metadata={"help": "column of the labels; default: label or labels, or the only other
+        column"}
     )
     validation_fraction: float = field(
         default=0.1,
@@ -164,16 +187,17 @@ class AugmentationArguments:
     )
     crop_size: int | None = field(
         default=None,
-        metadata={
-            "help": "side of a crop of random_crop='plain' in pixels; smaller images are padded with black"
-        },
+        metadata={"help": "side of a crop of random_crop='plain' in pixels; smaller images are padded with
+        black"},
     )
     horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     rand_augment: int = field(
         default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0: off"}
     )
-    mixup_alpha: float = field(default=0.0, metadata={"help": "alpha of MixUp's Beta(alpha, alpha); 0: off"})
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "alpha of MixUp's Beta(alpha, alpha); 0: off"}
+    )
     cutmix_alpha: float = field(
         default=0.0,
         metadata={"help": "alpha of CutMix's Beta(alpha, alpha); 0: off; with MixUp, each batch draws one"},
@@ -181,9 +205,7 @@ class AugmentationArguments:
 
     def __post_init__(self):
         if self.random_crop == "plain" and (self.crop_size is None or self.crop_size < 1):
-            raise ValueError(
-                f"crop_size is {self.crop_size}; random_crop='plain' needs at least 1 pixel, such as 512"
-            )
+            raise ValueError(f"random_crop='plain' needs crop_size, in pixels; it is {self.crop_size}")
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"crop_scale is {self.crop_scale}; it must be above 0 and at most 1")
         for name in ("horizontal_flip", "vertical_flip"):
@@ -299,10 +321,15 @@ class PredictionArguments(SelectionArguments):
     _argument_group_name = "prediction"
 
     model_name_or_path: str = field(
-        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+        metadata={
+            "help": "checkpoint of a classifier, segmentation model or detector, with its image processor"
+        }
     )
     output: str | None = field(
-        default=None, metadata={"help": "file of JSON lines; default: standard output"}
+        default=None,
+        metadata={
+            "help": "file of JSON lines; default: standard output. Of masks and boxes the folder for them"
+        },
     )
     top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
     with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
@@ -345,7 +372,60 @@ class TilingArguments:
         if self.tile is not None:
             check_tile(self.tile)
         elif self.heat_maps is not None:
-            raise ValueError("heat_maps need tiles: set tile, such as to 224")
+            raise ValueError("heat_maps are made of tiles: set tile, such as to 224")
+
+
+@dataclass(kw_only=True)
+class DenseArguments:
+    """How masks and boxes are predicted, and what is written."""
+
+    _argument_group_name = "masks and boxes"
+
+    halo: int = field(
+        default=0, metadata={"help": "pixels at each inner side of a tile that are computed and thrown away"}
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "factors that images are resized by, all in one run, such as 1 0.5 for large objects too"
+        },
+    )
+    format: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "files to write into the folder output; of masks tif, npy, zarr, geojson, picture "
+            "(default: tif picture), of objects coco, geojson, picture (default: all three)"
+        },
+    )
+    threshold: float = field(default=0.5, metadata={"help": "least score of an object"})
+    merging: str = field(
+        default="match",
+        metadata={
+            "help": "how objects that several tiles found become one",
+            "choices": BOX_MERGERS,
+        },
+    )
+    class_wise: bool = field(default=True, metadata={"help": "merge only objects of one class"})
+    tolerance: float = field(
+        default=1.0, metadata={"help": "outlines in GeoJSON are simplified by at most this many pixels"}
+    )
+    tile_selector: str | None = field(
+        default=None,
+        metadata={"help": "pixel scorer that selects tiles, such as variance; the others are background"},
+    )
+    num_selected_tiles: float | str | None = field(
+        default=None,
+        metadata={"help": "number (98) or fraction (0.25) of the tiles that tile_selector keeps"},
+    )
+    nodata: int | None = field(
+        default=None, metadata={"help": "value in 0..255 of all channels of pixels without data"}
+    )
+    universal: Literal["objects", "masks"] = field(
+        default="objects",
+        metadata={
+            "help": "output of models that can do both, such as Mask2Former: objects, or masks of classes"
+        },
+    )
 
 
 @dataclass(kw_only=True)
@@ -375,9 +455,8 @@ class CollectionArguments:
     )
     image_column: str | None = field(
         default=None,
-        metadata={
-            "help": "column of Parquet inputs with bytes or paths; default: the only one that may hold images"
-        },
+        metadata={"help": "column of Parquet inputs with bytes or paths; default: the only one that may
+        hold images"},
     )
 
     def __post_init__(self):
@@ -427,11 +506,19 @@ class ComparisonArguments:
         default_factory=lambda: list(STRATEGIES),
         metadata={"help": "strategies to compare", "choices": tuple(STRATEGIES)},
     )
-    tokens: list[int] | None = field(
+    tokens: list[str] | None = field(
         default=None,
         metadata={
             "help": "numbers of patches to select, and to resize images to; default: half, once and twice "
-            "those of an image at the checkpoint's own size"
+            "those of an image at the checkpoint's own size; auto: the fewest patches that are as accurate "
+            "as all, up to --margin, by the best two selectors"
+        },
+    )
+    margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "with --tokens auto: accuracy that may be lost, in percentage points; default: "
+            f"{MARGIN:g}"
         },
     )
     selectors: list[str] | None = field(
@@ -501,11 +588,31 @@ class ComparisonArguments:
         for name in ("limit", "adapt"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.tokens is not None and min(self.tokens, default=0) < 1:
-            raise ValueError(f"tokens are {self.tokens}; give numbers of at least 1 patch")
+        self.tokens = parse_tokens(self.tokens)
         for rate in self.keep_rates:
             if not 0 < rate < 1:
                 raise ValueError(f"keep_rates has {rate}; give fractions of the tokens between 0 and 1")
+        self._check_choice()
+
+    @property
+    def chooses_tokens(self) -> bool:
+        """True if the number of patches is to be found."""
+        return self.tokens == [AUTO]
+
+    def _check_choice(self) -> None:
+        if not self.chooses_tokens:
+            if self.margin is not None:
+                raise ValueError(f"margin is for --tokens {AUTO}, which finds the number of patches")
+            return
+        self.margin = MARGIN if self.margin is None else self.margin
+        if not 0 < self.margin < 100:
+            raise ValueError(f"margin is {self.margin}; give percentage points between 0 and 100, such as 1")
+        for name, unused in (("strategies", self.strategies != list(STRATEGIES)), ("hybrid", self.hybrid)):
+            if unused:
+                raise ValueError(
+                    f"--tokens {AUTO} compares all patches of the model with selected ones: leave --{name} "
+                    "out, or give numbers of tokens"
+                )
 
 
 @dataclass
@@ -694,15 +801,15 @@ class FinetuningArguments(TrainingMethodArguments):
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={
-            "help": "decay of a moving average of the weights: the fraction that each step keeps, such "
-            "as 0.999"
-        },
+        metadata={"help": "decay of a moving average of the weights: the fraction that each step keeps,
+        such as 0.999"},
     )
 
     def __post_init__(self):
         if self.freeze_head and not self.freeze_backbone_ratio:
-            raise ValueError("freeze_head needs freeze_backbone_ratio, which is 0: set it, such as to 0.3")
+            raise ValueError(
+                "freeze_head goes with freeze_backbone_ratio, which is 0: set it, such as to 0.3"
+            )
 
 
 @dataclass
@@ -776,11 +883,18 @@ class DetectionArguments(DenseTaskArguments):
         },
     )
     min_box_fraction: float = field(
-        default=0.25,
-        metadata={"help": "smallest fraction of a box inside a crop or tile for it to count there"},
+        default=0.25, metadata={"help": "smallest fraction of a box inside a crop or tile for it to count
+        there"}
     )
     evaluate_whole_images: bool = field(
         default=False, metadata={"help": "evaluate on whole images, even with crop_size"}
+    )
+    evaluate_merged: bool = field(
+        default=False,
+        metadata={
+            "help": "also measure held-out images whole at the end: boxes of overlapping tiles of crop_size, "
+            "merged"
+        },
     )
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})
@@ -820,7 +934,96 @@ class PretrainingArguments:
     )
 
 
-# Costs that a budget may limit, with their labels in tables and plots.
+@dataclass
+class DistillationArguments:
+    """Options of sparse self-distillation, beyond those of Trainer."""
+
+    _argument_group_name = "distillation"
+
+    min_fraction: float = field(
+        default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
+    )
+    max_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "most patches that the student sees; each step draws a fraction between both, uniform "
+            "in its logarithm. With 1 it keeps what it can do with many patches"
+        },
+    )
+    random_ratio: float = field(
+        default=0.5,
+        metadata={"help": "fraction of the images whose patches are drawn at random, not by patch_selector"},
+    )
+    image_weight: float = field(
+        default=1.0, metadata={"help": "weight of the loss of the state of the image (CLS, or pooled)"}
+    )
+    kept_weight: float = field(default=1.0, metadata={"help": "weight of the loss of states of kept patches"})
+    dropped_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of the dropped patches, each with the state of the nearest kept one"
+        },
+    )
+    map_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of a learned patch_selector: the divergence of its scores from the "
+            "attention of the last block"
+        },
+    )
+    ema_decay: float | None = field(
+        default=0.999,
+        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank in the blocks, merged at the end, and no other "
+            "weights (needs peft); learning_rate 1e-4 is usual then"
+        },
+    )
+    min_spread: float = field(
+        default=0.3,
+        metadata={
+            "help": "stop when states of different images differ by less than this fraction of what they do "
+            "in the teacher; 0: do not"
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: list(FIDELITY_FRACTIONS),
+        metadata={"help": "fractions of the patches at which fidelity is measured"},
+    )
+
+    def __post_init__(self):
+        self.ema_decay = self.ema_decay or None
+        for name, values in (
+            ("min_fraction", [self.min_fraction]),
+            ("max_fraction", [self.max_fraction]),
+            ("fractions", self.fractions),
+        ):
+            if not values or not all(0 < value <= 1 for value in values):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
+                )
+        if self.min_fraction > self.max_fraction:
+            raise ValueError(
+                f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
+            )
+        if not 0 <= self.random_ratio <= 1:
+            raise ValueError(f"random_ratio is {self.random_ratio}; it is a fraction of the images, 0 to 1")
+        weights = ("image_weight", "kept_weight", "dropped_weight", "map_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 or more")
+        if not any(getattr(self, name) for name in weights[:3]):
+            raise ValueError(f"{', '.join(weights[:3])} are all 0, which teaches nothing: set one above 0")
+        if not 0 <= self.min_spread < 1:
+            raise ValueError(f"min_spread is {self.min_spread}; it is a fraction, at least 0 and below 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, such as 16")
+
+
+# By name, what a budget may limit: how tables and plots call it.
 COSTS = {
     "parameters": "parameters (M)",
     "gflops": "GFLOPs of an image",
@@ -859,7 +1062,7 @@ class Evolution:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("mutation_depth", "mutation_block"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a chance, from 0 to 1")
 
 
 @dataclass
@@ -901,15 +1104,14 @@ class SearchArguments:
         },
     )
     elastic_num_sampled: int | None = field(
-        default=None,
-        metadata={
-            "help": "number of other networks in each step of elastic_distillation; default: as in the "
-            "checkpoint, or 2"
-        },
+        default=None, metadata={"help": "number of other networks in each step of elastic_distillation;
+        default: as in the checkpoint, or 2"}
     )
     supernet: str | None = field(
         default=None,
-        metadata={"help": "checkpoint of a trained supernet; default: one is trained in output_dir"},
+        metadata={
+            "help": "checkpoint of a trained supernet; default: one is trained in output_dir"
+        },
     )
     supernet_factor: float = field(
         default=1.0,
@@ -919,9 +1121,8 @@ class SearchArguments:
             "networks learns only in some of the steps"
         },
     )
-    budget: str = field(
-        default="gflops", metadata={"help": "kind of cost that is limited", "choices": [*COSTS]}
-    )
+    budget: str = field(default="gflops", metadata={"help": "kind of cost that is limited", "choices":
+    [*COSTS]})
     budgets: list[float] | None = field(
         default=None,
         metadata={
@@ -931,16 +1132,14 @@ class SearchArguments:
         },
     )
     population: int = field(default=50, metadata={"help": "networks in a generation"})
-    generations: int = field(
-        default=20, metadata={"help": "number of generations, including the random first one"}
-    )
+    generations: int = field(default=20, metadata={"help": "number of generations, including the random
+    first one"})
     num_parents: int = field(default=10, metadata={"help": "best networks, from which the next are drawn"})
     mutation_depth: float = field(
         default=0.2, metadata={"help": "probability that a mutation redraws depth, hidden size or keep rate"}
     )
-    mutation_block: float = field(
-        default=0.4, metadata={"help": "probability that a mutation redraws a block"}
-    )
+    mutation_block: float = field(default=0.4, metadata={"help": "probability that a mutation redraws a
+    block"})
     num_hand_made: int = field(
         default=2,
         metadata={
@@ -960,8 +1159,7 @@ class SearchArguments:
             raise ValueError(f"budgets are {self.budgets}; give numbers above 0")
         if self.budgets is None and self.num_hand_made < 1:
             raise ValueError(
-                "num_hand_made is 0, so there is no default budget: give budgets, or at least 1 "
-                "hand-made network"
+                "num_hand_made is 0, so that nothing says how large a network may be: give budgets"
             )
         if not 0 < self.supernet_factor < float("inf"):
             raise ValueError(f"supernet_factor is {self.supernet_factor}; it must be above 0")
@@ -971,10 +1169,7 @@ class SearchArguments:
                 "be at least 1 and 0"
             )
         if self.supernet is not None and self.num_seeds > 1:
-            raise ValueError(
-                f"num_seeds is {self.num_seeds}; a given supernet was trained with one seed: set "
-                f"num_seeds to 1"
-            )
+            raise ValueError("supernet is one, trained with one seed: set num_seeds to 1")
         given = [f"elastic_{name}" for name in self.elastic_fields().get("elastic_space", {})]
         if self.supernet is not None and given:
             raise ValueError(f"supernet has its own search space: leave {', '.join(given)} out")
@@ -1010,12 +1205,12 @@ class TuningArguments:
         default=20, metadata={"help": "number of trials, including those of an interrupted study"}
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-2],
-        metadata={"help": "lowest and highest value, on a logarithmic scale"},
+        default_factory=lambda: [1e-5, 1e-2], metadata={"help": "lowest and highest value, on a logarithmic
+        scale"}
     )
     weight_decays: list[float] | None = field(
-        default_factory=lambda: [1e-3, 0.3],
-        metadata={"help": "lowest and highest value, on a logarithmic scale"},
+        default_factory=lambda: [1e-3, 0.3], metadata={"help": "lowest and highest value, on a logarithmic
+        scale"}
     )
     warmup_shares: list[float] | None = field(
         default_factory=lambda: [0.0, 0.3],
@@ -1029,8 +1224,8 @@ class TuningArguments:
         },
     )
     batch_sizes: list[int] | None = field(
-        default=None,
-        metadata={"help": "values of per_device_train_batch_size to choose from, such as 32 64 128"},
+        default=None, metadata={"help": "values of per_device_train_batch_size to choose from, such as 32
+        64 128"}
     )
     prune: bool = field(
         default=True,
@@ -1053,12 +1248,12 @@ class TuningArguments:
             legal = len(values) == 2 and low <= values[0] <= values[1] <= most
             if not legal or (least is not None and values[0] == least):
                 where = f"from 0 to {most}" if least is None else f"above 0, and at most {most}"
-                raise ValueError(f"{name} is {values}; give the lowest and the highest, {where}")
+                raise ValueError(f"{name} is {values}; give the least and the highest, {where}")
         if self.batch_sizes is not None and (not self.batch_sizes or min(self.batch_sizes) < 1):
             raise ValueError(f"batch_sizes is {self.batch_sizes}; give numbers of at least 1")
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Draws the settings of a trial, by the flags of `vit-hf finetune`."""
+        """Settings to try, by the names that `vit-hf finetune` has for them."""
         settings = {"learning_rate": trial.suggest_float("learning_rate", *self.learning_rates, log=True)}
         if self.weight_decays is not None:
             settings["weight_decay"] = trial.suggest_float("weight_decay", *self.weight_decays, log=True)
@@ -1103,8 +1298,8 @@ class ExplainArguments(SelectionArguments):
         },
     )
     device: str | None = field(
-        default=None,
-        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
+        default=None, metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is
+        one"}
     )
 
 
@@ -1132,8 +1327,8 @@ class AppArguments:
         },
     )
     device: str | None = field(
-        default=None,
-        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
+        default=None, metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is
+        one"}
     )
     server_name: str = field(
         default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets other machines in"}
@@ -1153,7 +1348,7 @@ class AppArguments:
         if self.model_name_or_path is None:
             if not Path(QUICKSTART, "config.json").is_file():
                 raise ValueError(
-                    "--model_name_or_path is missing: give a folder or a name on the Hub, such as "
+                    "which checkpoint? Give --model_name_or_path, a folder or a name on the Hub such as "
                     "google/vit-base-patch16-224; or run `make quickstart`, whose model in "
                     f"{QUICKSTART} is the default"
                 )
@@ -1166,6 +1361,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "segment": (ModelArguments, DataArguments, SegmentationArguments),
     "detect": (ModelArguments, DataArguments, DetectionArguments),
     "pretrain": (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments),
+    "distill": (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments),
     "search": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, SearchArguments),
     "tune": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, TuningArguments),
 }

@@ -1,6 +1,7 @@
 """Versions of the packages that this one needs, checked before they are used."""
 
 import importlib.metadata
+import shlex
 import sys
 
 from packaging.requirements import Requirement
@@ -19,17 +20,18 @@ def check_versions() -> None:
         declared = importlib.metadata.requires(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:  # run from a folder, without being installed
         return
-    wrong = []
+    wrong, needed = [], []
     for requirement in map(Requirement, declared):
         if requirement.marker is not None:  # of an extra
             continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{requirement} is needed, and it is not installed")
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement} is needed, and {version} is installed")
+            version = None
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            found = "it is not" if version is None else f"{version} is"
+            wrong.append(f"{requirement} is needed, and {found} installed")
+            needed.append(str(requirement))
     if wrong:
-        remedy = f"{sys.executable} -m pip install --upgrade {PACKAGE}"
+        remedy = shlex.join([sys.executable, "-m", "pip", "install", "--upgrade", *needed])
         raise ImportError(f"{PACKAGE}: {'; '.join(wrong)}. Run: {remedy}")

@@ -9,13 +9,10 @@ about as many patches.
 """
 
 import argparse
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 
 import harness
-import torch
-from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.arguments import DetectionArguments, ModelArguments
 from vit_hf.training.arguments import RunArguments
@@ -47,8 +44,9 @@ DETECTOR = {
 METRICS = ("test_map_50", "test_map", "test_mar_100")
 
 
-def train(args: argparse.Namespace, method: str, fraction: float, seed: int) -> dict[str, float]:
+def train(args: argparse.Namespace, setting: tuple[str, float], seed: int) -> dict[str, float]:
     """Trains one detector and returns `METRICS` on test canvases; no digit is in both splits."""
+    method, fraction = setting
     patch_size, selection, image_size = ARCHITECTURE["patch_size"], {}, args.size
     if method == "resize":
         image_size = patch_size * round(args.size / patch_size * fraction**0.5)
@@ -80,12 +78,6 @@ def train(args: argparse.Namespace, method: str, fraction: float, seed: int) -> 
     return {name: metrics[name] for name in METRICS} | {"patches": (image_size // patch_size) ** 2}
 
 
-def start_process(num_threads: int) -> None:
-    """Gives a process its part of the cores."""
-    torch.set_num_threads(num_threads)
-    disable_progress_bar()
-
-
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Formats a row for each method and fraction of patches."""
     rows = []
@@ -111,39 +103,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         use_cpu=False,
         ways=(["saliency", "random", "resize"], "selectors, and resize; compared with all patches"),
         shares=([0.25, 0.5], "fractions of the patches to keep"),
-        num_digits=(3, "digits on a canvas"),
+        num_digits=(3, "on a canvas"),
         jobs=(2, "runs at a time, each on as many threads as are left for it"),
     ).parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    methods = [("all", 1.0)]
-    methods += [(method, fraction) for method in args.ways for fraction in sorted(args.shares, reverse=True)]
-    runs = [(method, fraction, seed) for seed in range(args.seeds) for method, fraction in methods]
-    results: dict[str, dict[int, dict[str, float]]] = {
-        f"{method} {fraction}": {} for method, fraction in methods
-    }
     log = harness.Log(time.perf_counter)  # the runs are processes of their own
-
-    def note(method: str, fraction: float, seed: int, metrics: dict[str, float]) -> None:
-        results[f"{method} {fraction}"][seed] = metrics
-        log(f"seed {seed}, {fraction:.0%}, {method}: AP50 {metrics['test_map_50']:.1%}")
-
-    if args.jobs == 1:
-        disable_progress_bar()
-        for run in runs:
-            note(*run, train(args, *run))
-    else:
-        threads = max(1, torch.get_num_threads() // args.jobs)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(args.jobs, context, start_process, (threads,)) as pool:
-            futures = {pool.submit(train, args, *run): run for run in runs}
-            for future in as_completed(futures):
-                note(*futures[future], future.result())
-    ordered = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in results.items()}
-    harness.write_json(args.output / "results.json", ordered)
-    print(f"\n{table(ordered)}\n\n{log.total()}")
+    results = harness.run_settings(
+        args.seeds,
+        harness.selections(args.ways, args.shares),
+        partial(train, args),
+        log,
+        lambda metrics: f"AP50 {metrics['test_map_50']:.1%}",
+        args.output / "results.json",
+        args.jobs,
+    )
+    print(f"\n{table(results)}\n\n{log.total()}")
 
 
 if __name__ == "__main__":

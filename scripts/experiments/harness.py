@@ -7,13 +7,15 @@ from others, which they learn from the environment when torch starts.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ FLAGS = {
     "num_train": "examples to train on",
     "num_test": "examples to test on",
     "device": "cpu or cuda",
-    "use_cpu": "use the CPU even if there is an accelerator",
+    "use_cpu": "even where there is an accelerator",
 }
 
 
@@ -131,6 +133,63 @@ def cached(file: Path, settings: dict[str, Any], compute: Callable[[], dict[str,
     result = compute() | {"settings": settings}
     write_json(file, result)
     return result
+
+
+def run_settings(
+    num_seeds: int,
+    settings: Mapping[str, Any],
+    run: Callable[[Any, int], Any],
+    log: "Log",
+    summarize: Callable[[Any], str],
+    file: Path | None = None,
+    jobs: int = 1,
+) -> dict[str, list]:
+    """Runs every setting with every seed, and returns the results of each setting in the order of seeds.
+
+    Args:
+        num_seeds: number of seeds 0, 1, ...
+        settings: settings by name.
+        run: returns the result of a setting and a seed; picklable if there are several jobs.
+        log: receives a line for each run.
+        summarize: formats a result for that line.
+        file: JSON file of the results so far.
+        jobs: number of processes; they share the threads of this one.
+    """
+    results: dict[str, list] = {name: [None] * num_seeds for name in settings}
+    runs = [(name, seed) for seed in range(num_seeds) for name in settings]
+
+    def record(name: str, seed: int, result: Any) -> None:
+        results[name][seed] = result
+        log(f"seed {seed}, {name}: {summarize(result)}")
+        if file is not None:
+            done = {key: [one for one in found if one is not None] for key, found in results.items()}
+            write_json(file, done)
+
+    disable_progress_bar()
+    if jobs == 1:
+        for name, seed in runs:
+            record(name, seed, run(settings[name], seed))
+        return results
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, start_process, (threads,)) as pool:
+        futures = {pool.submit(run, settings[name], seed): (name, seed) for name, seed in runs}
+        for future in as_completed(futures):
+            record(*futures[future], future.result())
+    return results
+
+
+def start_process(num_threads: int) -> None:
+    """Limits the threads of a process and hides its progress bars."""
+    torch.set_num_threads(num_threads)
+    disable_progress_bar()
+
+
+def selections(selectors: Iterable[str], fractions: Iterable[float]) -> dict[str, tuple[str, float]]:
+    """Returns each selector with each fraction of the patches, the highest first, after all patches."""
+    pairs = [("all", 1.0)]
+    pairs += [(selector, fraction) for selector in selectors for fraction in sorted(fractions, reverse=True)]
+    return {f"{selector} {fraction}": (selector, fraction) for selector, fraction in pairs}
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -168,19 +168,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         size=96,
         num_test=400,
         use_cpu=False,
-        selectors=(["motion", "variance", "random"], "selectors to compare"),
-        first_learning_rate=(2e-3, "peak learning rate in the first stages"),
-        num_frames=(16, "frames of a clip"),
+        selectors=(["motion", "variance", "random"], "to compare"),
+        first_learning_rate=(2e-3, "peak in the first stages"),
+        num_frames=(16, "of a clip"),
         num_strokes=(8, "strokes that do not move"),
-        num_selected_of_vit_s=(196, "patches of 1568 to time"),
-        repeats=(5, "timed turns; 0: no timing"),
+        num_selected_of_vit_s=(196, "patches, of 1568, for the speed"),
+        repeats=(5, "timed turns, for the speed; 0 for none"),
     )
     parser.add_argument(
         "--first-steps",
         type=int,
         nargs=3,
         default=[500, 400, 150],
-        help="steps of the three first stages, common to all methods",
+        help="of the first stages, which all methods share",
     )
     return parser.parse_args(argv)
 

@@ -8,10 +8,10 @@ settings.
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 import harness
-from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.arguments import (
     ArchitectureArguments,
@@ -43,6 +43,8 @@ ARCHITECTURE = {
         "decoder_intermediate_size": 64,
     },
 }
+
+METHODS = ("scratch", "pretrained")
 
 
 def canvases(args: argparse.Namespace, num_train: int, seed: int) -> DataArguments:
@@ -133,18 +135,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    disable_progress_bar()
-    results = {str(number): {"scratch": [], "pretrained": []} for number in args.labels}
     log = harness.Log()
-    for seed in range(args.seeds):
-        checkpoint = args.output / f"pretrained-{seed}"
-        pretrain(checkpoint, args, seed)
+
+    @cache
+    def pretrained(seed: int) -> Path:
+        folder = args.output / f"pretrained-{seed}"
+        pretrain(folder, args, seed)
         log(f"seed {seed} is pretrained")
-        for number in args.labels:
-            for method, origin in (("scratch", None), ("pretrained", checkpoint)):
-                accuracy = finetune(args.output / f"{method}-{number}-{seed}", origin, args, number, seed)
-                results[str(number)][method].append(accuracy)
-                log(f"{method}, {number} labels: {accuracy:.1%}")
+        return folder
+
+    def run(setting: tuple[str, int], seed: int) -> float:
+        method, number = setting
+        origin = pretrained(seed) if method == "pretrained" else None
+        return finetune(args.output / f"{method}-{number}-{seed}", origin, args, number, seed)
+
+    settings = {f"{method} {number}": (method, number) for number in args.labels for method in METHODS}
+    found = harness.run_settings(args.seeds, settings, run, log, "{:.1%}".format)
+    results = {str(number): {name: found[f"{name} {number}"] for name in METHODS} for number in args.labels}
     harness.write_json(args.output / "results.json", results)
     print(f"\n{table(results)}\n\nAccuracy in per cent; {log.total()}")
 

@@ -85,8 +85,8 @@ def train(fields: dict, seed: int, args: argparse.Namespace) -> AdaptiveViTForIm
 def accuracy(model: AdaptiveViTForImageClassification, scale: float) -> float:
     images, labels = images_of("test", round(NATIVE * scale))
     right = [
-        (model(batch).logits.argmax(-1) == targets).float()
-        for batch, targets in zip(images.split(50), labels.split(50), strict=True)
+        (model(batch).logits.argmax(-1) == answers).float()
+        for batch, answers in zip(images.split(50), labels.split(50), strict=True)
     ]
     return float(torch.cat(right).mean())
 

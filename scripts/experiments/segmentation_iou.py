@@ -7,10 +7,9 @@ with equally many steps on the same canvases; the model's `restore` fills in the
 """
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 import harness
-from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.arguments import ModelArguments, SegmentationArguments
 from vit_hf.training.arguments import RunArguments
@@ -28,9 +27,11 @@ ARCHITECTURE = {
 }
 
 
-def train(output: Path, args: argparse.Namespace, selector: str | None, fraction: float, seed: int) -> float:
+def train(args: argparse.Namespace, setting: tuple[str, float], seed: int) -> float:
     """Trains one model and returns the IoU of digits on test canvases; no digit is in both splits."""
-    selection = {} if selector is None else {"patch_selector": selector, "num_selected_patches": fraction}
+    selector, fraction = setting
+    selection = {} if selector == "all" else {"patch_selector": selector, "num_selected_patches": fraction}
+    output = args.output / f"{selector}-{fraction}-{seed}"
     run = prepare(
         Segmentation(
             ModelArguments(
@@ -79,19 +80,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    disable_progress_bar()
-    methods = [("all", None, 1.0)]
-    methods += [
-        (name, name, fraction) for name in args.selectors for fraction in sorted(args.shares, reverse=True)
-    ]
-    results = {f"{name} {fraction}": [] for name, _, fraction in methods}
     log = harness.Log()
-    for seed in range(args.seeds):
-        for name, selector, fraction in methods:
-            iou = train(args.output / f"{name}-{fraction}-{seed}", args, selector, fraction, seed)
-            results[f"{name} {fraction}"].append(iou)
-            log(f"seed {seed}, {fraction:.0%} by {name}: IoU {iou:.1%}")
-    harness.write_json(args.output / "results.json", results)
+    results = harness.run_settings(
+        args.seeds,
+        harness.selections(args.selectors, args.shares),
+        partial(train, args),
+        log,
+        lambda iou: f"IoU {iou:.1%}",
+        args.output / "results.json",
+    )
     print(f"\n{table(results)}\n\n{log.total()}")
 
 

@@ -10,6 +10,7 @@ canvases with digits of one size.
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import harness
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.utils.logging import disable_progress_bar
 
 from vit_hf.arguments import AugmentationArguments, FinetuningArguments, ModelArguments
 from vit_hf.data.megapixel_digits import megapixel_digits
@@ -159,30 +159,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     args = parse_arguments(argv)
-    disable_progress_bar()
     sizes = (min(args.digit_sizes), max(args.digit_sizes))
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in methods(args)}
     log = harness.Log()
-    for seed in range(args.seeds):
-        for name, architecture in ARCHITECTURES.items():
-            easy = canvases(
-                args, sizes, size=args.size // 2, num_noise=0, num_train=args.num_pretrain, seed=seed
-            )
-            model = architecture | {"image_size": args.size // 2}
-            finetune(args.output / f"{name}-{seed}", model, easy, args, seed)
-            log(f"{name}, seed {seed}: knows digits")
-        for number, (method, (name, further)) in enumerate(methods(args).items()):
-            folder = args.output / f"{number}-{seed}"
-            model = {"model_name_or_path": str(args.output / f"{name}-{seed}"), **further}
-            finetune(
-                folder, model, canvases(args, sizes, num_train=args.num_train, seed=seed + 1000), args, seed
-            )
-            results[method].append(test(folder, args, seed + 2000))
-            accuracies = ", ".join(
-                f"{results[method][-1][str(side)]:.1%} at {side} px" for side in args.digit_sizes
-            )
-            log(f"{method}, seed {seed}: {accuracies}")
-            harness.write_json(args.output / "results.json", results)
+
+    @cache
+    def pretrained(name: str, seed: int) -> str:
+        half, folder = args.size // 2, args.output / f"{name}-{seed}"
+        easy = canvases(args, sizes, size=half, num_noise=0, num_train=args.num_pretrain, seed=seed)
+        finetune(folder, ARCHITECTURES[name] | {"image_size": half}, easy, args, seed)
+        log(f"{name}, seed {seed}: knows digits")
+        return str(folder)
+
+    def run(setting: tuple[int, tuple[str, dict[str, Any]]], seed: int) -> dict[str, float]:
+        number, (name, further) = setting
+        folder = args.output / f"{number}-{seed}"
+        model = {"model_name_or_path": pretrained(name, seed), **further}
+        finetune(folder, model, canvases(args, sizes, num_train=args.num_train, seed=seed + 1000), args, seed)
+        return test(folder, args, seed + 2000)
+
+    def summarize(found: dict[str, float]) -> str:
+        return ", ".join(f"{found[str(side)]:.1%} at {side} px" for side in args.digit_sizes)
+
+    settings = {name: (number, method) for number, (name, method) in enumerate(methods(args).items())}
+    results = harness.run_settings(args.seeds, settings, run, log, summarize, args.output / "results.json")
     print(f"\n{table(results, args.digit_sizes)}\n\n{log.total()}")
     return results
 

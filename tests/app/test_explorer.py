@@ -193,7 +193,7 @@ def test_loads_stock_checkpoints(tmp_path):
 
 def test_a_swin_is_told_where_to_go(tmp_path):
     tiny_swin_config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is a Swin, .*scripts/explain.py"):
+    with pytest.raises(ValueError, match=r"is a Swin, .*vit-hf explain"):
         load_explorer(str(tmp_path))
 
 

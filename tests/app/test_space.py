@@ -215,7 +215,7 @@ def test_the_script_says_which_checkpoint_it_needs(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as exit:
         main([])
     assert exit.value.code == 2
-    assert "--model_name_or_path is missing: give" in capsys.readouterr().err
+    assert "which checkpoint? Give --model_name_or_path" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
         main(["--model_name_or_path", "m/m", "--examples", "nowhere/*.png"])
     assert exit.value.code == 2

@@ -123,10 +123,10 @@ def test_every_flag_of_finetuning_has_help(tmp_path):
         ("--config_overrides {", "config_overrides is not valid JSON"),
         ("--config_overrides 3", "config_overrides must be a JSON object"),
         ("--remove_unused_columns true", "remove_unused_columns must be false"),
-        ("--resume_from_checkpoint x", "resume_from_checkpoint='x' is not needed"),
+        ("--resume_from_checkpoint x", "resume_from_checkpoint is not needed"),
         ("--horizontal_flip 2", "horizontal_flip is 2.0"),
         ("--reduction_layers 1 x", "invalid int value: 'x'"),
-        ("--freeze_head", "freeze_head needs freeze_backbone_ratio"),
+        ("--freeze_head", "freeze_head goes with freeze_backbone_ratio"),
     ],
 )
 def test_finetuning_refuses_nonsense(flags, message, capsys):

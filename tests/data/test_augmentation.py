@@ -98,7 +98,7 @@ def test_seeded_depends_on_all_that_it_is_given():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"random_crop": "plain"}, "crop_size is None; random_crop='plain' needs"),
+        ({"random_crop": "plain"}, "needs crop_size, in pixels; it is None"),
         ({"crop_scale": 0.0}, "crop_scale is 0.0"),
         ({"horizontal_flip": 1.5}, "horizontal_flip is 1.5"),
         ({"rand_augment": 31}, "rand_augment is 31"),

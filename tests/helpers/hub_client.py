@@ -135,7 +135,7 @@ def train(repo_id: str, folder: Path, token: str, examples: int = 0, **options: 
 
 
 def run_script(folder: Path, *words: str, token: str | None = None) -> dict[str, Any]:
-    """What scripts/push_to_hub.py printed, and how it ended."""
+    """What vit-hf push printed, and how it ended."""
     environment = os.environ | ({"HF_TOKEN": token} if token else {})
     script = str(Path(__file__).parents[2] / "scripts" / "push_to_hub.py")
     result = subprocess.run(
@@ -152,7 +152,7 @@ def save(folder: Path, seed: int = 0) -> dict[str, Any]:
 
 
 def run_readme(code: list[str], folder: Path) -> str:
-    """Runs pieces of the README one after the other; the last answer."""
+    """Runs pieces of the guide to the Hub one after the other; the last answer."""
     os.chdir(folder)
     picture().save("large.jpg")
     model, image_processor = make()

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from vit_hf import (
     AdaptiveViTForImageClassification,
     AdaptiveViTImageProcessor,
 )
+from vit_hf.model.options import Options, read_options
 from vit_hf.model.patch_embeddings import PATCH_EMBEDDINGS
 from vit_hf.model.sizes import thumbnail_sides
 
@@ -52,6 +54,8 @@ OTHERS = {
     "reference_grid": [3, 3],
     "num_layers": 1,
     "exploration": 0.5,
+    "coverage": 0.5,
+    "sampling": 0.5,
     "batch_fraction": 0.5,
     "jitter": 1.5,
     "rescale": 2.0,
@@ -122,6 +126,28 @@ def test_option_of_a_wrong_type_is_refused(field, name):
     for entry in dataclasses.fields(TABLES[field][name].Options):
         with pytest.raises(Exception, match=f"{field}='{name}'.*{entry.name}"):
             config_of(field, name, **{entry.name: {"wrong": "type"}})
+
+
+@every_part
+def test_options_that_are_floats_take_whole_numbers(field, name):
+    cls = TABLES[field][name].Options
+    for option, hint in get_type_hints(cls).items():
+        default = getattr(cls(), option)
+        if float in (get_args(hint) or (hint,)) and isinstance(default, float) and default == int(default):
+            assert getattr(config_of(field, name, **{option: int(default)}), field) == name
+
+
+def test_a_users_option_that_is_a_float_takes_a_whole_number():
+    @dataclasses.dataclass(kw_only=True)
+    class Own(Options):
+        scale: float = 1.0
+        shift: float | None = None
+        number: int = 1
+
+    read = read_options(Own, "position_encoding", {"type": "own", "scale": 2, "shift": 3, "number": 4})
+    assert [type(value) for value in (read.scale, read.shift, read.number)] == [float, float, int]
+    with pytest.raises(ValueError, match="scale"):
+        read_options(Own, "position_encoding", {"type": "own", "scale": True})
 
 
 @every_part
@@ -205,7 +231,7 @@ def test_swin_options(tmp_path):
     ("wrong", "words"),
     [
         ({"type": "random", "sed": 3}, "no option 'sed'. Did you mean 'seed'"),
-        ({"type": "variance", "seed": 3}, "'variance' has no option 'seed'.*no options"),
+        ({"type": "variance", "seed": 3}, "'variance' has no option 'seed'.*coverage"),
         ({"type": "random", "exploration": 0.5}, "no option 'exploration'"),
         ({"seed": 3}, "needs the name"),
         ({"type": "attention"}, "cannot run in an image processor"),

@@ -66,5 +66,5 @@ def test_pickles_of_tensors_are_read_when_asked_for(folder):
 def test_sharded_pickles_are_refused_too(folder):
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00001.bin")
     (folder / "pytorch_model.bin.index.json").write_text("{}")
-    with pytest.raises(OSError, match=r"has no weights in model\.safetensors.*scripts/convert\.py reads"):
+    with pytest.raises(OSError, match=r"has no weights in model\.safetensors.*vit-hf convert reads"):
         AdaptiveViTForImageClassification.from_pretrained(folder)

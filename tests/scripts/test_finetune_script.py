@@ -25,6 +25,7 @@ from tests.helpers.runs import CLASSES, MODEL, write_images
 from tests.helpers.scripts import SCRIPTS, command, flag_parser
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.arguments import (
+    TASKS,
     ArchitectureArguments,
     AugmentationArguments,
     DataArguments,
@@ -285,7 +286,7 @@ def test_predict_says_what_a_folder_has_beside_images(stock_checkpoint, tmp_path
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1
     for part in (
-        "1 image of a kind that only predict.py --tile reads (array.npy)",
+        "1 image of a kind that only vit-hf predict --tile reads (array.npy)",
         "(.hidden.png)",
         "(notes.txt)",
     ):
@@ -352,11 +353,12 @@ EXAMPLES = sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("accelerate_*.y
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_configurations_are_valid(path):
-    # What the scripts take that a configuration's name begins with, and finetune.py.
+    # The command that a configuration's name begins with, or finetune.
     finetune = [ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments]
     groups = {
         "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
         "segment": [ModelArguments, DataArguments, SegmentationArguments],
+        "distill": list(TASKS["distill"]),
         "detect": [ModelArguments, DataArguments, DetectionArguments],
         "search": [*finetune, SearchArguments],
     }.get(path.name.partition("_")[0], finetune)

@@ -1,4 +1,4 @@
-"""`scripts/predict.py --tile`."""
+"""`vit-hf predict --tile`."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_lines_and_heat_maps(folder, capsys):
         ("--tile 40 --overlap 1", "overlap=1.0 must be"),
         ("--tile 40 --aggregate median", "invalid choice: 'median'"),
         ("--tile 40 --with_patches", "with_patches is about images seen whole"),
-        ("--heat_maps maps", "heat_maps need tiles: set tile"),
+        ("--heat_maps maps", "heat_maps are made of tiles: set tile"),
     ],
 )
 def test_says_what_is_wrong(folder, capsys, flags, message):

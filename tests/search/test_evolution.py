@@ -152,7 +152,7 @@ def test_hand_made_networks_grow_in_everything():
     small, large = hand_made_networks(space, 2)
     assert (small.hidden_size, small.depth, large.hidden_size, large.depth) == (16, 3, 24, 4)
     assert len(set(large.num_attention_heads)) == len(set(large.mlp_ratios)) == 1
-    with pytest.raises(ValueError, match=r"not 9 hand-made networks.*num_hand_made to"):
+    with pytest.raises(ValueError, match=r"num_hand_made is 9.*set num_hand_made to"):
         hand_made_networks(space, 9)
 
 

@@ -20,6 +20,7 @@ from vit_hf.arguments import (
 from vit_hf.search import running as running_module
 from vit_hf.search.running import prepare_search
 from vit_hf.training.arguments import RunArguments
+from vit_hf.training.model_loading import make_model
 
 
 VALUES = {
@@ -137,7 +138,7 @@ def test_a_network_is_measured_as_its_checkpoint(tmp_path):
     """Fitness is that of the extracted network, and what was measured is remembered."""
     run = prepare(tmp_path)
     torch.manual_seed(0)
-    supernet = running_module.make_model(run.recipe.model, run.data).eval()
+    supernet = make_model(run.recipe.model, run.data).eval()
     processor = running_module.AutoImageProcessor.from_pretrained(saved_processor(tmp_path, supernet))
     bench = running_module.Bench(supernet, processor, run.data, run.recipe.training, tmp_path / "h.jsonl")
     network = run.hand_made[0]
@@ -164,7 +165,7 @@ def saved_processor(folder, supernet) -> Path:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "the search space is empty"),  # noqa: E501
+        ({f"elastic_{name}": None for name in ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "keep_rates")}, "single network: give elastic_hidden_sizes"),  # noqa: E501
         ({"validation_fraction": 0.0}, "no validation split"),
         ({"elastic_depths": [1, 3]}, "elastic_space.*depths.*num_hidden_layers"),
         ({"num_hand_made": 9}, "num_hand_made"),
@@ -185,7 +186,7 @@ def test_what_cannot_be_searched_is_said_first(tmp_path, changes, words):
 
 def test_a_budget_below_the_smallest_names_it(tmp_path, monkeypatch):
     run = prepare(tmp_path, budget="parameters", budgets=[1e-6])
-    supernet = running_module.make_model(run.recipe.model, run.data).eval()
+    supernet = make_model(run.recipe.model, run.data).eval()
     bench = running_module.Bench(supernet, None, run.data, run.recipe.training, tmp_path / "h.jsonl")
     with pytest.raises(ValueError, match=r"parameters of 1e-06.*smallest.*it has 0.00"):
         run._search(bench, tmp_path, 0, 1, 1e-6)

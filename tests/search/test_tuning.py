@@ -97,12 +97,12 @@ def test_without_optuna_the_extra_is_named(tmp_path, monkeypatch, image_folder):
     ("changes", "words"),
     [
         ({"learning_rates": [0.0, 1e-2]}, "learning_rates is .*above 0"),
-        ({"learning_rates": [1e-2, 1e-3]}, "lowest and the highest"),
+        ({"learning_rates": [1e-2, 1e-3]}, "least and the highest"),
         ({"warmup_shares": [0.0, 1.5]}, "warmup_shares is .*from 0 to 1"),
         ({"layer_decays": [0.5, 1.2]}, "layer_decays is .*at most 1"),
         ({"batch_sizes": [0]}, r"batch_sizes is \[0\]"),
         ({"num_trials": 0}, "num_trials is 0"),
-        ({"method": {"ema_decay": 0.9}}, "ema_decay=0.9 is not for tuning"),
+        ({"method": {"ema_decay": 0.9}}, "ema_decay is 0.9, but is not for tuning"),
         ({"training": {"eval_strategy": "no"}}, "eval_strategy"),
     ],
 )

@@ -319,7 +319,7 @@ class TestRefuses:
             ({"skip_corrupt": True}, "skip_corrupt is for classification"),
             ({"push_to_hub": True}, "loads after import vit_hf"),
             ({"evaluate_only": True}, "name it with model_name_or_path"),
-            ({"evaluate_whole_images": True}, "needs crop_size"),
+            ({"evaluate_whole_images": True}, "for crop_size"),
             ({"detector_overrides": {"d_modle": 3}}, "DeformableDetrConfig has no field d_modle"),
             ({"detector_overrides": {"decoder_layers": 1}}, "decoder_layers=1 must be at least 2"),
             ({"config_overrides": {"hidden": 3}}, "AdaptiveViTConfig has no field hidden"),
@@ -342,7 +342,7 @@ class TestRefuses:
             **HEAD, backbone_config=ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
         )
         DETECTORS["detr"].model(config).save_pretrained(tmp_path / "theirs")
-        with pytest.raises(ValueError, match="is a detr over resnet, which does not select"):
+        with pytest.raises(ValueError, match="is a detr over resnet, which cannot select"):
             make_detection(model_name_or_path=str(tmp_path / "theirs"))
 
     def test_what_is_no_vit(self, make_detection, tmp_path):
@@ -352,7 +352,7 @@ class TestRefuses:
 
     def test_overrides_that_do_not_fit_the_checkpoint(self, make_detection, tmp_path):
         AdaptiveViTForImageClassification(AdaptiveViTConfig(**VIT)).save_pretrained(tmp_path / "vit")
-        with pytest.raises(ValueError, match="has another shape than the configured model"):
+        with pytest.raises(ValueError, match="has another shape than the model needs"):
             make_detection(
                 model_name_or_path=str(tmp_path / "vit"),
                 detector_overrides=HEAD | DEFORMABLE,

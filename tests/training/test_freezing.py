@@ -125,7 +125,7 @@ def test_refuses_to_freeze_everything():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"fsdp": ["full_shard"]}, "leave out fsdp"),
+        ({"fsdp": ["full_shard"]}, "do not use fsdp"),
         ({"world_size": 2, "ddp_find_unused_parameters": False}, "needs ddp_find_unused_parameters=True"),
     ],
 )

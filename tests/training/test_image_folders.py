@@ -252,10 +252,10 @@ def test_one_list_of_what_an_image_is(tmp_path):
     ):
         left_out = LeftOut()
         assert {os.path.relpath(file, tmp_path) for file in find(left_out)} == whole
-        assert "4 images of kinds that only predict.py --tile reads" in left_out.notes()[0]
+        assert "4 images of kinds that only vit-hf predict --tile reads" in left_out.notes()[0]
     splits, notes = load_unlabeled(str(tmp_path), validation_fraction=0)
     assert len(splits["train"]) == 3
-    assert "4 images of kinds that only predict.py --tile reads" in notes[0]
+    assert "4 images of kinds that only vit-hf predict --tile reads" in notes[0]
 
 
 @pytest.mark.parametrize("load", [load_image_dataset, load_unlabeled])

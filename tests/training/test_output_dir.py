@@ -52,7 +52,9 @@ def test_output_dir_must_be_ours(tmp_path):
     check_output_dir(tmp_path / "new")
     check_output_dir(tmp_path)
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(FileExistsError, match="is not empty and is no run"):
+    with pytest.raises(
+        FileExistsError, match="is not empty and holds no run of this script; name another folder"
+    ):
         check_output_dir(tmp_path)
     with pytest.raises(NotADirectoryError, match=r"thesis\.tex is a file"):
         check_output_dir(tmp_path / "thesis.tex")

@@ -138,11 +138,11 @@ def test_refuses_a_model_that_does_not_select(make_run):
 @pytest.mark.parametrize(
     ("fields", "selector", "message"),
     [
-        ({}, None, "needs a patch_selector or a token_reducer"),
+        ({}, None, "needs a patch_selector or a token_reducer in the model"),
         (
             {"patch_selector": "variance"},
             "variance",
-            "image processor selects patches, with patch_selector='variance'",
+            "no effect if the image processor selects, by patch_selector='variance'",
         ),
     ],
 )

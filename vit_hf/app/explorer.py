@@ -325,7 +325,7 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
     check_path(path)
     if is_swin(path):
         raise ValueError(
-            f"{path} is a Swin, and the page shows patches of a ViT: use scripts/explain.py instead."
+            f"{path} is a Swin, and the page shows patches of a ViT: use vit-hf explain instead."
         )
     config, _ = PreTrainedConfig.get_config_dict(path)
     if config.get("model_type") == AdaptiveViTConfig.model_type:
@@ -334,7 +334,7 @@ def load_explorer(path: str, device: str | torch.device | None = None) -> PatchE
         model, image_processor = convert(path)
     if not isinstance(model, AdaptiveViTForImageClassification):
         raise ValueError(
-            f"{path} has no classifier: the page shows classes. Fine-tune it with scripts/finetune.py first."
+            f"{path} has no classifier: the page shows classes. Fine-tune it with vit-hf finetune first."
         )
     if has_frames(model.config):
         raise ValueError(

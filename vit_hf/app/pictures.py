@@ -54,7 +54,7 @@ def read_picture(path: str | os.PathLike, num_channels: int) -> PIL.Image.Image:
 def _too_large(name: str, size: str) -> str:
     return (
         f"{name} has {size} more than the {MAX_PIXELS // 1_000_000} million that this page takes. Crop it, "
-        "or use vit_hf.predict_streaming or scripts/predict.py --tile, which read images larger than memory."
+        "or use vit_hf.predict_streaming or vit-hf predict --tile, which read images larger than memory."
     )
 
 

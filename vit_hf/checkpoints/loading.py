@@ -142,7 +142,7 @@ def load_classifier(
         changed = [*selection, *fields, *(["resolution"] if resolution is not None else [])]
         raise ValueError(
             f"{path} is a timm checkpoint with transformations of its own, in which {', '.join(changed)} "
-            "cannot be changed: leave that out, or make it an AdaptiveViT first (scripts/convert.py, "
+            "cannot be changed: leave that out, or make it an AdaptiveViT first (vit-hf convert, "
             "vit_hf.convert)"
         )
     set_resolution(processor, resolution)
@@ -175,7 +175,7 @@ def load_classifier(
         )
         raise ValueError(
             f"{field}={type_of(getattr(model.config, field))!r} is learned, in fine-tuning, and {path} was "
-            "not trained with it: fine-tune it with scripts/finetune.py, or choose one that needs no "
+            "not trained with it: fine-tune it with vit-hf finetune, or choose one that needs no "
             f"training, {free}"
         )
     config = model.config

@@ -9,10 +9,6 @@ import textwrap
 from ..model.version import __version__
 
 
-# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. This is
-# set before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 PROGRAM = "vit-hf"
 # Commands with a summary of each, by heading. The module of a command has its name, `train` has several.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -21,6 +17,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "segment": "train a model that tells the class of each pixel",
         "detect": "train one of transformers' detectors over an adaptive ViT",
         "pretrain": "train on images without labels, as a masked autoencoder or by masked image modeling",
+        "distill": "teach a checkpoint, without labels, to keep its answer with few patches",
         "tune": "choose learning rate and other settings by many short runs (Optuna)",
         "search": "search for a good architecture under a budget (an elastic network and evolution)",
     },
@@ -37,7 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "configs": "list the configurations that come with the package",
     },
 }
-TRAINING = ("finetune", "segment", "detect", "pretrain")
+TRAINING = ("finetune", "segment", "detect", "pretrain", "distill")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: there is no command {name!r}.{hint}\n\n{overview()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f".{'train' if name in TRAINING else name}", __name__)
-    return module.run(name, arguments) or 0
+    try:
+        status = module.run(name, arguments) or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of `vit-hf configs | head` has enough. What Python would still write, it writes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def overview() -> str:

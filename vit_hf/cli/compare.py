@@ -14,13 +14,16 @@ own data.
 
   {PROGRAM} compare --model google/vit-base-patch16-224 --data photos/ --adapt 200
   {PROGRAM} compare --model runs/photos --data photos/ --strategies resize select --tokens 98 196
+  {PROGRAM} compare --model runs/photos --data photos/ --tokens auto --margin 1
   {PROGRAM} compare --demo
 
 Resizing, overlapping tiles, all patches at full resolution, some of them by each selector, fewer tokens
 inside the encoder, and a hybrid stem (--hybrid): accuracy with its interval, latency, images/s, peak
 memory, GFLOPs and tokens. Writes results.csv, pareto.png and report.html, and says what it recommends.
-Run again with the same settings, it goes on where it was. --demo trains two small models first and
-compares them on the embedded data; flags given with it override its settings.
+--tokens auto finds the fewest patches that are as accurate as all of them, up to a margin in percentage
+points, and the command to go on with. Run again with the same settings, it goes on where it was. --demo
+trains two small models first and compares them on the embedded data; flags given with it override its
+settings.
 """
 
 
@@ -37,14 +40,20 @@ def run(name: str, argv: list[str]) -> None:
     argv = read_arguments(parser, argv)
     arguments, data_arguments, namespace = parse(parser, argv)
     announce(f"{parser.prog}: loading torch and transformers ...")
+    from tqdm.auto import tqdm
     from transformers.utils.logging import disable_progress_bar
 
+    from ..comparison.choosing import format_table
     from ..comparison.report import write_card, write_report
     from ..comparison.running import compare
     from ..comparison.training import demonstration
 
     disable_progress_bar()
-    say = lambda text: print(text, flush=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        tqdm.write(text)  # around the bar, if both are on a terminal
+        sys.stdout.flush()
+
     try:
         if namespace.demo:
             given = given_flags(parser, argv)
@@ -57,7 +66,11 @@ def run(name: str, argv: list[str]) -> None:
             f"\n{parser.prog}: interrupted. Started again with the same arguments, it goes on where it was"
         )
     output = Path(arguments.output)
+    if comparison.choice is not None:
+        print(f"\n{format_table(comparison.choice)}")
     print(f"\n{write_report(comparison, output)}\n\nLook at {output / 'report.html'}")
+    if comparison.choice is not None:
+        print(f"To go on:\n  {comparison.choice.command}")
     if arguments.card is not None:
         command = " ".join([parser.prog, *argv])
         print(f"Card: {write_card(comparison, output, Path(arguments.card), command)}")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import importlib.resources
 import json
 import sys
@@ -14,10 +15,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from . import PROGRAM
-from .choices import read_choices, read_fields, trainer_flags
+from .choices import PACKAGE, read_choices, read_fields, trainer_flags
 
 
-CONFIGS = importlib.resources.files(__package__.partition(".")[0]) / "configs"
+CONFIGS = importlib.resources.files(PACKAGE) / "configs"
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 # Flags whose choices come from a table of classes: its module and name.
 TABLES = {
@@ -25,6 +26,8 @@ TABLES = {
     "position_encoding": ("model.positions", "POSITION_ENCODINGS"),
     "token_reducer": ("model.reducers", "TOKEN_REDUCERS"),
 }
+# Module and class of the flags of Trainer.
+RUN_ARGUMENTS = ("training.arguments", "RunArguments")
 # Flags of Trainer that `--help` shows; `--help-all` shows all.
 USUAL = [
     "output_dir",
@@ -80,14 +83,19 @@ class CommandParser(HfArgumentParser):
         groups: dataclasses whose fields are flags.
         description: what `--help` says first.
         usage: arguments in the first line of the help.
-        trains: whether the command takes the flags of `Trainer` as well. They are known by name; `complete`
-            adds them to the parser, for which torch is imported.
+        run_arguments: module and class with the flags of `Trainer`, if the command takes them. They are known
+            by name; `complete` adds them to the parser, for which torch is imported.
     """
 
     def __init__(
-        self, command: str, groups: Sequence[type], description: str, usage: str = "", trains: bool = False
+        self,
+        command: str,
+        groups: Sequence[type],
+        description: str,
+        usage: str = "",
+        run_arguments: tuple[str, str] | None = None,
     ):
-        self.command, self.trains = command, trains
+        self.command, self.run_arguments = command, run_arguments
         super().__init__(
             list(groups),
             prog=f"{PROGRAM} {command}",
@@ -97,14 +105,8 @@ class CommandParser(HfArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        # Its option, for files of flags, is ours.
-        self.add_argument(
-            "-h", "--help", action="store_true", help="describe this command and its usual flags"
-        )
-        if trains:
-            self.add_argument(
-                "--help-all", action="store_true", help="describe all flags, those of Trainer too"
-            )
+        self.add_argument("-h", "--help", action="store_true", help="describe the usual flags")
+        self.add_argument("--help-all", action="store_true", help="describe all flags, those of Trainer too")
         self.add_argument(
             "--config",
             metavar="NAME",
@@ -118,8 +120,8 @@ class CommandParser(HfArgumentParser):
     def known_flags(self) -> dict[str, str]:
         """Spellings of all flags, with the names of their fields."""
         flags = {option: action.dest for action in self._actions for option in action.option_strings}
-        if self.trains:
-            for name in (*read_fields("training.arguments", "RunArguments"), *trainer_flags()):
+        if self.run_arguments is not None:
+            for name in self.trainer_fields():
                 for spelling in (name, f"no_{name}"):
                     flags |= {f"--{spelling}": name, f"--{spelling.replace('_', '-')}": name}
         return flags
@@ -127,8 +129,8 @@ class CommandParser(HfArgumentParser):
     def format_help(self) -> str:
         """Describes the command, its flags, the usual ones of Trainer, and the choices of tables."""
         parts = [super().format_help().rstrip()]
-        if self.trains:
-            fields = {**trainer_flags(), **read_fields("training.arguments", "RunArguments")}
+        if self.run_arguments is not None:
+            fields = self.trainer_fields()
             usual = {name: fields[name] for name in USUAL}
             parts.append(
                 _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
@@ -138,9 +140,17 @@ class CommandParser(HfArgumentParser):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
         return "\n\n".join(parts) + "\n"
 
-    def complete(self, run_arguments: type) -> None:
-        """Adds the flags of Trainer."""
-        self.trains = False
+    def trainer_fields(self) -> dict[str, str]:
+        """Names of the flags of Trainer, with their help, read without torch."""
+        # A class of its own derives from that of all commands.
+        return {**trainer_flags(), **read_fields(*RUN_ARGUMENTS), **read_fields(*self.run_arguments)}
+
+    def complete(self) -> None:
+        """Adds the flags of Trainer, if the command takes them; imports torch."""
+        if self.run_arguments is None:
+            return
+        (module, name), self.run_arguments = self.run_arguments, None
+        run_arguments = getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
         self._add_dataclass_arguments(run_arguments)
         self.dataclass_types.append(run_arguments)
 
@@ -169,7 +179,9 @@ def read_arguments(parser: CommandParser, argv: Sequence[str]) -> list[str]:
         SystemExit: after `--help`, and for unknown flags and files that cannot be read.
     """
     argv = list(argv)
-    if "-h" in argv or "--help" in argv:
+    if "--help-all" in argv:
+        parser.complete()
+    if {"-h", "--help", "--help-all"} & set(argv):
         print(parser.format_help(), end="")
         parser.exit()
     try:
@@ -274,9 +286,17 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
     return flags
 
 
-def announce(text: str) -> None:
-    """Says on standard error what begins, before torch is imported, so that nobody waits without a word."""
+def announce(text: str, imports: bool = True) -> None:
+    """Says on standard error what begins, so that nobody waits without a word, and then imports the models.
+
+    Args:
+        text: what is said.
+        imports: whether to import torch, transformers and the models of this package, which registers them
+            with the Auto classes; `vit_hf` itself leaves that to its commands.
+    """
     print(text, file=sys.stderr, flush=True)
+    if imports:
+        importlib.import_module("..auto", __package__)
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from ..arguments import TASKS
 from . import PROGRAM
-from .parsing import CommandParser, announce, fail, parse, read_arguments
+from .parsing import RUN_ARGUMENTS, CommandParser, announce, fail, parse, read_arguments
 
 
 DESCRIPTION = f"""
@@ -26,7 +26,7 @@ with the same arguments.
 
 def make_parser(name: str = "search") -> CommandParser:
     usage = "[CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    return CommandParser(name, TASKS["search"], DESCRIPTION, usage, trains=True)
+    return CommandParser(name, TASKS["search"], DESCRIPTION, usage, RUN_ARGUMENTS)
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -37,9 +37,8 @@ def run(name: str, argv: list[str]) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from ..search.running import prepare_search
-    from ..training.arguments import RunArguments
 
-    parser.complete(RunArguments)
+    parser.complete()
     *arguments, _ = parse(parser, argv)
     try:
         run = prepare_search(*arguments)

@@ -22,7 +22,7 @@ arguments, study.png the trials.
 
 def make_parser(name: str = "tune") -> CommandParser:
     usage = "[CONFIG.yaml] --dataset DATASET --output_dir DIR [flag ...]"
-    return CommandParser(name, TASKS["tune"], DESCRIPTION, usage, trains=True)
+    return CommandParser(name, TASKS["tune"], DESCRIPTION, usage, ("search.tuning", "TrialArguments"))
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -33,9 +33,9 @@ def run(name: str, argv: list[str]) -> None:
     announce(f"{parser.prog}: loading torch and transformers ...")
     from transformers.utils.logging import disable_progress_bar
 
-    from ..search.tuning import TrialArguments, prepare_tuning
+    from ..search.tuning import prepare_tuning
 
-    parser.complete(TrialArguments)
+    parser.complete()
     *arguments, _ = parse(parser, argv)
     try:
         run = prepare_tuning(*arguments, given=given)

@@ -17,8 +17,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # First: its error says how to install matplotlib.
 from ..figures import FAINT_INK, INK, MARGIN, Cell, Sheet, house_style, wrap
+from .choosing import HEADER as CHOICE_HEADER
+from .choosing import Choice
 from .predictors import PICTURE_SIZE
-from .results import SIGNIFICANT, Row, best_of, digits, measured
+from .results import SIGNIFICANT, Row, best_of, chance_of, digits, measured
 from .running import Comparison
 from .strategies import STRATEGIES
 
@@ -62,6 +64,16 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
         count = "One strategy" if len(failed) == 1 else f"{len(failed)} strategies"
         sentences.append(f"{count} could not be measured; the table says why.")
     return " ".join(sentences)
+
+
+def advise(comparison: Comparison) -> str:
+    """Writes the advice: the number of patches where that was looked for, or else the strategy."""
+    facts, rows, choice = comparison.facts, comparison.rows, comparison.choice
+    if choice is None:
+        return recommend(rows, chance_of(facts["num_classes"], facts["is_multi_label"]), facts["adapt"])
+    compared = [row for row in measured(rows) if choice.row and row.budget == choice.row.budget]
+    baselines = _baselines(choice.row, compared) if len(compared) > 1 else []
+    return " ".join([choice.describe(facts["adapt"]), *baselines])
 
 
 def _best(best: Row) -> str:
@@ -343,8 +355,9 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
         f"{note(facts)} Options of the data: {describe_options(facts)}. Made by `{command}`, "
         "which also writes a page with pictures of what each strategy computes on.",
         "![Accuracy against latency and against GFLOPs](pareto.png)",
-        recommend(rows, chance_of(facts), facts["adapt"]),
-        "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
+        advise(comparison),
+        *_choice_card(comparison.choice),
+        "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *(_line(row, facts) for row in ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
         "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the "
         "process for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, "
@@ -357,10 +370,25 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
     return path
 
 
-def _line(row: Row) -> str:
-    tokens = "-" if row.tokens is None else str(row.tokens)
-    if row.tokens_out != row.tokens:
-        tokens += f" → {row.tokens_out}"
+def describe_tokens(row: Row, facts: dict[str, Any]) -> str:
+    """Formats the tokens of a row: of how many patches, and how many leave the encoder if fewer."""
+    if row.tokens is None:
+        return "-"
+    whole = f" of {facts['num_patches']}" if row.strategy == "select" else ""
+    return f"{row.tokens}{whole}" + (f" → {row.tokens_out}" if row.tokens_out != row.tokens else "")
+
+
+def _choice_card(choice: Choice | None) -> list[str]:
+    if choice is None:
+        return []
+    lines = [CHOICE_HEADER, ["---"] * len(CHOICE_HEADER), *choice.table()]
+    return [
+        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        f"To go on:\n\n```bash\n{choice.command}\n```",
+    ]
+
+
+def _line(row: Row, facts: dict[str, Any]) -> str:
     cells = [
         row.name,
         f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.0f} to {100 * row.accuracy_high:.0f})",
@@ -369,12 +397,18 @@ def _line(row: Row) -> str:
         "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
         digits(row.gflops_counted),
         "-" if row.gflops_formula is None else digits(row.gflops_formula),
-        tokens,
+        describe_tokens(row, facts),
         " ".join(["t"] * row.on_front_of_latency + ["f"] * row.on_front_of_gflops),
     ]
     return f"| {' | '.join(cells)} |"
 
 
+NOTEBOOK = """<p>{{ advice }}</p>
+<img src="{{ plot }}" style="max-width: 60rem; width: 100%" alt="Accuracy against cost">
+<table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for line in lines %}<tr>{% for cell in line %}<td
+{%- if line|length < 3 and loop.last %} colspan="4"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>"""
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -394,8 +428,8 @@ class StrategyPictures:
 def write_report(comparison: Comparison, output: Path) -> str:
     """Writes `pareto.png` and `report.html`, and returns the recommendation."""
     facts, rows = comparison.facts, comparison.rows
-    chance = chance_of(facts)
-    advice = recommend(rows, chance, facts["adapt"])
+    chance = chance_of(facts["num_classes"], facts["is_multi_label"])
+    advice = advise(comparison)
     output.mkdir(parents=True, exist_ok=True)
     draw_pareto(rows, chance, headline(facts), note(facts)).savefig(output / "pareto.png")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -406,8 +440,11 @@ def write_report(comparison: Comparison, output: Path) -> str:
         note=note(facts),
         data_options=describe_options(facts),
         advice=advice,
+        choice=comparison.choice,
+        choice_header=CHOICE_HEADER,
         panels=[(figure_uri(draw_panel(rows, cost, chance)), cost) for cost in COSTS],
         rows=sorted(measured(rows), key=lambda row: -row.accuracy),
+        tokens={row.name: describe_tokens(row, facts) for row in rows},
         failed=[row for row in rows if row.reason is not None],
         numbers=front_numbers(rows),
         colors={row.name: STYLES[family_of(row)][0] for row in rows},
@@ -419,9 +456,26 @@ def write_report(comparison: Comparison, output: Path) -> str:
     return advice
 
 
-def chance_of(facts: dict[str, Any]) -> float:
-    """Returns the accuracy of guessing; close to 0 for multi-label models, where all labels must be right."""
-    return 0.5 ** facts["num_classes"] if facts["is_multi_label"] else 1 / facts["num_classes"]
+def to_html(comparison: Comparison) -> str:
+    """Writes recommendation, plot and table for a notebook."""
+    facts, rows = comparison.facts, comparison.rows
+    chance = chance_of(facts["num_classes"], facts["is_multi_label"])
+    plot = figure_uri(draw_pareto(rows, chance, headline(facts), note(facts)))
+    ordered = sorted(measured(rows), key=lambda row: -row.accuracy)
+    lines = [
+        [
+            row.name,
+            f"{row.accuracy:.1%}",
+            "-" if row.latency_ms is None else digits(row.latency_ms),
+            "-" if row.gflops_counted is None else digits(row.gflops_counted),
+            describe_tokens(row, facts),
+        ]
+        for row in ordered
+    ]
+    lines += [[row.name, f"not measured: {row.reason}"] for row in rows if row.reason is not None]
+    template = jinja2.Environment(autoescape=True).from_string(NOTEBOOK)
+    header = ["strategy", "accuracy", "latency ms", "GFLOPs", "tokens"]
+    return template.render(advice=advise(comparison), plot=plot, header=header, lines=lines)
 
 
 def headline(facts: dict[str, Any]) -> str:

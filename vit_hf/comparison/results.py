@@ -69,10 +69,54 @@ def paired_difference(
     """
     gained, lost = _discordant(right, other)
     number = len(right)
+    low, high = _difference_interval(gained, lost, number, confidence)
+    return (gained - lost) / number, low, high
+
+
+def _difference_interval(gained: float, lost: float, number: float, confidence: float) -> tuple[float, float]:
     middle = (gained - lost) / (number + 2)
     spread = ((gained + lost + 1) - (gained - lost) ** 2 / (number + 2)) ** 0.5 / (number + 2)
     margin = float(norm.ppf((1 + confidence) / 2)) * spread
-    return (gained - lost) / number, middle - margin, middle + margin
+    return middle - margin, middle + margin
+
+
+def images_needed(
+    right: Sequence[bool], other: Sequence[bool], margin: float, confidence: float = 0.95
+) -> int | None:
+    """Estimates how many images bring the upper bound of `paired_difference` down to a margin.
+
+    The fractions of images that only one of the two predicts correctly are taken from these images; a second
+    classifier that was more accurate by chance counts as equally accurate.
+
+    Args:
+        right, other: for each image, whether the first and the second classifier were right.
+        margin: largest loss of accuracy, as a fraction.
+
+    Returns:
+        The number of images; None if the loss on these images is not below the margin, so that no number is
+        enough.
+
+    Raises:
+        ValueError: for different numbers of images, or none.
+    """
+    gained, lost = _discordant(right, other)
+    number = len(right)
+    disagreement, loss = (gained + lost) / number, max(0.0, (gained - lost) / number)
+    if loss >= margin:
+        return None
+
+    def is_enough(images: int) -> bool:
+        one, two = (images * (disagreement + sign * loss) / 2 for sign in (1, -1))
+        return _difference_interval(one, two, images, confidence)[1] <= margin
+
+    high = 1
+    while not is_enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def _discordant(right: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
@@ -81,6 +125,11 @@ def _discordant(right: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]
         raise ValueError(f"{len(right)} and {len(other)} images cannot be paired")
     one, two = np.asarray(right, dtype=bool), np.asarray(other, dtype=bool)
     return int((one & ~two).sum()), int((two & ~one).sum())
+
+
+def chance_of(num_classes: int, is_multi_label: bool) -> float:
+    """Returns the accuracy of guessing; close to 0 for multi-label models, where all labels must be right."""
+    return 0.5**num_classes if is_multi_label else 1 / num_classes
 
 
 # Two strategies differ if p is below this.
@@ -107,6 +156,10 @@ class Row:
             transformer.
         tokens, tokens_out: patches that enter the encoder and tokens that leave it, summed over tiles.
         on_front_of_latency, on_front_of_gflops: True if no other row is as accurate for less.
+        behind_all, behind_all_low, behind_all_high, p_value_all: difference to the accuracy of all patches,
+            its 95 % interval, and p of McNemar's test; only where a number of patches was chosen.
+        within_margin: "shown", "estimated" or "no", whether that difference is within the margin; see
+            `choosing.py`.
         reason: reason why there are no figures.
         right: for each image, whether the prediction was right.
         variant: name of the strategy, without that of the output.
@@ -136,6 +189,11 @@ class Row:
     tokens_out: int | None = None
     on_front_of_latency: bool = False
     on_front_of_gflops: bool = False
+    behind_all: float | None = None
+    behind_all_low: float | None = None
+    behind_all_high: float | None = None
+    p_value_all: float | None = None
+    within_margin: str | None = None
     reason: str | None = None
     right: list[bool] = field(default_factory=list, repr=False)
     variant: str = ""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..arguments import SPLITS, ComparedDataArguments, ComparisonArguments
@@ -23,8 +24,10 @@ from ..model.reducers import TOKEN_REDUCERS
 from ..model.selectors import PATCH_SELECTORS
 from ..model.version import __version__
 from .checkpoints import Checkpoint, open_checkpoint
+from .choosing import MIN_IMAGES, Choice, choose_tokens, finetune_command
 from .measuring import Measurement, measure_speed, measure_strategy, share_weights
-from .results import Row, mark, write_rows
+from .results import Row, best_of, chance_of, mark, write_rows
+from .results import measured as find_measured
 from .strategies import STRATEGIES, Setting, Strategy
 from .training import adapt, adapted_folder
 
@@ -73,13 +76,18 @@ def check_same_classes(checkpoint: Checkpoint, hybrid: Checkpoint) -> None:
         )
 
 
+def split_of(data: ImageDataset, arguments: ComparisonArguments) -> str:
+    """Returns the name of the split to measure on."""
+    return arguments.split or next(name for name in SPLITS if name in data.splits)
+
+
 def choose_images(data: ImageDataset, arguments: ComparisonArguments) -> LabeledImages:
     """Chooses the images to measure on.
 
     Raises:
         ValueError: if the split does not exist, or if there is no other split to fine-tune on.
     """
-    split = arguments.split or next(name for name in SPLITS if name in data.splits)
+    split = split_of(data, arguments)
     if split not in data.splits:
         raise ValueError(f"split={split!r} is not in the data; choose from {', '.join(data.splits)}")
     if arguments.adapt and (split == "train" or "train" not in data.splits):
@@ -104,7 +112,8 @@ def make_setting(
         ValueError: for a selector that does not exist.
     """
     own, patches = checkpoint.num_tokens, area // checkpoint.patch_size**2
-    budgets = arguments.tokens or [max(1, own // 2), own, 2 * own]
+    chosen = None if arguments.chooses_tokens else arguments.tokens
+    budgets = chosen or [max(1, own // 2), own, 2 * own]
     selectors = arguments.selectors
     if selectors is None:
         learned = [name for name in PATCH_SELECTORS if name not in UNTRAINED]
@@ -125,14 +134,28 @@ def make_setting(
         tile=arguments.tile or checkpoint.side,
         overlap=arguments.overlap,
         side=int(area**0.5),
+        num_patches=patches,
         new_head=new_head,
     )
+
+
+def check_enough(images: LabeledImages) -> None:
+    """Checks that there are enough images to compare numbers of patches.
+
+    Raises:
+        ValueError: for fewer than `MIN_IMAGES`.
+    """
+    if len(images) < MIN_IMAGES:
+        raise ValueError(
+            f"--tokens auto has {len(images)} images to measure on, and needs at least {MIN_IMAGES}, better "
+            "some hundreds: label more, choose a larger split with --split, or raise --limit (0: all)."
+        )
 
 
 NUM_EXAMPLES = 3
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """Result of a comparison.
 
@@ -140,11 +163,30 @@ class Comparison:
         rows: see `Row`.
         examples: images that the strategies' pictures show, with the names of their classes.
         facts: facts about data, model and machine, for reports.
+        choice: number of patches that was found, with `--tokens auto`.
     """
 
     rows: list[Row]
     examples: list[tuple[PIL.Image.Image, str]]
     facts: dict[str, Any]
+    choice: Choice | None = None
+
+    def __repr__(self) -> str:
+        known = find_measured(self.rows)
+        best = best_of(known) if known else None
+        answer = f"most accurate: {best.name}, {best.accuracy:.1%}" if best else "none could be measured"
+        return (
+            f"Comparison({len(self.rows)} strategies on {self.facts['num_images']} images of "
+            f"{self.facts['data']}; {answer})"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """Shows recommendation, plot and table in a notebook."""
+        try:
+            from .report import to_html
+        except ImportError:  # matplotlib is missing, and notebooks show the text
+            return None
+        return to_html(self)
 
 
 def compare(
@@ -167,21 +209,23 @@ def compare(
         OSError, ValueError: for a model or data that do not exist or do not match.
     """
     run = _Run(arguments, data_arguments, log)
-    setting = run.setting
-    measured: dict[str, Measurement] = {}
-    strategies, rows = {}, []
-    for strategy in run.strategies():
-        start = time.perf_counter()
-        result, is_new = run.measure(strategy)
-        if isinstance(result, str):
-            rows.append(_failed(strategy, result))
-            log(f"{strategy.name}: not measured: {result}")
-            continue
-        strategies[strategy.name], measured[strategy.name] = strategy, result
-        added = [_row(strategy, answer, result, arguments) for answer in result.right]
-        rows += added
-        how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-        log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+    choice = None
+    if arguments.chooses_tokens:
+        check_enough(run.images)
+        choice = choose_tokens(
+            run.measure_patches,
+            run.setting.selectors,
+            run.setting.num_patches,
+            arguments.margin / 100,
+            chance=chance_of(run.data.num_labels, run.is_multi_label),
+            log=log,
+        )
+        choice.num_labeled = len(run.data.splits[split_of(run.data, arguments)])
+        choice.command = finetune_command(choice, arguments, data_arguments, run.setting.checkpoint)
+    else:
+        for strategy in tqdm(run.strategies(), unit="strategy", disable=None):
+            run.add(strategy)
+    strategies, measured, rows = run.measured_strategies, run.measured, run.rows
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     speeds, failures = run.speeds(strategies, measured)
@@ -196,7 +240,7 @@ def compare(
     mark(rows)
     write_rows(rows, run.output / "results.csv")
     examples = [(run.images.read(index), run.label(index)) for index in run.examples]
-    return Comparison(rows, examples, run.facts(setting))
+    return Comparison(rows, examples, run.facts(run.setting), choice)
 
 
 def _row(strategy: Strategy, answer: str, result: Measurement, arguments: ComparisonArguments) -> Row:
@@ -256,6 +300,8 @@ class _Run:
         if torch.accelerator.is_available() and not arguments.use_cpu:
             self.device = str(torch.accelerator.current_accelerator())
         checkpoint = open_checkpoint(arguments.model_name_or_path, self.output / "converted")
+        if arguments.chooses_tokens and checkpoint.obstacle:
+            raise ValueError(f"no number of patches can be chosen: {checkpoint.obstacle}")
         hybrid = None
         if arguments.hybrid is not None:
             hybrid = open_checkpoint(arguments.hybrid, self.output / "converted_hybrid")
@@ -271,7 +317,11 @@ class _Run:
         self.largest = int(np.argmax(areas))
         self.sizes = sizes
         self.examples = list(range(min(NUM_EXAMPLES, len(self.images))))
+        self.is_multi_label = self.data.problem_type == "multi_label_classification"
         self.setting = make_setting(arguments, checkpoint, hybrid, areas[self.typical], new_head)
+        self.rows: list[Row] = []
+        self.measured: dict[str, Measurement] = {}
+        self.measured_strategies: dict[str, Strategy] = {}
         self.shared = {
             "data": asdict(data_arguments),
             "content": {name: split.rows._fingerprint for name, split in self.data.splits.items()},
@@ -292,6 +342,30 @@ class _Run:
                 variants = [replace(variants[0], name=name)]
             found += variants
         return list({strategy.name: strategy for strategy in found}.values())
+
+    def add(self, strategy: Strategy) -> list[Row]:
+        """Measures a strategy and adds its rows; one row with the reason if it fails."""
+        start = time.perf_counter()
+        result, is_new = self.measure(strategy)
+        if isinstance(result, str):
+            added = [_failed(strategy, result)]
+            self.log(f"{strategy.name}: not measured: {result}")
+        else:
+            self.measured_strategies[strategy.name], self.measured[strategy.name] = strategy, result
+            added = [_row(strategy, answer, result, self.arguments) for answer in result.right]
+            how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
+            self.log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+        self.rows += added
+        return added
+
+    def measure_patches(self, selector: str | None, budget: int | None) -> Row:
+        """Measures a number of selected patches, or all patches."""
+        setting, family = self.setting, "dense"
+        if selector is not None:
+            setting, family = replace(setting, selectors=(selector,), budgets=(budget,)), "select"
+        [strategy] = STRATEGIES[family].variants(setting)
+        [row] = self.add(strategy)
+        return row
 
     def measure(self, strategy: Strategy) -> tuple[Measurement | str, bool]:
         """Returns the measurement, or the reason why there is none, and whether it is new."""
@@ -392,6 +466,11 @@ class _Run:
         numbers = [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
         return ", ".join(self.data.id2label[number] for number in numbers)
 
+    def num_patches(self, side: int) -> int:
+        """Counts the patches of `side` pixels in the typical image, on which tokens are counted."""
+        width, height = self.sizes[self.typical]
+        return (width // side) * (height // side)
+
     def facts(self, setting: Setting) -> dict[str, Any]:
         heights, widths = [height for _, height in self.sizes], [width for width, _ in self.sizes]
         is_one_size = len(set(self.sizes)) == 1
@@ -402,13 +481,14 @@ class _Run:
             "data_options": self.shared["data"]["dataset_options"],
             "num_images": len(self.images),
             "num_classes": self.data.num_labels,
-            "is_multi_label": self.data.problem_type == "multi_label_classification",
+            "is_multi_label": self.is_multi_label,
             "image_size": f"{widths[0]}x{heights[0]}"
             if is_one_size
             else f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}",
             "new_head": setting.new_head,
             "own_side": setting.checkpoint.side,
             "patch_size": setting.checkpoint.patch_size,
+            "num_patches": self.num_patches(setting.checkpoint.patch_size),
             "budgets": list(setting.budgets),
             "adapt": self.arguments.adapt,
             "adapt_batch_size": self.arguments.adapt_batch_size,

@@ -28,6 +28,7 @@ class Setting:
         keep_rates: keep rates of token reducers.
         aggregations, tile, overlap: options of tiles; see `predict_tiled`.
         side: side in pixels of a square with the area of a typical image.
+        num_patches: patches of a typical image.
         new_head: True if the data have other classes than the checkpoint.
     """
 
@@ -41,6 +42,7 @@ class Setting:
     tile: int
     overlap: float
     side: int
+    num_patches: int
     new_head: bool = False
 
     @property

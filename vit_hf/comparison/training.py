@@ -65,7 +65,7 @@ def adapt(
         model_name_or_path=strategy.checkpoint.path, config_overrides=PLAIN_FIELDS, **strategy.training
     )
     task = Classification(arguments, None, AugmentationArguments(), FinetuningArguments())
-    task.data = data
+    task.data, task.splits = data, data.splits
     model = task.make_model()
     processor = task.make_processor(model)
     # Whole images of mixed sizes go one at a time.
@@ -213,7 +213,7 @@ def demonstration(
     given: set[str],
     log: Callable[[str], None] = print,
 ) -> tuple[ComparisonArguments, ComparedDataArguments]:
-    """Trains the two checkpoints, and fills in arguments that were not given on the command line.
+    """Trains the checkpoints, and fills in arguments that were not given on the command line.
 
     Args:
         arguments, data_arguments: arguments with defaults.
@@ -224,7 +224,7 @@ def demonstration(
     values = {name: value for name, value in DEMONSTRATION.items() if name not in given}
     if "model_name_or_path" not in given:
         values["model_name_or_path"] = train_checkpoint(folder / "vit", VIT_STAGES, ARCHITECTURE, log)
-    if "hybrid" not in given:
+    if "hybrid" not in given and not arguments.chooses_tokens:
         overrides = ARCHITECTURE | {"backbone_config": STEM}
         values["hybrid"] = train_checkpoint(folder / "hybrid", HYBRID_STAGES, overrides, log)
     theirs = {name: values.pop(name) for name in list(values) if hasattr(data_arguments, name)}

@@ -33,8 +33,8 @@ NAMES_SHOWN = 3
 # Kinds of unused files and folders, singular and plural.
 UNKNOWN = ("file of unknown type", "files of unknown type")
 REGIONS_ONLY = (
-    "image of a kind that only predict.py --tile reads",
-    "images of kinds that only predict.py --tile reads",
+    "image of a kind that only vit-hf predict --tile reads",
+    "images of kinds that only vit-hf predict --tile reads",
 )
 DOT_FILE = ("file that begins with a dot", "files that begin with a dot")
 DOT_FOLDER = ("folder that begins with a dot", "folders that begin with a dot")

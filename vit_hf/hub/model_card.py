@@ -1,7 +1,6 @@
 """Model cards."""
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
@@ -20,6 +19,7 @@ from ..model.pretrained import AdaptivePreTrainedModel
 from ..model.sizes import has_frames, to_pair
 
 
+TEMPLATE = Path(__file__).with_name("card_template.md")
 # The only training arguments that a card shows: no paths, no tokens.
 HYPERPARAMETERS = (
     "learning_rate",
@@ -94,7 +94,7 @@ def make_model_card(
     pictures: Mapping[str, str] | None = None,
     tags: Sequence[str] = (),
 ) -> ModelCard:
-    """Makes a model card from `model_cards/template.md`; save it with `save(folder / "README.md")`.
+    """Makes a model card from `card_template.md`; save it with `save(folder / "README.md")`.
 
     Args:
         model: the model to describe.
@@ -109,11 +109,8 @@ def make_model_card(
             others for an unnamed one. Runtimes and values that are not numbers are left out.
         eval_results: more results for the `model-index`, which the Hub shows and compares.
         training_arguments: only the `HYPERPARAMETERS` are shown.
-        pictures: files in the card's folder, by their captions.
+        pictures: files in the card's folder, by their captions; `push_to_hub` copies those from elsewhere.
         tags: in addition to the usual ones.
-
-    Raises:
-        FileNotFoundError: if the template was not installed.
     """
     config = model.config
     auto_class, pipeline_tag = next(USES[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in USES)
@@ -130,7 +127,7 @@ def make_model_card(
     )
     return ModelCard.from_template(
         data,
-        template_path=str(find_template()),
+        template_path=str(TEMPLATE),
         model_name=model_name,
         repo_id=repo_id or model_name,
         auto_class=auto_class,
@@ -354,21 +351,3 @@ def _classes(names: Iterable[str]) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def find_template() -> Path:
-    """Finds the template in a checkout or an installation.
-
-    Raises:
-        FileNotFoundError: if neither has it.
-    """
-    places = [
-        Path(__file__).parents[2] / "model_cards",
-        Path(sys.prefix) / "share" / "vit_hf" / "model_cards",
-    ]
-    for place in places:
-        if (place / "template.md").is_file():
-            return place / "template.md"
-    raise FileNotFoundError(
-        f"There is no template.md in {' or '.join(map(str, places))}: install vit_hf again."
-    )

@@ -29,7 +29,10 @@ IMAGE_PROCESSORS = {
 
 
 class CodeWriter:
-    """Interface to what the package does with code; this class, which remote code uses, does nothing."""
+    """Hooks that run when a model is built or saved.
+
+    This class does nothing, which suits remote code; that of the package is in `hub/remote_code.py`.
+    """
 
     def check(self, model: Any) -> None:
         """Warns about code that could not be saved with a new model."""

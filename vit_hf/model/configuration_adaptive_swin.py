@@ -336,7 +336,7 @@ class AdaptiveSwinConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrained
                 f"{pretrained_model_name_or_path} holds a {model_type!r} model; AdaptiveSwin "
                 f"loads {cls.model_type!r}, "
                 "'swin' and 'swinv2' checkpoints. Models of timm become one by vit_hf.convert or "
-                "scripts/convert.py, and "
+                "vit-hf convert, and "
                 "Vision Transformers an AdaptiveViT."
             )
         if model_type != cls.model_type:

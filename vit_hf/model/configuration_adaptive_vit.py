@@ -377,7 +377,7 @@ class AdaptiveViTConfig(SavesCode, CheckedFields, StagesConfigMixin, PreTrainedC
                 f"{cls.model_type!r}, "
                 "'vit' and 'vit-hybrid' checkpoints, AdaptiveSwin those of Swin. Others become "
                 "one by vit_hf.convert or "
-                "scripts/convert.py."
+                "vit-hf convert."
             )
         if model_type == "vit-hybrid":
             config_dict = read_stock_hybrid(config_dict)

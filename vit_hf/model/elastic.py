@@ -29,7 +29,7 @@ RUNTIME_FIELDS = ("_attn_implementation", "problem_type", "output_hidden_states"
 
 
 class AdaptiveViTForElasticImageClassification(AdaptiveViTForImageClassification):
-    """A classifier that is many: every training step runs sub-networks of it, which share their weights.
+    """A classifier whose sub-networks share weights; every training step runs some of them.
 
     AutoFormer (Chen et al., 2021); with `"distillation"` in `config.elastic_space` as "Universally Slimmable
     Networks" (Yu & Huang, 2019) and BigNAS (Yu et al., 2020). `config.elastic_space` says what may differ

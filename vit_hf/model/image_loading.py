@@ -164,7 +164,7 @@ def _too_large(name: str, error: Exception) -> str:
         "says that it is "
         "damaged: it is larger than what Pillow decodes unasked. Read it in parts "
         "(vit_hf.predict_tiled, scripts/"
-        "predict.py --tile 224, vit_hf.predict_streaming, vit_hf.open_image); or, if the file is "
+        "vit-hf predict --tile 224, vit_hf.predict_streaming, vit_hf.open_image); or, if the file is "
         "to be trusted, "
         "raise the limit before images are read (PIL.Image.MAX_IMAGE_PIXELS = None for no "
         "limit), or save it smaller."

@@ -30,7 +30,7 @@ from .configuration_checks import check_names
 from .image_loading import flatten_images, read_image, to_pixels
 from .options import check_part, type_of
 from .patches import ImagePatches, PatchTokens, flatten_channels_last
-from .pixel_scorers import PIXEL_SCORERS, pixel_scores, read_scorer_options
+from .pixel_scorers import PIXEL_SCORERS, favor_lattice, pixel_scores, read_scorer_options
 from .selection import keep_top
 from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
@@ -82,8 +82,8 @@ def size_for_patches(
     return rows * patch_size[0], columns * patch_size[1]
 
 
-class SegmentationMaps:
-    """Stands before an image processor."""
+class SegmentationPostProcessing:
+    """Adds `post_process_semantic_segmentation` to an image processor."""
 
     def post_process_semantic_segmentation(
         self,
@@ -165,7 +165,7 @@ class AdaptiveViTImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_before_resize: bool | None
 
 
-class ImagePreparation(SavesCode, SegmentationMaps, BaseImageProcessor):
+class ImagePreparation(SavesCode, SegmentationPostProcessing, BaseImageProcessor):
     """Everything of an image processor that does not depend on who resizes; stands before a backend class.
 
     Images may be Pillow images, arrays, tensors, paths, URLs, and lists of these; see `image_loading.py` for
@@ -420,10 +420,19 @@ def select_patches(
             )
         return patches.gather()
     options = read_scorer_options(patch_selector)
-    seed = getattr(options, "seed", 0)
-    scores = pixel_scores(type_of(patch_selector), patches, num_selected, seed)
+    scores = score_patches(patches, patch_selector, num_selected)
+    if options.coverage:
+        scores = favor_lattice(scores, patches.coordinates, patches.grid, num_selected, options.coverage)
     indices, _ = keep_top(scores, num_selected)
     return patches.gather(indices)
+
+
+def score_patches(
+    patches: ImagePatches, patch_selector: str | dict[str, Any], num_selected: int
+) -> torch.Tensor:
+    """Scores all patches as an image processor with this selector does, `(B, N)`."""
+    seed = getattr(read_scorer_options(patch_selector), "seed", 0)
+    return pixel_scores(type_of(patch_selector), patches, num_selected, seed)
 
 
 def pad_patches(

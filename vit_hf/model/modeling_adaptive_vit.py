@@ -357,7 +357,8 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
         """
         Args:
             pixel_values: `(B, C, H, W)` images of any size of at least one patch; or `(B, N, P*P*C)` patches
-                that were cut already, channel last in each patch, together with the three arguments below.
+                that were cut before, channel last in each patch, together with `patch_coordinates`,
+                `spatial_shapes` and `pixel_attention_mask`.
                 With `config.num_frames`, videos or volumes `(B, T, C, H, W)`, or patches `(B, N, t*P*P*C)`;
                 what is said of rows and columns below then holds for time (or depth), rows and columns.
             bool_masked_pos: `(B, N)` bool, True for patches that the mask token replaces.
@@ -375,7 +376,7 @@ class AdaptiveViTModel(AdaptiveViTPreTrainedModel):
                 (everything is kept); by default `dense_fraction` while training, and 0 otherwise.
             restore: also return `restored_hidden_state`, for dense tasks: patches that a reducer merged have
                 the state of their group and dropped ones the last state they had; those never selected have
-                that of the thumbnail at their place, if it goes along, or else their embedding.
+                that of the thumbnail at their position, if there is one, or else their embedding.
 
         Raises:
             TypeError: if images were not prepared by an image processor, or another argument is no tensor.
@@ -1042,8 +1043,8 @@ class AdaptiveViTBackbone(StagesMixin, AdaptiveViTModel):
     ) -> AdaptiveViTBackboneOutput:
         """
         Args:
-            pixel_values, patch_coordinates, spatial_shapes, pixel_attention_mask, selected_patches,
-                sample_selection, dense_fraction: see `AdaptiveViTModel.forward`.
+            pixel_values, patch_coordinates, spatial_shapes: see `AdaptiveViTModel.forward`.
+            pixel_attention_mask, selected_patches, sample_selection, dense_fraction: see there.
 
         Returns:
             `feature_maps`, one for each of `out_features`: `(B, D, R, S)`, of videos `(B, D, T', R, S)`; or,

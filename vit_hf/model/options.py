@@ -6,7 +6,7 @@ Imports no PyTorch, so that configurations can be read without it.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -103,10 +103,21 @@ def read_options(options_class: type, field: str, part: Mapping[str, Any] | str 
         if name not in legal:
             known = f"Its options are {sorted(legal)}." if legal else "It has no options."
             raise ValueError(f"{whose} has no option {name!r}.{suggest(name, legal)} {known}")
+    numbers = {name for name, hint in get_type_hints(options_class).items() if _is_float(hint)}
+    given = {
+        name: float(value) if name in numbers and type(value) is int else value
+        for name, value in given.items()
+    }
     try:
         return options_class(**given)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"{whose}: {getattr(error, '__cause__', None) or error}") from error
+
+
+def _is_float(hint: Any) -> bool:
+    """Returns whether a type takes floats and no integers: a whole number is one, for whoever writes 2."""
+    types = get_args(hint) or (hint,)
+    return float in types and int not in types
 
 
 def changed_options(options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Patches: the value that flows through the model, cut from images, videos or volumes.
+"""Data classes that stages of the model exchange: `ImagePatches` (input), `PatchTokens`, `TokenSequence`.
 
 Shapes, here and in the sibling files:
     B  images in the batch             H, W  height and width in pixels
@@ -105,6 +105,7 @@ class PatchTokens:
         )
 
     def with_features(self, features: torch.Tensor) -> "PatchTokens":
+        """Returns the tokens with other features at the same places."""
         return replace(self, features=features)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "PatchTokens":
@@ -133,8 +134,8 @@ class TokenSequence:
     context: torch.Tensor | None = None
     context_grid: tuple[int, ...] | None = None
 
-    def placed(self) -> PatchTokens:
-        """The tokens that have coordinates: the thumbnail's, and those of patches."""
+    def tokens_with_coordinates(self) -> PatchTokens:
+        """Returns the tokens that have coordinates: the thumbnail's, and those of patches."""
         coordinates, full_grid = self.patches.coordinates, self.patches.full_grid
         if self.context is not None:
             coordinates = torch.cat((self.context.to(coordinates.device), coordinates), dim=1)

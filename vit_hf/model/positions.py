@@ -92,6 +92,9 @@ class PositionEncoding(Initialized, nn.Module):
     per_layer = False
     # Whether there is a bias, which flash attention cannot take.
     has_bias = False
+    # Whether what was learned holds for one native grid alone, as lengths in its patches do:
+    # `from_pretrained` then refuses another `image_size`.
+    holds_for_native_grid = False
 
     # Dataclass of the options that `position_encoding={"type": ..., ...}` may give.
     Options: ClassVar[type] = Options
@@ -500,6 +503,7 @@ class RelativeBiasContinuous(AttentionBias):
     """
 
     Options = RelativeBiasOptions
+    holds_for_native_grid = True
 
     def __init__(self, config, options: Options | None = None):
         super().__init__(config, options)
@@ -841,6 +845,7 @@ class Fourier(PositionEncoding):
     """
 
     Options = FourierOptions
+    holds_for_native_grid = True
 
     def __init__(self, config, options: Options | None = None):
         super().__init__(config, options)

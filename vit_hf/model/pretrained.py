@@ -11,6 +11,7 @@ once more.
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import fields
 from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
 from .options import keep_options, options_of, type_of
 from .patch_embeddings import HybridPatchEmbeddings
+from .positions import POSITION_ENCODINGS
 from .registry import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 from .sizes import has_frames, native_grid
 
@@ -119,8 +121,8 @@ def resample(tables: Mapping[str, Table], stored: Any) -> None:
         logger.info(f"{name} was resampled from {shape} to {tuple(new.shape)}.")
 
 
-def check_measures(config, stored) -> None:
-    """Refuses another native grid for encodings that measure places in its patches.
+def check_native_grid(config, stored) -> None:
+    """Refuses another native grid for encodings whose weights hold for one alone.
 
     Raises:
         ValueError: naming the fields.
@@ -129,15 +131,17 @@ def check_measures(config, stored) -> None:
         return
     for field, part_of in ENCODINGS.items():
         name = type_of(part_of(config))
-        if name != type_of(part_of(stored)) or name not in ("fourier", "relative_bias_continuous"):
+        if name is None or name != type_of(part_of(stored)):
             continue
-        raise ValueError(
-            f"{field}={name!r} measures places in patches of the grid that "
-            f"image_size={stored.image_size} and "
-            f"patch_size={stored.patch_size} (and num_frames) of the checkpoint give, and another image_size "
-            f"({config.image_size}) would move all of them. Leave image_size out: the model takes "
-            "images of any size."
-        )
+        is_decoder = field != "position_encoding"
+        encoding = POSITION_ENCODINGS.get(name) if is_decoder else find_class(config, field)
+        if encoding is not None and encoding.holds_for_native_grid:
+            raise ValueError(
+                f"{field}={name!r} measures positions in patches of the grid that "
+                f"image_size={stored.image_size} and patch_size={stored.patch_size} (and num_frames) of the "
+                f"checkpoint give, and another image_size ({config.image_size}) would move all of them. "
+                "Leave image_size out: the model takes images of any size."
+            )
 
 
 logger = logging.get_logger(__name__)
@@ -166,8 +170,8 @@ def own_parts(model: nn.Module) -> list[tuple[str, nn.Module, Callable[[], nn.Mo
 
 
 @torch.no_grad()
-def restore(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
-    """Computes again what loading left empty; warns of what cannot be.
+def recompute_missing(model: nn.Module, before: dict[str, tuple[int, int]]) -> None:
+    """Recomputes non-persistent buffers and plain tensors that loading left empty; warns where it cannot.
 
     Args:
         before: `versions` of when the buffers were empty.
@@ -229,8 +233,9 @@ def _is_foreign(model: nn.Module, name: str) -> bool:
 logger = logging.get_logger(__name__)
 # Fields that size tables of positions.
 GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window_size"}
-# Configuration of the checkpoint that is being loaded.
+# True while `save_pretrained` runs.
 is_saving: ContextVar[bool] = ContextVar("is_saving", default=False)
+# Configuration of the checkpoint that is being loaded.
 _STORED: ContextVar[PreTrainedConfig | None] = ContextVar("stored", default=None)
 
 
@@ -256,7 +261,7 @@ def initialize_own(module: nn.Module, std: float) -> None:
 
 
 class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
-    """Loading and saving."""
+    """Base of all models: loading, saving and initialization."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -351,7 +356,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
                 raise OSError(
                     f"{source} has no weights in model.safetensors. If it has a pickle "
                     "(pytorch_model.bin), which could "
-                    "hold code: scripts/convert.py reads the tensors of it, and nothing else, "
+                    "hold code: vit-hf convert reads the tensors of it, and nothing else, "
                     "and writes safetensors. "
                     "use_safetensors=False here reads them in the same way."
                 ) from error
@@ -401,7 +406,7 @@ class AdaptivePreTrainedModel(SavesCode, PreTrainedModel):
     def _initialize_missing_keys(self, *args, **kwargs) -> None:
         before = versions(self)
         super()._initialize_missing_keys(*args, **kwargs)
-        restore(self, before)
+        recompute_missing(self, before)
 
     @classmethod
     def is_remote_code(cls) -> bool:
@@ -483,8 +488,9 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
 
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
-        check_measures(wanted, stored)
-        rotates = type_of(wanted.position_encoding) in ("rotary", "rotary_mixed", "learned_rotary")
+        check_native_grid(wanted, stored)
+        encoding = find_class(wanted, "position_encoding")
+        rotates = "reference_grid" in {option.name for option in fields(encoding.Options)}
         options = options_of(wanted.position_encoding)
         if not rotates or options.get("coordinates") != "native" or options.get("reference_grid") is not None:
             return {}

@@ -45,7 +45,7 @@ class Reduction:
 
 
 class TokenReducer(nn.Module, ABC):
-    """Thins the tokens that stand for patches; CLS, registers and a thumbnail's tokens are never touched.
+    """Reduces the number of patch tokens; CLS, registers and a thumbnail's tokens are kept.
 
     A reducer with `inside_block` works between the attention and the feed-forward network of a block and sees
     what the attention was computed from. Any other works before the block and gets no `projections`.

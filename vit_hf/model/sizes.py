@@ -36,7 +36,7 @@ def native_sides(config) -> tuple[int, ...]:
 
 
 def native_grid(config) -> tuple[int, ...]:
-    """Patches along each axis of these, (R, S) or (T / t, R, S)."""
+    """Patches along each axis of the native image, (R, S); of a video (T / t, R, S)."""
     return tuple(side // patch for side, patch in zip(native_sides(config), patch_sides(config), strict=True))
 
 

@@ -18,7 +18,7 @@ class StagesConfigMixin(BackboneConfigMixin):
 
     @property
     def out_indices(self) -> list[int]:
-        """Their numbers."""
+        """Indices of the stages whose feature maps the backbone returns."""
         return [len(self.stage_names) - 1] if self._out_indices is None else self._out_indices
 
     @out_indices.setter

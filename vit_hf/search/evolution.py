@@ -9,14 +9,14 @@ from ..arguments import Evolution
 from ..model.elastic_space import SearchSpace, SubNetwork
 
 
-# Random draws per requested network, to find one that is new and within the budget.
+# Draws for each network that is needed, until one is new and within the budget.
 TRIES = 50
 
 
 def mutate(
     space: SearchSpace, parent: SubNetwork, evolution: Evolution, generator: random.Random
 ) -> SubNetwork:
-    """Returns a randomly changed copy of the parent; additional blocks are drawn at random."""
+    """Changes a network at random; additional blocks are drawn."""
     fresh = space.sample(generator)
     changes = {
         name: getattr(fresh, name)
@@ -33,7 +33,7 @@ def mutate(
 
 
 def crossover(first: SubNetwork, second: SubNetwork, generator: random.Random) -> SubNetwork:
-    """Returns a network with each choice and each block from one of two parents."""
+    """Combines two networks: each choice, and each block, comes from one of them at random."""
     depth, hidden_size, keep_rate = (
         getattr(generator.choice((first, second)), name) for name in ("depth", "hidden_size", "keep_rate")
     )
@@ -53,26 +53,26 @@ def evolve(
     evolution: Evolution,
     report: Callable[[int, SubNetwork, float], None] | None = None,
 ) -> list[tuple[SubNetwork, float]]:
-    """Returns all evaluated networks with their fitness, the best first; of equal ones the first found.
+    """Searches for the fittest networks, and returns all that were evaluated with their fitness, best first.
 
-    Draws depend on the seed and on the results of `fitness` and `is_allowed`: if these cache their
-    results, an interrupted search resumes.
+    Of equally fit networks the one that was found first comes first. The search depends only on the seed and
+    on the results of `fitness` and `is_allowed`: if these are cached, an interrupted search continues.
 
     Args:
         space: search space.
-        fitness: fitness of a network, higher is better.
-        is_allowed: whether a network is within the budget.
+        fitness: returns the fitness of a network; higher is better.
+        is_allowed: returns whether a network is within the budget.
         evolution: settings of the search.
-        report: receives the number of each completed generation, the best network so far, and its fitness.
+        report: receives the number of each complete generation, and the best network so far with its fitness.
 
     Raises:
         ValueError: if the budget does not allow the smallest network.
     """
     smallest = space.uniform(0)
     if not is_allowed(smallest):
-        raise ValueError("the budget does not even allow the smallest network of the space: raise it")
+        raise ValueError("the budget is below the smallest network of the search space: raise it")
     generator = random.Random(evolution.seed)
-    scores: dict[SubNetwork, float] = {}
+    worth: dict[SubNetwork, float] = {}
 
     def draw(make: Callable[[], SubNetwork], number: int, drawn: list[SubNetwork]) -> None:
         """Adds up to `number` networks that are new and allowed."""
@@ -80,12 +80,12 @@ def evolve(
             if number == 0:
                 return
             network = make()
-            if network not in scores and network not in drawn and is_allowed(network):
+            if network not in worth and network not in drawn and is_allowed(network):
                 drawn.append(network)
                 number -= 1
 
     def parents() -> list[SubNetwork]:
-        return sorted(scores, key=scores.get, reverse=True)[: evolution.num_parents]
+        return sorted(worth, key=worth.get, reverse=True)[: evolution.num_parents]
 
     for generation in range(evolution.generations):
         networks: list[SubNetwork] = []
@@ -98,30 +98,31 @@ def evolve(
                 networks,
             )
         draw(lambda: space.sample(generator), evolution.population - len(networks), networks)
-        if not networks and not scores:
+        if not networks and not worth:
             networks = [smallest]
         for network in networks:
-            scores[network] = fitness(network)
+            worth[network] = fitness(network)
         if report is not None:
             best_network = parents()[0]
-            report(generation, best_network, scores[best_network])
-    return sorted(scores.items(), key=lambda item: item[1], reverse=True)
+            report(generation, best_network, worth[best_network])
+    return sorted(worth.items(), key=lambda item: item[1], reverse=True)
 
 
 def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
-    """Returns networks of equal blocks, from small to large, with all sizes scaled together.
+    """Returns networks of equal blocks, from small to large, whose sizes grow together.
 
-    Compound scaling (Tan & Le, 2019): network i of `number` takes from each list the choice nearest to
-    i / (number + 1) of its length. With four choices each, two networks lie between smallest and largest.
+    Compound scaling (Tan & Le, 2019): the i-th of `number` networks takes from each list of choices the one
+    nearest to the fraction i / (number + 1) of the list. So with four choices each, two networks lie between
+    the smallest and the largest of the space.
 
     Raises:
-        ValueError: if the space has fewer such networks.
+        ValueError: if the space has fewer different ones.
     """
     networks = []
     for place in range(1, number + 1):
 
-        def choose(choices: tuple, position: float = place / (number + 1)):
-            return choices[int(position * (len(choices) - 1) + 0.5)]
+        def choose(choices: tuple, fraction: float = place / (number + 1)):
+            return choices[int(fraction * (len(choices) - 1) + 0.5)]
 
         depth = choose(space.depths)
         networks.append(
@@ -134,7 +135,7 @@ def hand_made_networks(space: SearchSpace, number: int) -> list[SubNetwork]:
         )
     if len(set(networks)) < number:
         raise ValueError(
-            f"the search space has not {number} hand-made networks of different sizes: give more "
-            f"choices, or set num_hand_made to {len(set(networks))}"
+            f"num_hand_made is {number}, and the search space has {len(set(networks))} such networks of "
+            f"different sizes: give more choices, or set num_hand_made to {len(set(networks))}"
         )
     return networks

@@ -1,4 +1,4 @@
-"""Measurements of sub-networks: metrics and costs."""
+"""Fitness and cost of sub-networks."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,16 +18,17 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 
 
 class History:
-    """Measurements of sub-networks by name, such as "accuracy" and "gflops", saved to a file at once.
+    """Measurements of sub-networks by name, such as "accuracy" and "gflops", written to a file at once.
 
-    The first line describes the search. An incomplete last line, of a killed search, is dropped.
+    The first line names the subject of the search. An incomplete last line, of a search that was killed, is
+    dropped.
 
     Args:
-        path: file, new or of an earlier search.
-        subject: description of the search, plain JSON.
+        path: file, new or of an earlier start.
+        subject: supernet and data, in plain JSON.
 
     Raises:
-        ValueError: if the file holds another search.
+        ValueError: if the file holds a search of something else.
     """
 
     def __init__(self, path: Path, subject: dict[str, Any]):
@@ -59,7 +60,7 @@ class History:
         return self.measured.get(network, {}).get(name)
 
     def add(self, network: SubNetwork, **values: float) -> None:
-        """Saves measurements."""
+        """Stores measurements."""
         self.measured.setdefault(network, {}).update(values)
         with self.path.open("a") as file:
             file.write(json.dumps({"network": network.to_dict(), **values}) + "\n")
@@ -71,13 +72,13 @@ def measure_costs(
     names: tuple[str, ...] = tuple(COSTS),
     repeats: int = 9,
 ) -> dict[str, float]:
-    """Measures `COSTS` of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
+    """Measures costs of a model: millions of parameters, GFLOPs, and milliseconds of a forward pass.
 
     Args:
-        model: in evaluation mode.
-        inputs: inputs of one image, at the size to measure.
-        names: costs to measure.
-        repeats: timed forward passes, of which the median is taken, after two warm-up passes.
+        model: model in evaluation mode.
+        inputs: inputs of one image, of the size to measure.
+        names: keys of `COSTS`.
+        repeats: number of forward passes for the median latency, after two for warm-up.
     """
     costs = {}
     forward = timed_forward(model, inputs)
@@ -93,7 +94,7 @@ def measure_costs(
 def timed_forward(
     model: AdaptiveViTForImageClassification, inputs: dict[str, torch.Tensor]
 ) -> Callable[[], None]:
-    """Returns a function that runs a forward pass and waits for its end."""
+    """Returns a function that runs a forward pass and waits for the device."""
 
     @torch.no_grad()
     def forward() -> None:
@@ -104,16 +105,16 @@ def timed_forward(
     return forward
 
 
-# Limit of the prepared images in memory.
+# Limit, in bytes, of the prepared images that are kept.
 KEPT_BYTES = 2 * 2**30
 
 
 class PreparedSplit:
-    """Batches of a split on a device, prepared once.
+    """Batches of a split, on a device.
 
     Args:
-        examples: examples for the collator.
-        collate: collator, whose batches have "labels".
+        examples: examples for `collate`.
+        collate: makes a batch, with "labels", of a list of examples.
         batch_size: images in a forward pass.
         num_workers: processes that prepare images.
         device: device of the model.
@@ -147,7 +148,7 @@ class PreparedSplit:
             self.kept, self.is_complete = kept, True
 
     def one_image(self) -> dict[str, torch.Tensor]:
-        """Returns the inputs of one image."""
+        """Returns the inputs of the first image."""
         batch = next(iter(self.batches()))
         return {name: values[:1] for name, values in batch.items() if name != "labels"}
 

@@ -1,4 +1,4 @@
-"""Report of a search: table and plot of metrics against costs."""
+"""Table and plot of a search: metrics on the search and test splits against cost."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from ..model.elastic_space import SubNetwork
 from .fitness import History
 
 
-# Colors of Okabe and Ito's palette, and markers.
+# Okabe and Ito's palette, and a shape for each.
 STYLES = {
     "found": ("#0072B2", "*"),
     "found, retrained": ("#56B4E9", "P"),
@@ -38,10 +38,10 @@ def draw_search(
     metric: str,
     more_is_better: bool,
 ) -> Figure:
-    """Draws two panels: all tried networks with their Pareto front, and rows with deviations over seeds.
+    """Draws all evaluated networks with their Pareto front, and the rows with standard deviations over seeds.
 
     Args:
-        tried: cost and metric of each network.
+        tried: cost and metric of each evaluated network.
         rows: rows of all seeds.
         kind: kind of cost, a key of `COSTS`.
         metric: name of the metric.
@@ -81,9 +81,9 @@ def draw_search(
 def _draw_tried(axes: Axes, tried: Sequence[tuple[float, float]], more_is_better: bool) -> None:
     costs, values = zip(*tried, strict=True)
     axes.scatter(costs, values, s=9, color=FAINT_INK, alpha=0.35, linewidth=0, label="tried by the search")
-    indices = pareto_front(costs, [value if more_is_better else -value for value in values])
+    places = pareto_front(costs, [value if more_is_better else -value for value in values])
     axes.step(
-        [costs[index] for index in indices], [values[index] for index in indices], where="post", color=INK,
+        [costs[place] for place in places], [values[place] for place in places], where="post", color=INK,
         linewidth=1.2, label="front: nothing is as good for less",
     )  # fmt: skip
 
@@ -110,14 +110,14 @@ def _draw_rows(axes: Axes, rows: Sequence["Row"], kind: str) -> None:
 
 @dataclass
 class Row:
-    """Row of the report: one network with one set of weights.
+    """Result of one network with one set of weights.
 
     Attributes:
         way: origin of network and weights, a key of `STYLES`.
         budget: number of the budget, or of the hand-made network, from 1.
         seed: seed of its training and search.
         network: its sizes.
-        folder: its checkpoint; empty without one of its own.
+        folder: folder of its checkpoint; empty if it has none.
         validation, test: metric on these splits.
         costs: costs by the names of `COSTS`.
     """
@@ -133,7 +133,7 @@ class Row:
 
     @property
     def score(self) -> float:
-        """Metric on the test split, or without one on the validation split."""
+        """Metric on the test split, or on the validation split if there is no test split."""
         return self.validation if self.test is None else self.test
 
 
@@ -148,15 +148,15 @@ def write_report(
     """Writes `results.json`, `results.md` and `pareto.png` to a folder.
 
     Args:
-        folder: output folder.
+        folder: folder of the files.
         rows: rows of all seeds.
-        histories: histories of all seeds.
+        histories: measurements of all seeds.
         kind: kind of the budgets, a key of `COSTS`.
         metric: name of the metric.
         more_is_better: whether a higher metric is better.
 
     Returns:
-        The table.
+        Table in Markdown.
     """
     entries = [asdict(row) | {"network": row.network.to_dict()} for row in rows]
     (folder / "results.json").write_text(json.dumps({"metric": metric, "rows": entries}, indent=2) + "\n")
@@ -174,7 +174,7 @@ def write_report(
 
 
 def grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
-    """Groups rows of all seeds by budget and way, in the order of the table."""
+    """Groups the rows of all seeds by budget and origin, in the order of the table."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.budget, row.way), []).append(row)
@@ -189,7 +189,7 @@ def spread(values: Sequence[float], scale: float, form: str) -> str:
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
-    """Formats means and standard deviations over seeds as Markdown; accuracy and f1 in percent."""
+    """Formats mean and standard deviation over seeds; accuracy and F1 in percent."""
     is_fraction = metric in ("accuracy", "f1")
     scale, form, unit = (100, ".1f", " (%)") if is_fraction else (1, ".4g", "")
     split = "validation" if rows[0].test is None else "test"

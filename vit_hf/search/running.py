@@ -1,4 +1,4 @@
-"""Architecture search: from arguments to checkpoints, a table and a plot."""
+"""Architecture search, from arguments to checkpoints, a table and a plot."""
 
 import copy
 import hashlib
@@ -30,15 +30,15 @@ from ..model.modeling_adaptive_vit import AdaptiveViTForImageClassification
 from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.output_dir import find_last_checkpoint
-from ..training.task import prepare
+from ..training.task import build, prepare
 from .evolution import evolve, hand_made_networks
 from .fitness import History, PreparedSplit, measure_costs, timed_forward
 from .report import Row, write_report
 
 
-# File with the metrics of a complete training.
+# Holds the metrics of a complete training.
 DONE_NAME = "done.json"
-# Fields of labels and file, which each run sets itself.
+# Fields of a configuration that each run sets itself.
 OWN_FIELDS = {
     "_name_or_path",
     "architectures",
@@ -54,11 +54,9 @@ OWN_FIELDS = {
 
 
 def check_model_arguments(arguments: ModelArguments, search: SearchArguments) -> None:
-    """Raises ValueError if both a model and a supernet are given."""
+    """Raises ValueError if a model and a supernet are both given."""
     if search.supernet is not None and (arguments.model_name_or_path or arguments.config_overrides):
-        raise ValueError(
-            f"supernet={search.supernet!r} is the model: leave model_name_or_path and config_overrides out"
-        )
+        raise ValueError("supernet is the model: leave model_name_or_path and config_overrides out")
 
 
 @dataclass
@@ -72,7 +70,7 @@ class Recipe:
     training: RunArguments
 
     def task(self, model: ModelArguments | None = None) -> Classification:
-        """Returns the task of one run, by default with the supernet."""
+        """Returns the task that trains a model, by default the supernet."""
         return Classification(model or self.model, self.data, self.augmentation, self.method)
 
     def train(
@@ -82,12 +80,12 @@ class Recipe:
 
         Args:
             folder: folder of the run.
-            seed: offset of the seed of the arguments.
-            model: model other than the supernet.
+            seed: number added to the seed of the arguments.
+            model: arguments of the model; the supernet by default.
             factor: factor of the number of steps or epochs.
 
         Returns:
-            Metrics, as from `Run.execute`.
+            Metrics of `Run.execute`.
         """
         done = folder / DONE_NAME
         if done.is_file():
@@ -97,14 +95,14 @@ class Recipe:
         training.num_train_epochs *= factor
         if training.max_steps > 0:
             training.max_steps = round(training.max_steps * factor)
-        # A run killed before its first checkpoint starts again.
+        # A run that was killed before its first checkpoint starts over.
         training.overwrite_output_dir = folder.exists() and find_last_checkpoint(folder) is None
         metrics = prepare(self.task(model), training).execute()
         done.write_text(json.dumps(metrics, indent=2))
         return metrics
 
     def model_of(self, config: AdaptiveViTConfig, network: SubNetwork) -> ModelArguments:
-        """Returns a sub-network as a model to train from scratch, with the image size of the supernet."""
+        """Returns arguments to train a sub-network from scratch, with the images of the supernet."""
         ordinary = subnetwork_config(config, network)
         fields = {name: value for name, value in ordinary.to_diff_dict().items() if name not in OWN_FIELDS}
         known = AdaptiveViTConfig().to_dict().keys()
@@ -117,7 +115,7 @@ class Recipe:
         )
 
     def prepared_as(self, processor: BaseImageProcessor) -> "Recipe":
-        """Returns a copy that prepares images as the given image processor does."""
+        """Returns a recipe that prepares images as `processor` does."""
         size = dict(processor.size or {}) if processor.do_resize else {}
         return replace(
             self,
@@ -130,14 +128,14 @@ class Recipe:
         )
 
 
-# A network may exceed its budget by rounding errors.
+# Costs may exceed a budget by rounding.
 TOLERANCE = 1 + 1e-9
 LATENCY_REPEATS = 15
 
 
 @dataclass
 class SearchRun:
-    """A validated search, ready to start.
+    """Validated search, ready to start.
 
     Attributes:
         recipe: arguments of all trainings.
@@ -145,8 +143,7 @@ class SearchRun:
         data: all splits; networks are chosen on "validation".
         space: search space.
         hand_made: networks to compare with, from small to large.
-        folder: output folder.
-        budgets: limits; empty for the costs of the hand-made networks.
+        folder: folder of all results.
     """
 
     recipe: Recipe
@@ -158,10 +155,10 @@ class SearchRun:
     budgets: list[float] = field(default_factory=list)
 
     def execute(self) -> str:
-        """Trains, searches, extracts and compares; results in the folder are reused.
+        """Trains, searches, extracts and compares; steps that are complete in the folder are not repeated.
 
         Returns:
-            The table of `results.md`, which is written after each seed with `results.json` and `pareto.png`.
+            Table, as in `results.md`; it is written with `results.json` and `pareto.png` after each seed.
         """
         rows, histories, table = [], [], ""
         for seed in range(self.search.num_seeds):
@@ -174,7 +171,7 @@ class SearchRun:
         return table
 
     def describe(self) -> str:
-        """Returns a summary of the search in a few lines."""
+        """Returns a summary of data, search space and search in a few lines."""
         sizes = ", ".join(f"{len(images)} {split}" for split, images in self.data.splits.items())
         choices = "; ".join(
             f"{name.replace('_', ' ')} {', '.join(map(str, values))}"
@@ -267,13 +264,13 @@ class Bench:
 
     Args:
         supernet: supernet in evaluation mode.
-        processor: its image processor.
-        data: data with a validation split and optionally a test split.
+        processor: image processor of the supernet.
+        data: data with a validation split, and optionally a test split.
         training: batch size and workers of evaluation.
         path: file of the history.
 
     Raises:
-        ValueError: if the history is of another supernet or other data.
+        ValueError: if the history belongs to another supernet or other data.
     """
 
     def __init__(
@@ -302,7 +299,7 @@ class Bench:
         self.history = History(path, {"supernet": fingerprint(supernet), "images": sizes})
 
     def cost(self, network: SubNetwork, kind: str) -> float:
-        """Returns one of `COSTS` of a network."""
+        """Returns one of `COSTS` of a sub-network."""
         known = self.history.get(network, kind)
         if known is None:
             if kind == "parameters":
@@ -322,13 +319,13 @@ class Bench:
         return value if self.more_is_better else -value
 
     def measure(self, row: Row, model: AdaptiveViTForImageClassification | None = None) -> Row:
-        """Returns a row with its metrics, of a model or by default with the supernet's weights."""
+        """Adds the metrics of `model`, by default of the extracted sub-network, to a row."""
         model = model or self.supernet.extract(row.network)
         test = self._score("test", model) if "test" in self.splits else None
         return replace(row, validation=self._score("validation", model), test=test)
 
     def time(self, rows: list[Row]) -> None:
-        """Sets the costs of rows; models are timed alternately."""
+        """Adds costs to rows; latencies are measured in turns."""
         inputs = self.splits["validation"].one_image()
         models = {network: self.supernet.extract(network) for network in {row.network for row in rows}}
         calls = [timed_forward(model, inputs) for model in models.values()]
@@ -358,42 +355,37 @@ def prepare_search(
     search: SearchArguments,
     training: RunArguments,
 ) -> SearchRun:
-    """Prepares a search up to its first step.
+    """Checks a search, loads its data and builds the supernet, up to the first step.
 
     Raises:
-        OSError, TypeError, ValueError: for invalid arguments or data.
+        OSError, TypeError, ValueError: for wrong arguments or data.
     """
     check_model_arguments(model_arguments, search)
+    if search.budget not in COSTS:
+        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     if training.world_size > 1:
         raise ValueError(
-            "a search runs in one process: train the supernet with torchrun and vit-hf finetune, "
-            "with the choices in config_overrides, and give it as supernet"
+            "a search runs in one process: train the supernet by torchrun and vit-hf finetune, with the "
+            "choices as config_overrides, and name it as supernet"
         )
     if training.push_to_hub:
-        raise ValueError("push_to_hub is not for a search, which makes many models: use vit-hf push-to-hub")
+        raise ValueError("push_to_hub is not for a search, which makes many models: use vit-hf push")
     if training.overwrite_output_dir:
         raise ValueError(
             "overwrite_output_dir is not for a search, which has a folder of runs: name another output_dir"
         )
-    overrides = model_arguments.config_overrides | search.elastic_fields()
-    named = replace(
+    supernet_arguments = replace(
         model_arguments,
-        config_overrides=overrides,
+        config_overrides=model_arguments.config_overrides | search.elastic_fields(),
         model_name_or_path=search.supernet or model_arguments.model_name_or_path,
     )
-    recipe = Recipe(named, data_arguments, augmentation, method, training)
+    recipe = Recipe(supernet_arguments, data_arguments, augmentation, method, training)
     task = recipe.task()
-    if "validation" not in task.load_data():
-        raise ValueError(
-            "there is no validation split to search on: give one, or set validation_fraction above 0"
-        )
-    model = task.make_model()
+    model, _, _ = build(task, training, needs_validation=True)
     if not isinstance(model, AdaptiveViTForElasticImageClassification):
         raise ValueError(
-            "the search space is empty: give elastic_hidden_sizes, elastic_depths, "
+            "the search space has a single network: give elastic_hidden_sizes, elastic_depths, "
             "elastic_num_attention_heads, elastic_mlp_ratios or elastic_keep_rates"
         )
-    if search.budget not in COSTS:
-        raise ValueError(f"budget is {search.budget!r}; choose one of {', '.join(COSTS)}")
     hand_made = hand_made_networks(model.space, search.num_hand_made)
     return SearchRun(recipe, search, task.data, model.space, hand_made, Path(training.output_dir))

@@ -1,4 +1,4 @@
-"""Hyperparameter tuning by Optuna through `Trainer.hyperparameter_search`."""
+"""Tuning of optimizer settings by Optuna, through `Trainer.hyperparameter_search`."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..training.arguments import RunArguments
 from ..training.classification import Classification
 from ..training.hub_trainer import HubTrainer
 from ..training.output_dir import check_output_dir
-from ..training.task import check_splits, make_trainer, optimizer_of
+from ..training.task import build, make_trainer, optimizer_of
 
 
 if TYPE_CHECKING:
@@ -27,15 +27,14 @@ if TYPE_CHECKING:
 
 
 STUDY_NAME = "vit_hf"
-# File in the folder of a study.
 JOURNAL_NAME = "study.journal"
-# Arguments of trials that best.yaml leaves out.
+# Arguments of the trials that best.yaml leaves out.
 KEPT_FOR_TRIALS = {"save_strategy", "save_steps", "load_best_model_at_end", "push_to_hub"}
 
 
 @dataclass
 class TrialArguments(RunArguments):
-    """Arguments of `Trainer` for trials, of which only the metric is kept."""
+    """Arguments of Trainer for trials, which save nothing."""
 
     save_strategy: SaveStrategy | str = field(default="no", metadata={"help": "trials are not saved"})
     load_best_model_at_end: bool = field(default=False, metadata={"help": "trials are not saved"})
@@ -43,16 +42,16 @@ class TrialArguments(RunArguments):
 
 @dataclass
 class TuningRun:
-    """A validated study, ready to start.
+    """Validated study, ready to start.
 
     Attributes:
         trainer: trainer of fine-tuning, which makes a new model for each trial.
-        tuning: settings to try.
-        task: fine-tuning task, with its other settings.
-        metric, more_is_better: metric of trials on the validation split, and whether higher is better.
-        given: given arguments, by the flags of `vit-hf finetune`.
+        tuning: ranges of the settings.
+        task: fine-tuning, with its other settings.
+        metric, more_is_better: metric on the validation split that trials are compared by, and its direction.
+        given: arguments given on the command line, by the flags of `vit-hf finetune`.
         folder: folder of the study.
-        notes: lines about excluded data.
+        notes: descriptions of data that are left out, a line each.
     """
 
     trainer: HubTrainer
@@ -65,9 +64,10 @@ class TuningRun:
     notes: list[str] = field(default_factory=list)
 
     def execute(self) -> "optuna.Study":
-        """Tries settings until the study has `num_trials`, including earlier ones in the folder.
+        """Runs the trials that the study in the folder does not have yet.
 
-        A killed trial does not count. Writes `best.yaml`, which `vit-hf finetune` takes, and `study.png`.
+        A trial that was killed does not count. Writes `best.yaml`, which `vit-hf finetune` takes, and
+        `study.png`.
         """
         import optuna
 
@@ -89,7 +89,7 @@ class TuningRun:
                 storage=storage,
                 study_name=STUDY_NAME,
                 load_if_exists=True,
-                # A resumed study must not repeat its draws.
+                # A study that continues must not repeat its draws.
                 sampler=optuna.samplers.TPESampler(seed=self.trainer.args.seed + len(study.trials)),
                 pruner=optuna.pruners.MedianPruner() if self.tuning.prune else optuna.pruners.NopPruner(),
             )
@@ -99,12 +99,12 @@ class TuningRun:
 
     def describe(self) -> str:
         """Returns a summary of the study in a few lines."""
-        judged = f"judged by {self.metric} on the validation split"
+        judged = f"compared by {self.metric} on the validation split"
         study = f"Study: {self.tuning.num_trials} trials, {judged}; in {self.folder}"
         return "\n".join([study, *(f"       {note}" for note in self.notes)])
 
     def _set_up(self, trial: "optuna.Trial") -> dict[str, Any]:
-        """Applies the settings of a trial to the trainer; called when it has a new model."""
+        """Gives the trainer the settings of a trial; called when it has a new model."""
         settings, args, model = self.tuning.suggest(trial), self.trainer.args, self.trainer.model
         for name, value in settings.items():
             if name != "layer_decay":
@@ -112,7 +112,7 @@ class TuningRun:
         self.trainer._train_batch_size = args.train_batch_size
         self.task.layer_decay = settings.get("layer_decay", self.task.layer_decay)
         self.trainer.optimizer_cls_and_kwargs = optimizer_of(self.task, model, args)
-        # All is set here: Trainer would cast a fraction of steps to the integer type of the previous value.
+        # Set here, because Trainer would round a fraction of the steps if a whole number stood before.
         return {}
 
     def _write(self, study: "optuna.Study") -> None:
@@ -128,7 +128,7 @@ class TuningRun:
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Returns trials that are complete or were pruned."""
+    """Returns the trials that are complete or were pruned."""
     import optuna
 
     states = [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED]
@@ -136,7 +136,7 @@ def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
 
 
 def journal(folder: Path) -> "optuna.storages.BaseStorage":
-    """Opens the storage of a study."""
+    """Returns the storage of a study, and creates its folder."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -153,14 +153,14 @@ def prepare_tuning(
     training: TrialArguments,
     given: set[str],
 ) -> TuningRun:
-    """Prepares a study up to its first step.
+    """Checks a study, loads its data and builds its trainer, up to the first trial.
 
     Args:
-        given: names of the given arguments, which `best.yaml` repeats.
+        given: names of the arguments given on the command line, which `best.yaml` repeats.
 
     Raises:
         ImportError: without Optuna.
-        OSError, TypeError, ValueError: for invalid arguments or data.
+        OSError, TypeError, ValueError: for wrong arguments or data.
     """
     if not is_optuna_available():
         raise ImportError("Tuning needs Optuna: pip install vit_hf[search]")
@@ -174,10 +174,13 @@ def prepare_tuning(
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name}={value!r} is not for tuning, which runs many trials in one process: leave it "
-                f"out, and give "
-                "it to vit-hf finetune with best.yaml"
+                f"{name} is {value}, but is not for tuning: leave it out, and give it to finetune with "
+                "best.yaml"
             )
+    if training.eval_strategy == IntervalStrategy.NO:
+        raise ValueError(
+            "eval_strategy is 'no', but trials are compared on the validation split: give 'epoch' or 'steps'"
+        )
     folder = Path(training.output_dir)
     if not (folder / JOURNAL_NAME).is_file():
         check_output_dir(folder)
@@ -185,23 +188,13 @@ def prepare_tuning(
     for group in (model_arguments, data_arguments, augmentation, method):
         values |= asdict(group)
     repeated = {name: values[name] for name in values if name in given and name not in KEPT_FOR_TRIALS}
-    # Fine-tuning saves whenever it evaluates, to end with the best checkpoint.
+    # finetune saves whenever it evaluates, to end with the best checkpoint.
     for evaluates, saves in (("eval_strategy", "save_strategy"), ("eval_steps", "save_steps")):
         if evaluates in repeated:
             repeated[saves] = repeated[evaluates]
-    task = Classification(model_arguments, data_arguments, augmentation, method)
-    splits = task.load_data()
-    if "validation" not in splits or training.eval_strategy == IntervalStrategy.NO:
-        raise ValueError(
-            "trials are judged on a validation split: add one, or set validation_fraction above 0, and leave "
-            "eval_strategy"
-        )
-    check_splits(splits, training)
     training.push_to_hub = False
-
-    model = task.make_model()
-    processor = task.make_processor(model)
-    examples = task.examples(model, processor, training)
+    task = Classification(model_arguments, data_arguments, augmentation, method)
+    model, processor, examples = build(task, training, needs_validation=True)
     trainer = make_trainer(task, model, processor, examples, training)
     trainer.model_init = task.make_model
     metric, more_is_better = task.best_metric()

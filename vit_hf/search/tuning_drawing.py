@@ -1,4 +1,4 @@
-"""Plot of a study: metric of trials in their order, and against each setting."""
+"""Plot of a study: the metric of its trials, in order and against each setting."""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ SIDE, HEIGHT, GAP, TOP, LEFT, BOTTOM = 2.6, 2.5, 0.35, 0.9, 0.85, 1.0
 
 
 def draw_study(trials: Sequence["optuna.trial.FrozenTrial"], metric: str, more_is_better: bool) -> Figure:
-    """Draws a panel of all trials in their order with the best so far, and one for each setting.
+    """Draws a panel of all trials in order with the best so far, and one for each setting.
 
     Args:
-        trials: complete and pruned trials; pruned ones are drawn faintly.
-        metric: metric of the trials.
+        trials: finished trials; those that were pruned are drawn faintly, at the last metric they reached.
+        metric: name of the metric.
         more_is_better: whether a higher metric is better.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
@@ -39,10 +39,10 @@ def draw_study(trials: Sequence["optuna.trial.FrozenTrial"], metric: str, more_i
         best = (max if more_is_better else min)(
             (trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: trial.value
         )
-        for index, name in enumerate(["trial", *names]):
-            axes = sheet.axes(Cell(LEFT + index * (SIDE + GAP), TOP, SIDE, HEIGHT))
+        for place, name in enumerate(["trial", *names]):
+            axes = sheet.axes(Cell(LEFT + place * (SIDE + GAP), TOP, SIDE, HEIGHT))
             _panel(axes, trials, best, name)
-            if index:
+            if place:
                 axes.tick_params(labelleft=False)
             else:
                 axes.set_ylabel(metric)
@@ -76,7 +76,7 @@ def _panel(
         )  # fmt: skip
     if name in LOGARITHMIC:
         axes.set_xscale("log")
-        # Labels of matplotlib overlap within a decade.
+        # matplotlib's own labels overlap within a decade.
         tried = [trial.params[name] for trial in trials if name in trial.params]
         low, high = min(tried), max(tried)
         ticks = sorted({low, math.sqrt(low * high), high})

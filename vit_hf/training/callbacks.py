@@ -28,13 +28,13 @@ def dense_fraction_at(
     num_buckets: int = 8,
     initial: float = 1.0,
 ) -> float:
-    """Returns the dense fraction at a training step: 1 keeps every patch, 0 keeps the target.
+    """Computes the dense fraction of a training step: 1 keeps every patch, 0 keeps the target.
 
     Dense for the first `warmup_ratio` of the steps, at the target for the last `final_ratio`; between them
     (1 + cos(pi t)) / 2 for t from 0 to 1, the keep-rate schedule of EViT (Liang et al. 2022), rounded to
     `num_buckets` values strictly between 1 and 0 so that shapes change seldom.
 
-    It is a function of the step alone, so a resumed run sees what an uninterrupted one does.
+    It depends on the step alone, so a resumed run follows the same schedule.
 
     Args:
         step: optimizer steps completed.
@@ -42,14 +42,14 @@ def dense_fraction_at(
         warmup_ratio: fraction of the steps that are dense.
         final_ratio: fraction of the steps that are at the target.
         num_buckets: number of values that the decay takes.
-        initial: dense_fraction of the first steps, by which all others are scaled. Lower it where all patches
-            need too much memory or time.
+        initial: dense fraction of the first steps, which scales all others. Lower it if all patches exceed
+            memory or time.
 
     Raises:
-        ValueError: for a fraction outside [0, 1], fractions whose sum exceeds 1, or no bucket.
+        ValueError: for a ratio outside [0, 1], ratios whose sum exceeds 1, or no bucket.
     """
     _check_schedule(warmup_ratio, final_ratio, num_buckets, initial)
-    # Whole steps, because fractions that add up to 1 need not do so in floating point.
+    # Whole steps, because fractions that add up to 1 may not do so in floating point.
     decay_begin, decay_end = round(warmup_ratio * max_steps), max_steps - round(final_ratio * max_steps)
     if step >= decay_end:
         return 0.0
@@ -67,37 +67,33 @@ def _check_schedule(warmup_ratio: float, final_ratio: float, num_buckets: int, i
         raise ValueError(f"initial is {initial}; it must lie between 0 (the target) and 1 (every patch)")
     if warmup_ratio + final_ratio > 1:
         raise ValueError(
-            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the "
-            "whole run (1): lower one of them"
+            f"warmup_ratio {warmup_ratio} and final_ratio {final_ratio} add up to more than the whole run "
+            "(1): lower one of them"
         )
     if num_buckets < 1:
-        raise ValueError(f"num_buckets is {num_buckets}; it must be at least 1")
+        raise ValueError(f"num_buckets is {num_buckets}; the decay needs at least 1")
 
 
-def selecting_module(model: nn.Module) -> nn.Module | None:
-    """Returns the outermost part with a dense fraction: the model itself or the backbone of a detector."""
+def selecting_part(model: nn.Module) -> nn.Module | None:
+    """Returns the outermost module with a dense fraction: the model, or the backbone of a detector."""
     modules = extract_model_from_parallel(model, keep_torch_compile=False).modules()
     return next((part for part in modules if callable(getattr(part, "set_dense_fraction", None))), None)
 
 
 class KeepRateSchedule(TrainerCallback):
-    """Starts training with all patches and reduces them gradually to the target, for stability.
+    """Trains on all patches first and reduces them gradually to the target, for stable training.
 
-    In training a patch selector keeps `round(K + r (N - K))` of N patches and a token reducer the
-    fraction `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), d being
-    `dense_fraction_at` of the step; evaluation always measures the target. The dense_fraction is logged as
-    `dense_fraction`.
+    In training a patch selector keeps `round(K + d (N - K))` of N patches and a token reducer the fraction
+    `keep_rate + d (1 - keep_rate)` (or `"merge"` merges `round((1 - d) r)` tokens), where d is
+    `dense_fraction_at` of the step; evaluation always uses the target. d is logged as `dense_fraction`.
 
         Trainer(..., callbacks=[KeepRateSchedule(warmup_ratio=0.1, final_ratio=0.2)])
 
     Args:
-        warmup_ratio: fraction of the steps that are dense.
-        final_ratio: fraction of the steps that are at the target.
-        num_buckets: number of values that the decay takes.
-        initial: dense_fraction of the first steps, by which all others are scaled.
+        warmup_ratio, final_ratio, num_buckets, initial: arguments of `dense_fraction_at`.
 
     Raises:
-        ValueError: for a fraction outside [0, 1], fractions whose sum exceeds 1, or no bucket.
+        ValueError: for a ratio outside [0, 1], ratios whose sum exceeds 1, or no bucket.
     """
 
     def __init__(
@@ -122,23 +118,23 @@ class KeepRateSchedule(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        unwrapped = selecting_module(model)
+        unwrapped = selecting_part(model)
         if unwrapped is None:
             raise TypeError(
-                f"KeepRateSchedule needs a model with a method set_dense_fraction(float); "
+                "KeepRateSchedule needs a model with a method set_dense_fraction(float), but "
                 f"{type(extract_model_from_parallel(model, keep_torch_compile=False)).__name__} "
-                "has none. Remove the callback, or train an AdaptiveViT model."
+                "has none: remove the callback, or train an AdaptiveViT model."
             )
         config = unwrapped.config
         if config.patch_selector is None and config.token_reducer is None:
             raise ValueError(
-                "KeepRateSchedule needs a patch_selector or a token_reducer. Set one of them in the model, "
-                "not in the image processor, or remove the callback."
+                "KeepRateSchedule needs a patch_selector or a token_reducer in the model, which has neither: "
+                "set one of them (the image processor's does not count), or remove the callback."
             )
         if getattr(kwargs.get("processing_class"), "patch_selector", None) and config.token_reducer is None:
             raise ValueError(
-                f"KeepRateSchedule has no effect where the image processor selects patches, with "
-                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}. Set it to None "
+                "KeepRateSchedule has no effect if the image processor selects, by "
+                f"patch_selector={type_of(kwargs['processing_class'].patch_selector)!r}: set it to None "
                 "there, so that the model selects."
             )
         self._apply(state, model)
@@ -161,7 +157,7 @@ class KeepRateSchedule(TrainerCallback):
         logs: dict[str, float],
         **kwargs,
     ) -> None:
-        # Only with the training loss: an evaluation is always at the target.
+        # Only beside the training loss: an evaluation is always at the target.
         if "loss" in logs:
             logs["dense_fraction"] = self.dense_fraction
             state.log_history[-1]["dense_fraction"] = self.dense_fraction
@@ -175,7 +171,7 @@ class KeepRateSchedule(TrainerCallback):
         **kwargs,
     ) -> None:
         self.dense_fraction = 0.0
-        selecting_module(model).set_dense_fraction(0.0)
+        selecting_part(model).set_dense_fraction(0.0)
 
     def _apply(self, state: TrainerState, model: nn.Module) -> None:
         self.dense_fraction = dense_fraction_at(
@@ -186,17 +182,17 @@ class KeepRateSchedule(TrainerCallback):
             self.num_buckets,
             self.initial,
         )
-        selecting_module(model).set_dense_fraction(self.dense_fraction)
+        selecting_part(model).set_dense_fraction(self.dense_fraction)
 
 
-class OutputHook(TrainerCallback):
-    """Reads the outputs of the model in training; a compiled model shows none."""
+class OutputWatch(TrainerCallback):
+    """Observes the outputs of the model in training, unless it is compiled."""
 
     def __init__(self):
         self.handles: list[RemovableHandle] = []
 
-    def read(self, outputs: Any) -> None:
-        """Receives the outputs after each forward pass in training."""
+    def see(self, outputs: Any) -> None:
+        """Receives the outputs of each forward pass in training."""
         raise NotImplementedError
 
     def on_train_begin(
@@ -207,7 +203,7 @@ class OutputHook(TrainerCallback):
         model: nn.Module,
         **kwargs,
     ) -> None:
-        # Hooks of a training that failed.
+        # Of a training that failed.
         self._remove()
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         self.handles = [model.register_forward_hook(self._after_forward)]
@@ -219,7 +215,7 @@ class OutputHook(TrainerCallback):
 
     def _after_forward(self, model: nn.Module, inputs: tuple, outputs: Any) -> None:
         if model.training and not torch.compiler.is_compiling():
-            self.read(outputs)
+            self.see(outputs)
 
     def _remove(self) -> None:
         for handle in self.handles:
@@ -227,10 +223,10 @@ class OutputHook(TrainerCallback):
         self.handles = []
 
 
-class LogSelectionLoss(OutputHook):
+class LogSelectionLoss(OutputWatch):
     """Logs `selection_loss`, the part of the loss that selectors and reducers add to that of the task.
 
-    It is logged with `loss`: the mean over the steps since the last log, in the main process. Models
+    It is the mean over the steps since the last log, in the main process, and is logged with `loss`. Models
     without such a part log nothing.
     """
 
@@ -238,7 +234,7 @@ class LogSelectionLoss(OutputHook):
         super().__init__()
         self.losses: list[torch.Tensor] = []
 
-    def read(self, outputs: Any) -> None:
+    def see(self, outputs: Any) -> None:
         loss = getattr(outputs, "selection_loss", None)
         if loss is not None:
             self.losses.append(loss.detach().float())
@@ -259,24 +255,23 @@ class LogSelectionLoss(OutputHook):
             self.losses = []
 
 
-class NonFiniteGuard(OutputHook):
+class NonFiniteGuard(OutputWatch):
     """Stops training before a gradient or a loss that is not finite reaches the weights.
 
-    Without it Trainer continues with weights that are NaN, logs losses that look good
-    (`logging_nan_inf_filter`), and overwrites good checkpoints with bad ones. The error names the parameters,
-    in the order in which the backward pass came to them; it is raised before the optimizer moves, in all
-    processes at once, so checkpoints are as they were.
+    Without it Trainer continues with NaN weights, logs plausible losses (`logging_nan_inf_filter`), and
+    overwrites good checkpoints with bad ones. The error names the parameters, in the order of the backward
+    pass; it is raised before the optimizer step, in all processes at once, so checkpoints stay intact.
 
-    With fp16 a scaled gradient may overflow: the scaler halves the scale and skips the step. Only after
-    `max_skipped` steps in a row is the scale not the cause.
+    With fp16 a scaled gradient may overflow: the scaler then halves the scale and skips the step. Only
+    `max_skipped` skipped steps in a row show that the scale is not the cause.
 
-    It costs one norm of each gradient and one check of all norms in each step. For one process, or several
-    that each hold the whole model (DDP) or a part of each parameter (FSDP2); where parameters are flattened
-    together (FSDP1), it sees the loss alone.
+    It costs one norm of each gradient, and one synchronization in each step. Works in one process, or in
+    several that each hold the whole model (DDP) or a part of each parameter (FSDP2); with flattened
+    parameters (FSDP1) it checks the loss only.
 
     Args:
-        max_skipped: steps in a row that may be skipped with fp16. A scale begins at 2**16, so 16 halvings
-            make it 1, which scales nothing.
+        max_skipped: steps in a row that may be skipped with fp16. The scale starts at 2**16, so after 16
+            halvings it is 1.
     """
 
     def __init__(self, max_skipped: int = 16):
@@ -284,10 +279,10 @@ class NonFiniteGuard(OutputHook):
         self.max_skipped = max_skipped
         self.num_skipped = 0
         self.losses: list[torch.Tensor] = []
-        # Greatest magnitude of each parameter's gradient, in the order of the backward pass.
+        # Largest gradient of each parameter, in the order of the backward pass.
         self.peaks: dict[str, torch.Tensor] = {}
 
-    def read(self, outputs: Any) -> None:
+    def see(self, outputs: Any) -> None:
         loss = getattr(outputs, "loss", None)
         if loss is not None:
             self.losses.append(loss.detach().float().mean())
@@ -328,13 +323,12 @@ class NonFiniteGuard(OutputHook):
         raise FloatingPointError(self._explain(args, state, model, losses, peaks))
 
     def _watch(self, name: str, parameter: nn.Parameter) -> None:
-        # In the backward pass, because clipping, which comes before any callback, spreads a NaN over all
-        # gradients.
+        # In the backward pass, because clipping, before any callback, spreads a NaN to all gradients.
         def after_accumulation(parameter: nn.Parameter) -> None:
             gradient = parameter.grad.detach()
             if isinstance(gradient, DTensor):
                 gradient = gradient.to_local()
-            if gradient.numel():  # of a small parameter, some processes have no part
+            if gradient.numel():  # empty in some processes if the parameter is small
                 self.peaks[name] = torch.linalg.vector_norm(gradient, torch.inf, dtype=torch.float32)
 
         self.handles.append(parameter.register_post_accumulate_grad_hook(after_accumulation))
@@ -346,7 +340,7 @@ class NonFiniteGuard(OutputHook):
         if values:
             finite = torch.stack([value.to(device) for value in values]).isfinite().all().int()
         if args.world_size > 1:
-            # One process that stopped alone would leave the others waiting, or saving.
+            # If one process stopped alone, the others would wait, or save.
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
 
@@ -364,9 +358,8 @@ class NonFiniteGuard(OutputHook):
         if bad := [name for name, peak in peaks.items() if not peak.isfinite()]:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             found.append(
-                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the "
-                "loss backwards "
-                f"{', '.join(bad[:5])}{more}"
+                f"the gradients of {len(bad)} of {len(peaks)} parameters are not finite, from the loss "
+                f"backwards {', '.join(bad[:5])}{more}"
             )
         if not found:
             found.append("a loss or a gradient in another process is not finite")
@@ -381,21 +374,21 @@ class NonFiniteGuard(OutputHook):
             remedies.insert(0, "bf16 instead of fp16")
         config = getattr(model, "config", None)
         if getattr(config, "patch_selector", None) or getattr(config, "token_reducer", None):
-            remedies.append("a higher num_selected_patches or keep_rate, or a slower schedule towards it")
+            remedies.append("a higher num_selected_patches or keep_rate, or a slower keep_rate_schedule")
         return (
-            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. The "
-            f"weights and the checkpoints in {args.output_dir} were not changed by it. Try "
-            f"{'; '.join(remedies)}. A resumed run keeps its saved learning rates: to change these, start a "
-            "new run from the weights of the last checkpoint."
+            f"Step {state.global_step + 1} of {state.max_steps}{after}: {'; '.join(found)}. Weights and "
+            f"checkpoints in {args.output_dir} were not changed. Try {'; '.join(remedies)}. A resumed run "
+            "keeps the saved learning rates: to change them, start a new run from the last checkpoint's "
+            "weights."
         )
 
 
 class ReproducibleTraining(TrainerCallback):
-    """Seeds the random numbers of a training step by seed, step and process alone.
+    """Makes the random numbers of a training step depend on seed, step and process alone.
 
     So dropout does not depend on how often a loader was started or an evaluation was run. It also sets the
-    epoch of the training data, even when resuming within an epoch: `accelerate` does so for data that have
-    `set_epoch`, but not in every process, and not for the sampler once it has skipped batches.
+    epoch of the training data, also when a run resumes within an epoch: `accelerate` does so for data that
+    have `set_epoch`, but not in every process, and not for the sampler after skipped batches.
     """
 
     def on_epoch_begin(
@@ -408,7 +401,7 @@ class ReproducibleTraining(TrainerCallback):
     ) -> None:
         epoch = int(state.epoch)
         train_dataloader.dataset.set_epoch(epoch)
-        # Samplers of batches wrap each other; innermost is the one that shuffles.
+        # Batch samplers are nested; the innermost shuffles.
         sampler = train_dataloader.batch_sampler
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
@@ -424,27 +417,27 @@ class ReproducibleTraining(TrainerCallback):
 
 logger = logging.get_logger(__name__)
 
-# The weights that training resumes from; model.safetensors holds the average.
+# Weights to resume training from; model.safetensors holds the average.
 UNAVERAGED_WEIGHTS_NAME = "unaveraged.safetensors"
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Returns the decay of the average at a step: low at first, to forget the initial weights soon.
+    """Computes the decay of the average at a step: low at first, to forget the initial weights soon.
 
-    The warm-up of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + step) / (10 + step)).
+    Warm-up of TensorFlow's `ExponentialMovingAverage`: min(decay, (1 + step) / (10 + step)).
     """
     return min(decay, (1 + step) / (10 + step))
 
 
 class EmaCallback(TrainerCallback):
-    """Averages the weights over training steps; between steps the model *is* its average.
+    """Averages the weights over training steps; between steps the model holds the average.
 
-    So evaluation, checkpoints, and the choice and loading of the best model see the average, and only
-    training steps see the weights that they change. A checkpoint's `model.safetensors` is
-    the average; the weights to resume from are in `unaveraged.safetensors`, and resuming is exact. At the end
-    the model is the average, or the best average if `load_best_model_at_end`.
+    So evaluation, checkpoints, and the choice and loading of the best model use the average; only training
+    steps use the unaveraged weights. A checkpoint's `model.safetensors` is the average; the weights to resume
+    from are in `unaveraged.safetensors`, and resuming is exact. At the end the model is the average, or the
+    best average if `load_best_model_at_end`.
 
-    For one process, or several that each hold the whole model (DDP); resume from a checkpoint in
+    Works in one process, or in several that each hold the whole model (DDP); resume from a checkpoint in
     `output_dir`.
 
     Args:
@@ -456,9 +449,11 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, decay: float = 0.999):
         if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay of the moving average is {decay}; it must be at least 0 and below 1")
+            raise ValueError(
+                f"decay (ema_decay) is {decay}; it must be at least 0 and below 1, such as 0.999"
+            )
         self.decay = decay
-        # Values that the model does not hold: averages in a step, the parameters' own between steps.
+        # What the model does not hold of each parameter: the average in a step, its own value between steps.
         self.others: list[torch.Tensor] = []
         self.model_is_average = False
 
@@ -474,8 +469,8 @@ class EmaCallback(TrainerCallback):
         is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
         if args.fsdp or args.deepspeed or is_sharded:
             raise ValueError(
-                "EmaCallback (ema_decay) needs the whole model in each process: leave it out, or "
-                "leave out FSDP and DeepSpeed"
+                "EmaCallback (ema_decay) needs the whole model in each process: remove it, or do not use "
+                "FSDP or DeepSpeed"
             )
         # On resuming, the model was loaded from a checkpoint, which holds the average.
         self.others = [parameter.detach().clone() for parameter in model.parameters()]
@@ -518,7 +513,7 @@ class EmaCallback(TrainerCallback):
         if args.should_save:
             names = [name for name, _ in _unwrap(model).named_parameters()]
             path = _checkpoint(args, state)
-            # Renamed when complete, because a run can be killed at any moment.
+            # Renamed when complete, because a run can be killed while writing.
             save_file(dict(zip(names, self.others, strict=True)), path.with_suffix(".part"))
             os.replace(path.with_suffix(".part"), path)
 
@@ -528,7 +523,7 @@ class EmaCallback(TrainerCallback):
         self.others = []
 
     def _swap(self, model: nn.Module) -> None:
-        # Storage is swapped and nothing is copied; the optimizer keeps the same parameters.
+        # Storage is exchanged, not copied; the optimizer keeps the same parameters.
         for index, parameter in enumerate(_unwrap(model).parameters()):
             parameter.data, self.others[index] = self.others[index], parameter.data
         self.model_is_average = not self.model_is_average
@@ -546,8 +541,8 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 def _load_unaveraged(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         logger.warning(
-            f"There is no {path}: that checkpoint was made without EmaCallback, or is elsewhere. Training "
-            "continues from its averaged weights."
+            f"There is no {path}: the checkpoint was made without EmaCallback, or is elsewhere. Training "
+            "resumes from its averaged weights."
         )
         return
     weights = load_file(path)

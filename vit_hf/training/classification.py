@@ -1,6 +1,5 @@
 """Training for image classification and regression."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -10,25 +9,24 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..arguments import TASKS, FinetuningArguments
 from ..checkpoints.loading import part_of
-from ..data.augmentation import training_and_evaluation_examples
 from ..data.collation import ImageCollator
 from ..data.loading import ImageDataset, load_data
-from ..hub.remote_code import NoSourceFileError, files_to_save
+from ..hub.remote_code import files_to_save
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..model.elastic_space import is_elastic, read_elastic_options
 from .arguments import RunArguments
-from .callbacks import EmaCallback, KeepRateSchedule, LogSelectionLoss
+from .callbacks import EmaCallback
 from .model_loading import make_model
 from .optimizer import FreezeBackbone
-from .task import Task, check_schedule, describe_selection, describe_sizes
+from .task import Task, describe_selection, describe_sizes
 
 
 @final
 class Classification(Task):
-    """Predicts one class, several classes or numbers for an image.
+    """Assigns one class, several classes or numbers to an image.
 
     Attributes:
-        data: set by `load_data`, or by a caller that has loaded them already and gives no `data_arguments`.
+        data: set by `load_data`.
     """
 
     argument_groups = TASKS["finetune"]
@@ -41,14 +39,9 @@ class Classification(Task):
 
     def make_model(self) -> PreTrainedModel:
         model = make_model(self.model_arguments, self.data)
-        with contextlib.suppress(NoSourceFileError):  # of which there was a warning
-            files_to_save(model)
+        # A class whose code cannot be saved is found before training, not after.
+        files_to_save(model)
         return model
-
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        return training_and_evaluation_examples(self.data.splits, self.augmentation, processor, training.seed)
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> ImageCollator:
         is_single_label = self.data.problem_type == "single_label_classification"
@@ -67,17 +60,7 @@ class Classification(Task):
         return BEST_MODEL_METRIC[self.data.problem_type]
 
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        method = self.method
-        callbacks: list[TrainerCallback] = [LogSelectionLoss()]
-        if method.keep_rate_schedule:
-            check_schedule(model.config)
-            callbacks.append(
-                KeepRateSchedule(
-                    warmup_ratio=method.keep_rate_warmup,
-                    final_ratio=method.keep_rate_final,
-                    initial=method.keep_rate_initial,
-                )
-            )
+        callbacks, method = super().callbacks(model), self.method
         freeze = FreezeBackbone(method.freeze_backbone_ratio, method.freeze_head)
         if freeze.ratio > 0:
             freeze.parameters_of(model)
@@ -90,8 +73,8 @@ class Classification(Task):
         # The collator smooths labels; see there.
         training.label_smoothing_factor = 0.0
         if training.ddp_find_unused_parameters is None:
-            # Only predictors, frozen parameters and unused parts of an elastic model may lack a gradient,
-            # and torch warns if it searches for none.
+            # Only predictors, frozen weights and skipped elastic blocks can lack gradients; in other models
+            # DDP warns that the search is needless.
             has_predictors = any(part_of(model, name) == "predictor" for name, _ in model.named_parameters())
             draws_one = is_elastic(model.config) and not read_elastic_options(model.config).distillation
             training.ddp_find_unused_parameters = (

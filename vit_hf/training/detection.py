@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.ops import box_convert
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import IntervalStrategy
 
@@ -22,28 +22,29 @@ from ..data.box_sources import BoxData, load_boxed_images
 from ..data.boxes import BoxExamples, to_coco
 from ..data.images import prepare_images
 from ..explanations.detections import backbone_of
+from ..inference.detect_tiles import detect_tiled
 from .arguments import RunArguments
-from .callbacks import KeepRateSchedule
 from .detectors import make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
-from .task import Task, check_schedule, describe_selection
+from .task import Task, describe_selection, refuse_classification_options
 
 
-# Class and coordinates of padding: images of a batch have equally many boxes. Trainer pads between processes
-# with this number.
+# Label of padding: a batch has equally many boxes for each image. Trainer pads with it between processes.
 PADDING = -100
+# Least score of boxes of merged tiles: below, there are too many to merge, and they add little.
+LEAST_SCORE = 0.05
 
 
 class AveragePrecision:
-    """COCO's average precision over the batches of an evaluation (`batch_eval_metrics`), by torchmetrics and
-    pycocotools.
+    """Computes COCO's average precision over the batches of an evaluation (`batch_eval_metrics`).
 
-    Returns `map` (mean over classes and over the thresholds of intersection over union .5, .55, ... .95),
-    `map_50`, `map_75`, `mar_100` (mean recall over the same thresholds with at most 100 boxes for an image),
-    and with several classes `map` of each, `map_<name>`; classes without boxes are left out.
+    Uses torchmetrics and pycocotools. Returns `map` (mean over classes and over the thresholds of
+    intersection over union .5, .55, ... .95), `map_50`, `map_75`, `mar_100` (mean recall over the same
+    thresholds with at most 100 boxes in an image), and with several classes the first for each, `map_<name>`;
+    absent classes are left out.
 
     Args:
-        image_processor: image processor of the detector, which interprets its outputs.
+        image_processor: image processor of the detector, which decodes its outputs.
         names: names of the classes.
 
     Raises:
@@ -62,7 +63,7 @@ class AveragePrecision:
         self.image_processor = image_processor
         self.names = names
         self.metric = MeanAveragePrecision(backend="pycocotools", class_metrics=len(names) > 1)
-        # Images with many small objects would repeat the warning.
+        # Images may have many small objects.
         self.metric.warn_on_many_detections = False
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -77,8 +78,10 @@ class AveragePrecision:
             corners = corners * torch.tensor([width, height, width, height])
             targets.append({"labels": labels[present], "boxes": corners})
         self.metric.update(found, targets)
-        if not compute_result:
-            return {}
+        return self.compute() if compute_result else {}
+
+    def compute(self) -> dict[str, float]:
+        """Returns the metrics of all images so far, and begins anew."""
         result = self.metric.compute()
         self.metric.reset()
         metrics = {name: result[name].item() for name in ("map", "map_50", "map_75", "mar_100")}
@@ -91,11 +94,11 @@ class AveragePrecision:
 
 
 def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Stacks the labels of a batch in tensors, which processes can exchange.
+    """Stacks the labels of a batch into tensors, which processes can exchange.
 
     Returns:
-        Classes `(B, M)` int64 and boxes `(B, M, 4)`, padded with `PADDING` to the largest number in an
-        image; and sizes `(B, 2)` int64, height and width of the image processor's input.
+        Classes `(B, M)` int64 and boxes `(B, M, 4)`, padded with `PADDING` to the most boxes of an image; and
+        sizes `(B, 2)` int64, height and width of the images before preparation.
     """
     most = max(1, *(len(label["class_labels"]) for label in labels))
     device = labels[0]["boxes"].device
@@ -110,8 +113,8 @@ def stack_labels(labels: list[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, t
 class BoxCollator:
     """Prepares and stacks images by a detector's image processor, which pads a batch to one size.
 
-    Returns `pixel_values`, `pixel_mask` where it pads, and `labels`: for each image `class_labels` and
-    `boxes` (center, width and height, in 0..1 of the model's input), as transformers' detectors take them.
+    Returns `pixel_values`, `pixel_mask` if it pads, and `labels`: for each image `class_labels` and `boxes`
+    (center, width and height, as fractions of the prepared image), as transformers' detectors take them.
     """
 
     def __init__(self, image_processor: BaseImageProcessor):
@@ -136,9 +139,9 @@ def _to_coco(boxes: np.ndarray, classes: np.ndarray) -> list[dict[str, Any]]:
 
 
 class DetectionTrainer(HubTrainer):
-    """Evaluates boxes; otherwise a `Trainer`.
+    """`Trainer` that evaluates boxes.
 
-    Detectors of transformers take labels as a list, and return more than metrics need.
+    transformers' detectors take labels as a list, and return many outputs that metrics do not need.
     """
 
     def prediction_step(
@@ -159,7 +162,7 @@ class DetectionTrainer(HubTrainer):
 
 @final
 class Detection(Task):
-    """Predicts objects and their boxes.
+    """Finds objects and their boxes.
 
     Attributes:
         data: set by `load_data`.
@@ -173,23 +176,18 @@ class Detection(Task):
 
     def check(self, training: RunArguments) -> None:
         method = self.method
-        if self.data_arguments.skip_corrupt:
-            raise ValueError("skip_corrupt is for classification: repair or remove damaged images")
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
         if training.push_to_hub:
             raise ValueError(
-                "push_to_hub publishes models with remote code, and a detector is a model of "
-                "transformers: upload the folder after training (hf upload <repository> <output_dir>); "
-                "it loads "
-                "after import vit_hf"
+                "push_to_hub publishes models with their code, and a detector is a model of "
+                "transformers: upload the folder when it is done (hf upload <repository> <output_dir>), "
+                "from where it loads after import vit_hf"
             )
         if method.evaluate_only and self.model_arguments.model_name_or_path is None:
             raise ValueError("evaluate_only measures a saved detector: name it with model_name_or_path")
-        if method.evaluate_whole_images and method.crop_size is None:
-            raise ValueError(
-                "evaluate_whole_images needs crop_size; without it all images are whole: leave it out"
-            )
+        for name in ("evaluate_whole_images", "evaluate_merged"):
+            if getattr(method, name) and method.crop_size is None:
+                raise ValueError(f"{name} is for crop_size, without which all images are whole")
 
     def load_data(self) -> dict[str, Any]:
         saved = saved_detector(self.model_arguments.model_name_or_path)
@@ -205,7 +203,7 @@ class Detection(Task):
         if not self.method.evaluate_only:
             for name, images in self.data.splits.items():
                 if name != "test" and not images.num_boxes:
-                    raise ValueError(f"no image of the {name} split has a box: add boxes or remove the split")
+                    raise ValueError(f"there is no box on any image of the {name} split")
         return self.data.splits
 
     def make_model(self) -> PreTrainedModel:
@@ -224,8 +222,8 @@ class Detection(Task):
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        """Returns random crops of training images and tiles of the others; without crop_size all whole."""
-        method, splits = self.method, self.data.splits
+        """Returns random pieces of training images, tiles of the others; or all of them whole."""
+        method, splits = self.method, self.splits
         check_sizes(self.data, model, processor, method, training)
         tile = None if method.evaluate_whole_images else method.crop_size
         held_out = {
@@ -250,17 +248,11 @@ class Detection(Task):
     def best_metric(self) -> tuple[str, bool]:
         return "map", True
 
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return []
-        check_schedule(backbone_of(model).config)
-        return [KeepRateSchedule()]
-
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Otherwise the boxes of all images would be kept until the end.
+        # Otherwise the boxes of all images would be kept until the end of an evaluation.
         training.batch_eval_metrics = True
         if self.evaluate_only:
-            # During training Trainer needs a validation split.
+            # Concerns evaluation in training, which needs a validation split.
             training.eval_strategy = IntervalStrategy.NO
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
@@ -279,7 +271,13 @@ class Detection(Task):
         )
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Draws the predicted boxes on held-out images."""
+        """Measures held-out images by merged tiles if `evaluate_merged` says so, and draws predictions."""
+        if self.method.evaluate_merged and trainer.is_world_process_zero():
+            for name, pieces in examples.items():
+                if name != "train":
+                    metrics = self._merged_precision(trainer, pieces)
+                    trainer.log_metrics(f"{name}_merged", metrics)
+                    trainer.save_metrics(f"{name}_merged", metrics)
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
             from ..explanations.detections import draw_detections
@@ -287,6 +285,25 @@ class Detection(Task):
             model = trainer.accelerator.unwrap_model(trainer.model)
             figure = draw_detections(model, trainer.processing_class, pictured, self.method.num_pictured)
             figure.savefig(Path(trainer.args.output_dir, PICTURE_NAME))
+
+    def _merged_precision(self, trainer: HubTrainer, pieces: BoxExamples) -> dict[str, float]:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        precision = AveragePrecision(trainer.processing_class, self.data.names)
+        for example in BoxExamples(pieces.images):
+            found = detect_tiled(
+                model,
+                example["image"],
+                trainer.processing_class,
+                tile=self.method.crop_size,
+                threshold=LEAST_SCORE,
+                batch_size=trainer.args.per_device_eval_batch_size,
+            )
+            truth = {"boxes": torch.as_tensor(example["boxes"]).float().reshape(-1, 4)}
+            truth["labels"] = torch.as_tensor(example["classes"]).long()
+            precision.metric.update(
+                [{name: getattr(found, name) for name in ("boxes", "scores", "labels")}], [truth]
+            )
+        return precision.compute()
 
 
 def check_sizes(
@@ -296,13 +313,13 @@ def check_sizes(
     method: DetectionArguments,
     training: RunArguments,
 ) -> None:
-    """Rejects batches of mixed sizes where patches are selected.
+    """Refuses batches of mixed sizes if patches are selected.
 
-    Detectors do not pass the padding mask to their backbone: the number of selected patches would depend on
-    the padded size, so on the other images of a batch.
+    Detectors do not pass the padding mask to their backbone: a fraction of the patches would refer to the
+    padded size, and so depend on the other images of the batch.
 
     Raises:
-        ValueError: if such a batch is possible.
+        ValueError: if there could be such a batch.
     """
     if backbone_of(model).config.patch_selector is None or "height" in (
         processor.size if processor.do_resize else {}
@@ -314,7 +331,7 @@ def check_sizes(
         batch = training.per_device_train_batch_size if is_train else training.per_device_eval_batch_size
         if not in_pieces and batch > 1 and len(set(images.sizes)) > 1:
             raise ValueError(
-                f"images of the {name} split have several sizes; a batch is padded to the largest, and the "
-                f"patch_selector would treat padding as image: set crop_size, "
-                f"image_size, or per_device_{'train' if is_train else 'eval'}_batch_size 1"
+                f"images of the {name} split have several sizes, and a batch would be padded to the largest, "
+                "which a patch_selector would take for part of the image: set crop_size, image_size, or "
+                f"per_device_{'train' if is_train else 'eval'}_batch_size 1"
             )

@@ -1,4 +1,4 @@
-"""Builds and loads transformers' detectors over an adaptive ViT, with their image processors."""
+"""Builds and loads transformers' detectors over an adaptive ViT, and their image processors."""
 
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -36,14 +36,14 @@ logger = logging.get_logger(__name__)
 
 
 class Detector(NamedTuple):
-    """Classes of transformers for one detector."""
+    """Classes of transformers for a detector."""
 
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     image_processor: type[BaseImageProcessor]
 
 
-# By model_type: detectors that take one feature map or compute the others from it.
+# By model_type: detectors that take one feature map, or derive further ones from it.
 DETECTORS = {
     "deformable_detr": Detector(
         DeformableDetrConfig, DeformableDetrForObjectDetection, DeformableDetrImageProcessor
@@ -53,12 +53,12 @@ DETECTORS = {
     ),
     "detr": Detector(DetrConfig, DetrForObjectDetection, DetrImageProcessor),
 }
-# Selectors and reducers that learn from a loss that only classifiers add.
-NEED_CLASSIFIER_LOSS = {"policy", "distilled", "gumbel"}
+# Selectors and reducers that learn from a loss that detectors do not add.
+LEARN_FROM_EXTRA_LOSS = {"policy", "distilled", "gumbel"}
 
 
 def saved_detector(path: str | None) -> PreTrainedConfig | None:
-    """Returns the configuration of a detector over an adaptive ViT; None for any other checkpoint.
+    """Returns the configuration of a detector over an adaptive ViT, or None for any other checkpoint.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -73,9 +73,9 @@ def saved_detector(path: str | None) -> PreTrainedConfig | None:
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config.backbone_config, AdaptiveViTConfig):
         raise ValueError(
-            f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which "
-            "does not select patches: give a ViT, which becomes the backbone of a new detector, or a "
-            "detector that vit-hf detect saved"
+            f"{path} is a {config.model_type} over {config.backbone_config.model_type}, which cannot select "
+            "patches: give a ViT, which becomes the backbone of a new detector, or a detector saved by this "
+            "script"
         )
     return config
 
@@ -87,19 +87,19 @@ def make_detector(
     names: list[str],
     crop_size: int | None = None,
 ) -> PreTrainedModel:
-    """Loads a saved detector with overrides, or builds a new one over a ViT, pretrained or not.
+    """Loads a saved detector, or builds a new one over a ViT, pretrained or not.
 
     Args:
-        arguments: checkpoint, if any, and overrides of its selection.
-        detector: a key of `DETECTORS`, for a new one.
-        overrides: overridden fields of its configuration.
-        names: names of the classes. A saved head is kept if it has equally many, and reinitialized otherwise.
-        crop_size: side in pixels of the input of a model from scratch, if `arguments` have no image_size.
+        arguments: checkpoint, if any, and selection.
+        detector: key of `DETECTORS`, for a new detector.
+        overrides: fields of its configuration.
+        names: names of the classes. A saved head is kept if it has as many, and replaced otherwise.
+        crop_size: image size of a model from scratch, if `arguments` have none.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a field that does not exist or does not fit the others, a checkpoint whose weights do
-            not fit, or a selector or reducer that could not learn.
+        ValueError: for unknown or contradictory fields, a checkpoint whose weights do not fit, and a selector
+            or reducer that could not learn.
     """
     config = saved_detector(arguments.model_name_or_path)
     labels = {
@@ -114,8 +114,8 @@ def make_detector(
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
-    # transformers would undo the renaming of keys, and Trainer, which resumes with a plain load_state_dict,
-    # would find nothing.
+    # Otherwise transformers would rename the keys back, and Trainer, which resumes by load_state_dict, would
+    # not find them.
     model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     return model
 
@@ -135,9 +135,8 @@ def _build(
         )
     if detector == "deformable_detr" and overrides.get("decoder_layers", 2) < 2:
         raise ValueError(
-            f"detector_overrides: decoder_layers={overrides['decoder_layers']} must be at least 2 "
-            "for deformable_detr; "
-            "conditional_detr and detr take 1"
+            f"detector_overrides: decoder_layers={overrides['decoder_layers']} must be at least 2 for "
+            "deformable_detr; conditional_detr and detr take 1"
         )
     backbone = _make_backbone(arguments, crop_size)
     config = classes.config(
@@ -158,7 +157,7 @@ def _make_backbone(arguments: ModelArguments, crop_size: int | None) -> Adaptive
             fields["image_size"] = size
         backbone, missing = AdaptiveViTBackbone(AdaptiveViTConfig(**fields)), ["selector.", "reducers."]
     else:
-        # transformers would report the unused head at length.
+        # transformers would report the unused head.
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
@@ -171,13 +170,13 @@ def _make_backbone(arguments: ModelArguments, crop_size: int | None) -> Adaptive
         unfit = [name for name, *_ in report["mismatched_keys"]]
         if unfit:
             raise ValueError(
-                f"{path} does not fit: {unfit[0]} has another shape than the configured model "
-                f"({len(unfit)} such weights). Remove the field that changes it from config_overrides."
+                f"{path} does not fit: {unfit[0]} has another shape than the model needs ({len(unfit)} "
+                "such). Remove the fields that change it from config_overrides"
             )
     check_learns(backbone.config, missing)
     if path is not None and missing:
         logger.warning(
-            f"Not in {path}, so to be trained from scratch: {', '.join(missing[:5])}"
+            f"Not in {path}, so initialized at random: {', '.join(missing[:5])}"
             f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}."
         )
     return backbone
@@ -189,8 +188,8 @@ def _load(
     changes = arguments.config_fields()
     if other := sorted(changes.keys() - set(SELECTION_FIELDS)) or sorted(overrides):
         raise ValueError(
-            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a saved {config.model_type}; "
-            f"{', '.join(SELECTION_FIELDS)} can. To change others, start from a ViT."
+            f"{other[0]} cannot be changed in {arguments.model_name_or_path}, a {config.model_type}; only "
+            f"{', '.join(SELECTION_FIELDS)} can. To change it, start from a ViT"
         )
     for name, value in keep_options(vars(config.backbone_config), changes, PARTS).items():
         setattr(config.backbone_config, name, value)
@@ -216,22 +215,22 @@ def check_fields(arguments: ModelArguments) -> None:
 
 
 def check_learns(config: AdaptiveViTConfig, missing: list[str]) -> None:
-    """Rejects an untrained selector or reducer that would not learn, and a reducer without an amount.
+    """Refuses an untrained selector or reducer that would not learn, and a reducer without an amount.
 
     Args:
         config: configuration of the backbone.
-        missing: randomly initialized weights.
+        missing: names of the weights that are initialized at random.
 
     Raises:
         ValueError: for such a selector or reducer.
     """
     for field, beginning in zip(("patch_selector", "token_reducer"), PREDICTORS, strict=True):
         name = type_of(getattr(config, field))
-        if name in NEED_CLASSIFIER_LOSS and any(key.startswith(beginning) for key in missing):
+        if name in LEARN_FROM_EXTRA_LOSS and any(key.startswith(beginning) for key in missing):
             raise ValueError(
-                f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a "
-                "ViT with it by vit-hf finetune and give that as model_name_or_path, or choose another, "
-                "such as saliency"
+                f"{field}={name!r} learns under a classifier, not under a detector: fine-tune a ViT with it "
+                "by vit-hf finetune and give that as model_name_or_path, or choose another, such as "
+                "saliency"
             )
     check_reduces(config)
 
@@ -241,7 +240,7 @@ def make_image_processor(
 ) -> BaseImageProcessor:
     """Returns the detector's image processor, which does not resize crops of `crop_size`.
 
-    Mean and standard deviation of colors are those of the ViT's image processor, where there is one.
+    Mean and standard deviation of colors are those of the ViT's image processor, if it has one.
 
     Raises:
         ValueError: for options that only the image processor of a ViT has.
@@ -249,8 +248,8 @@ def make_image_processor(
     for name in ("longest_edge", "return_patches"):
         if getattr(arguments, name):
             raise ValueError(
-                f"{name} is not for detectors, whose image processors do not have it: give image_size, "
-                "crop_size or native_resolution"
+                f"{name} is not for detectors, whose image processors lack it: give image_size, crop_size or "
+                "native_resolution"
             )
     options: dict[str, Any] = {}
     if arguments.image_size is not None:
@@ -278,7 +277,7 @@ def parameter_groups(
     layer_decay: float,
     backbone_lr_factor: float,
 ) -> list[dict[str, Any]]:
-    """Groups parameters: layerwise rates for the backbone, the full learning rate for the detector."""
+    """Makes `layerwise_parameter_groups` of the backbone, and groups of the full rate for the detector."""
     backbone = backbone_of(model)
     inside = {id(parameter) for parameter in backbone.parameters()}
     detector: dict[Literal[True, False], list] = {True: [], False: []}

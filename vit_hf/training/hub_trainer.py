@@ -1,4 +1,4 @@
-"""Trainer that pushes models with their card and remote code, as `vit_hf.push_to_hub` does."""
+"""Trainer that pushes what `vit_hf.push_to_hub` does: weights, code and model card."""
 
 import shutil
 from pathlib import Path
@@ -9,16 +9,17 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub.push import keeping, write_card
+from .curves import CURVES_CAPTION, CURVES_NAME
 
 
 class HubTrainer(Trainer):
-    """Publishes the model card of this package and the code with every push; otherwise `Trainer`.
+    """`Trainer` that publishes code and model card of this package with every push (`push_to_hub=True`).
 
-    The Hub token is not in the `training_args.bin` that Trainer uploads.
+    The `training_args.bin` that Trainer uploads does not contain the token.
 
     Args:
-        card: entries of the model card that the run does not know, as in `vit_hf.push_to_hub`: `license`,
-            `dataset`, `examples` (images that are published) and others.
+        card: arguments of the model card that the run does not know, as in `vit_hf.push_to_hub`: `license`,
+            `dataset`, `examples` (images to publish) and others.
         args, kwargs: arguments of `Trainer`.
     """
 
@@ -34,7 +35,7 @@ class HubTrainer(Trainer):
 
         Args:
             model_name: title; by default the name of the repository.
-            kwargs: `license`, `tags`, and `finetuned_from` and `dataset`, which override the known ones.
+            kwargs: `license`, `tags`, `finetuned_from` and `dataset`; they override those of the run.
         """
         if not self.is_world_process_zero():
             return
@@ -53,6 +54,8 @@ class HubTrainer(Trainer):
         }
         given = {name: value for name, value in given.items() if value}
         folder = Path(self.args.output_dir)
+        if (folder / CURVES_NAME).is_file():
+            known["pictures"] = {CURVES_CAPTION: CURVES_NAME}
         repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
         write_card(
             model,
@@ -64,7 +67,7 @@ class HubTrainer(Trainer):
         )
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> CommitInfo | None:
-        """Pushes as in transformers; a note of any error tells how to push the output folder again."""
+        """Pushes as transformers does; a note on any error says how to push the output folder again."""
         folder = Path(self.args.output_dir)
         checkpoints = ("--exclude", f"{PREFIX_CHECKPOINT_DIR}-*", "--exclude", "_*")
         repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
@@ -72,7 +75,7 @@ class HubTrainer(Trainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Breaks ties between equally good models by the lower loss, then by the later step."""
+        """Breaks ties of transformers' metric by the lower loss, and then by the later step."""
         best = self.state.best_metric
         if super()._determine_best_metric(metrics, trial):
             return True
@@ -85,7 +88,7 @@ class HubTrainer(Trainer):
         loss = steps.get(self.state.best_global_step)
         if loss is not None and metrics.get("eval_loss", loss) > loss:
             return False
-        if self.state.best_global_step is not None:  # set where checkpoints are saved
+        if self.state.best_global_step is not None:  # set if checkpoints are saved
             self.state.best_global_step = self.state.global_step
         return True
 
@@ -97,7 +100,7 @@ class HubTrainer(Trainer):
 
 
 class Token(str):
-    """Hub token that is hidden in pickles and in debugging output."""
+    """Token that pickles and `repr` leave out."""
 
     def __reduce__(self) -> tuple:
         return (str, ("<HUB_TOKEN>",))
@@ -110,7 +113,7 @@ class Token(str):
 
 
 def measured(state: TrainerState, is_best: bool) -> dict[str, float]:
-    """Returns the metrics of the final model, measured after training or else at its step."""
+    """Returns the metrics of the final model, measured after training or at its step."""
     log = state.log_history
     ends = [index for index, entry in enumerate(log) if "train_runtime" in entry]
     after = log[ends[-1] + 1 :] if ends else log

@@ -1,4 +1,4 @@
-"""Builds or loads the initial model of a run, and its image processor."""
+"""Model and image processor at the start of a run."""
 
 from typing import Any
 
@@ -25,14 +25,14 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.options import options_of, type_of
+from ..model.options import options_of, type_of, with_options
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
 
 
 logger = logging.get_logger(__name__)
 
-# Prefix of the names of weights outside the encoder, for each class.
+# Prefix of the weights of each class outside the encoder.
 HEADS = {
     "AdaptiveViTForImageClassification": "classifier.",
     "AdaptiveViTForElasticImageClassification": "classifier.",
@@ -43,15 +43,15 @@ HEADS = {
 
 
 def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel:
-    """Loads a checkpoint with a head for these labels, or builds a model from scratch.
+    """Loads a checkpoint with a head for the labels of `data`, or builds a model from scratch.
 
-    The head of a checkpoint is kept if it has equally many outputs, and replaced otherwise. For a Swin a
-    number of patches is converted to that of windows. With `elastic_space` it is a supernet.
+    The head of a checkpoint is kept if its number of outputs matches, and replaced otherwise. For a Swin a
+    number of patches is translated to windows. With `elastic_space` the model is a supernet.
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a field of the config that does not exist or does not fit the others, or a checkpoint
-            whose weights do not fit.
+        ValueError: for unknown or contradictory fields of the config, or a checkpoint whose weights do not
+            fit.
     """
     fields = arguments.config_fields()
     model_type = _model_type(arguments)
@@ -64,22 +64,22 @@ def make_model(arguments: ModelArguments, data: ImageDataset) -> PreTrainedModel
 
 
 def _model_type(arguments: ArchitectureArguments) -> str:
-    wanted, path = getattr(arguments, "model_type", None), arguments.model_name_or_path
-    if wanted is not None and wanted not in CLASSIFIERS:
-        raise ValueError(f"model_type is {wanted!r}; choose one of {', '.join(CLASSIFIERS)}")
+    given, path = getattr(arguments, "model_type", None), arguments.model_name_or_path
+    if given is not None and given not in CLASSIFIERS:
+        raise ValueError(f"model_type is {given!r}; choose one of {', '.join(CLASSIFIERS)}")
     if path is None:
-        return wanted or AdaptiveViTConfig.model_type
+        return given or AdaptiveViTConfig.model_type
     check_path(path)
     found = model_type_of(path)
-    if wanted not in (None, found):
-        raise ValueError(f"{path} is of model_type {found}, not {wanted}: leave model_type out")
+    if given not in (None, found):
+        raise ValueError(f"{path} is of model_type {found}, not {given}: leave model_type out")
     return found
 
 
 def _class_for(
     model_type: str, arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> type[PreTrainedModel]:
-    """Returns the elastic classifier if field or checkpoint have choices of sizes, else the plain one."""
+    """Returns the elastic class if fields or checkpoint have an `elastic_space`, else the ordinary one."""
     values = {}
     if arguments.model_name_or_path is not None:
         values, _ = PreTrainedConfig.get_config_dict(arguments.model_name_or_path)
@@ -92,11 +92,11 @@ def _class_for(
 def load_or_build(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    """Loads a checkpoint as a model of a class, with a new head where it does not fit, or builds a model.
+    """Loads a checkpoint as `model_class`, with a new head if it does not fit, or builds one from scratch.
 
     Args:
-        model_class: a key of `HEADS`.
-        arguments: checkpoint, if any.
+        model_class: class named in `HEADS`.
+        arguments: arguments of the model, with or without a checkpoint.
         fields: fields of the configuration.
 
     Raises:
@@ -106,8 +106,8 @@ def load_or_build(
     found = _model_type(arguments)
     if found != config_class.model_type:
         raise ValueError(
-            f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this needs "
-            f"{config_class.model_type}: vit-hf finetune takes both"
+            f"{arguments.model_name_or_path or 'model_type'} is of model_type {found}, and this task needs "
+            f"{config_class.model_type}: use classification (vit-hf finetune), which takes both"
         )
     unknown = fields.keys() - config_class().to_dict().keys() - {"num_labels"}
     if unknown:
@@ -124,8 +124,7 @@ def load_or_build(
     except StrictDataclassError as error:
         # No ValueError, and its own text is about the class that found it.
         raise ValueError(str(error.__cause__ or error)) from error
-    config = model.config
-    check_reduces(config)
+    check_reduces(model.config)
     return model
 
 
@@ -140,7 +139,7 @@ def _build(
 def _load(
     model_class: type[PreTrainedModel], arguments: ArchitectureArguments, fields: dict[str, Any]
 ) -> PreTrainedModel:
-    # transformers would report the new head at length.
+    # transformers' long report would only say that the head is new.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -154,14 +153,14 @@ def _load(
     if mismatched:
         name, found, needed = mismatched[0]
         raise ValueError(
-            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, "
-            f"and the configured model needs {tuple(needed)} ({len(mismatched)} such weights). Remove the "
-            "field that changes it from config_overrides."
+            f"{arguments.model_name_or_path} does not fit: {name} has the shape {tuple(found)}, and the "
+            f"model needs {tuple(needed)} ({len(mismatched)} such). Remove the fields that change it from "
+            "config_overrides."
         )
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(head))
     if missing:
         logger.warning(
-            f"Not in {arguments.model_name_or_path}, so to be trained from scratch: {', '.join(missing[:5])}"
+            f"Not in {arguments.model_name_or_path}, so initialized at random: {', '.join(missing[:5])}"
             f"{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}."
         )
     return model
@@ -170,12 +169,12 @@ def _load(
 def make_image_processor(
     arguments: ModelArguments, config: AdaptiveViTConfig | AdaptiveSwinConfig, select: bool = True
 ) -> BaseImageProcessor:
-    """Returns the image processor of the checkpoint, or a new one, with the size that `arguments` set.
+    """Returns the image processor of the checkpoint, or a new one, with the sizes of the arguments.
 
     Args:
         arguments: size and checkpoint.
         config: configuration of the model.
-        select: whether an image processor that cuts patches also selects them, if the selector is a pixel
+        select: whether an image processor that cuts patches selects them as well, if the selector is a pixel
             heuristic; otherwise the model selects.
 
     Raises:
@@ -184,9 +183,9 @@ def make_image_processor(
     is_swin = isinstance(config, AdaptiveSwinConfig)
     if is_swin and arguments.return_patches:
         raise ValueError(
-            "return_patches is not for Swin, whose windows are cut from whole images: leave it "
-            "out. For images of mixed sizes set per_device_train_batch_size=1 (and "
-            "gradient_accumulation_steps), or image_size"
+            "return_patches is not for Swin, whose windows are cut from whole images: leave it out. For "
+            "images of mixed sizes use per_device_train_batch_size=1 with gradient_accumulation_steps, or "
+            "image_size"
         )
     options: dict[str, Any] = {"patch_size": config.patch_size}
     if arguments.return_patches:
@@ -211,12 +210,13 @@ def make_image_processor(
             half = [0.5] * config.num_channels
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
-    # The model draws random patches, new ones in each epoch.
-    selector, explores = type_of(config.patch_selector), options_of(config.patch_selector).get("exploration")
-    is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not explores
-    # A thumbnail needs every patch, and so does the CNN of a hybrid.
+    # Random patches are drawn by the model: in training they differ in each epoch.
+    selector, choices = type_of(config.patch_selector), options_of(config.patch_selector)
+    draws = choices.pop("exploration", 0) or choices.pop("sampling", None) is not None
+    is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not draws
+    # A thumbnail needs every patch, and so does the convolutional stem.
     is_cheap = is_cheap and config.thumbnail_context is False and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches
-    processor.patch_selector = selector if selects else None
+    processor.patch_selector = with_options(selector, **choices) if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None
     return processor

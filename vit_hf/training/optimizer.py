@@ -1,4 +1,4 @@
-"""Layerwise learning rates, and freezing of the backbone at the start."""
+"""Learning rates by layer, and freezing of the backbone."""
 
 import math
 import re
@@ -12,20 +12,21 @@ from ..checkpoints.loading import part_of
 
 
 class FreezeBackbone(TrainerCallback):
-    """Freezes the backbone for the first steps, while predictors (selector, reducers) and head learn.
+    """Trains predictors (selector, reducers) and head first, and the backbone afterwards.
 
-    For the first fraction `ratio` of the steps the backbone gets no gradient: it does not change, not even by
-    weight decay, it has no part in gradient clipping, and its backward pass is not computed unless needed.
-    `ratio` above 0 makes training two-stage, 0 joint. It is a function of the step alone, so a resumed run
-    equals an uninterrupted one.
+    For the first `ratio` of the steps the backbone gets no gradient: it does not change, not even by weight
+    decay, it does not count in gradient clipping, and its backward pass is computed only if predictors need
+    it. A `ratio` above 0 makes training two-stage, 0 joint. It depends on the step alone, so a resumed run
+    follows the same schedule.
 
     PatchDrop (Uzkent & Ermon 2020) trains its policy for a fixed classifier before both together; DynamicViT
-    (Rao et al. 2021) freezes all but its predictors for 5 of 30 epochs. Both start from a head that knows the
-    classes: there, set `head`. A new head must learn.
+    (Rao et al. 2021) freezes all but its predictors for 5 of 30 epochs. Both start from a trained head: in
+    that case, set `head`. A new head must learn.
 
         Trainer(..., callbacks=[FreezeBackbone(0.3)])
 
-    For one process, or several that each hold the whole model (DDP, with `ddp_find_unused_parameters`).
+    Works in one process, or in several that each hold the whole model (DDP, with
+    `ddp_find_unused_parameters`).
 
     Args:
         ratio: fraction of the training steps, from 0 to 1.
@@ -45,10 +46,10 @@ class FreezeBackbone(TrainerCallback):
         self.parameters: list[nn.Parameter] = []
 
     def parameters_of(self, model: PreTrainedModel) -> list[nn.Parameter]:
-        """Returns the parameters to freeze: trainable ones of the backbone, and with `head` of the head.
+        """Returns the parameters to freeze: trainable ones of the backbone and, if `head`, of the head.
 
         Raises:
-            ValueError: if no other parameter is trainable.
+            ValueError: if nothing else is left to learn.
         """
         learning = [
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -58,9 +59,8 @@ class FreezeBackbone(TrainerCallback):
         if len(still) == len(learning) and self.ratio > 0:
             raise ValueError(
                 f"freeze_backbone_ratio={self.ratio} with freeze_head={self.head} leaves nothing to learn: "
-                f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch "
-                "selector or token reducer "
-                "with parameters of its own"
+                f"{type(model).__name__} has no {'' if self.head else 'head and no '}patch selector or token "
+                "reducer with parameters"
             )
         return still
 
@@ -74,11 +74,11 @@ class FreezeBackbone(TrainerCallback):
     ) -> None:
         if args.fsdp or args.deepspeed:
             raise ValueError(
-                "FreezeBackbone needs the whole model in each process: leave out fsdp and deepspeed"
+                "FreezeBackbone needs the whole model in each process: do not use fsdp or deepspeed"
             )
         if args.world_size > 1 and args.ddp_find_unused_parameters is False:
             raise ValueError("FreezeBackbone in several processes needs ddp_find_unused_parameters=True")
-        # A failed training may have left them frozen.
+        # Of a training that failed.
         self._freeze(False)
         self.parameters = self.parameters_of(extract_model_from_parallel(model, keep_torch_compile=False))
 
@@ -98,7 +98,7 @@ class FreezeBackbone(TrainerCallback):
             parameter.requires_grad_(not frozen)
 
 
-# Learned vectors that are not weights of a linear map: decaying them has no meaning.
+# Learned vectors that are no weights of a linear map: decay to zero has no meaning for them.
 UNDECAYED = re.compile(r"(cls|mask|distillation)_token|register_tokens|position_embeddings|_embedding$|bias")
 
 
@@ -109,14 +109,13 @@ def layerwise_parameter_groups(
     layer_decay: float = 1.0,
     backbone_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups parameters for a torch optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
+    """Makes parameter groups for an optimizer, with the learning rates of BEiT (Bao et al. 2022, appendix).
 
-    Of L encoder layers (of a Swin its blocks, and the patch merging after a stage), layer i
-    learns at `learning_rate * layer_decay ** (L - i)` (i counts from 0), the embeddings at `layer_decay ** (L
-    + 1)`, and everything else (final norm, head, trained patch selectors and token reducers) at the full
-    rate. Parameters of the base model outside selector and reducers have theirs times
-    `backbone_lr_factor`.
-    Biases, norms, layer scales, tokens and position embeddings are not decayed.
+    Layer i (from 0) of L encoder layers learns at `learning_rate * layer_decay ** (L - i)`; layers of a Swin
+    are its blocks, and the patch merging after each stage. The embeddings learn at `learning_rate *
+    layer_decay ** (L + 1)`, and everything else (final norm, head, trained patch selectors and token
+    reducers) at the full rate. Rates of the base model, without selectors and reducers, are multiplied by
+    `backbone_lr_factor`. Biases, norms, layer scales, tokens and position embeddings have no weight decay.
 
         from transformers import Trainer
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -127,14 +126,14 @@ def layerwise_parameter_groups(
         model: model with layers named `layers.<i>`, as in transformers' ViT, or
             `encoder.layers.<stage>.blocks.<i>`, as in its Swin; frozen parameters are left out.
         learning_rate: learning rate of the head.
-        weight_decay: weight decay of the parameters that are decayed.
+        weight_decay: weight decay of the parameters that have one.
         layer_decay: factor from one layer to the one below, in (0, 1]; 1 gives all the same rate.
         backbone_lr_factor: factor of the backbone's learning rates, in (0, 1]; DynamicViT (Rao et al. 2021)
-            takes 0.01 with randomly initialized predictors.
+            uses 0.01 with randomly initialized predictors.
 
     Returns:
-        Groups with `params`, `lr` and `weight_decay`, the full rate first, in an order that depends on the
-        model (and on whether `backbone_lr_factor` is 1) alone, so that an optimizer's saved state fits.
+        Groups with `params`, `lr` and `weight_decay`, the full rate first. Their order depends only on the
+        model (and on whether `backbone_lr_factor` is 1), so that an optimizer's saved state fits.
 
     Raises:
         ValueError: for a factor out of range, or a model without numbered layers.
@@ -143,8 +142,8 @@ def layerwise_parameter_groups(
         raise ValueError(f"layer_decay is {layer_decay}; it must be above 0 and at most 1 (1: no decay)")
     if not 0 < backbone_lr_factor <= 1:
         raise ValueError(
-            f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To "
-            "freeze the backbone, set freeze_backbone_ratio"
+            f"backbone_lr_factor is {backbone_lr_factor}; it must be above 0 and at most 1. To freeze the "
+            "backbone, set freeze_backbone_ratio"
         )
     layers = {name: _layer(name, model.base_model_prefix) for name, _ in model.named_parameters()}
     order = sorted({layer for layer in layers.values() if layer is not None})
@@ -176,7 +175,7 @@ def layerwise_parameter_groups(
 
 
 def _layer(name: str, prefix: str) -> tuple[float, ...] | None:
-    """Returns a sort key of the layer: () for the embeddings, None for parameters outside the layers."""
+    """Returns the sort key of a parameter's layer: () for embeddings, None outside the encoder layers."""
     name = name.removeprefix(f"{prefix}.")
     if name.startswith("embeddings."):
         return ()

@@ -1,4 +1,4 @@
-"""Output folders of runs: finds checkpoints to resume, rejects other folders, renames earlier runs."""
+"""Output folders of runs: which to resume and which to refuse; nothing is ever deleted in them."""
 
 import json
 import shutil
@@ -13,10 +13,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
+from .curves import CURVES_CAPTION, CURVES_NAME
 
 
-# Written when a run starts: its arguments. Trainer does not upload names that start with an underscore, so
-# local paths stay private.
+# Arguments of a run, written when it starts. The underscore keeps Trainer from uploading the file, which
+# contains local paths.
 RUN_ARGUMENTS_NAME = "_run_arguments.json"
 
 # Fields of a config that change without the model changing.
@@ -30,13 +31,13 @@ INCIDENTAL_FIELDS = {
     "vit_hf_version",
 }
 
-# Rates that a checkpoint's optimizer and scheduler hold: Trainer resumes with the saved ones.
+# Saved in a checkpoint's optimizer and scheduler: Trainer resumes with the saved values, whatever the
+# arguments say.
 SAVED_RATES = ("learning_rate", "weight_decay", "layer_decay", "backbone_lr_factor")
 
-# Files that Trainer needs to resume. Its state is written after the others, so that a folder without it is a
-# checkpoint that was being written when the run was killed.
+# Files that Trainer needs to resume. The state is written last, so a folder without it is incomplete.
 CHECKPOINT_FILES = ("trainer_state.json", "scheduler.pt")
-# One of them exists: whole models, FSDP, and sharded FSDP.
+# Alternatives: whole models, FSDP, and FSDP with sharded checkpoints.
 OPTIMIZER_NAMES = ("optimizer.pt", "optimizer.bin", "optimizer_0")
 
 
@@ -45,7 +46,7 @@ def find_last_checkpoint(output_dir: str | Path, also: Iterable[str] = ()) -> Pa
 
     Args:
         output_dir: folder of the run.
-        also: further files that it should have; a checkpoint without them counts only if none has them.
+        also: names of preferred files; a checkpoint without them is returned only if none has them.
     """
     complete = [folder for folder in _checkpoints(output_dir) if _is_complete(folder)]
     preferred = [folder for folder in complete if all((folder / name).is_file() for name in also)]
@@ -82,9 +83,9 @@ def find_resumable(output_dir: str, model: PreTrainedModel, averaged: bool = Fal
 
 
 def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """Renames checkpoints later than the resumed one to `_incomplete-<name>`, which is not uploaded.
+    """Renames checkpoints later than the one to resume to `_incomplete-<name>`, which is not uploaded.
 
-    Trainer would take them for the latest, and delete its own new ones to keep save_total_limit.
+    Otherwise Trainer would take them for the latest, and delete its own new ones to make room.
     """
     for folder in _checkpoints(output_dir):
         if folder == checkpoint:
@@ -95,7 +96,7 @@ def set_incomplete_aside(output_dir: str | Path, checkpoint: Path) -> None:
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    """Returns folders named like checkpoints, the latest first."""
+    """Returns the folders named like checkpoints, the latest first."""
     folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     steps = {folder.name.rpartition("-")[2]: folder for folder in folders if folder.is_dir()}
     return [steps[step] for step in sorted(filter(str.isdigit, steps), key=int, reverse=True)]
@@ -114,11 +115,11 @@ def _is_complete(folder: Path) -> bool:
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """Rejects a folder with other files than those of a run.
+    """Refuses a folder with files that are not a run's.
 
     Raises:
         NotADirectoryError: if it is a file.
-        FileExistsError: if it has files in it, but neither a checkpoint nor a run's arguments.
+        FileExistsError: if it is not empty and has neither a checkpoint nor a run's arguments.
     """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -127,12 +128,12 @@ def check_output_dir(output_dir: str | Path) -> None:
         return
     if not (folder / RUN_ARGUMENTS_NAME).is_file() and find_last_checkpoint(folder) is None:
         raise FileExistsError(
-            f"output_dir {folder} is not empty and is no run of this command; name another folder"
+            f"output_dir {folder} is not empty and holds no run of this script; name another folder"
         )
 
 
 def set_aside(output_dir: str | Path) -> Path | None:
-    """Renames the folder of an earlier run to `<output_dir>-previous-<n>`; returns it, or None."""
+    """Renames an earlier run's folder to `<output_dir>-previous-<n>`; returns the new path, or None."""
     folder = Path(output_dir)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -143,7 +144,7 @@ def set_aside(output_dir: str | Path) -> Path | None:
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
-    """Returns arguments of `vit_hf.hub.model_card.make_model_card` from the run in a folder."""
+    """Reads a run for its model card; returns arguments of `vit_hf.hub.model_card.make_model_card`."""
     card: dict[str, Any] = {"metrics": {}}
     for split in ("eval", "test"):
         path = Path(output_dir, f"{split}_results.json")
@@ -153,11 +154,14 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
     if path.is_file():
         arguments = json.loads(path.read_text())
         card |= describe_run(arguments)
+    curves = Path(output_dir, CURVES_NAME)
+    if curves.is_file():
+        card["pictures"] = {CURVES_CAPTION: str(curves)}
     return card
 
 
 def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns those arguments of the card that follow from the arguments of a run."""
+    """Returns arguments of `make_model_card` from the arguments of a run."""
     return {
         "training_arguments": arguments,
         "base_model": arguments["model_name_or_path"],
@@ -166,13 +170,13 @@ def describe_run(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Rejects resuming with another model than that of the run.
+    """Refuses to resume a run with another model.
 
     Raises:
-        ValueError: naming the fields of the config that differ, or a weight that is missing.
+        ValueError: for fields of the config that differ, or a missing weight; names them.
     """
     config = model.config
-    # Both through JSON, because there a tuple is a list.
+    # Both through JSON, where tuples are lists.
     saved = json.loads(type(config).from_pretrained(checkpoint).to_json_string(use_diff=False))
     mine = json.loads(config.to_json_string(use_diff=False))
     differing = [
@@ -182,32 +186,31 @@ def check_same_model(checkpoint: Path, model: PreTrainedModel) -> None:
     ]
     if differing:
         raise ValueError(
-            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same "
-            "arguments as before, or another output_dir, or set overwrite_output_dir."
+            f"cannot resume {checkpoint} with another model: {'; '.join(differing)}. Give the same arguments "
+            "as before, or another output_dir, or set overwrite_output_dir."
         )
     weights = checkpoint / SAFE_WEIGHTS_NAME
     if weights.is_file():
-        # Trainer would only warn, and continue from random weights.
+        # Trainer would only warn, and continue with random weights.
         with safe_open(weights, framework="pt") as file:
             saved_names = set(module_names(model, file.keys()).values())
         values = model.state_dict()
-        # Only one of several tied weights is saved.
+        # Of tied weights only one is saved.
         addresses = {values[name].data_ptr() for name in saved_names & values.keys()}
         missing = sorted(
             name for name in values.keys() - saved_names if values[name].data_ptr() not in addresses
         )
         if missing:
             raise ValueError(
-                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights). "
-                "Give another output_dir, or set overwrite_output_dir."
+                f"cannot resume {checkpoint}: {weights} lacks {missing[0]} ({len(missing)} such weights)"
             )
 
 
 def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
-    """Rejects resuming with other learning rates than those of the run, which Trainer would silently ignore.
+    """Refuses to resume with other learning rates, which Trainer would silently ignore.
 
     Raises:
-        ValueError: for rates that differ from the arguments of the run in `output_dir`.
+        ValueError: for arguments that differ from those of the run in `output_dir`; names them.
     """
     path = Path(output_dir, RUN_ARGUMENTS_NAME)
     saved = json.loads(path.read_text()) if path.is_file() else {}
@@ -218,7 +221,7 @@ def check_same_rates(output_dir: str | Path, arguments: dict[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same "
-            "as before; or, to continue with others, another output_dir and the last checkpoint as "
-            "model_name_or_path; or set overwrite_output_dir."
+            f"cannot resume {output_dir} with other rates: {'; '.join(differing)}. Give the same as before; "
+            "or, to change them, another output_dir and the last checkpoint as model_name_or_path; or set "
+            "overwrite_output_dir."
         )

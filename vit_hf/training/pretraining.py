@@ -1,4 +1,4 @@
-"""Pretraining task: masked autoencoding."""
+"""Pretraining by masked autoencoding."""
 
 from typing import Any, final
 
@@ -7,14 +7,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..arguments import (
-    TASKS,
-    PretrainingArguments,
-    given_fields,
-)
-from ..data.augmentation import training_and_evaluation_examples
+from ..arguments import TASKS, PretrainingArguments, given_fields
 from ..data.images import prepare_images
-from ..data.loading import LabeledImages, load_unlabeled
+from ..data.loading import load_unlabeled
 from ..model.modeling_adaptive_vit import AdaptiveViTForPreTraining
 from .arguments import RunArguments
 from .model_loading import load_or_build
@@ -36,11 +31,10 @@ class Pretraining(Task):
     """Reconstructs masked patches of images without labels.
 
     Attributes:
-        splits, notes: set by `load_data`.
+        notes: descriptions of images that are left out, set by `load_data`.
     """
 
     argument_groups = TASKS["pretrain"]
-    splits: dict[str, LabeledImages]
     notes: list[str]
     method: PretrainingArguments
 
@@ -52,7 +46,7 @@ class Pretraining(Task):
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
-        self.splits, self.notes = load_unlabeled(
+        splits, self.notes = load_unlabeled(
             data.dataset,
             image_column=data.image_column,
             validation_fraction=data.validation_fraction,
@@ -60,7 +54,7 @@ class Pretraining(Task):
             skip_corrupt=data.skip_corrupt,
             options=data.dataset_options,
         )
-        return self.splits
+        return splits
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
@@ -70,21 +64,16 @@ class Pretraining(Task):
                 own = PreTrainedConfig.get_config_dict(path)[0].get("masked_autoencoder")
             fields["masked_autoencoder"] = (own or {}) | given
         if path is not None:
-            # Fine-tuning may set the selection again.
+            # Pretraining sees all patches; fine-tuning may select again.
             fields |= {"patch_selector": None, "num_selected_patches": None, "token_reducer": None}
             fields |= {"keep_rate": 1.0, "thumbnail_context": False}
         return load_or_build(AdaptiveViTForPreTraining, self.model_arguments, fields)
-
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> UnlabeledCollator:
         return UnlabeledCollator(processor)
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Trainer evaluates a loss only with labels; here these are the images.
+        # Trainer evaluates a loss only if there are labels; here these are the images.
         training.label_names = ["pixel_values"]
         training.prediction_loss_only = True
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation task and its metric."""
+"""Training for semantic segmentation."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -6,23 +6,22 @@ from typing import Any, final
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..arguments import TASKS, SegmentationArguments
 from ..data.masks import IGNORED, MaskCollator, MaskData, load_masked_images
 from ..model.modeling_adaptive_vit import AdaptiveViTForSemanticSegmentation
 from .arguments import RunArguments
-from .callbacks import KeepRateSchedule, LogSelectionLoss
 from .model_loading import load_or_build
-from .task import Task, check_schedule, describe_selection, describe_sizes
+from .task import Task, describe_selection, describe_sizes, refuse_classification_options
 
 
 class MeanIoU:
-    """Intersection over union, summed over the batches of an evaluation (`batch_eval_metrics`).
+    """Computes intersection over union over the batches of an evaluation (`batch_eval_metrics`).
 
     Returns `mean_iou` over the classes that appear in masks or predictions, `overall_accuracy` of pixels, and
-    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou has them.
+    the IoU of each class, `iou_<name>`, as `evaluate`'s mean_iou defines them.
 
     Args:
         names: names of the classes.
@@ -40,8 +39,8 @@ class MeanIoU:
         logits = nn.functional.interpolate(
             logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
         )
-        is_counted, number = labels != self.ignored, len(self.names)
-        pairs = labels[is_counted] * number + logits.argmax(dim=1)[is_counted]
+        counting, number = labels != self.ignored, len(self.names)
+        pairs = labels[counting] * number + logits.argmax(dim=1)[counting]
         self.confusion += torch.bincount(pairs, minlength=number**2).view(number, number)
         if not compute_result:
             return {}
@@ -58,7 +57,7 @@ class MeanIoU:
 
 @final
 class Segmentation(Task):
-    """Predicts a class for each pixel.
+    """Assigns a class to each pixel.
 
     Attributes:
         data: set by `load_data`.
@@ -69,12 +68,7 @@ class Segmentation(Task):
     method: SegmentationArguments
 
     def check(self, training: RunArguments) -> None:
-        if self.data_arguments.skip_corrupt:
-            raise ValueError(
-                "skip_corrupt is for classification: repair or remove damaged images, or their masks"
-            )
-        if training.label_smoothing_factor:
-            raise ValueError("label_smoothing_factor is for classification: set it to 0")
+        refuse_classification_options(self, training)
 
     def load_data(self) -> dict[str, Any]:
         self.data = load_masked_images(self.data_arguments, self.method.binary, self.method.ignore_label)
@@ -90,7 +84,7 @@ class Segmentation(Task):
         if model.ignore_index != IGNORED:
             raise ValueError(
                 f"ignore_index of the model's segmentation_decoder is {model.ignore_index}, but training "
-                f"uses {IGNORED} for ignored pixels: leave it out, and give their value in your masks as "
+                f"marks ignored pixels by {IGNORED}: leave it out, and give their value in your masks as "
                 "ignore_label"
             )
         return model
@@ -98,9 +92,9 @@ class Segmentation(Task):
     def examples(
         self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
     ) -> dict[str, Dataset]:
-        train = self.data.splits["train"]
+        train = self.splits["train"]
         train.horizontal_flip, train.seed = self.method.horizontal_flip, training.seed
-        return self.data.splits
+        return self.splits
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> MaskCollator:
         return MaskCollator(processor)
@@ -111,14 +105,8 @@ class Segmentation(Task):
     def best_metric(self) -> tuple[str, bool]:
         return "mean_iou", True
 
-    def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        if not self.method.keep_rate_schedule:
-            return [LogSelectionLoss()]
-        check_schedule(model.config)
-        return [LogSelectionLoss(), KeepRateSchedule()]
-
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:
-        # Otherwise the masks of all images would be kept until the end.
+        # Otherwise the masks of all images would be kept until the end of an evaluation.
         training.batch_eval_metrics = True
 
     def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:

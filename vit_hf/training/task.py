@@ -1,11 +1,11 @@
-"""Training task and run: from arguments to a trained model, for all tasks."""
+"""The path from arguments, or a command line, to a finished run; all training tasks share it."""
 
 import gc
 import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,21 +13,30 @@ import torch
 from accelerate.utils import send_to_device
 from huggingface_hub.constants import ENDPOINT
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, set_seed
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import disable_progress_bar
 
+from ..data.augmentation import training_and_evaluation_examples
 from ..model.budget import Budget
 from ..model.configuration_adaptive_swin import AdaptiveSwinConfig
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.options import options_of, type_of
 from .arguments import RunArguments
-from .callbacks import NonFiniteGuard, ReproducibleTraining
+from .callbacks import (
+    KeepRateSchedule,
+    LogSelectionLoss,
+    NonFiniteGuard,
+    ReproducibleTraining,
+    selecting_part,
+)
+from .curves import write_curves
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor
+from .next_commands import next_commands
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
     RUN_ARGUMENTS_NAME,
@@ -40,24 +49,36 @@ from .output_dir import (
 )
 
 
-class Task(ABC):
-    """Base class of training tasks, with their arguments; `prepare` makes a run of it.
+# Arguments of `KeepRateSchedule`, and the options of a task that set them.
+SCHEDULE_FLAGS = {
+    "warmup_ratio": "keep_rate_warmup",
+    "final_ratio": "keep_rate_final",
+    "initial": "keep_rate_initial",
+}
 
-    `prepare`, `make_trainer` and `Run` call the methods, of which a task overrides at least the abstract
-    ones.
+
+class Task(ABC):
+    """Task to train a model for, with its arguments; `prepare` makes a run of it.
+
+    A task defines its data, model, collator and summary; the other methods have defaults.
 
     Args:
-        groups: all arguments except those of `Trainer`, one object for each of `argument_groups`.
+        groups: all arguments but those of `Trainer`, one object for each of `argument_groups`.
 
     Attributes:
+        splits: all splits of the data, set by `build`.
         evaluate_only: whether nothing is trained.
         averages_weights: whether checkpoints hold a moving average of the weights.
     """
 
     argument_groups: ClassVar[tuple[type, ...]]
-    trainer_class: ClassVar[type[HubTrainer]] = HubTrainer
-    # Takes model, learning rate, weight decay, layer decay and factor of the backbone.
+    # Arguments of Trainer, with the defaults of the task.
+    run_arguments: ClassVar[type[RunArguments]] = RunArguments
+    trainer_class: ClassVar[Callable[..., HubTrainer]] = HubTrainer
+    # From model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
+
+    splits: dict[str, Any]
 
     def __init__(self, *groups: Any):
         self.groups = groups
@@ -65,12 +86,10 @@ class Task(ABC):
         self.augmentation = augmentation[0] if augmentation else None
         self.evaluate_only = getattr(self.method, "evaluate_only", False)
         self.averages_weights = getattr(self.method, "ema_decay", None) is not None
-        # Pretraining has neither of these options.
+        # Pretraining has none of these options.
+        self.keep_rate_schedule = getattr(self.method, "keep_rate_schedule", False)
         self.layer_decay = getattr(self.method, "layer_decay", 1.0)
         self.backbone_lr_factor = getattr(self.method, "backbone_lr_factor", 1.0)
-
-    def check(self, training: RunArguments) -> None:  # noqa: B027
-        """Raises ValueError for contradicting arguments, or those of other tasks; default: none."""
 
     @abstractmethod
     def load_data(self) -> dict[str, Any]:
@@ -80,44 +99,55 @@ class Task(ABC):
     def make_model(self) -> PreTrainedModel:
         """Builds or loads the model; the data are loaded."""
 
-    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
-        """Returns the image processor of the model, which may select patches unless a schedule does."""
-        select = not getattr(self.method, "keep_rate_schedule", False)
-        return make_image_processor(self.model_arguments, model.config, select=select)
-
-    @abstractmethod
-    def examples(
-        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
-    ) -> dict[str, Dataset]:
-        """Returns the data sets of `Trainer`, by split."""
-
     @abstractmethod
     def collator(
         self, processor: BaseImageProcessor, training: RunArguments
     ) -> Callable[[list[dict]], dict[str, Any]]:
         """Returns the function that makes a batch of examples."""
 
+    @abstractmethod
+    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
+        """Returns the data, notes about examples that are left out, and the model, each in a line."""
+
+    def check(self, training: RunArguments) -> None:  # noqa: B027
+        """Raises ValueError for arguments that contradict each other or belong to other tasks."""
+
+    def make_processor(self, model: PreTrainedModel) -> BaseImageProcessor:
+        """Returns the image processor of the model; with a schedule of the keep rate the model selects."""
+        return make_image_processor(self.model_arguments, model.config, select=not self.keep_rate_schedule)
+
+    def examples(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, training: RunArguments
+    ) -> dict[str, Dataset]:
+        """Returns the examples of each split: augmented images for training, unchanged ones otherwise."""
+        return training_and_evaluation_examples(self.splits, self.augmentation, processor, training.seed)
+
     def metrics(self, model: PreTrainedModel, processor: BaseImageProcessor) -> Callable | None:
-        """Returns `compute_metrics` of `Trainer`; default: None, which evaluates the loss alone."""
+        """Returns `compute_metrics`; None if only the loss is evaluated."""
         return None
 
     def best_metric(self) -> tuple[str, bool]:
-        """Returns the metric that compares checkpoints, and whether higher is better; default: the loss."""
+        """Returns the name of the metric that compares checkpoints, and whether higher is better."""
         return "loss", False
 
     def callbacks(self, model: PreTrainedModel) -> list[TrainerCallback]:
-        """Returns callbacks of this task, in addition to those of all tasks; default: none."""
-        return []
+        """Returns the callbacks of the task, in addition to those that every run has."""
+        callbacks: list[TrainerCallback] = [LogSelectionLoss()]
+        if self.keep_rate_schedule:
+            config = selecting_part(model).config
+            if config.patch_selector is None and config.token_reducer is None:
+                raise ValueError("keep_rate_schedule needs a patch_selector or a token_reducer.")
+            options = {name: getattr(self.method, flag, None) for name, flag in SCHEDULE_FLAGS.items()}
+            callbacks.append(
+                KeepRateSchedule(**{name: value for name, value in options.items() if value is not None})
+            )
+        return callbacks
 
     def adjust(self, model: PreTrainedModel, training: RunArguments) -> None:  # noqa: B027
-        """Sets those arguments of `Trainer` that the task decides; default: none."""
-
-    @abstractmethod
-    def describe(self, model: PreTrainedModel, examples: dict[str, Dataset]) -> tuple[str, list[str], str]:
-        """Returns a line about the data, notes about excluded data, and a line about the model."""
+        """Sets those arguments of `Trainer` that the task decides."""
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:  # noqa: B027
-        """Adds results to a complete run; default: none."""
+        """Adds to the results of a run that is complete."""
 
 
 @dataclass
@@ -125,11 +155,13 @@ class Run:
     """A validated run, ready to start.
 
     Attributes:
-        task: training task, with all data.
-        trainer: holds the model, the training data and the arguments.
-        examples: "validation" and "test", if present, as the trainer evaluates them.
-        checkpoint: checkpoint to resume from; None for a new run.
-        description: lines about data and model.
+        task: task with all data.
+        trainer: trainer with model, training data and arguments.
+        examples: examples of "validation" and "test", if present.
+        checkpoint: checkpoint to resume; None for a new run.
+        description: data and model, a line each.
+        is_finished: whether the checkpoint is of the last step, so that nothing is left to train.
+        notes: lines about files that `execute` wrote or left out.
     """
 
     task: Task
@@ -137,10 +169,18 @@ class Run:
     examples: dict[str, Dataset]
     checkpoint: Path | None
     description: list[str]
+    is_finished: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """Returns a summary of data, model and start in a few lines."""
         start = "begins" if self.checkpoint is None else f"resumes from {self.checkpoint}"
+        if self.is_finished:
+            start = (
+                f"is finished: {self.checkpoint} is its last step, so it is only evaluated again. To train "
+                "on, raise num_train_epochs or max_steps; to begin anew, set overwrite_output_dir or name "
+                "another output_dir"
+            )
         return "\n".join([*self.description, f"Run:    {'evaluates' if self.task.evaluate_only else start}"])
 
     def execute(self) -> dict[str, float]:
@@ -156,6 +196,11 @@ class Run:
                 scores = trainer.evaluate(self.examples[split], metric_key_prefix=prefix)
                 trainer.save_metrics(prefix, scores)
                 metrics |= scores
+        if not self.task.evaluate_only and trainer.is_world_process_zero():
+            state, args = trainer.state, trainer.args
+            best = state.best_global_step if args.load_best_model_at_end else None
+            path = Path(args.output_dir)
+            self.notes.append(write_curves(path, state.log_history, args.metric_for_best_model, best))
         if trainer.args.push_to_hub:
             trainer.push_to_hub()
         self.task.finish(trainer, self.examples)
@@ -168,7 +213,7 @@ class Run:
             steps_done = TrainerState.load_from_json(str(self.checkpoint / TRAINER_STATE_NAME)).global_step
         trainer = self.trainer
         result = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        # Pushed only after evaluation.
+        # Pushed later, with its metrics.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         # A run that was complete already has no training loss.
@@ -181,28 +226,18 @@ class Run:
 def prepare(task: Task, training: RunArguments) -> Run:
     """Prepares a new run, or one that resumes in `training.output_dir`, up to its first step.
 
-    All arguments and data are checked here, before anything is written.
+    Arguments and data are checked here, before anything is written.
 
     Raises:
         ImportError: if a package that the task needs is not installed.
-        OSError, TypeError, ValueError: for invalid arguments, data or output folder.
+        OSError, TypeError, ValueError: for wrong arguments, data or folder.
     """
-    task.check(training)
     check_output_dir(training.output_dir)
-    # Copied as given, because `make_trainer` changes some.
+    # As given: some are about to be changed.
     arguments = training.to_dict()
     for group in task.groups:
         arguments |= asdict(group)
-    # One process after the other, because the first fills a cache that the others read.
-    with training.main_process_first():
-        splits = task.load_data()
-    if not task.evaluate_only:
-        check_splits(splits, training)
-
-    set_seed(training.seed)
-    model = task.make_model()
-    processor = task.make_processor(model)
-    examples = task.examples(model, processor, training)
+    model, processor, examples = build(task, training)
     checkpoint = None
     if not training.overwrite_output_dir and not task.evaluate_only:
         checkpoint = find_resumable(training.output_dir, model, task.averages_weights)
@@ -213,13 +248,43 @@ def prepare(task: Task, training: RunArguments) -> Run:
         "license": training.hub_license,
         "examples": training.hub_examples or [],
     }
-    check_batch(trainer)
+    number = check_batch(trainer)
 
     open_output_dir(training, arguments, checkpoint)
     data, notes, parts = task.describe(model, examples)
     description = [f"Data:   {data}", *(f"        {note}" for note in notes), f"Model:  {parts}"]
+    description += [f"        {number}"] if number else []
+    is_finished = checkpoint is not None and is_last_step(trainer, checkpoint)
     held_out = {name: images for name, images in examples.items() if name != "train"}
-    return Run(task, trainer, held_out, checkpoint, description)
+    return Run(task, trainer, held_out, checkpoint, description, is_finished)
+
+
+def build(
+    task: Task, training: RunArguments, needs_validation: bool = False
+) -> tuple[PreTrainedModel, BaseImageProcessor, dict[str, Dataset]]:
+    """Checks the arguments of a task, loads its data and builds its model; writes nothing.
+
+    Args:
+        task: receives its `splits`.
+        training: arguments of `Trainer`.
+        needs_validation: whether a validation split is required even if `Trainer` does not evaluate.
+
+    Returns:
+        Model, image processor, and examples by split.
+
+    Raises:
+        ImportError, OSError, TypeError, ValueError: as `prepare`.
+    """
+    task.check(training)
+    # One process after the other, because the first fills a cache that the others read.
+    with training.main_process_first():
+        task.splits = task.load_data()
+    if not task.evaluate_only:
+        check_splits(task.splits, training, needs_validation)
+    set_seed(training.seed)
+    model = task.make_model()
+    processor = task.make_processor(model)
+    return model, processor, task.examples(model, processor, training)
 
 
 def make_trainer(
@@ -229,7 +294,7 @@ def make_trainer(
     examples: dict[str, Dataset],
     training: RunArguments,
 ) -> HubTrainer:
-    """Returns the `Trainer` of a task; changes options of `training` that task or package handle."""
+    """Makes the `Trainer` of a task; changes the arguments in `training` that task or package decide."""
     collator = task.collator(processor, training)
     task.adjust(model, training)
     if training.metric_for_best_model == "auto":
@@ -242,7 +307,7 @@ def make_trainer(
         model=model,
         args=training,
         data_collator=collator,
-        # A run that only evaluates does not train on it, and `check_batch` looks at held-out images.
+        # With `evaluate_only` there is nothing to train on; `check_batch` then uses held-out images.
         train_dataset=next(iter(examples.values())) if task.evaluate_only else examples["train"],
         eval_dataset=examples.get("validation"),
         processing_class=processor,
@@ -263,20 +328,32 @@ def optimizer_of(
     return optimizer, options | {"params": groups}
 
 
-def check_splits(splits: dict[str, Any], training: RunArguments) -> None:
-    """Raises ValueError if there is no train split, or no validation split to evaluate on."""
+def check_splits(splits: dict[str, Any], training: RunArguments, needs_validation: bool = False) -> None:
+    """Raises ValueError if a split for training, or one that is required for evaluation, is missing."""
     if "train" not in splits:
-        raise ValueError(f"the data have no train split, only {', '.join(splits)}: add or rename a split")
-    if "validation" not in splits and training.eval_strategy != IntervalStrategy.NO:
-        raise ValueError(
-            "there is no validation split: add one, set validation_fraction above 0, or set eval_strategy "
-            "to 'no'"
-        )
+        raise ValueError(f"the data have no train split, only {', '.join(splits)}")
+    is_evaluated = training.eval_strategy != IntervalStrategy.NO
+    if "validation" not in splits and (needs_validation or is_evaluated):
+        remedies = "add one, or set validation_fraction above 0"
+        if not needs_validation:
+            remedies = "add one, set validation_fraction above 0, or set eval_strategy to 'no'"
+        raise ValueError(f"there is no validation split: {remedies}")
+
+
+def is_last_step(trainer: HubTrainer, checkpoint: Path) -> bool:
+    """Returns whether a checkpoint has all the steps that the trainer's arguments ask for."""
+    done = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return done >= max_steps
 
 
 @torch.no_grad()
-def check_batch(trainer: HubTrainer) -> None:
-    """Runs the model on one or two images, so that errors appear before training starts.
+def check_batch(trainer: HubTrainer) -> str:
+    """Runs the model on one or two images, so that mismatches fail before training starts.
+
+    Returns:
+        A phrase for the number of patches of the first image that the model computes on; empty if the model
+        does not tell.
 
     Raises:
         ValueError: from the image processor or the model, for instance if images have fewer patches than
@@ -285,11 +362,15 @@ def check_batch(trainer: HubTrainer) -> None:
     number = min(2, len(trainer.train_dataset), trainer.args.per_device_train_batch_size)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(number)])
     model = trainer.model.eval()
-    model(**send_to_device(batch, model.device))
+    outputs = model(**send_to_device(batch, model.device))
+    selected, grids = (getattr(outputs, name, None) for name in ("selected_patches", "spatial_shapes"))
+    if selected is None or grids is None:
+        return ""
+    return f"{(selected[0] >= 0).sum()} of {grids[0].prod()} patches of the first image"
 
 
 def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoint: Path | None) -> None:
-    """Creates the folder of a run and writes its arguments there; renames an earlier run."""
+    """Creates the folder of a run and writes its arguments there; earlier files are renamed."""
     with training.main_process_first():
         if training.process_index == 0:
             if training.overwrite_output_dir:
@@ -300,10 +381,12 @@ def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoin
             Path(training.output_dir, RUN_ARGUMENTS_NAME).write_text(json.dumps(arguments, indent=2))
 
 
-def check_schedule(config: PreTrainedConfig) -> None:
-    """Raises ValueError if the model neither selects patches nor reduces tokens."""
-    if config.patch_selector is None and config.token_reducer is None:
-        raise ValueError("keep_rate_schedule needs a patch_selector or a token_reducer.")
+def refuse_classification_options(task: Task, training: RunArguments) -> None:
+    """Raises ValueError for options that only classification has."""
+    if task.data_arguments.skip_corrupt:
+        raise ValueError("skip_corrupt is for classification: mend or remove damaged images and labels")
+    if training.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor is for classification: set it to 0")
 
 
 def describe_sizes(splits: dict[str, Any]) -> str:
@@ -312,7 +395,7 @@ def describe_sizes(splits: dict[str, Any]) -> str:
 
 
 def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
-    """Describes the patches and tokens that a model computes on."""
+    """Describes the patches and tokens that a model processes."""
     is_swin = isinstance(config, AdaptiveSwinConfig)
     parts = "windows" if is_swin else "patches"
     text = f"all {parts}"
@@ -325,7 +408,7 @@ def describe_selection(config: AdaptiveViTConfig | AdaptiveSwinConfig) -> str:
     if config.token_reducer is not None:
         amount = f"keeps {config.keep_rate:.1%} of the tokens"
         if (merged := options_of(config.token_reducer).get("r")) is not None:
-            amount = f"takes away {merged} tokens"
+            amount = f"removes {merged} tokens"
         layers = ", ".join(map(str, sorted(config.reduction_layers)))
         text += f"; {type_of(config.token_reducer)} {amount} in each of the blocks {layers}"
     return text
@@ -339,16 +422,16 @@ def run_task(
     Errors in arguments, data, installed packages or on the Hub end the program with a message.
 
     Args:
-        task: training task with its arguments.
+        task: with its arguments.
         training: arguments of `Trainer`.
-        program: name in front of messages.
-        format_metrics: formats metrics as text.
+        program: name that messages begin with.
+        format_metrics: makes text of metrics.
     """
     try:
         run = prepare(task, training)
     except (ImportError, OSError, TypeError, ValueError) as error:
         sys.exit(f"{program}: {error}")
-    # A bar for each file of a checkpoint would interrupt that of Trainer.
+    # Bars for each file of a checkpoint would interrupt Trainer's own.
     disable_progress_bar()
     is_main = training.process_index == 0
     if is_main:
@@ -357,28 +440,29 @@ def run_task(
         metrics = run.execute()
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{program}: interrupted. Start it again with the same arguments to resume from the last "
+            f"\n{program}: interrupted. Start it again with the same arguments: it resumes from the last "
             f"checkpoint in {training.output_dir}, if one was saved"
         )
     except FloatingPointError as error:
         sys.exit(f"\n{program}: {error}")
     except OSError as error:
-        if not getattr(error, "__notes__", None):  # a failed push has notes
+        if not getattr(error, "__notes__", None):  # a failed push has some
             raise
         sys.exit("\n".join([f"\n{program}: {error}", *error.__notes__]))
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{_which_step(run.trainer)}")
+        print(*run.notes, *next_commands(task.groups, program, training.output_dir, run.examples), sep="\n")
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Its threads abort a process that they outlive: delete the run, then the group it holds.
+        # Its threads abort a process that they outlive: first goes what holds the group, then the group.
         del run
         gc.collect()
         torch.distributed.destroy_process_group()
 
 
 def _which_step(trainer: HubTrainer) -> str:
-    """Returns a note if the saved model is of an earlier step than the last."""
+    """Returns a note if the saved model is not that of the last step."""
     state, args = trainer.state, trainer.args
     if not args.load_best_model_at_end or state.best_global_step in (None, state.global_step):
         return ""
