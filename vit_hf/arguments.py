@@ -147,11 +147,12 @@ class DataArguments:
             '1024, "task": "max"}\''
         },
     )
-    image_column: str | None = field(default=None, metadata={"help": "column of the images; default: the
-    only one with images"})
+    image_column: str | None = field(
+        default=None, metadata={"help": "column of the images; default: the only one with images"}
+    )
     label_column: str | None = field(
-        default=None, metadata={"help": "column of the labels; default: label or labels, or the only other
-        column"}
+        default=None,
+        metadata={"help": "column of the labels; default: label or labels, or the only other column"},
     )
     validation_fraction: float = field(
         default=0.1,
@@ -187,17 +188,16 @@ class AugmentationArguments:
     )
     crop_size: int | None = field(
         default=None,
-        metadata={"help": "side of a crop of random_crop='plain' in pixels; smaller images are padded with
-        black"},
+        metadata={
+            "help": "side of a crop of random_crop='plain' in pixels; smaller images are padded with black"
+        },
     )
     horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     rand_augment: int = field(
         default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0: off"}
     )
-    mixup_alpha: float = field(
-        default=0.0, metadata={"help": "alpha of MixUp's Beta(alpha, alpha); 0: off"}
-    )
+    mixup_alpha: float = field(default=0.0, metadata={"help": "alpha of MixUp's Beta(alpha, alpha); 0: off"})
     cutmix_alpha: float = field(
         default=0.0,
         metadata={"help": "alpha of CutMix's Beta(alpha, alpha); 0: off; with MixUp, each batch draws one"},
@@ -455,8 +455,9 @@ class CollectionArguments:
     )
     image_column: str | None = field(
         default=None,
-        metadata={"help": "column of Parquet inputs with bytes or paths; default: the only one that may
-        hold images"},
+        metadata={
+            "help": "column of Parquet inputs with bytes or paths; default: the only one that may hold images"
+        },
     )
 
     def __post_init__(self):
@@ -801,8 +802,10 @@ class FinetuningArguments(TrainingMethodArguments):
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "decay of a moving average of the weights: the fraction that each step keeps,
-        such as 0.999"},
+        metadata={
+            "help": "decay of a moving average of the weights: the fraction that each step keeps, such "
+            "as 0.999"
+        },
     )
 
     def __post_init__(self):
@@ -883,8 +886,8 @@ class DetectionArguments(DenseTaskArguments):
         },
     )
     min_box_fraction: float = field(
-        default=0.25, metadata={"help": "smallest fraction of a box inside a crop or tile for it to count
-        there"}
+        default=0.25,
+        metadata={"help": "smallest fraction of a box inside a crop or tile for it to count there"},
     )
     evaluate_whole_images: bool = field(
         default=False, metadata={"help": "evaluate on whole images, even with crop_size"}
@@ -1104,14 +1107,15 @@ class SearchArguments:
         },
     )
     elastic_num_sampled: int | None = field(
-        default=None, metadata={"help": "number of other networks in each step of elastic_distillation;
-        default: as in the checkpoint, or 2"}
+        default=None,
+        metadata={
+            "help": "number of other networks in each step of elastic_distillation; default: as in the "
+            "checkpoint, or 2"
+        },
     )
     supernet: str | None = field(
         default=None,
-        metadata={
-            "help": "checkpoint of a trained supernet; default: one is trained in output_dir"
-        },
+        metadata={"help": "checkpoint of a trained supernet; default: one is trained in output_dir"},
     )
     supernet_factor: float = field(
         default=1.0,
@@ -1121,8 +1125,9 @@ class SearchArguments:
             "networks learns only in some of the steps"
         },
     )
-    budget: str = field(default="gflops", metadata={"help": "kind of cost that is limited", "choices":
-    [*COSTS]})
+    budget: str = field(
+        default="gflops", metadata={"help": "kind of cost that is limited", "choices": [*COSTS]}
+    )
     budgets: list[float] | None = field(
         default=None,
         metadata={
@@ -1132,14 +1137,16 @@ class SearchArguments:
         },
     )
     population: int = field(default=50, metadata={"help": "networks in a generation"})
-    generations: int = field(default=20, metadata={"help": "number of generations, including the random
-    first one"})
+    generations: int = field(
+        default=20, metadata={"help": "number of generations, including the random first one"}
+    )
     num_parents: int = field(default=10, metadata={"help": "best networks, from which the next are drawn"})
     mutation_depth: float = field(
         default=0.2, metadata={"help": "probability that a mutation redraws depth, hidden size or keep rate"}
     )
-    mutation_block: float = field(default=0.4, metadata={"help": "probability that a mutation redraws a
-    block"})
+    mutation_block: float = field(
+        default=0.4, metadata={"help": "probability that a mutation redraws a block"}
+    )
     num_hand_made: int = field(
         default=2,
         metadata={
@@ -1205,12 +1212,12 @@ class TuningArguments:
         default=20, metadata={"help": "number of trials, including those of an interrupted study"}
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-2], metadata={"help": "lowest and highest value, on a logarithmic
-        scale"}
+        default_factory=lambda: [1e-5, 1e-2],
+        metadata={"help": "lowest and highest value, on a logarithmic scale"},
     )
     weight_decays: list[float] | None = field(
-        default_factory=lambda: [1e-3, 0.3], metadata={"help": "lowest and highest value, on a logarithmic
-        scale"}
+        default_factory=lambda: [1e-3, 0.3],
+        metadata={"help": "lowest and highest value, on a logarithmic scale"},
     )
     warmup_shares: list[float] | None = field(
         default_factory=lambda: [0.0, 0.3],
@@ -1224,8 +1231,8 @@ class TuningArguments:
         },
     )
     batch_sizes: list[int] | None = field(
-        default=None, metadata={"help": "values of per_device_train_batch_size to choose from, such as 32
-        64 128"}
+        default=None,
+        metadata={"help": "values of per_device_train_batch_size to choose from, such as 32 64 128"},
     )
     prune: bool = field(
         default=True,
@@ -1298,8 +1305,8 @@ class ExplainArguments(SelectionArguments):
         },
     )
     device: str | None = field(
-        default=None, metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is
-        one"}
+        default=None,
+        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
     )
 
 
@@ -1327,8 +1334,8 @@ class AppArguments:
         },
     )
     device: str | None = field(
-        default=None, metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is
-        one"}
+        default=None,
+        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
     )
     server_name: str = field(
         default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets other machines in"}

@@ -263,7 +263,7 @@ class RotaryOptions(Options):
 
 
 class Rotary(PositionEncoding):
-    """Queries and keys are rotated by row and column, half of each head for each (RoPE).
+    """Queries and keys rotated by row and column, half of each head for each (RoPE).
 
     Axial rotary embedding: RoFormer (Su et al., 2021) along rows and columns.
 
