@@ -178,8 +178,7 @@ class AugmentationArguments:
         default="none",
         metadata={
             "help": "random crop: 'resized' to image_size, for photographs; 'plain' of crop_size pixels "
-            "without "
-            "resizing, for large images"
+            "without resizing, for large images"
         },
     )
     crop_scale: float = field(
@@ -302,9 +301,8 @@ class EvaluationArguments(SelectionArguments):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file of metrics; default: evaluation_<split>.json in the folder of the model, "
-            "or in the "
-            "current one"
+            "help": "JSON file of metrics; default: evaluation_<split>.json in the folder of the model, or "
+            "in the current one"
         },
     )
 
@@ -625,9 +623,8 @@ class ArchitectureArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint of this package, or any ViT or Swin of transformers, local or on the "
-            "Hub; default: a "
-            "model from scratch"
+            "help": "checkpoint of this package, or any ViT or Swin of transformers, local or on the Hub; "
+            "default: a model from scratch"
         },
     )
     config_overrides: dict | str | None = field(
@@ -640,8 +637,8 @@ class ArchitectureArguments:
     position_encoding: dict | str | None = field(
         default=None,
         metadata={
-            "help": "position encoding, such as learned, sinusoidal_2d or rotary, or with options as "
-            "JSON, such as "
+            "help": "position encoding, such as learned, sinusoidal_2d or rotary, or with options as JSON, "
+            "such as "
             '\'{"type": "rotary", "base": 10}\'; default: as in the checkpoint'
         },
     )
@@ -691,8 +688,8 @@ class ModelArguments(ArchitectureArguments):
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "selector of patches before the encoder, such as variance, attention or policy, "
-            "or with options as "
+            "help": "selector of patches before the encoder, such as variance, attention or policy, or with "
+            "options as "
             'JSON, such as \'{"type": "policy", "thumbnail_size": 112}\''
         },
     )
@@ -749,9 +746,8 @@ class TrainingMethodArguments:
     backbone_lr_factor: float = field(
         default=1.0,
         metadata={
-            "help": "factor of the learning rate for all but the head (decoder, detector), patch "
-            "selector and "
-            "token reducer, in addition to layer_decay; DynamicViT uses 0.01, DETR 0.1"
+            "help": "factor of the learning rate for all but the head (decoder, detector), patch selector "
+            "and token reducer, in addition to layer_decay; DynamicViT uses 0.01, DETR 0.1"
         },
     )
 
@@ -783,17 +779,15 @@ class FinetuningArguments(TrainingMethodArguments):
     keep_rate_initial: float = field(
         default=1.0,
         metadata={
-            "help": "start of keep_rate_schedule: 1 is all patches, 0.5 half-way to the target; lower it "
-            "if all patches "
-            "do not fit into memory"
+            "help": "start of keep_rate_schedule: 1 is all patches, 0.5 half-way to the target; lower it if "
+            "all patches do not fit into memory"
         },
     )
     freeze_backbone_ratio: float = field(
         default=0.0,
         metadata={
             "help": "fraction of the steps, at the start, in which only head, patch selector and token "
-            "reducer learn; "
-            "0: all learn together"
+            "reducer learn; 0: all learn together"
         },
     )
     freeze_head: bool = field(
@@ -881,8 +875,7 @@ class DetectionArguments(DenseTaskArguments):
         default=None,
         metadata={
             "help": "side in pixels of random crops in training and of tiles in evaluation, for large "
-            "images; not "
-            "resized unless image_size is set"
+            "images; not resized unless image_size is set"
         },
     )
     min_box_fraction: float = field(
@@ -1101,9 +1094,8 @@ class SearchArguments:
     elastic_distillation: bool | None = field(
         default=None,
         metadata={
-            "help": "in each step train the largest network on labels, and the smallest and some others "
-            "on its "
-            "predictions (about 2.5 times the time); otherwise one network on labels, as AutoFormer"
+            "help": "in each step train the largest network on labels, and the smallest and some others on "
+            "its predictions (about 2.5 times the time); otherwise one network on labels, as AutoFormer"
         },
     )
     elastic_num_sampled: int | None = field(
@@ -1120,9 +1112,8 @@ class SearchArguments:
     supernet_factor: float = field(
         default=1.0,
         metadata={
-            "help": "training length of the supernet, as a multiple of that of networks from scratch; "
-            "each of its "
-            "networks learns only in some of the steps"
+            "help": "training length of the supernet, as a multiple of that of networks from scratch; each "
+            "of its networks learns only in some of the steps"
         },
     )
     budget: str = field(
@@ -1132,8 +1123,7 @@ class SearchArguments:
         default=None,
         metadata={
             "help": "limits, with one search each: millions of parameters, GFLOPs per image, or measured "
-            "milliseconds "
-            "per image; default: the costs of the hand-made networks"
+            "milliseconds per image; default: the costs of the hand-made networks"
         },
     )
     population: int = field(default=50, metadata={"help": "networks in a generation"})

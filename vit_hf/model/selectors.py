@@ -666,7 +666,7 @@ class PixelSelector(PatchSelector):
 
 
 class UniformSelector(PixelSelector):
-    """A regular lattice, which has no scores to sample by."""
+    """Keeps the patches nearest to a regular lattice, without scores to sample by."""
 
     Options = ExplorationOptions
 
