@@ -42,7 +42,7 @@ def parse_json(name: str, value: dict | str | None) -> dict[str, Any]:
     """Parses a JSON object given as text; a dict passes unchanged.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not a JSON object.
     """
     if value is None or isinstance(value, dict):
         return value or {}
@@ -69,7 +69,7 @@ def parse_part(name: str, value: dict | str | None) -> Part | None:
     """Parses a component's name, or a JSON object with the name as `type` and options.
 
     Raises:
-        ValueError: for an object without a type, or text that begins as one and is none.
+        ValueError: for an object without a type, or invalid JSON.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_json(name, value)
@@ -81,7 +81,7 @@ def parse_budget(value: float | str | None) -> int | float | None:
     """Parses a number of patches, or a fraction with a decimal point: "98" or "0.25".
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: for any other text or number.
     """
     return None if value is None else Budget.parse(value).value
 
@@ -108,7 +108,7 @@ def check_tile(tile: Any) -> tuple[int, int]:
     """Returns height and width of a tile.
 
     Raises:
-        ValueError: if it is none of at least one pixel.
+        ValueError: unless both are whole numbers of at least one pixel.
     """
     sides = tuple(tile) if isinstance(tile, list | tuple) else (tile, tile)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
@@ -119,10 +119,7 @@ def check_tile(tile: Any) -> tuple[int, int]:
 
 
 def check_overlap(overlap: Any) -> None:
-    """
-    Raises:
-        ValueError: if it is outside [0, 1), or no number.
-    """
+    """Raises ValueError if the overlap is outside [0, 1), or no number."""
     if not isinstance(overlap, int | float) or isinstance(overlap, bool) or not 0 <= overlap < 1:
         raise ValueError(
             f"overlap={overlap!r} must be the fraction of a tile that the next one overlaps, in [0, 1), such "
@@ -146,22 +143,25 @@ class DataArguments:
     dataset_options: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": '
+            "help": 'options for datasets.load_dataset or vit_hf.data.megapixel_digits, as JSON: \'{"size": '
             '1024, "task": "max"}\''
         },
     )
-    image_column: str | None = field(default=None, metadata={"help": "default: the only one with images"})
+    image_column: str | None = field(
+        default=None, metadata={"help": "column of the images; default: the only one with images"}
+    )
     label_column: str | None = field(
-        default=None, metadata={"help": "default: label or labels, or the only other column"}
+        default=None,
+        metadata={"help": "column of the labels; default: label or labels, or the only other column"},
     )
     validation_fraction: float = field(
         default=0.1,
-        metadata={"help": "fraction of each class in train, held out if the data have no validation split"},
+        metadata={"help": "fraction of each class in train to hold out if the data have no validation split"},
     )
-    validation_seed: int = field(default=0, metadata={"help": "seed of that draw"})
+    validation_seed: int = field(default=0, metadata={"help": "seed that draws the held-out images"})
     skip_corrupt: bool = field(
         default=False,
-        metadata={"help": "leave damaged images out instead of failing; decodes all of them first"},
+        metadata={"help": "exclude damaged images instead of failing; decodes all images first"},
     )
 
     def __post_init__(self):
@@ -170,37 +170,36 @@ class DataArguments:
 
 @dataclass
 class AugmentationArguments:
-    """Augmentation of training images before they are resized. Off by default: digits must not be
-    mirrored."""
+    """Augmentation of training images before they are resized; off by default."""
 
     _argument_group_name = "augmentation"
 
     random_crop: Literal["none", "resized", "plain"] = field(
         default="none",
         metadata={
-            "help": "'resized' cuts out a random part and resizes it to image_size, for photographs; "
-            "'plain' cuts out crop_size pixels without resizing, for large images"
+            "help": "random crop: 'resized' to image_size, for photographs; 'plain' of crop_size pixels "
+            "without resizing, for large images"
         },
     )
     crop_scale: float = field(
         default=0.25,
-        metadata={"help": "smallest fraction of the image's area that random_crop='resized' cuts out"},
+        metadata={"help": "smallest fraction of the image area in a crop of random_crop='resized'"},
     )
     crop_size: int | None = field(
         default=None,
-        metadata={"help": "pixels a side of random_crop='plain'; smaller images are padded with black"},
+        metadata={
+            "help": "side of a crop of random_crop='plain' in pixels; smaller images are padded with black"
+        },
     )
     horizontal_flip: float = field(default=0.0, metadata={"help": "probability of mirroring left and right"})
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     rand_augment: int = field(
-        default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0 leaves it out"}
+        default=0, metadata={"help": "magnitude of RandAugment, 1 to 30 (9 is usual); 0: off"}
     )
-    mixup_alpha: float = field(
-        default=0.0, metadata={"help": "of MixUp's Beta(alpha, alpha); 0 leaves it out"}
-    )
+    mixup_alpha: float = field(default=0.0, metadata={"help": "alpha of MixUp's Beta(alpha, alpha); 0: off"})
     cutmix_alpha: float = field(
         default=0.0,
-        metadata={"help": "of CutMix's Beta(alpha, alpha); with MixUp as well, each batch draws one"},
+        metadata={"help": "alpha of CutMix's Beta(alpha, alpha); 0: off; with MixUp, each batch draws one"},
     )
 
     def __post_init__(self):
@@ -254,7 +253,8 @@ class SelectionArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "pixels a side that images are resized to; default: as the checkpoint's processor does"
+            "help": "side in pixels that images are resized to; default: as in the checkpoint's image "
+            "processor"
         },
     )
 
@@ -289,19 +289,20 @@ class EvaluationArguments(SelectionArguments):
     split: str | None = field(
         default=None,
         metadata={
-            "help": "test, validation or train; default: the first of these that there is",
+            "help": "split to evaluate: test, validation or train; default: the first of these that exists",
             "choices": SPLITS,
         },
     )
-    batch_size: int = field(default=16, metadata={"help": "images at a time, on each device"})
+    batch_size: int = field(default=16, metadata={"help": "images in a forward pass, on each device"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    top_k: int = field(default=5, metadata={"help": "predictions that top-k accuracy allows"})
+    top_k: int = field(default=5, metadata={"help": "number of predictions counted by top-k accuracy"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16"})
-    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+    use_cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is an accelerator"})
     output: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file of metrics; default: evaluation_<split>.json in the model's folder, or here"
+            "help": "JSON file of metrics; default: evaluation_<split>.json in the folder of the model, or "
+            "in the current one"
         },
     )
 
@@ -332,7 +333,7 @@ class PredictionArguments(SelectionArguments):
     with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
     batch_size: int = field(default=16, metadata={"help": "images at a time"})
     num_workers: int = field(default=0, metadata={"help": "processes that read images"})
-    use_cpu: bool = field(default=False, metadata={"help": "even if there is an accelerator"})
+    use_cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is an accelerator"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -351,17 +352,17 @@ class TilingArguments:
         default=None,
         metadata={
             "help": "side in pixels of the tiles that images are cut into at full resolution; default: "
-            "images are seen whole"
+            "whole images"
         },
     )
     overlap: float = field(default=0.25, metadata={"help": "fraction of a tile that the next one overlaps"})
     aggregate: str = field(
         default="mean",
-        metadata={"help": "how tile predictions are aggregated", "choices": tuple(TILE_AGGREGATIONS)},
+        metadata={"help": "aggregation of the predictions of tiles", "choices": tuple(TILE_AGGREGATIONS)},
     )
     heat_maps: str | None = field(
         default=None,
-        metadata={"help": "folder for pictures of where in each image its label is, <name>_heat_map.png"},
+        metadata={"help": "folder for heat maps of the predicted label over each image, <name>_heat_map.png"},
     )
 
     def __post_init__(self):
@@ -427,14 +428,15 @@ class DenseArguments:
 
 @dataclass(kw_only=True)
 class CollectionArguments:
-    """The engine that predicts; the other options are for engine ray."""
+    """Engine of the prediction; the other options are for engine ray."""
 
     _argument_group_name = "engine"
 
     engine: str = field(
         default="local",
         metadata={
-            "help": "local: this process, files as inputs, JSON lines as output. ray: processes of this "
+            "help": "engine of the prediction. local: this process, files as inputs, JSON lines as "
+            "output. ray: processes of this "
             "machine, or of the cluster that RAY_ADDRESS names; inputs are files, folders and Parquet "
             "files, of this machine or of an object store (s3://, gs://, hf://), output is a folder of "
             "Parquet files, there too",
@@ -447,11 +449,13 @@ class CollectionArguments:
     )
     part_size: int = field(
         default=256,
-        metadata={"help": "images in each Parquet file that is written, the least that is done again"},
+        metadata={"help": "images in each Parquet file, the unit that is repeated after a failure"},
     )
     image_column: str | None = field(
         default=None,
-        metadata={"help": "of Parquet inputs, bytes or paths; default: the only one that may be images"},
+        metadata={
+            "help": "column of Parquet inputs with bytes or paths; default: the only one that may hold images"
+        },
     )
 
     def __post_init__(self):
@@ -612,15 +616,15 @@ class ComparisonArguments:
 
 @dataclass
 class ArchitectureArguments:
-    """Which model, and at what size it sees images."""
+    """Model, and the size of its images."""
 
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "checkpoint, ours or any ViT or Swin of transformers, local or on the Hub; without "
-            "it a model from scratch"
+            "help": "checkpoint of this package, or any ViT or Swin of transformers, local or on the Hub; "
+            "default: a model from scratch"
         },
     )
     config_overrides: dict | str | None = field(
@@ -633,18 +637,19 @@ class ArchitectureArguments:
     position_encoding: dict | str | None = field(
         default=None,
         metadata={
-            "help": "such as learned, sinusoidal_2d or rotary, or with options as JSON, such as "
+            "help": "position encoding, such as learned, sinusoidal_2d or rotary, or with options as JSON, "
+            "such as "
             '\'{"type": "rotary", "base": 10}\'; default: as in the checkpoint'
         },
     )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "pixels a side that images are resized to; default: as in the checkpoint, or 224"},
+        metadata={"help": "side in pixels that images are resized to; default: as in the checkpoint, or 224"},
     )
     native_resolution: bool = field(default=False, metadata={"help": "do not resize images"})
     longest_edge: int | None = field(
         default=None,
-        metadata={"help": "shrink images whose longer side has more pixels, and resize no others"},
+        metadata={"help": "longest side in pixels; only images with a longer one are resized"},
     )
     return_patches: bool = field(
         default=False,
@@ -665,51 +670,51 @@ class ArchitectureArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 pixel")
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the config that were asked for."""
+        """Returns the overridden fields of the configuration."""
         return self.config_overrides | given_fields(self, ("position_encoding",))
 
 
 @dataclass
 class ModelArguments(ArchitectureArguments):
-    """Which model, and what it looks at."""
+    """Model, and its selection of patches and tokens."""
 
     model_type: str | None = field(
         default=None,
         metadata={
-            "help": "of a model from scratch: adaptive_vit, which is the default, or adaptive_swin; a "
-            "checkpoint has its own"
+            "help": "type of a model from scratch: adaptive_vit (default) or adaptive_swin; a checkpoint "
+            "has its own"
         },
     )
     patch_selector: dict | str | None = field(
         default=None,
         metadata={
-            "help": "how patches are selected before the encoder, such as variance, attention or policy, "
-            "or with options as "
+            "help": "selector of patches before the encoder, such as variance, attention or policy, or with "
+            "options as "
             'JSON, such as \'{"type": "policy", "thumbnail_size": 112}\''
         },
     )
     num_selected_patches: float | str | None = field(
         default=None,
         metadata={
-            "help": "patches to keep: a number such as 98, or a share such as 0.25; of a Swin as many "
-            "windows as have them"
+            "help": "patches to keep: a number such as 98, or a fraction such as 0.25; for a Swin "
+            "converted to windows"
         },
     )
     token_reducer: dict | str | None = field(
         default=None,
         metadata={
-            "help": "how tokens are reduced inside the encoder: attentive, merge, gumbel or sample, or "
+            "help": "reducer of tokens inside the encoder: attentive, merge, gumbel or sample, or "
             "with options as JSON, "
             'such as \'{"type": "merge", "r": 16}\''
         },
     )
     keep_rate: float | None = field(
         default=None,
-        metadata={"help": "share of the tokens that go on at each of reduction_layers, such as 0.7"},
+        metadata={"help": "fraction of the tokens kept at each of reduction_layers, such as 0.7"},
     )
     reduction_layers: list[int] | None = field(
         default=None,
-        metadata={"help": "blocks, from 0, at which tokens are reduced, such as 3 6 9, which is the default"},
+        metadata={"help": "blocks, from 0, at which tokens are reduced; default: 3 6 9"},
     )
 
     def __post_init__(self):
@@ -719,7 +724,7 @@ class ModelArguments(ArchitectureArguments):
             setattr(self, name, parse_part(name, getattr(self, name)))
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of the config that were asked for."""
+        """Returns the overridden fields of the configuration."""
         return super().config_fields() | given_fields(self, SELECTION_FIELDS)
 
 
@@ -741,9 +746,8 @@ class TrainingMethodArguments:
     backbone_lr_factor: float = field(
         default=1.0,
         metadata={
-            "help": "factor of the learning rate for all but the head (decoder, detector), patch "
-            "selector and "
-            "token reducer, beside that of layer_decay; DynamicViT uses 0.01, DETR 0.1"
+            "help": "factor of the learning rate for all but the head (decoder, detector), patch selector "
+            "and token reducer, in addition to layer_decay; DynamicViT uses 0.01, DETR 0.1"
         },
     )
 
@@ -770,29 +774,32 @@ class FinetuningArguments(TrainingMethodArguments):
     )
     keep_rate_final: float = field(
         default=0.2,
-        metadata={"help": "fraction of the steps with as few as requested, for keep_rate_schedule"},
+        metadata={"help": "fraction of the steps at the target, for keep_rate_schedule"},
     )
     keep_rate_initial: float = field(
         default=1.0,
         metadata={
-            "help": "where keep_rate_schedule starts: 1 is all patches, 0.5 half-way from the target; for "
-            "images whose patches do not all fit into memory"
+            "help": "start of keep_rate_schedule: 1 is all patches, 0.5 half-way to the target; lower it if "
+            "all patches do not fit into memory"
         },
     )
     freeze_backbone_ratio: float = field(
         default=0.0,
         metadata={
-            "help": "fraction of the steps, at the beginning, in which only head, patch selector and token "
-            "reducer learn; 0 trains all together"
+            "help": "fraction of the steps, at the start, in which only head, patch selector and token "
+            "reducer learn; 0: all learn together"
         },
     )
     freeze_head: bool = field(
         default=False,
-        metadata={"help": "freeze the head with the backbone, if it knows these classes already"},
+        metadata={"help": "freeze the head with the backbone, for a head that is trained on these classes"},
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "average the weights; each step keeps this fraction of the average, such as 0.999"},
+        metadata={
+            "help": "decay of a moving average of the weights: the fraction that each step keeps, such "
+            "as 0.999"
+        },
     )
 
     def __post_init__(self):
@@ -811,14 +818,15 @@ class SegmentationArguments(DenseTaskArguments):
     segmentation_decoder: Literal["linear", "convolutional"] = field(
         default="convolutional",
         metadata={
-            "help": "a classifier on each patch, or transposed convolutions to 4 times as many places a side"
+            "help": "decoder: linear classifies each patch, convolutional upsamples 4 times by "
+            "transposed convolutions"
         },
     )
     binary: bool = field(default=False, metadata={"help": "merge all classes but 0 into one"})
     ignore_label: str = field(
         default="auto",
         metadata={
-            "help": "value of mask pixels that do not count, or none; default: 255, and none if masks are "
+            "help": "value of ignored mask pixels, or none; default: 255, and none if masks are "
             "black and white (0 and 255) and binary"
         },
     )
@@ -843,12 +851,12 @@ class DetectionArguments(DenseTaskArguments):
 
     detector: Literal["deformable_detr", "conditional_detr", "detr"] = field(
         default="deformable_detr",
-        metadata={"help": "of transformers, for a new one; deformable_detr learns fastest"},
+        metadata={"help": "type of a new detector, of transformers; deformable_detr learns fastest"},
     )
     detector_overrides: dict | str | None = field(
         default=None,
         metadata={
-            "help": "fields of its configuration as JSON, such as "
+            "help": "fields of the detector's configuration as JSON, such as "
             '\'{"num_queries": 100, "with_box_refine": true}\''
         },
     )
@@ -866,15 +874,16 @@ class DetectionArguments(DenseTaskArguments):
     crop_size: int | None = field(
         default=None,
         metadata={
-            "help": "train on random pieces of this many pixels a side, and evaluate on tiles of that size, "
-            "for large images; they are not resized unless image_size says so"
+            "help": "side in pixels of random crops in training and of tiles in evaluation, for large "
+            "images; not resized unless image_size is set"
         },
     )
     min_box_fraction: float = field(
-        default=0.25, metadata={"help": "of a box that must be on a piece for it to count there"}
+        default=0.25,
+        metadata={"help": "smallest fraction of a box inside a crop or tile for it to count there"},
     )
     evaluate_whole_images: bool = field(
-        default=False, metadata={"help": "evaluate on whole images, whatever crop_size is"}
+        default=False, metadata={"help": "evaluate on whole images, even with crop_size"}
     )
     evaluate_merged: bool = field(
         default=False,
@@ -886,7 +895,7 @@ class DetectionArguments(DenseTaskArguments):
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})
     num_pictured: int = field(
-        default=4, metadata={"help": f"held-out images on {PICTURE_NAME} in output_dir; 0 for no picture"}
+        default=4, metadata={"help": f"held-out images drawn in {PICTURE_NAME} in output_dir; 0: no picture"}
     )
 
     def __post_init__(self):
@@ -911,12 +920,12 @@ class PretrainingArguments:
 
     mask_ratio: float | None = field(
         default=None,
-        metadata={"help": "fraction of the patches that are dropped; default: as in the checkpoint, or 0.75"},
+        metadata={"help": "fraction of the patches to drop; default: as in the checkpoint, or 0.75"},
     )
     norm_pix_loss: bool = field(
         default=True,
         metadata={
-            "help": "reconstruct patches normalized to mean 0 and variance 1, which makes better encoders"
+            "help": "reconstruct patches normalized to mean 0 and variance 1, which trains better encoders"
         },
     )
 
@@ -1020,20 +1029,20 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Evolution:
-    """How to search; defaults are the paper's.
+    """Settings of the evolutionary search; defaults are those of AutoFormer.
 
     Attributes:
-        population: networks of a generation.
-        generations: how many, the random first one included.
-        num_parents: the best so far, of which the next generation is made, half by crossover and half by
-            mutation.
-        mutation_depth: chance that a mutation draws the number of blocks anew; here also that of each other
-            choice that a network makes but once (hidden size, keep rate).
-        mutation_block: chance, for each block, that a mutation draws it anew.
-        seed: of chance.
+        population: networks in a generation.
+        generations: number of generations, including the random first one.
+        num_parents: best networks so far, from which the next generation is drawn, half by crossover and half
+            by mutation.
+        mutation_depth: probability that a mutation redraws the number of blocks; here also of each other
+            choice for the whole network (hidden size, keep rate).
+        mutation_block: probability that a mutation redraws a block.
+        seed: random seed.
 
     Raises:
-        ValueError: for a number that makes no sense.
+        ValueError: for a number out of range.
     """
 
     population: int = 50
@@ -1054,7 +1063,7 @@ class Evolution:
 
 @dataclass
 class SearchArguments:
-    """Which networks to choose from, what they may cost, and how to search."""
+    """Search space, budgets, and settings of the search."""
 
     _argument_group_name = "search"
 
@@ -1066,7 +1075,7 @@ class SearchArguments:
         default=None, metadata={"help": "numbers of blocks to choose from, such as 12 13 14"}
     )
     elastic_num_attention_heads: list[int] | None = field(
-        default=None, metadata={"help": "heads to choose from for each block by itself, such as 3 4"}
+        default=None, metadata={"help": "numbers of heads to choose from for each block, such as 3 4"}
     )
     elastic_mlp_ratios: list[float] | None = field(
         default=None,
@@ -1078,63 +1087,68 @@ class SearchArguments:
     elastic_keep_rates: list[float] | None = field(
         default=None,
         metadata={
-            "help": "shares of the patches that the selector keeps, or keep rates of the token reducer"
+            "help": "fractions of patches for the selector, or keep rates of the token reducer, to "
+            "choose from"
         },
     )
     elastic_distillation: bool | None = field(
         default=None,
         metadata={
-            "help": "train the largest by the labels, and the smallest and some others by its answers, "
-            "in each step "
-            "(about 2.5 times the time); otherwise one network by the labels, as AutoFormer"
+            "help": "in each step train the largest network on labels, and the smallest and some others on "
+            "its predictions (about 2.5 times the time); otherwise one network on labels, as AutoFormer"
         },
     )
     elastic_num_sampled: int | None = field(
-        default=None, metadata={"help": "how many others; default: 2, or as in the checkpoint"}
+        default=None,
+        metadata={
+            "help": "number of other networks in each step of elastic_distillation; default: as in the "
+            "checkpoint, or 2"
+        },
     )
     supernet: str | None = field(
         default=None,
-        metadata={
-            "help": "checkpoint of a supernet that was trained already; otherwise one is trained in "
-            "output_dir"
-        },
+        metadata={"help": "checkpoint of a trained supernet; default: one is trained in output_dir"},
     )
     supernet_factor: float = field(
         default=1.0,
         metadata={
-            "help": "how many times as long the supernet is trained as networks from scratch; each of "
-            "its networks learns "
-            "in a few of its steps alone"
+            "help": "training length of the supernet, as a multiple of that of networks from scratch; each "
+            "of its networks learns only in some of the steps"
         },
     )
-    budget: str = field(default="gflops", metadata={"help": "what is limited", "choices": [*COSTS]})
+    budget: str = field(
+        default="gflops", metadata={"help": "kind of cost that is limited", "choices": [*COSTS]}
+    )
     budgets: list[float] | None = field(
         default=None,
         metadata={
-            "help": "limits, each with a search of its own: millions of parameters, GFLOPs, or measured "
-            "milliseconds of an "
-            "image; default: what the hand-made networks cost"
+            "help": "limits, with one search each: millions of parameters, GFLOPs per image, or measured "
+            "milliseconds per image; default: the costs of the hand-made networks"
         },
     )
-    population: int = field(default=50, metadata={"help": "networks of a generation"})
-    generations: int = field(default=20, metadata={"help": "the random first one included"})
-    num_parents: int = field(default=10, metadata={"help": "best networks, of which the next are made"})
-    mutation_depth: float = field(
-        default=0.2, metadata={"help": "chance that a mutation draws depth, hidden size or keep rate anew"}
+    population: int = field(default=50, metadata={"help": "networks in a generation"})
+    generations: int = field(
+        default=20, metadata={"help": "number of generations, including the random first one"}
     )
-    mutation_block: float = field(default=0.4, metadata={"help": "chance that a mutation draws a block anew"})
+    num_parents: int = field(default=10, metadata={"help": "best networks, from which the next are drawn"})
+    mutation_depth: float = field(
+        default=0.2, metadata={"help": "probability that a mutation redraws depth, hidden size or keep rate"}
+    )
+    mutation_block: float = field(
+        default=0.4, metadata={"help": "probability that a mutation redraws a block"}
+    )
     num_hand_made: int = field(
         default=2,
         metadata={
-            "help": "networks of equal blocks to compare with, trained from scratch by the same settings"
+            "help": "networks of equal blocks to compare with, trained from scratch with the same settings"
         },
     )
     retrain: bool = field(
-        default=False, metadata={"help": "train what was found from scratch as well, by the same settings"}
+        default=False, metadata={"help": "also train the found networks from scratch, with the same settings"}
     )
     num_seeds: int = field(
         default=1,
-        metadata={"help": "how often everything is done, with seed, seed + 1, ... of training and search"},
+        metadata={"help": "number of repetitions, with seed, seed + 1, ... of training and search"},
     )
 
     def __post_init__(self):
@@ -1159,7 +1173,7 @@ class SearchArguments:
         self.evolution(0)
 
     def elastic_fields(self) -> dict[str, Any]:
-        """Fields of the config that were asked for."""
+        """Returns the overridden fields of the configuration."""
         names = [name for name in self.__dataclass_fields__ if name.startswith("elastic_")]
         given = given_fields(self, names)
         if not given:
@@ -1167,7 +1181,7 @@ class SearchArguments:
         return {"elastic_space": {name.removeprefix("elastic_"): value for name, value in given.items()}}
 
     def evolution(self, seed: int) -> Evolution:
-        """How to search."""
+        """Returns the settings of the evolutionary search."""
         return Evolution(
             self.population,
             self.generations,
@@ -1180,36 +1194,39 @@ class SearchArguments:
 
 @dataclass
 class TuningArguments:
-    """Which settings to try."""
+    """Settings to try in tuning."""
 
     _argument_group_name = "tuning"
 
     num_trials: int = field(
-        default=20, metadata={"help": "settings to try, those of an earlier start included"}
+        default=20, metadata={"help": "number of trials, including those of an interrupted study"}
     )
     learning_rates: list[float] = field(
-        default_factory=lambda: [1e-5, 1e-2], metadata={"help": "least and highest, on a logarithmic scale"}
+        default_factory=lambda: [1e-5, 1e-2],
+        metadata={"help": "lowest and highest value, on a logarithmic scale"},
     )
     weight_decays: list[float] | None = field(
-        default_factory=lambda: [1e-3, 0.3], metadata={"help": "least and highest, on a logarithmic scale"}
+        default_factory=lambda: [1e-3, 0.3],
+        metadata={"help": "lowest and highest value, on a logarithmic scale"},
     )
     warmup_shares: list[float] | None = field(
         default_factory=lambda: [0.0, 0.3],
-        metadata={"help": "least and highest share of the steps in which the learning rate rises"},
+        metadata={"help": "lowest and highest fraction of the steps for warm-up of the learning rate"},
     )
     layer_decays: list[float] | None = field(
         default=None,
         metadata={
-            "help": "least and highest factor of the learning rate from a layer to the one below, such as "
+            "help": "lowest and highest factor of the learning rate from a layer to the one below, such as "
             "0.6 1.0; for checkpoints, not for models from scratch"
         },
     )
     batch_sizes: list[int] | None = field(
-        default=None, metadata={"help": "to choose per_device_train_batch_size from, such as 32 64 128"}
+        default=None,
+        metadata={"help": "values of per_device_train_batch_size to choose from, such as 32 64 128"},
     )
     prune: bool = field(
         default=True,
-        metadata={"help": "stop a trial early that is worse than the median of the others at the same step"},
+        metadata={"help": "stop trials early that are worse than the median of the others at the same step"},
     )
 
     def __post_init__(self):
@@ -1249,7 +1266,7 @@ class TuningArguments:
 
 @dataclass(kw_only=True)
 class ExplainArguments(SelectionArguments):
-    """Images to explain, and what to draw."""
+    """Images to explain, and pictures to draw."""
 
     _argument_group_name = "explanation"
 
@@ -1263,7 +1280,7 @@ class ExplainArguments(SelectionArguments):
     pictures: list[str] = field(
         default_factory=lambda: ["overview", "windows", "positions"],
         metadata={
-            "help": "what to draw; windows are Swin's; positions is about the model, and one file",
+            "help": "pictures to draw; windows are for Swin; positions is one file for the model",
             "choices": PICTURES,
         },
     )
@@ -1278,7 +1295,8 @@ class ExplainArguments(SelectionArguments):
         },
     )
     device: str | None = field(
-        default=None, metadata={"help": "such as cpu or cuda; default: an accelerator if there is one"}
+        default=None,
+        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
     )
 
 
@@ -1287,7 +1305,7 @@ QUICKSTART = "runs/quickstart"
 
 @dataclass(kw_only=True)
 class AppArguments:
-    """Checkpoint and images of the page, and where it is served."""
+    """Checkpoint and images of the page, and its address."""
 
     _argument_group_name = "page"
 
@@ -1306,7 +1324,8 @@ class AppArguments:
         },
     )
     device: str | None = field(
-        default=None, metadata={"help": "such as cpu or cuda; default: an accelerator if there is one"}
+        default=None,
+        metadata={"help": "device, such as cpu or cuda; default: an accelerator if there is one"},
     )
     server_name: str = field(
         default="127.0.0.1", metadata={"help": "address to listen at; 0.0.0.0 lets other machines in"}
@@ -1333,7 +1352,7 @@ class AppArguments:
             self.model_name_or_path = QUICKSTART
 
 
-# Arguments of the training commands, besides those of Trainer.
+# Arguments of the training commands, without those of Trainer.
 TASKS: dict[str, tuple[type, ...]] = {
     "finetune": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments),
     "segment": (ModelArguments, DataArguments, SegmentationArguments),

@@ -46,11 +46,10 @@ def variance_scores(
 def gradient_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean magnitude of the Sobel gradient of the mean over channels, inside each patch; of a video, frame by
-    frame.
+    """Mean magnitude of the Sobel gradient inside each patch.
 
-    Only pixels whose 3x3 neighborhood lies in the patch count, so that a patch scores the same alone as in
-    its image.
+    The gradient is that of the mean over channels; of a video, frame by frame. Only pixels whose 3x3
+    neighborhood lies in the patch count, so that a patch scores the same alone as in its image.
 
     Raises:
         ValueError: if patches have less than 3 pixels a side.
@@ -90,9 +89,10 @@ def _sobel_magnitude(gray: torch.Tensor) -> torch.Tensor:
 
 
 def entropy_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Shannon entropy of the gray levels of each patch in bits: 0 where it is flat, `log2(P * P)` at most.
+    """Shannon entropy of the gray levels of each patch, in bits.
 
-    Grey is the mean over channels as the model sees it, normalized. Bins are fixed, so that a patch scores
+    It is 0 where the patch is flat, `log2(P * P)` at most. Gray is the mean over channels as the model sees
+    it, normalized. Bins are fixed, so that a patch scores
     the same in any image and batch: 1/32 wide, with one centered at 0, and 256 of them, from -4 to 4; what is
     beyond counts for the outermost. A bin is then 4 of the 255 gray levels of an image normalized with mean
     and std 0.5, about 2 with those of ImageNet, and 8 of one scaled to 0..1: coarse enough to overlook most
@@ -127,7 +127,7 @@ def _gray(images: torch.Tensor, dim: int) -> torch.Tensor:
 def saliency_scores(
     patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None
 ) -> torch.Tensor:
-    """Mean spectral residual saliency of each patch: how much it stands out from the rest of the image.
+    """Mean spectral residual saliency of each patch, its contrast to its image.
 
     "Saliency Detection: A Spectral Residual Approach" (Hou and Zhang, 2007), on the gray image resized to
     64x64 whatever its aspect. The map is smoothed with the sigma of the authors' code, 2.5 pixels (the paper
@@ -198,7 +198,7 @@ def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
 
 
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Uniform noise; see `draw_uniform`."""
+    """Uniform random scores, fixed by coordinates and seed."""
     return draw_uniform(patches.coordinates, seed)
 
 
@@ -225,7 +225,7 @@ def draw_uniform(coordinates: torch.Tensor, seed: int | None) -> torch.Tensor:
 
 
 def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
+    """Ranks patches by a regular lattice over the image."""
     return lattice_scores(patches.coordinates, patches.grid, num_selected)
 
 
@@ -270,11 +270,10 @@ def _lattice(budget: torch.Tensor, sides: Sequence[torch.Tensor]) -> list[torch.
 
 
 def motion_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Mean absolute difference of successive frames inside each patch, averaged over channels, of videos and
-    volumes.
+    """Mean absolute difference of successive frames inside each patch (videos, volumes).
 
-    Only differences between frames of the same patch count, so that a patch scores the same alone as in its
-    video.
+    Averaged over channels. Only differences between frames of the same patch count, so that a patch scores
+    the same alone as in its video.
     """
     return patches.pixels.float().diff(dim=-3).abs().flatten(-4).mean(-1).flatten(1)
 

@@ -263,8 +263,9 @@ class RotaryOptions(Options):
 
 
 class Rotary(PositionEncoding):
-    """Axial rotary embedding (RoFormer, Su et al., 2021, along rows and columns): half of each head for the
-    row.
+    """Queries and keys rotated by row and column, half of each head for each (RoPE).
+
+    Axial rotary embedding: RoFormer (Su et al., 2021) along rows and columns.
 
     Of videos and volumes a third each is for time, row and column; what head_dim has beyond a multiple of six
     stays as it is, as in V-JEPA 2 (Assran et al., 2025).
@@ -349,11 +350,11 @@ class Rotary(PositionEncoding):
 
 
 class RotaryMixed(Rotary):
-    """Rotary embedding whose frequencies are learned, for each block and head, and mix rows and columns.
+    """Rotary embedding with learned frequencies that mix rows and columns (RoPE-Mixed).
 
-    RoPE-Mixed of "Rotary Position Embedding for Vision Transformer" (Heo et al., 2024), section 3: angles are
-    f_row * row + f_column * column (+ f_time * time). They start with the axial frequencies in a random
-    direction for each head.
+    Each block and head has its own. RoPE-Mixed is from "Rotary Position Embedding for Vision Transformer"
+    (Heo et al., 2024), section 3: angles are f_row * row + f_column * column (+ f_time * time). They start
+    with the axial frequencies in a random direction for each head.
     """
 
     per_layer = True
@@ -392,7 +393,7 @@ class RotaryMixed(Rotary):
 
 
 class AttentionBias(PositionEncoding):
-    """A bias that depends on the differences of places."""
+    """A bias that depends on the differences of positions."""
 
     has_bias = True
 
@@ -419,7 +420,7 @@ class AttentionBias(PositionEncoding):
 
 
 class Alibi(AttentionBias):
-    """Attention falls with the distance in patches, in each head at another rate.
+    """A fixed bias lowers attention with distance, at a rate of its own in each head.
 
     ALiBi (Press et al., 2022, "Train Short, Test Long") with Euclidean distances, as in CROMA (Fuller et al.,
     2023): -m |query - key|, m = 2^(-8 h / heads) for h = 1, ..., heads.
@@ -448,11 +449,10 @@ class RelativeBiasOptions(Options):
 
 
 class RelativeBias(AttentionBias):
-    """A learned number for each difference of places of the native grid, and head; BEiT (Bao et al., 2022),
-    Swin.
+    """A learned attention bias for each head and difference of positions (BEiT, Swin).
 
-    At another resolution the table is interpolated linearly, as transformers' BEiT does. Three numbers more
-    stand for pairs with a token that has no place: such a query, such a key, both.
+    BEiT (Bao et al., 2022). At another resolution the table is interpolated linearly, as transformers' BEiT
+    does. Three more numbers are for pairs with a token without a position: query, key, or both.
     """
 
     Options = RelativeBiasOptions
@@ -494,12 +494,12 @@ class RelativeBias(AttentionBias):
 
 
 class RelativeBiasContinuous(AttentionBias):
-    """A small network tells the bias of a difference of places, on a logarithmic scale.
+    """A small network computes the bias from log-spaced differences of positions.
 
     SwinV2 (Liu et al., 2022, "Swin Transformer V2"), section 3.3: sign(d) log2(1 + 8 |d| / (side - 1)) / 3 of
-    both axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that places beyond it are
-    extrapolated little. The network is asked at whole differences, and between them interpolated linearly
-    (but for compiled models, which ask it for every pair).
+    both axes, 512 hidden units, 16 sigmoid. The side is that of the native grid, so that positions beyond
+    it are extrapolated little. The network is evaluated at whole differences and interpolated linearly
+    between them (compiled models evaluate it for every pair).
     """
 
     Options = RelativeBiasOptions
@@ -528,7 +528,7 @@ class RelativeBiasContinuous(AttentionBias):
 
 
 def num_differences(grid: tuple[int, ...]) -> int:
-    """Differences of places that occur in a grid."""
+    """Returns the number of differences of positions in a grid."""
     return math.prod(2 * side - 1 for side in grid)
 
 
@@ -645,14 +645,14 @@ def check_least_width(config) -> None:
 
 
 class NoPosition(PositionEncoding):
-    """A bag of patches."""
+    """No positions, so that patches are an unordered set."""
 
 
 class Sinusoidal(PositionEncoding):
-    """The sinusoid of "Attention Is All You Need" over the raster index; CLS is position 0, patches follow.
+    """A fixed sinusoid over the raster index of patches, added to embeddings.
 
-    A place between rows (a thumbnail's) has the index of some place in a row: `sinusoidal_2d` tells them
-    apart.
+    "Attention Is All You Need"; CLS is position 0, patches follow. A position between rows (of a thumbnail)
+    shares its index with a position in a row: `sinusoidal_2d` distinguishes them.
     """
 
     @classmethod
@@ -670,7 +670,10 @@ class Sinusoidal(PositionEncoding):
 
 
 class Sinusoidal2D(PositionEncoding):
-    """Half of the channels for the row and half for the column, as MoCo v3 and MAE; nothing for CLS."""
+    """Fixed sinusoids of row and column, half of the channels each (MAE, MoCo v3).
+
+    Nothing is added to CLS.
+    """
 
     @classmethod
     def check(cls, config, options: Options) -> None:
@@ -682,7 +685,10 @@ class Sinusoidal2D(PositionEncoding):
 
 
 class Sinusoidal3D(PositionEncoding):
-    """A third of the channels each for time (or depth), row and column; nothing for CLS."""
+    """Fixed sinusoids of time (or depth), row and column, a third of the channels each.
+
+    Nothing is added to CLS.
+    """
 
     @classmethod
     def check(cls, config, options: Options) -> None:
@@ -700,7 +706,7 @@ KERNELS = {"bicubic": "cubic", "bilinear": "linear"}
 @strict
 @dataclass(kw_only=True)
 class LearnedOptions(Options):
-    """How a learned table is resized.
+    """Options of `"learned"`: resizing of the table.
 
     Args:
         interpolation: "bicubic" or "bilinear" (SigLIP 2).
@@ -712,13 +718,12 @@ class LearnedOptions(Options):
 
 
 class Learned(PositionEncoding):
-    """A learned vector for each patch of the native grid, as ViT; elsewhere its interpolation, bicubic by
-    default.
+    """A learned vector for each patch of the native grid, interpolated elsewhere (ViT).
 
-    At the full grid of another resolution this equals transformers' `interpolate_pos_encoding`: that of ViT
-    and DINOv2 by default, that of DINOv2 with registers with `antialias`, and that of SigLIP 2 with
-    `antialias` and "bilinear" interpolation. For videos and volumes the same kernel works along the third
-    axis.
+    At the full grid of another resolution, bicubic by default, this equals transformers'
+    `interpolate_pos_encoding`: that of ViT and DINOv2 by default, that of DINOv2 with registers with
+    `antialias`, and that of SigLIP 2 with `antialias` and "bilinear" interpolation. For videos and volumes
+    the same kernel works along the third axis.
     """
 
     Options = LearnedOptions
@@ -761,7 +766,10 @@ class Learned(PositionEncoding):
 
 
 class LearnedFromSinusoidal(Learned):
-    """A learned table that starts as the sinusoid along two axes, or three, with zeros for CLS."""
+    """A learned table that is initialized with fixed sinusoids of row and column.
+
+    Of videos also of time; zeros for CLS.
+    """
 
     @classmethod
     def check(cls, config, options: Options) -> None:
@@ -788,9 +796,9 @@ class LearnedRotaryOptions(LearnedOptions, RotaryOptions):
 
 
 class LearnedRotary(Learned):
-    """A learned table and rotation of queries and keys: `"learned"` and `"rotary"` with the options of both.
+    """A learned table, and queries and keys rotated by row and column (EVA-02).
 
-    EVA-02 (Fang et al., 2023).
+    `"learned"` and `"rotary"` with the options of both; Fang et al., 2023.
     """
 
     Options = LearnedRotaryOptions
@@ -827,7 +835,9 @@ class FourierOptions(Options):
 
 
 class Fourier(PositionEncoding):
-    """A small network of learned Fourier features of the coordinates, in patches of the native grid.
+    """A small network over learned Fourier features of the coordinates.
+
+    Coordinates are in patches of the native grid.
 
     "Learnable Fourier Features for Multi-Dimensional Spatial Positional Encoding" (Li et al., 2021), section
     3: W2 gelu(W1 [cos(W p), sin(W p)] / sqrt(F) + b1) + b2, with W drawn at first from a Gaussian of

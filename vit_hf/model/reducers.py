@@ -192,8 +192,9 @@ def restore_tokens(states: torch.Tensor, reductions: list[tuple[torch.Tensor, to
 
 
 class AttentiveReducer(TokenReducer):
-    """Keeps the tokens that CLS attends to most and fuses the others into one, the sum of them by their
-    attention.
+    """Keeps the tokens that CLS attends to most and fuses the others into one (EViT).
+
+    The fused token is their sum weighted by attention.
 
     EViT (Liang et al., 2022, "Not All Patches are What You Need"), section 3.
     """
@@ -238,11 +239,11 @@ class AttentiveReducer(TokenReducer):
 
 
 class SamplingReducer(TokenReducer):
-    """Samples tokens by the inverse of the cumulated significance: attention of CLS times the norm of the
-    value.
+    """Samples tokens by their significance, without training (ATS).
 
-    ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What is drawn
-    twice counts once, so an image may keep fewer tokens than the keep rate says; the places left over are
+    Significance is the attention of CLS times the norm of the value, sampled by its inverse cumulative
+    distribution. ATS (Fayyaz et al., 2022, "Adaptive Token Sampling for Efficient Vision Transformers"). What
+    is drawn twice counts once, so an image may keep fewer tokens than the keep rate says; the rest is
     padding.
     """
 
@@ -307,9 +308,9 @@ class GumbelOptions(Options):
 
 
 class GumbelReducer(TokenReducer):
-    """A predictor at each stage gives every token a chance to stay, from the token and the mean of those
-    present.
+    """Keeps the tokens that trained predictors rank highest (DynamicViT).
 
+    Each stage predicts a probability of keeping a token, from the token and the mean of those present.
     DynamicViT (Rao et al., 2021), sections 3.2 and 3.3. Training draws with hard Gumbel-softmax and hides
     what was dropped from the others (a size of 0 hides a token from attention and pooling), so that the
     choice has a gradient; otherwise the likeliest are gathered. The loss here is that of the keep rate; those
@@ -438,11 +439,12 @@ class MergeOptions(Options):
 
 
 class MergeReducer(TokenReducer):
-    """Merges the most alike pairs of tokens into their mean, weighted by how many patches each stands for.
+    """Merges the most similar pairs of tokens into their mean (ToMe).
 
-    ToMe (Bolya et al., 2023, "Token Merging: Your ViT But Faster"), section 3: bipartite soft matching on the
-    keys averaged over heads (before rotation, if there is one), with sizes for proportional attention. Tokens
-    keep the raster order of those that others were merged into.
+    Means are weighted by the number of patches that a token stands for. ToMe (Bolya et al., 2023, "Token
+    Merging: Your ViT But Faster"), section 3: bipartite soft matching on the keys averaged over heads (before
+    rotation, if there is one), with sizes for proportional attention. Tokens keep the raster order of those
+    that others were merged into.
     """
 
     Options = MergeOptions

@@ -45,10 +45,10 @@ from .sizes import (
 
 
 def sample_map(values: torch.Tensor, patches: ImagePatches) -> torch.Tensor:
-    """A map `(B, r, c)` over the images, read bilinearly at the patches' places, `(B, N)`, whatever their
+    """Reads a map `(B, r, c)` over the images bilinearly at the centers of the patches, `(B, N)`, for any
     grids.
 
-    One `(B, f, r, c)` over videos is read trilinearly.
+    A map `(B, f, r, c)` over videos is read trilinearly.
     """
     # In [-1, 1] from border to border, column first, as grid_sample wants it.
     places = ((patches.coordinates + 0.5) / patches.grid.unsqueeze(1) * 2 - 1).flip(-1)
@@ -115,7 +115,7 @@ class DistilledOptions(ProbeOptions):
 
 
 def check_probe(config, options: ProbeOptions) -> None:
-    """Raises: ValueError if the probe pass does not fit the model."""
+    """Checks that the probe pass fits the model; raises ValueError if not."""
     check_cls_for_selector(config)
     if not 1 <= options.num_layers <= config.num_hidden_layers:
         raise ValueError(
@@ -126,9 +126,9 @@ def check_probe(config, options: ProbeOptions) -> None:
 
 
 class AttentionSelector(PatchSelector):
-    """Selects by the model's own attention: a probe pass tells what the CLS token attends to in a thumbnail.
+    """Keeps the patches that CLS attends to in a probe pass over a thumbnail.
 
-    The first `num_layers` blocks see the image resized to `thumbnail_size`; what CLS attends to is
+    The first `num_layers` blocks see the image resized to `thumbnail_size`; the attention of CLS is
     interpolated to the full grid. In training the pass has the model's dropout, if any.
     In the spirit of LookWhere (2025), without its training.
     """
@@ -152,7 +152,7 @@ class AttentionSelector(PatchSelector):
 
 
 class DistilledSelector(PatchSelector):
-    """Learns to foresee, from a thumbnail, what the model's last block would attend to in the whole image.
+    """A small network predicts the last block's attention from a thumbnail.
 
     Scores are those of a small network on the hidden states of the probe pass, `2 x 2` for each patch of the
     thumbnail; the loss is the divergence of their softmax from the CLS attention of a dense pass over the
@@ -170,7 +170,7 @@ class DistilledSelector(PatchSelector):
         self.last_layer = config.num_hidden_layers
         self.size = thumbnail_sides(config, self.options.thumbnail_size)
         self.weight = self.options.loss_weight
-        self.share = self.options.batch_fraction
+        self.batch_fraction = self.options.batch_fraction
         self.norm = nn.LayerNorm(config.hidden_size)
         self.hidden = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.GELU()
@@ -192,7 +192,7 @@ class DistilledSelector(PatchSelector):
     def loss(self, patches: ImagePatches, scores: torch.Tensor, probe: Probe) -> torch.Tensor | None:
         if not self.weight:
             return None
-        number = math.ceil(self.share * len(scores))
+        number = math.ceil(self.batch_fraction * len(scores))
         patches, scores = patches.first_images(number), scores[:number]
         target = probe.attention(patches, self.last_layer, "mean").float()
         absent = scores == -torch.inf
@@ -226,15 +226,15 @@ class CrossAttentionOptions(SelectorOptions):
 
 
 class CrossAttentionSelector(Initialized, PatchSelector):
-    """Keeps the patches that a learned query attends to most, in the manner of Iterative Patch Selection.
+    """Keeps the patches that a learned query attends to most (IPS).
 
-    Bergner et al. (2023): all patches are embedded and scored without gradient, a chunk at a time if the
-    image is streamed; those that are kept are scored again with gradient, and weighed by the query's
-    attention, so that the loss of the task reaches it. There it pools what an encoder made of each patch
-    alone. Here an encoder follows whose blocks relate the patches: each of its blocks attends to a patch so
-    many times as much as the query's softmax over the kept ones says, in training and afterwards, and so does
-    pooling by mean or by attention. At first these weights are nearly 1. Keys come from a small network on
-    the embeddings, positions included.
+    Iterative Patch Selection, Bergner et al. (2023): all patches are embedded and scored without gradient, a
+    chunk at a time if the image is streamed; those that are kept are scored again with gradient, and weighed
+    by the query's attention, so that the loss of the task reaches it. There it pools what an encoder made of
+    each patch alone. Here an encoder follows whose blocks relate the patches: each of its blocks attends to a
+    patch so many times as much as the query's softmax over the kept ones says, in training and afterwards,
+    and so does pooling by mean or by attention. At first these weights are nearly 1. Keys come from a small
+    network on the embeddings, positions included.
     """
 
     Options = CrossAttentionOptions
@@ -296,7 +296,7 @@ class ScorerOptions(CoverageOptions):
 
 
 def check_scorer_size(config, options: ScorerOptions) -> None:
-    """Raises: ValueError for a thumbnail that is too small for the network."""
+    """Raises ValueError for a thumbnail that is too small for the network."""
     least = [1] * len(native_sides(config))
     least[-2:] = 4, 4
     if has_frames(config):
@@ -305,8 +305,9 @@ def check_scorer_size(config, options: ScorerOptions) -> None:
 
 
 class ThumbnailScorer(nn.Module):
-    """Patches of 4 pixels, a strided convolution, two residual ones and a global mean, on the image resized
-    to `thumbnail_size`.
+    """A small convolutional network that scores the image resized to `thumbnail_size`.
+
+    Patches of 4 pixels, a strided convolution, two residual ones and a global mean.
 
     Its map has an eighth of the thumbnail's side. Less than 1 % of the work of a ViT-B at 224 pixels.
 
@@ -482,7 +483,7 @@ class PerturbedOptions(ScorerOptions):
 
 
 class PerturbedSelector(PatchSelector):
-    """A small network on the thumbnail, trained through perturbed top-K by the loss of the task itself.
+    """A small network on a thumbnail, trained by the task loss through perturbed top-K.
 
     While training the encoder gets means of patches, by how often each was among the K highest; otherwise the
     K highest themselves.
@@ -572,7 +573,7 @@ class PolicyOptions(ScorerOptions):
     As the number of patches is fixed, a cost for each would be equal for every choice and change nothing.
 
     Args:
-        loss_weight: weight of the policy's loss beside that of the task.
+        loss_weight: weight of the policy's loss, added to the loss of the task.
         entropy_weight: weight of the bonus for an undecided policy.
     """
 
@@ -586,11 +587,13 @@ class PolicyOptions(ScorerOptions):
 
 
 class PolicySelector(PatchSelector):
-    """A small network on the thumbnail draws patches while training, and keeps its greedy otherwise.
+    """A small network on a thumbnail, trained as a sampling policy by REINFORCE.
 
-    The head rewards what was drawn by how much better the answer is than with the greedy (REINFORCE with a
-    self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is that
-    of the first draw, as a share of the greatest possible.
+    It draws patches in training, and keeps those with the highest scores otherwise.
+
+    The head rewards what was drawn by how much better the prediction is than with the greedy ones (REINFORCE
+    with a self-critical baseline: Rennie et al., 2017; PatchDrop, Uzkent & Ermon, 2020). The entropy bonus is
+    that of the first draw, as a fraction of the greatest possible.
     """
 
     Options = PolicyOptions
@@ -645,7 +648,7 @@ def reinforce_loss(log_prob: torch.Tensor, reward: torch.Tensor, baseline: torch
 
 
 class PixelSelector(PatchSelector):
-    """A heuristic of `PIXEL_SCORERS` or `VOLUME_SCORERS`."""
+    """Scores patches by a heuristic of `PIXEL_SCORERS` or `VOLUME_SCORERS`."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -663,7 +666,7 @@ class PixelSelector(PatchSelector):
 
 
 class UniformSelector(PixelSelector):
-    """A regular lattice, which has no scores to sample by."""
+    """Keeps the patches nearest to a regular lattice, without scores to sample by."""
 
     Options = ExplorationOptions
 
@@ -675,7 +678,7 @@ class RandomSelectorOptions(RandomOptions, ExplorationOptions):
 
 
 class RandomSelector(PixelSelector):
-    """Random patches: fixed per image in evaluation, fresh in training."""
+    """Random patches, fixed per image in evaluation and fresh in training."""
 
     Options = RandomSelectorOptions
 
