@@ -150,9 +150,10 @@ class Choice:
     def _estimate(self, number: int, margin: str, reference: str) -> list[str]:
         row = self.estimated
         needed = images_needed(self.reference.right, row.right, self.margin)
+        sign = "less" if row.behind_all >= 0 else "more"
         loss = (
-            f"{_points(abs(row.behind_all))} points {'less' if row.behind_all >= 0 else 'more'} on these images, "
-            f"by the 95 % interval at most {_points(row.behind_all_high)} less, p = {row.p_value_all:.2f}"
+            f"{_points(abs(row.behind_all))} points {sign} on these images, at most "
+            f"{_points(row.behind_all_high)} less by the 95 % interval, p = {row.p_value_all:.2f}"
         )
         remedy = f"about {needed} images like these are needed"
         if needed is None:
