@@ -134,7 +134,7 @@ class Choice:
         # A checkpoint that was trained on few patches may be better with them than with all.
         best = max(self.rows, key=lambda row: row.accuracy, default=None)
         if self.row is not None and not best.as_good_as(self.row):
-            sentences.append(f"More accurate than that is {self._name(best)}: {best.accuracy:.1%}.")
+            sentences.append(f"The most accurate number is {self._name(best)}: {best.accuracy:.1%}.")
         if adapt:
             sentences.append(
                 f"Each number of patches was fine-tuned for {adapt} steps with one seed, so that differences "
@@ -270,10 +270,12 @@ def choose_tokens(
     # The baseline of the report.
     if pick is not None and "random" in selectors:
         test("random", pick.budget)
+    # The random baseline comes last, unless it is one of the best.
+    order = [*best, "random"]
     choice.rows = [
         row
-        for (selector, _), row in sorted(tested.items(), key=lambda item: (item[0][0], -item[0][1]))
-        if row.right and row is not reference and (selector in best or row.budget == pick.budget)
+        for _, row in sorted(tested.items(), key=lambda item: (order.index(item[0][0]), -item[0][1]))
+        if row.right and row is not reference
     ]
     return choice
 
