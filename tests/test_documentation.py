@@ -29,6 +29,8 @@ from transformers import (
 
 import vit_hf
 import vit_hf.cli
+from tests.helpers.dense import detr, segformer
+from tests.helpers.rasters import write_geotiff
 from vit_hf import (
     POSITION_ENCODINGS,
     AdaptiveViTConfig,
@@ -96,6 +98,17 @@ def video_checkpoint(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def dense_checkpoints(tmp_path_factory):
+    """A segmentation model and a detector, by the names that the guides use."""
+    folders = {}
+    for name, build in {"nvidia/segformer": segformer, "facebook/detr": detr}.items():
+        folders[name] = str(tmp_path_factory.mktemp("dense"))
+        for saved in build():
+            saved.save_pretrained(folders[name])
+    return folders
+
+
 @pytest.fixture
 def names(checkpoint, tmp_path, monkeypatch):
     """What stands before a piece of code in a reader's mind, in a folder with the files that it names."""
@@ -106,6 +119,8 @@ def names(checkpoint, tmp_path, monkeypatch):
         PIL.Image.fromarray(noise.integers(0, 255, (side, side, 3), np.uint8)).save(name)
     for name in ("slide.tif", "other.tif"):
         write_tiff(Path(name), 512)
+    pixels = noise.integers(0, 255, (100, 150, 3), np.uint8)
+    write_geotiff(Path("scene.tif"), pixels, (0.5, 0.0, 4e5, 0.0, -0.5, 5.5e6))
     fields = {"patch_selector": "variance", "num_selected_patches": 20}
     model = AdaptiveViTForImageClassification.from_pretrained(checkpoint, **fields)
     processor = AdaptiveViTImageProcessor.from_pretrained(checkpoint, do_resize=False)
@@ -130,13 +145,16 @@ def names(checkpoint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page, code", PYTHON)
-def test_python_of_pages(page, code, names, checkpoint, swin_checkpoint, video_checkpoint):
+def test_python_of_pages(page, code, names, checkpoint, swin_checkpoint, video_checkpoint, dense_checkpoints):
     code = re.sub(r'"google/vit-[^"]*"', repr(checkpoint), code)
     code = re.sub(r'"microsoft/swin-[^"]*"', repr(swin_checkpoint), code)
     code = re.sub(r'"MCG-NJU/[^"]*"', repr(video_checkpoint), code)
-    code = code.replace("1024, 1024", "96, 96")
+    for name, folder in dense_checkpoints.items():
+        code = re.sub(rf'"{name}-[^"]*"', repr(folder), code)
+    code = code.replace("1024, 1024", "96, 96").replace("halo=32", "halo=8")
     # Small images have fewer patches.
-    code = re.sub(r"\b(392|196|98)\b", "20", code).replace("num_patches=1000", "num_patches=100")
+    code = re.sub(r"\b(392|196|98)\b", "20", code)
+    code = code.replace("num_selected_patches=1000", "num_selected_patches=100")
     if file := re.match(r"# (my_\w+\.py)\n", code):
         Path(file[1]).write_text(code)
     exec(compile(code, page, "exec"), names)

@@ -6,6 +6,7 @@ imported when it is first used, since each part needs libraries of its own.
 
 import importlib
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ def _is_command_line() -> bool:
 
 
 check_versions()
+# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared (of two
+# threads on two busy cores, sixfold). OpenMP reads this when torch is imported, later it has no effect.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING or not _is_command_line():
     from .auto import (
         PATCH_SELECTORS,
@@ -65,6 +69,9 @@ if TYPE_CHECKING:
     from .data.collation import PatchCollator
     from .explanations.explain import explain, explain_video
     from .hub.push import push_to_hub
+    from .inference.detect_tiles import detect_tiled
+    from .inference.fidelity import measure_fidelity
+    from .inference.segment_tiles import segment_tiled
     from .inference.streaming import StreamingCollator, predict_streaming, select_streaming, stream_images
     from .inference.tiles import predict_tiled
     from .readers.opening import ImageSource, open_image
@@ -77,6 +84,9 @@ _MODULES = {
     "explain": "explanations.explain",
     "explain_video": "explanations.explain",
     "push_to_hub": "hub.push",
+    "measure_fidelity": "inference.fidelity",
+    "detect_tiled": "inference.detect_tiles",
+    "segment_tiled": "inference.segment_tiles",
     "StreamingCollator": "inference.streaming",
     "predict_streaming": "inference.streaming",
     "select_streaming": "inference.streaming",
@@ -124,8 +134,10 @@ __all__ = [
     "TokenReducer",
     "__version__",
     "convert",
+    "detect_tiled",
     "explain",
     "explain_video",
+    "measure_fidelity",
     "open_image",
     "predict_streaming",
     "predict_tiled",
@@ -133,6 +145,7 @@ __all__ = [
     "register_patch_selector",
     "register_position_encoding",
     "register_token_reducer",
+    "segment_tiled",
     "select_streaming",
     "stream_images",
 ]

@@ -4,6 +4,7 @@ This module imports no torch, so that `vit-hf COMMAND --help` answers at once.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,10 @@ STRATEGIES = ("resize", "tiles", "dense", "select", "reduce", "hybrid")
 DETECTORS = ("deformable_detr", "conditional_detr", "detr")
 # Value of `tokens` that finds the number of patches, and the percentage points of accuracy it may cost.
 AUTO, MARGIN = "auto", 1.0
+# Of the patches, at which fidelity to the dense pass is measured.
+FIDELITY_FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 TILE_AGGREGATIONS = ("mean", "max", "topk-mean", "attention", "vote")
+BOX_MERGERS = ("match", "nms", "greedy")
 
 
 def given_fields(arguments: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -314,10 +318,15 @@ class PredictionArguments(SelectionArguments):
     _argument_group_name = "prediction"
 
     model_name_or_path: str = field(
-        metadata={"help": "checkpoint of an image classifier, with its image processor"}
+        metadata={
+            "help": "checkpoint of a classifier, segmentation model or detector, with its image processor"
+        }
     )
     output: str | None = field(
-        default=None, metadata={"help": "file of JSON lines; default: standard output"}
+        default=None,
+        metadata={
+            "help": "file of JSON lines; default: standard output. Of masks and boxes the folder for them"
+        },
     )
     top_k: int = field(default=5, metadata={"help": "labels to list for each image"})
     with_patches: bool = field(default=False, metadata={"help": "output the selected patches and their grid"})
@@ -361,6 +370,59 @@ class TilingArguments:
             check_tile(self.tile)
         elif self.heat_maps is not None:
             raise ValueError("heat_maps are made of tiles: set tile, such as to 224")
+
+
+@dataclass(kw_only=True)
+class DenseArguments:
+    """How masks and boxes are predicted, and what is written."""
+
+    _argument_group_name = "masks and boxes"
+
+    halo: int = field(
+        default=0, metadata={"help": "pixels at each inner side of a tile that are computed and thrown away"}
+    )
+    scales: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={
+            "help": "factors that images are resized by, all in one run, such as 1 0.5 for large objects too"
+        },
+    )
+    format: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "files to write into the folder output; of masks tif, npy, zarr, geojson, picture "
+            "(default: tif picture), of objects coco, geojson, picture (default: all three)"
+        },
+    )
+    threshold: float = field(default=0.5, metadata={"help": "least score of an object"})
+    merging: str = field(
+        default="match",
+        metadata={
+            "help": "how objects that several tiles found become one",
+            "choices": BOX_MERGERS,
+        },
+    )
+    class_wise: bool = field(default=True, metadata={"help": "merge only objects of one class"})
+    tolerance: float = field(
+        default=1.0, metadata={"help": "outlines in GeoJSON are simplified by at most this many pixels"}
+    )
+    tile_selector: str | None = field(
+        default=None,
+        metadata={"help": "pixel scorer that selects tiles, such as variance; the others are background"},
+    )
+    num_selected_tiles: float | str | None = field(
+        default=None,
+        metadata={"help": "number (98) or fraction (0.25) of the tiles that tile_selector keeps"},
+    )
+    nodata: int | None = field(
+        default=None, metadata={"help": "value in 0..255 of all channels of pixels without data"}
+    )
+    universal: Literal["objects", "masks"] = field(
+        default="objects",
+        metadata={
+            "help": "output of models that can do both, such as Mask2Former: objects, or masks of classes"
+        },
+    )
 
 
 @dataclass(kw_only=True)
@@ -814,6 +876,13 @@ class DetectionArguments(DenseTaskArguments):
     evaluate_whole_images: bool = field(
         default=False, metadata={"help": "evaluate on whole images, whatever crop_size is"}
     )
+    evaluate_merged: bool = field(
+        default=False,
+        metadata={
+            "help": "also measure held-out images whole at the end: boxes of overlapping tiles of crop_size, "
+            "merged"
+        },
+    )
     vertical_flip: float = field(default=0.0, metadata={"help": "probability of mirroring top and bottom"})
     evaluate_only: bool = field(default=False, metadata={"help": "train nothing: measure a saved detector"})
     num_pictured: int = field(
@@ -850,6 +919,95 @@ class PretrainingArguments:
             "help": "reconstruct patches normalized to mean 0 and variance 1, which makes better encoders"
         },
     )
+
+
+@dataclass
+class DistillationArguments:
+    """Options of sparse self-distillation, beyond those of Trainer."""
+
+    _argument_group_name = "distillation"
+
+    min_fraction: float = field(
+        default=0.05, metadata={"help": "fewest patches that the student sees, as a fraction of all"}
+    )
+    max_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "most patches that the student sees; each step draws a fraction between both, uniform "
+            "in its logarithm. With 1 it keeps what it can do with many patches"
+        },
+    )
+    random_ratio: float = field(
+        default=0.5,
+        metadata={"help": "fraction of the images whose patches are drawn at random, not by patch_selector"},
+    )
+    image_weight: float = field(
+        default=1.0, metadata={"help": "weight of the loss of the state of the image (CLS, or pooled)"}
+    )
+    kept_weight: float = field(default=1.0, metadata={"help": "weight of the loss of states of kept patches"})
+    dropped_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of the dropped patches, each with the state of the nearest kept one"
+        },
+    )
+    map_weight: float = field(
+        default=0.1,
+        metadata={
+            "help": "weight of the loss of a learned patch_selector: the divergence of its scores from the "
+            "attention of the last block"
+        },
+    )
+    ema_decay: float | None = field(
+        default=0.999,
+        metadata={"help": "average the weights; each step keeps this fraction of the average; 0: do not"},
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "train low-rank adapters of this rank in the blocks, merged at the end, and no other "
+            "weights (needs peft); learning_rate 1e-4 is usual then"
+        },
+    )
+    min_spread: float = field(
+        default=0.3,
+        metadata={
+            "help": "stop when states of different images differ by less than this fraction of what they do "
+            "in the teacher; 0: do not"
+        },
+    )
+    fractions: list[float] = field(
+        default_factory=lambda: list(FIDELITY_FRACTIONS),
+        metadata={"help": "fractions of the patches at which fidelity is measured"},
+    )
+
+    def __post_init__(self):
+        self.ema_decay = self.ema_decay or None
+        for name, values in (
+            ("min_fraction", [self.min_fraction]),
+            ("max_fraction", [self.max_fraction]),
+            ("fractions", self.fractions),
+        ):
+            if not values or not all(0 < value <= 1 for value in values):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; fractions of the patches are above 0 and at most 1"
+                )
+        if self.min_fraction > self.max_fraction:
+            raise ValueError(
+                f"min_fraction is {self.min_fraction} and above max_fraction={self.max_fraction}: swap them"
+            )
+        if not 0 <= self.random_ratio <= 1:
+            raise ValueError(f"random_ratio is {self.random_ratio}; it is a fraction of the images, 0 to 1")
+        weights = ("image_weight", "kept_weight", "dropped_weight", "map_weight")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 or more")
+        if not any(getattr(self, name) for name in weights[:3]):
+            raise ValueError(f"{', '.join(weights[:3])} are all 0, which teaches nothing: set one above 0")
+        if not 0 <= self.min_spread < 1:
+            raise ValueError(f"min_spread is {self.min_spread}; it is a fraction, at least 0 and below 1")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank is {self.lora_rank}; it must be at least 1, such as 16")
 
 
 # By name, what a budget may limit: how tables and plots call it.
@@ -1181,6 +1339,7 @@ TASKS: dict[str, tuple[type, ...]] = {
     "segment": (ModelArguments, DataArguments, SegmentationArguments),
     "detect": (ModelArguments, DataArguments, DetectionArguments),
     "pretrain": (ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments),
+    "distill": (ModelArguments, DataArguments, AugmentationArguments, DistillationArguments),
     "search": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, SearchArguments),
     "tune": (ModelArguments, DataArguments, AugmentationArguments, FinetuningArguments, TuningArguments),
 }

@@ -3,15 +3,18 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 import yaml
 from transformers import TrainingArguments
 
 import vit_hf
+from tests.helpers.models import tiny_config
 from vit_hf import arguments
 from vit_hf.cli import COMMANDS, TRAINING, main
 from vit_hf.cli.choices import read_choices, read_fields, trainer_flags
@@ -54,6 +57,61 @@ def test_help_of_every_command_needs_no_torch():
         check=False,
     )
     assert result.stdout == "done\n", result.stderr
+
+
+FIRST_LINE = """
+import importlib, sys
+sys.argv = ["vit-hf"]
+from vit_hf.cli import TRAINING
+
+def announce(text, imports=True):
+    assert "torch" not in sys.modules, text
+    print(text)
+    sys.exit()
+
+for name, argv in {calls!r}.items():
+    module = importlib.import_module(f"vit_hf.cli.{{'train' if name in TRAINING else name}}")
+    module.announce = announce
+    try:
+        module.run(name, argv)
+    except SystemExit as end:
+        assert not end.code, (name, end.code)
+"""
+TRAINED = ["--dataset", "photos", "--output_dir", "run"]
+CALLS = {
+    **dict.fromkeys([*TRAINING, "tune", "search"], TRAINED),
+    "predict": ["a.png", "--model_name_or_path", "m"],
+    "evaluate": ["--dataset", "photos", "--model_name_or_path", "m"],
+    "compare": ["--demo"],
+    "explain": ["--images", "a.png", "--model_name_or_path", "m"],
+    "app": ["--model_name_or_path", "m"],
+    "convert": ["m", "--output", "o"],
+    "push": ["m", "me/m"],
+}
+
+
+def test_every_command_says_a_line_before_torch_is_imported():
+    assert CALLS.keys() == set(NAMES) - {"configs"}  # which answers at once
+    result = subprocess.run(
+        [sys.executable, "-c", FIRST_LINE.format(calls=CALLS)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"vit-hf {name}" for name in CALLS]
+
+
+def test_commands_load_saved_models_in_a_process_of_their_own(tmp_path):
+    model = vit_hf.AdaptiveViTForImageClassification(tiny_config(patch_selector="variance"))
+    model.save_pretrained(tmp_path / "model")
+    processor = vit_hf.AdaptiveViTImageProcessor(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path / "model")
+    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    command = [sys.executable, "-m", "vit_hf", "predict", "a.png", "--model_name_or_path", "model"]
+    result = subprocess.run(
+        [*command, "--with_patches", "--use_cpu"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["patches"] == "6 of 16"
 
 
 def test_the_package_installs_the_command():
@@ -152,6 +210,16 @@ def test_commands_have_the_arguments_of_their_tasks(name):
     module, task = TRAINING_COMMANDS[name].task
     task = getattr(importlib.import_module(f"vit_hf.training.{module}"), task)
     assert task.argument_groups == arguments.TASKS[name]
+    module, run_arguments = TRAINING_COMMANDS[name].run_arguments
+    assert task.run_arguments is getattr(importlib.import_module(f"vit_hf.{module}"), run_arguments)
+
+
+def test_help_shows_the_defaults_of_the_task(capsys):
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["distill", flag])
+        said = capsys.readouterr().out
+        assert "--lora_rank" in said and "peak learning rate of AdamW" in said
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -181,7 +249,7 @@ def test_flags_override_a_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("model_name_or_path: runs/a\ninputs: [a.png, b.png]\ntop_k: 3\n")
     parser = parser_of("predict")
-    values, _, _, namespace = parse(parser, read_arguments(parser, [str(file), "--top_k", "2"]))
+    values, *_, namespace = parse(parser, read_arguments(parser, [str(file), "--top_k", "2"]))
     assert (values.model_name_or_path, values.top_k, namespace.inputs) == ("runs/a", 2, ["a.png", "b.png"])
 
 

@@ -1,5 +1,7 @@
 """Intervals, fronts, FLOPs, rows and advice of a comparison, on numbers that are known."""
 
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -24,6 +26,7 @@ from vit_hf.comparison.results import (
     wilson_interval,
     write_rows,
 )
+from vit_hf.comparison.running import Comparison
 
 
 class TestIntervals:
@@ -279,3 +282,40 @@ def test_rows_to_file_and_back(tmp_path):
     assert float(good["p_value"]) == pytest.approx(2 / 2**10, rel=1e-4)
     assert (broken["reason"], broken["accuracy"]) == ("out of memory, says torch", "")
     assert "right" not in good and "pictures" not in good
+
+
+class TestNotebook:
+    def comparison(self) -> Comparison:
+        rows = [
+            Row("all patches", "dense", right=[True] * 9 + [False], tokens=4816, tokens_out=4816),
+            Row("196 patches", "select", "variance", 196, right=[True] * 8 + [False] * 2, tokens=196),
+            Row("<tiles>", "tiles", reason="out of memory"),
+        ]
+        rows[1].tokens_out = 98
+        for row in rows[:2]:
+            row.latency_ms, row.gflops_counted, row.variant = row.tokens / 10, row.tokens / 100, row.name
+        mark(rows)
+        facts = {"own_side": 224, "image_size": "1376x896", "num_images": 10, "data": "photos"}
+        facts |= {
+            "num_classes": 3,
+            "new_head": False,
+            "adapt": 0,
+            "is_multi_label": False,
+            "machine": "a CPU",
+            "num_patches": 4816,
+        }
+        return Comparison(rows, [], facts)
+
+    def test_short_text(self):
+        text = "Comparison(3 strategies on 10 images of photos; most accurate: all patches, 90.0%)"
+        assert repr(self.comparison()) == text
+        nothing = Comparison([Row("tiles", "tiles", reason="no")], [], self.comparison().facts)
+        assert "none could be measured" in repr(nothing)
+
+    def test_shows_recommendation_plot_and_table(self, monkeypatch):
+        page = self.comparison()._repr_html_()
+        assert "On 10 images the most accurate is" in page and "data:image/png;base64," in page
+        assert "<td>196 of 4816 → 98</td>" in page and "<td>4816</td>" in page
+        assert "&lt;tiles&gt;" in page and "not measured: out of memory" in page
+        monkeypatch.setitem(sys.modules, "vit_hf.comparison.report", None)  # as without matplotlib
+        assert self.comparison()._repr_html_() is None

@@ -108,6 +108,7 @@ def test_every_row(photos, checkpoints, tmp_path, capsys):
     flags += ["--data", str(photos), "--tokens", "4", "9", "--keep_rates", "0.5", "--repeats", "1"]
     flags += ["--isolate", "false", "--use_cpu", "--output", str(tmp_path), "--card", str(tmp_path / "card")]
     compare_command(flags)
+    said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
     rows = {row["name"]: row for row in read_rows(tmp_path / "results.csv")}
     assert list(rows) == ROWS
     for row in rows.values():
@@ -122,12 +123,13 @@ def test_every_row(photos, checkpoints, tmp_path, capsys):
     assert tokens["resize to 24x24"] == (9, 9) and tokens["4 patches, random"] == (4, 4)
     assert tokens["tiles of 32x32, mean"] == (3 * 4 * 16, 3 * 4 * 16)
     assert tokens["all patches, merge 0.5"][1] < dense / 3
+    counted = re.findall(r"^(\d+) of (\d+): .*%", said, re.MULTILINE)
+    assert [int(number) for number, _ in counted] == list(range(1, int(counted[0][1]) + 1))
+    assert f"4 of {dense}" in page
     front = [row for row in rows.values() if row["on_front_of_latency"] == "True"]
     assert max(float(row["accuracy"]) for row in rows.values()) in [float(row["accuracy"]) for row in front]
 
-    page = (tmp_path / "report.html").read_text()
-    out = capsys.readouterr().out
-    assert "No strategy was fine-tuned" in out and "No strategy was fine-tuned" in page
+    assert "No strategy was fine-tuned" in said and "No strategy was fine-tuned" in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # needs no other file
     # The image, and of what differs by numbers alone one each: three panels of each.
     assert page.count("<figure>") == 3 * (1 + 4 + 1 + 1 + len(UNTRAINED) + 4 + 2)

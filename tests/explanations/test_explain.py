@@ -213,6 +213,27 @@ class TestPlaces:
         assert width * height < 3e6
 
 
+class TestNotebook:
+    def test_shows_the_overview_and_a_short_text(self, monkeypatch):
+        model = tiny_model(patch_selector="variance", num_selected_patches=6)
+        [explanation] = explain(
+            model, AdaptiveViTImageProcessor(**NATIVE), noise_image(32, 48), names=["a cat"]
+        )
+        assert explanation._repr_png_().startswith(b"\x89PNG")
+        text = repr(explanation)
+        assert text.startswith("Explanation('a cat': LABEL_") and text.endswith("%), 6 of 24 patches kept)")
+        monkeypatch.setitem(sys.modules, "vit_hf.explanations.drawing", None)  # as without matplotlib
+        assert explanation._repr_png_() is None
+
+    def test_single_pictures_are_titled_with_the_name(self):
+        model = tiny_model(patch_selector="variance", num_selected_patches=6)
+        [explanation] = explain(
+            model, AdaptiveViTImageProcessor(**NATIVE), noise_image(32, 48), names=["a cat"]
+        )
+        for picture in ("patches", "scores", "attention", "rollout"):
+            assert "a cat" in [text.get_text() for text in explanation.figure(picture).texts]
+
+
 class TestScores:
     @pytest.mark.parametrize("selector", ["variance", "attention"])
     def test_are_those_of_the_model(self, selector):
@@ -224,15 +245,17 @@ class TestScores:
         np.testing.assert_allclose(explanation.patch_scores, outputs.patch_scores[0].reshape(3, 6), rtol=1e-6)
         np.testing.assert_array_equal(explanation.kept_patches, outputs.selected_patches[0])
 
-    def test_do_not_exist_if_the_loader_selected(self):
+    def test_are_those_of_the_image_processor_if_that_selected(self):
         image = noise_image(50, 48)
         selection = {"patch_selector": "variance", "num_selected_patches": 6}
         model = tiny_model(**selection)
         cut = AdaptiveViTImageProcessor(**RESIZED, return_patches=True, patch_size=8, **selection)
         [explanation] = explain(model, cut, image)
         [whole] = explain(model, AdaptiveViTImageProcessor(**RESIZED), image)
-        assert explanation.patch_scores is None
-        assert explanation.pictures == ("overview", "patches", "attention", "rollout")
+        # Those of the model for all patches, which select in the same way.
+        np.testing.assert_allclose(explanation.patch_scores, whole.patch_scores, rtol=1e-4)
+        assert explanation.pictures == ("overview", "patches", "scores", "attention", "rollout")
+        assert "the 6 highest are kept" in explanation.figure("scores").texts[1].get_text()
         np.testing.assert_array_equal(explanation.kept_boxes, whole.kept_boxes)
         np.testing.assert_allclose(explanation.rollout, whole.rollout, rtol=1e-4)
 

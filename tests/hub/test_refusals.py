@@ -1,6 +1,7 @@
 """What is decided before anything is uploaded, without a Hub."""
 
 from fnmatch import fnmatch
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,3 +84,16 @@ def test_trainer_does_not_upload_paths_and_halves(tmp_path):
     assert folder.name.endswith("incomplete-checkpoint-9")
     for name in (folder.name, RUN_ARGUMENTS_NAME):
         assert fnmatch(name, "_*")
+
+
+@pytest.mark.parametrize("start", ["", "."])
+def test_pictures_from_elsewhere_are_copied_to_the_card(tmp_path, monkeypatch, start):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curves.png").write_bytes(b"curves")
+    (tmp_path / "card").mkdir()
+    file = Path("run", "curves.png")
+    pictures = {"Learning curves": str(file if start else tmp_path / file)}
+    card = push.write_card(*make(), tmp_path / "card", repo_id="me/m", license="mit", pictures=pictures)
+    assert "![Learning curves](curves.png)" in card.text
+    assert (tmp_path / "card" / "curves.png").read_bytes() == b"curves"

@@ -1,5 +1,8 @@
 """Heat maps of a tiled prediction, as numbers and as pictures."""
 
+import re
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -68,3 +71,22 @@ class TestHeatMap:
             assert (border == 255).all()
         with pytest.raises(ValueError, match=r"has 10x10 pixels, and the image that was predicted has 60x60"):
             result.figure(picture(10, 10))
+
+    def test_shows_itself_with_name_and_scale(self, tmp_path, monkeypatch):
+        PIL.Image.fromarray(picture(60, 90)).save(tmp_path / "a scan.png")
+        result = predict_tiled(vit(), tmp_path / "a scan.png", tile=32, image_processor=PROCESSOR)
+        assert re.fullmatch(
+            r"TiledPrediction\('a scan.png': LABEL_. \(.*%\); .* tiles of 90x60 pixels\)", repr(result)
+        )
+        assert result._repr_png_().startswith(b"\x89PNG")
+        for figure in (result.figure(), result.figure(tmp_path / "a scan.png")):
+            assert figure.axes[0].get_title(loc="left").startswith("a scan.png")
+            text = " ".join(figure.texts[0].get_text().split())
+            assert re.search(r"Colors: probability from 0 to 0\.\d+, the most in this image\.", text)
+        monkeypatch.setitem(sys.modules, "vit_hf.inference.heat_maps", None)  # as without matplotlib
+        assert result._repr_png_() is None
+
+    def test_of_memory_and_regressions(self):
+        result = predict_tiled(vit(num_labels=1), picture(60, 90), tile=32, image_processor=PROCESSOR)
+        assert re.fullmatch(r"TiledPrediction\('image': -?[\d.e-]+; .*\)", repr(result))
+        assert "the least and the most in this image" in " ".join(result.figure().texts[0].get_text().split())

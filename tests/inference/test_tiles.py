@@ -1,6 +1,7 @@
 """`predict_tiled` on whatever classifier and whatever image."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import PIL.Image
@@ -277,6 +278,11 @@ class TestModel:
         assert "tile" not in capfd.readouterr().err
         predict_tiled(vit(), picture(60, 60), tile=32, image_processor=PROCESSOR, progress=True)
         assert "9/9" in capfd.readouterr().err
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        predict_tiled(vit(), picture(60, 60), tile=32, image_processor=PROCESSOR)
+        assert "9/9" in capfd.readouterr().err
+        predict_tiled(vit(), picture(60, 60), tile=32, image_processor=PROCESSOR, progress=False)
+        assert "tile" not in capfd.readouterr().err
 
 
 class TestProblems:

@@ -118,7 +118,7 @@ def test_checkpoint_has_two_files_and_every_class_that_it_names(folder):
     for reference in [*references.values(), *backends.values()]:
         file, name = reference.split(".")
         assert f"\nclass {name}(" in files[file]
-    assert len(files["modeling_adaptive_vit"].splitlines()) < 8800
+    assert len(files["modeling_adaptive_vit"].splitlines()) < 9000
 
 
 def test_header_is_the_same_on_every_machine(folder):

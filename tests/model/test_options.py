@@ -54,6 +54,8 @@ OTHERS = {
     "reference_grid": [3, 3],
     "num_layers": 1,
     "exploration": 0.5,
+    "coverage": 0.5,
+    "sampling": 0.5,
     "batch_fraction": 0.5,
     "jitter": 1.5,
     "rescale": 2.0,
@@ -229,7 +231,7 @@ def test_swin_options(tmp_path):
     ("wrong", "words"),
     [
         ({"type": "random", "sed": 3}, "no option 'sed'. Did you mean 'seed'"),
-        ({"type": "variance", "seed": 3}, "'variance' has no option 'seed'.*no options"),
+        ({"type": "variance", "seed": 3}, "'variance' has no option 'seed'.*coverage"),
         ({"type": "random", "exploration": 0.5}, "no option 'exploration'"),
         ({"seed": 3}, "needs the name"),
         ({"type": "attention"}, "cannot run in an image processor"),

@@ -26,7 +26,7 @@ from vit_hf import (
     register_position_encoding,
 )
 from vit_hf.hub.code_bundle import reachable_modules
-from vit_hf.hub.remote_code import RemoteCodeError, generated_file, rewrite_imports
+from vit_hf.hub.remote_code import NoSourceFileError, RemoteCodeError, generated_file, rewrite_imports
 
 
 POSITIONS = """
@@ -241,14 +241,26 @@ class TestUse:
         )
         assert type(model.vit.embeddings.position_encoding).__name__ == "Rings"
 
-    def test_decorated_in_a_notebook_trains_and_saves_weights(self, own_files, caplog):
+    def test_defined_in_a_notebook_is_refused_at_save_and_keeps_the_weights(
+        self, own_files, caplog, monkeypatch
+    ):
         namespace = {"__name__": "__main__"}
         exec(POSITIONS.replace("from .ring_distance", "from own.ring_distance"), namespace)
         model = AdaptiveViTModel(tiny_config(position_encoding="rings"))
-        model.save_pretrained(own_files / "saved")
-        assert "Put it into a file of its own" in caplog.text
+        assert "save_pretrained will refuse this model" in caplog.text
+        with pytest.raises(NoSourceFileError, match=r"Put the class into a file of its own") as refused:
+            model.save_pretrained(own_files / "saved")
+        assert "The rest of the checkpoint was saved to" in refused.value.__notes__[0]
+        # Training goes on: `Trainer` needs its checkpoints.
+        model.save_pretrained(own_files / "checkpoint-7")
+        assert "The code of your classes was not saved: Rings is defined in a notebook" in caplog.text
         again = AdaptiveViTModel.from_pretrained(own_files / "saved")
         assert type(again.embeddings.position_encoding) is namespace["Rings"]
+        monkeypatch.delitem(POSITION_ENCODINGS, "rings")
+        for folder in ("saved", "checkpoint-7"):
+            for trust in (False, True):
+                with pytest.raises(ValueError, match="carries no code of it: when it was saved"):
+                    AdaptiveViTModel.from_pretrained(own_files / folder, trust_remote_code=trust)
 
 
 class TestTravel:

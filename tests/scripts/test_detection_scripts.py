@@ -49,10 +49,13 @@ def test_trees(trees, tmp_path, capsys):
     model = ["--config_overrides", json.dumps(VIT), "--detector_overrides", json.dumps(HEAD)]
     model += ["--patch_selector", "saliency", "--num_selected_patches", "0.5", "--num_train_epochs", "1"]
     detect_command, output = command("detect"), tmp_path / "run"
+    model += ["--evaluate_merged", "true"]
     detect_command([*flags, *model, "--horizontal_flip", "0.5", "--output_dir", str(output)])
     printed = capsys.readouterr().out
     assert "1 train with 61 boxes in 16 pieces, 1 validation with 37 boxes in 16 pieces; 1 class" in printed
     assert "eval_map_50" in printed and f"Saved to {output}" in printed
+    merged = json.loads((output / "validation_merged_results.json").read_text())
+    assert 0 <= merged["map_50"] <= 1
     metrics = json.loads((output / "all_results.json").read_text())
     assert {"train_loss", "eval_loss", "eval_map", "eval_map_50", "eval_mar_100"} <= metrics.keys()
     assert PIL.Image.open(output / "detections.png").size[0] > 1000

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,25 @@ def written(folder: Path) -> set[str]:
 def test_draws_and_says_where(folder, capsys):
     run("--images", "a/cat.png", "b/cat.png", "--output", "out", "--labels", "7", "0")
     assert written(folder / "out") == {"cat_overview.png", "cat_2_overview.png", "positions.png"}
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"a/cat.png: [71234] \(\d+\.\d%\), \d+ of 16 patches kept", first)
+    assert lines.pop(2) == first.replace("a/", "b/")
     assert lines == [
         f"a/cat.png: {Path('out/cat_overview.png')}",
         f"a/cat.png: {Path('out/positions.png')}",
         f"b/cat.png: {Path('out/cat_2_overview.png')}",
         f"statistics: {Path('out/statistics.csv')}",
     ]
+
+
+def test_takes_folders(folder, capsys):
+    run("--images", "a", "b", "--output", "out")
+    said = capsys.readouterr()
+    assert written(folder / "out") == {"cat_overview.png", "cat_2_overview.png", "positions.png"}
+    assert f"{Path('b/cat.png')}: " in said.out
+    run("--images", ".", "--output", "all", status=1)  # one of them is damaged
+    assert {"cat_overview.png", "cat_2_overview.png"} <= written(folder / "all")
+    assert "files of unknown type" in capsys.readouterr().err
 
 
 def test_goes_on_after_damaged_files_and_reports_them(folder, capsys):

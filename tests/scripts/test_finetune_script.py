@@ -25,6 +25,7 @@ from tests.helpers.runs import CLASSES, MODEL, write_images
 from tests.helpers.scripts import SCRIPTS, command, flag_parser
 from vit_hf import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
 from vit_hf.arguments import (
+    TASKS,
     ArchitectureArguments,
     AugmentationArguments,
     DataArguments,
@@ -357,6 +358,7 @@ def test_example_configurations_are_valid(path):
     groups = {
         "pretrain": [ArchitectureArguments, DataArguments, AugmentationArguments, PretrainingArguments],
         "segment": [ModelArguments, DataArguments, SegmentationArguments],
+        "distill": list(TASKS["distill"]),
         "detect": [ModelArguments, DataArguments, DetectionArguments],
         "search": [*finetune, SearchArguments],
     }.get(path.name.partition("_")[0], finetune)

@@ -61,6 +61,13 @@ def test_loader_selects_only_what_the_model_would(make_run):
     run = make_run("other", return_patches=True, patch_selector={"type": "variance", "exploration": 0.5})
     assert run.trainer.processing_class.patch_selector is None
     assert run.trainer.model.vit.selector.exploration == 0.5
+    # So does what samples; coverage is the loader's as well.
+    run = make_run("sampled", return_patches=True, patch_selector={"type": "variance", "sampling": 0.5})
+    assert run.trainer.processing_class.patch_selector is None
+    covering = {"type": "variance", "coverage": 0.5}
+    run = make_run("covered", return_patches=True, patch_selector=covering)
+    assert run.trainer.processing_class.patch_selector == covering
+    assert run.execute()["eval_accuracy"] >= 0
     # So has a thumbnail.
     run = make_run("third", return_patches=True, config_overrides={"thumbnail_context": True})
     assert run.trainer.processing_class.patch_selector is None

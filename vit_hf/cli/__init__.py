@@ -9,10 +9,6 @@ import textwrap
 from ..model.version import __version__
 
 
-# Threads of torch that wait should sleep: spinning ones slow everything down where cores are shared. This is
-# set before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 PROGRAM = "vit-hf"
 # Commands with a summary of each, by heading. The module of a command has its name, `train` has several.
 COMMANDS: dict[str, dict[str, str]] = {
@@ -21,6 +17,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "segment": "train a model that tells the class of each pixel",
         "detect": "train one of transformers' detectors over an adaptive ViT",
         "pretrain": "train on images without labels, as a masked autoencoder or by masked image modeling",
+        "distill": "teach a checkpoint, without labels, to keep its answer with few patches",
         "tune": "choose learning rate and other settings by many short runs (Optuna)",
         "search": "search for a good architecture under a budget (an elastic network and evolution)",
     },
@@ -37,7 +34,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "configs": "list the configurations that come with the package",
     },
 }
-TRAINING = ("finetune", "segment", "detect", "pretrain")
+TRAINING = ("finetune", "segment", "detect", "pretrain", "distill")
 
 
 def main(argv: list[str] | None = None) -> int:

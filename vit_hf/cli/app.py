@@ -57,7 +57,7 @@ def run(name: str, argv: list[str]) -> None:
     """Serves the page, or writes a Space."""
     parser = make_parser(name)
     arguments, _ = parse(parser, read_arguments(parser, argv))
-    announce(f"{parser.prog}: loading {arguments.model_name_or_path} ...")
+    announce(f"{parser.prog}: importing torch and transformers ...")
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -68,8 +68,10 @@ def run(name: str, argv: list[str]) -> None:
         if arguments.write_space or arguments.space:
             print(make_space(arguments, examples))
             return
+        announce(f"{parser.prog}: importing Gradio ...")
         from ..app.page import launch
 
+        announce(f"{parser.prog}: loading {arguments.model_name_or_path}, then starting the page ...")
         launch(
             arguments.model_name_or_path,
             examples,

@@ -40,6 +40,7 @@ def run(name: str, argv: list[str]) -> None:
     argv = read_arguments(parser, argv)
     arguments, data_arguments, namespace = parse(parser, argv)
     announce(f"{parser.prog}: loading torch and transformers ...")
+    from tqdm.auto import tqdm
     from transformers.utils.logging import disable_progress_bar
 
     from ..comparison.choosing import format_table
@@ -48,7 +49,11 @@ def run(name: str, argv: list[str]) -> None:
     from ..comparison.training import demonstration
 
     disable_progress_bar()
-    say = lambda text: print(text, flush=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        tqdm.write(text)  # around the bar, if both are on a terminal
+        sys.stdout.flush()
+
     try:
         if namespace.demo:
             given = given_flags(parser, argv)

@@ -102,6 +102,7 @@ def run(name: str, argv: list[str]) -> None:
 
     try:
         model, image_processor = load(arguments.source, arguments.architecture, arguments.fields)
+        announce(f"{parser.prog}: writing {arguments.output} ...")
         model = write(model, image_processor, arguments.output, arguments.to)
     except StrictDataclassError as error:
         fail(parser, error.__cause__ or error)

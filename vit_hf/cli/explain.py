@@ -108,6 +108,8 @@ def explain_each(
     failures: list[str],
 ) -> Iterator["Explanation"]:
     """Explains one image after the other; adds to `failures` why some were left out."""
+    from tqdm.auto import tqdm
+
     from ..data.images import unique_names
     from ..explanations.explain import explain
 
@@ -116,7 +118,8 @@ def explain_each(
     numbers = {str(index): index for index in names} | {name: name for name in names.values()}
     labels = [numbers.get(label, label) for label in arguments.labels or []] or [None] * len(images)
     pictures = arguments.pictures
-    for image, label, name, found in zip(images, labels, unique_names(images), boxes, strict=True):
+    rows = list(zip(images, labels, unique_names(images), boxes, strict=True))
+    for image, label, name, found in tqdm(rows, unit="image", disable=None):
         try:
             (explanation,) = explain(
                 model,
@@ -131,7 +134,9 @@ def explain_each(
         except (OSError, ValueError) as error:
             failures.append(f"{image}: {error}")
             continue
-        print(*(f"{image}: {path}" for path in explanation.files.values()), sep="\n", flush=True)
+        tqdm.write(f"{image}: {explanation.prediction.summary}, {explanation.amount}")
+        for path in explanation.files.values():
+            tqdm.write(f"{image}: {path}")
         # About the model, which stays the same.
         pictures = [picture for picture in pictures if picture != "positions"]
         yield explanation

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import importlib.resources
 import json
 import sys
@@ -120,7 +121,7 @@ class CommandParser(HfArgumentParser):
         """Spellings of all flags, with the names of their fields."""
         flags = {option: action.dest for action in self._actions for option in action.option_strings}
         if self.run_arguments is not None:
-            for name in (*read_fields(*RUN_ARGUMENTS), *trainer_flags()):
+            for name in self.trainer_fields():
                 for spelling in (name, f"no_{name}"):
                     flags |= {f"--{spelling}": name, f"--{spelling.replace('_', '-')}": name}
         return flags
@@ -129,7 +130,7 @@ class CommandParser(HfArgumentParser):
         """Describes the command, its flags, the usual ones of Trainer, and the choices of tables."""
         parts = [super().format_help().rstrip()]
         if self.run_arguments is not None:
-            fields = {**trainer_flags(), **read_fields(*RUN_ARGUMENTS)}
+            fields = self.trainer_fields()
             usual = {name: fields[name] for name in USUAL}
             parts.append(
                 _list(f"Trainer (the usual ones of {len(fields)}; --help-all shows all)", usual, "--")
@@ -138,6 +139,11 @@ class CommandParser(HfArgumentParser):
             if any(action.dest == field for action in self._actions):
                 parts.append(_list(f"choices of --{field}", read_choices(*table)))
         return "\n\n".join(parts) + "\n"
+
+    def trainer_fields(self) -> dict[str, str]:
+        """Names of the flags of Trainer, with their help, read without torch."""
+        # A class of its own derives from that of all commands.
+        return {**trainer_flags(), **read_fields(*RUN_ARGUMENTS), **read_fields(*self.run_arguments)}
 
     def complete(self) -> None:
         """Adds the flags of Trainer, if the command takes them; imports torch."""
@@ -280,13 +286,17 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
     return flags
 
 
-def announce(text: str) -> None:
-    """Prints on standard error what begins, so that nobody waits without a word; then imports the models.
+def announce(text: str, imports: bool = True) -> None:
+    """Says on standard error what begins, so that nobody waits without a word, and then imports the models.
 
-    Commands call it after they have read their arguments: it imports torch, and registers the models.
+    Args:
+        text: what is said.
+        imports: whether to import torch, transformers and the models of this package, which registers them
+            with the Auto classes; `vit_hf` itself leaves that to its commands.
     """
     print(text, file=sys.stderr, flush=True)
-    importlib.import_module(f"{PACKAGE}.auto")
+    if imports:
+        importlib.import_module("..auto", __package__)
 
 
 def fail(parser: CommandParser, error: BaseException | str) -> NoReturn:

@@ -54,14 +54,18 @@ def make_parser(name: str = "push") -> CommandParser:
     return parser
 
 
+def check_folder(folder: Path) -> None:
+    """Raises FileNotFoundError if a folder holds no model."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: name the folder that save_pretrained wrote")
+
+
 def load(folder: Path, trust_remote_code: bool) -> tuple["PreTrainedModel", "BaseImageProcessor"]:
     """Loads a model, of the class it was saved as, and its image processor."""
     from transformers import AutoImageProcessor
 
     import vit_hf
 
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: name the folder that save_pretrained wrote")
     [name] = json.loads((folder / "config.json").read_text()).get("architectures") or [None]
     model_class = getattr(vit_hf, str(name), None)
     if not name or model_class is None:
@@ -76,6 +80,14 @@ def run(name: str, argv: list[str]) -> None:
     """Publishes, and says where."""
     parser = make_parser(name)
     (arguments,) = parse(parser, read_arguments(parser, argv))
+    announce(f"{parser.prog}: checking token, repository and network ...", imports=False)
+    from ..hub.access import check_access
+
+    try:
+        check_folder(arguments.folder)
+        check_access(arguments.repo_id)
+    except (OSError, ValueError) as error:
+        fail(parser, error)
     announce(f"{parser.prog}: loading {arguments.folder} ...")
     from transformers.utils.logging import disable_progress_bar
 

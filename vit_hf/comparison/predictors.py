@@ -166,7 +166,12 @@ class TiledImages(Predictor):
         answers: dict[str, list[torch.Tensor]] = {name: [] for name in self.aggregations}
         for image in images:
             prediction = predict_tiled(
-                self.model, image, self.tile, self.overlap, image_processor=self.image_processor
+                self.model,
+                image,
+                self.tile,
+                self.overlap,
+                image_processor=self.image_processor,
+                progress=False,
             )
             for name, logits in answers.items():
                 logits.append(aggregate_tiles(prediction.tile_logits, name, self.options))

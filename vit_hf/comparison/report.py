@@ -357,7 +357,7 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
         "![Accuracy against latency and against GFLOPs](pareto.png)",
         advise(comparison),
         *_choice_card(comparison.choice),
-        "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *map(_line, ordered)]),
+        "\n".join([HEADER, f"|{'---|' * (HEADER.count('|') - 1)}", *(_line(row, facts) for row in ordered)]),
         *(["Not measured:\n\n" + "\n".join(failed)] if failed else []),
         "Latency is the median for one image, from decoded pixels to logits; memory is the growth of the "
         "process for it. GFLOPs count 2 for a multiply-add; the formula covers embedding, blocks and head, "
@@ -370,6 +370,14 @@ def write_card(comparison: Comparison, output: Path, folder: Path, command: str)
     return path
 
 
+def describe_tokens(row: Row, facts: dict[str, Any]) -> str:
+    """Formats the tokens of a row: of how many patches, and how many leave the encoder if fewer."""
+    if row.tokens is None:
+        return "-"
+    whole = f" of {facts['num_patches']}" if row.strategy == "select" else ""
+    return f"{row.tokens}{whole}" + (f" → {row.tokens_out}" if row.tokens_out != row.tokens else "")
+
+
 def _choice_card(choice: Choice | None) -> list[str]:
     if choice is None:
         return []
@@ -380,10 +388,7 @@ def _choice_card(choice: Choice | None) -> list[str]:
     ]
 
 
-def _line(row: Row) -> str:
-    tokens = "-" if row.tokens is None else str(row.tokens)
-    if row.tokens_out != row.tokens:
-        tokens += f" → {row.tokens_out}"
+def _line(row: Row, facts: dict[str, Any]) -> str:
     cells = [
         row.name,
         f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.0f} to {100 * row.accuracy_high:.0f})",
@@ -392,12 +397,18 @@ def _line(row: Row) -> str:
         "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
         digits(row.gflops_counted),
         "-" if row.gflops_formula is None else digits(row.gflops_formula),
-        tokens,
+        describe_tokens(row, facts),
         " ".join(["t"] * row.on_front_of_latency + ["f"] * row.on_front_of_gflops),
     ]
     return f"| {' | '.join(cells)} |"
 
 
+NOTEBOOK = """<p>{{ advice }}</p>
+<img src="{{ plot }}" style="max-width: 60rem; width: 100%" alt="Accuracy against cost">
+<table><tr>{% for name in header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for line in lines %}<tr>{% for cell in line %}<td
+{%- if line|length < 3 and loop.last %} colspan="4"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>"""
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -433,6 +444,7 @@ def write_report(comparison: Comparison, output: Path) -> str:
         choice_header=CHOICE_HEADER,
         panels=[(figure_uri(draw_panel(rows, cost, chance)), cost) for cost in COSTS],
         rows=sorted(measured(rows), key=lambda row: -row.accuracy),
+        tokens={row.name: describe_tokens(row, facts) for row in rows},
         failed=[row for row in rows if row.reason is not None],
         numbers=front_numbers(rows),
         colors={row.name: STYLES[family_of(row)][0] for row in rows},
@@ -442,6 +454,28 @@ def write_report(comparison: Comparison, output: Path) -> str:
     )
     (output / "report.html").write_text(page)
     return advice
+
+
+def to_html(comparison: Comparison) -> str:
+    """Writes recommendation, plot and table for a notebook."""
+    facts, rows = comparison.facts, comparison.rows
+    chance = chance_of(facts["num_classes"], facts["is_multi_label"])
+    plot = figure_uri(draw_pareto(rows, chance, headline(facts), note(facts)))
+    ordered = sorted(measured(rows), key=lambda row: -row.accuracy)
+    lines = [
+        [
+            row.name,
+            f"{row.accuracy:.1%}",
+            "-" if row.latency_ms is None else digits(row.latency_ms),
+            "-" if row.gflops_counted is None else digits(row.gflops_counted),
+            describe_tokens(row, facts),
+        ]
+        for row in ordered
+    ]
+    lines += [[row.name, f"not measured: {row.reason}"] for row in rows if row.reason is not None]
+    template = jinja2.Environment(autoescape=True).from_string(NOTEBOOK)
+    header = ["strategy", "accuracy", "latency ms", "GFLOPs", "tokens"]
+    return template.render(advice=advise(comparison), plot=plot, header=header, lines=lines)
 
 
 def headline(facts: dict[str, Any]) -> str:

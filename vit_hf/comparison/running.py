@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ..arguments import SPLITS, ComparedDataArguments, ComparisonArguments
@@ -25,7 +26,8 @@ from ..model.version import __version__
 from .checkpoints import Checkpoint, open_checkpoint
 from .choosing import MIN_IMAGES, Choice, choose_tokens, finetune_command
 from .measuring import Measurement, measure_speed, measure_strategy, share_weights
-from .results import Row, chance_of, mark, write_rows
+from .results import Row, best_of, chance_of, mark, write_rows
+from .results import measured as find_measured
 from .strategies import STRATEGIES, Setting, Strategy
 from .training import adapt, adapted_folder
 
@@ -153,7 +155,7 @@ def check_enough(images: LabeledImages) -> None:
 NUM_EXAMPLES = 3
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """Result of a comparison.
 
@@ -168,6 +170,23 @@ class Comparison:
     examples: list[tuple[PIL.Image.Image, str]]
     facts: dict[str, Any]
     choice: Choice | None = None
+
+    def __repr__(self) -> str:
+        known = find_measured(self.rows)
+        best = best_of(known) if known else None
+        answer = f"most accurate: {best.name}, {best.accuracy:.1%}" if best else "none could be measured"
+        return (
+            f"Comparison({len(self.rows)} strategies on {self.facts['num_images']} images of "
+            f"{self.facts['data']}; {answer})"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """Shows recommendation, plot and table in a notebook."""
+        try:
+            from .report import to_html
+        except ImportError:  # matplotlib is missing, and notebooks show the text
+            return None
+        return to_html(self)
 
 
 def compare(
@@ -204,7 +223,7 @@ def compare(
         choice.num_labeled = len(run.data.splits[split_of(run.data, arguments)])
         choice.command = finetune_command(choice, arguments, data_arguments, run.setting.checkpoint)
     else:
-        for strategy in run.strategies():
+        for strategy in tqdm(run.strategies(), unit="strategy", disable=None):
             run.add(strategy)
     strategies, measured, rows = run.measured_strategies, run.measured, run.rows
     mark(rows)
@@ -447,6 +466,11 @@ class _Run:
         numbers = [int(label)] if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
         return ", ".join(self.data.id2label[number] for number in numbers)
 
+    def num_patches(self, side: int) -> int:
+        """Counts the patches of `side` pixels in the typical image, on which tokens are counted."""
+        width, height = self.sizes[self.typical]
+        return (width // side) * (height // side)
+
     def facts(self, setting: Setting) -> dict[str, Any]:
         heights, widths = [height for _, height in self.sizes], [width for width, _ in self.sizes]
         is_one_size = len(set(self.sizes)) == 1
@@ -464,6 +488,7 @@ class _Run:
             "new_head": setting.new_head,
             "own_side": setting.checkpoint.side,
             "patch_size": setting.checkpoint.patch_size,
+            "num_patches": self.num_patches(setting.checkpoint.patch_size),
             "budgets": list(setting.budgets),
             "adapt": self.arguments.adapt,
             "adapt_batch_size": self.arguments.adapt_batch_size,

@@ -205,6 +205,8 @@ HATCH_INK = "#9c9c9c"
 
 # In inches.
 GAP, ROW_GAP, PANEL_TITLE = 0.35, 0.1, 0.32
+# Height of the name of an image above a single picture.
+NAME_HEIGHT = 0.22
 # Width of an overview of a wide image, whose panels are stacked.
 WIDE = 10.5
 # Room for the titles of panels and the names of classes where images are narrow or low.
@@ -245,13 +247,12 @@ def _single(explanation: "Explanation", picture: str) -> Figure:
     height = SIDE * min(1, aspect)
     width = height / aspect
     sheet_width = max(width + COLOR_BAR_SPACE, MIN_PICTURE_COLUMN) + 2 * MARGIN
-    caption = [shorten(explanation.name, sheet_width - 2 * MARGIN, size=8)]
-    if picture == "patches":
-        caption += wrap(" ".join(_object_notes(explanation)), sheet_width - 2 * MARGIN, size=8)
-    if picture in ("attention", "rollout"):
-        caption += wrap(_attention_note(explanation), sheet_width - 2 * MARGIN, size=8)
-    top = MARGIN + PANEL_TITLE
+    notes = {"patches": _object_notes, "scores": _score_notes}.get(picture, _attention_notes)
+    caption = wrap(" ".join(notes(explanation)), sheet_width - 2 * MARGIN, size=8)
+    top = MARGIN + NAME_HEIGHT + PANEL_TITLE
     sheet = Sheet(sheet_width, top + height + 0.1 + 0.15 * len(caption) + MARGIN)
+    name = shorten(explanation.name, sheet_width - 2 * MARGIN, size=14)
+    sheet.write(name, MARGIN, MARGIN - 0.05, size=12, weight="bold")
     PANELS[picture](explanation, sheet, Cell(MARGIN, top, width, height))
     sheet.write("\n".join(caption), MARGIN, top + height + 0.1, size=8, color=FAINT_INK)
     return sheet.figure
@@ -326,15 +327,10 @@ def _aspect(explanation: "Explanation") -> float:
 
 
 def _headline(prediction: "Prediction", width: float) -> str:
-    certainty = ""
-    if prediction.probabilities is None:
-        answer = ", ".join(f"{value:.4g}" for _, value in prediction.top)
-    else:
-        answer = ", ".join(prediction.answers) or "none of the classes"
-    if len(prediction.answers) == 1:
-        certainty = f" ({prediction.top[0][1]:.1%})"
+    summary = prediction.summary
+    certainty = summary.rindex(" (") if len(prediction.answers) == 1 else len(summary)
     # Bold characters are wider, and the name must not push the number off the sheet.
-    return shorten(answer, width - 1, size=20) + certainty
+    return shorten(summary[:certainty], width - 1, size=20) + summary[certainty:]
 
 
 def _verdict(prediction: "Prediction") -> tuple[str, str]:
@@ -371,8 +367,7 @@ def _facts(explanation: "Explanation") -> str:
 
 def _notes(explanation: "Explanation") -> str:
     notes = _object_notes(explanation)
-    if explanation.attention is not None:
-        notes.append(_attention_note(explanation))
+    notes += _score_notes(explanation) + _attention_notes(explanation)
     if explanation.rollout is not None:
         notes.append(
             "Rollout traces attention through all blocks back to the patches (Abnar & Zuidema, 2020)."
@@ -387,11 +382,26 @@ def _object_notes(explanation: "Explanation") -> list[str]:
     return [f"Boxes: objects; kept patches cover {covered:.1%} of their area."]
 
 
-def _attention_note(explanation: "Explanation") -> str:
+def _score_notes(explanation: "Explanation") -> list[str]:
+    """Explains the scale of the scores."""
+    scores, kept = explanation.patch_scores, explanation.kept
+    if scores is None:
+        return []
+    if explanation.selection_probabilities is not None:
+        return ["Scores are the probability that training draws a patch first."]
+    note = f"Scores reach from {np.nanmin(scores):.4g} to {np.nanmax(scores):.4g}"
+    # Custom selectors may choose in another way.
+    is_highest = not kept.all() and scores[kept].min() >= np.nanmax(scores[~kept], initial=-np.inf)
+    return [f"{note}; the {kept.sum()} highest are kept." if is_highest else f"{note}."]
+
+
+def _attention_notes(explanation: "Explanation") -> list[str]:
+    if explanation.attention is None:
+        return []
     note = "Attention is in multiples of its mean over the patches seen."
     if explanation.attention_block < explanation.settings["num_blocks"]:
         note += " It is from the last block before tokens are reduced."
-    return note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."
+    return [note if explanation.kept.all() else f"{note} Hatched patches were never seen by the encoder."]
 
 
 def _patches_panel(explanation: "Explanation", sheet: Sheet, cell: Cell) -> None:

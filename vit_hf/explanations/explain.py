@@ -20,6 +20,7 @@ from ..data.images import unique_names
 from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import active_subnetwork
 from ..model.image_loading import flatten_images
+from ..model.image_processing_adaptive_vit import score_patches
 from ..model.modeling_adaptive_swin import AdaptiveSwinForImageClassification
 from ..model.modeling_adaptive_vit import (
     AdaptiveViTForImageClassification,
@@ -27,7 +28,7 @@ from ..model.modeling_adaptive_vit import (
     AdaptiveViTImageClassifierOutput,
 )
 from ..model.options import type_of
-from ..model.patches import raster_indices
+from ..model.patches import ImagePatches, raster_indices
 from ..model.selectors import PolicySelector
 from ..model.sizes import has_frames, patch_sides, to_pair
 from .attention_maps import run_with_attention_maps
@@ -163,6 +164,8 @@ def _explain_one(
     if isinstance(model, AdaptiveSwinForImageClassification):
         kept = kept[kept >= 0].sort().values  # window by window, and padded
     scores = _score_grid(outputs, inputs, grid)
+    if scores is None and getattr(image_processor, "patch_selector", None) is not None:
+        scores = _processor_scores(image_processor, processed, len(kept))
     picture = to_picture(image, processed, image_processor)
     picture_size = (picture.height, picture.width)
     if boxes is not None:
@@ -210,6 +213,16 @@ def _score_grid(
     if "patch_coordinates" in inputs:
         indices = raster_indices(inputs["patch_coordinates"], inputs["spatial_shapes"])[0]
     return _to_grid(scores, indices, grid)
+
+
+def _processor_scores(
+    image_processor: BaseImageProcessor, processed: torch.Tensor, num_selected: int
+) -> np.ndarray:
+    """Returns the scores `(R, S)` by which the image processor selected from the image `(C, H, W)`."""
+    pixels = processed[None].float().contiguous()
+    patches = ImagePatches.from_images(pixels, image_processor.patch_size)
+    scores = score_patches(patches, image_processor.patch_selector, num_selected)
+    return scores.reshape(patches.full_grid).cpu().numpy()
 
 
 def _first_draw(scores: np.ndarray | None) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arguments import IMAGE_PICTURES
+from ..notebooks import notebook_png
 from ..overlays import dim_dropped, enlarge
 from .object_statistics import image_statistics
 from .stages import Stage, WindowStage
@@ -39,6 +40,14 @@ class Prediction:
     top: list[tuple[str, float]]
 
     @property
+    def summary(self) -> str:
+        """The predicted classes, with the probability if it is one; the values of a regression."""
+        if self.probabilities is None:
+            return ", ".join(f"{value:.4g}" for _, value in self.top)
+        certainty = f" ({self.top[0][1]:.1%})" if len(self.answers) == 1 else ""
+        return (", ".join(self.answers) or "none of the classes") + certainty
+
+    @property
     def correct(self) -> bool | None:
         """True if predicted and true classes are the same; None if the truth is unknown or for regression."""
         if self.truths is None or self.probabilities is None:
@@ -46,7 +55,7 @@ class Prediction:
         return sorted(self.answers) == sorted(self.truths)
 
 
-@dataclass
+@dataclass(repr=False)
 class Explanation:
     """Numbers behind a prediction, and pictures of them.
 
@@ -66,7 +75,8 @@ class Explanation:
         kept_patches: `(K,)` int64 raster indices, ascending.
         stages: result of each reduction inside the encoder, first to last; empty without a token reducer.
         prediction: see `Prediction`.
-        patch_scores: `(R, S)` float32 of the selector; None without one, or if the image processor selected.
+        patch_scores: `(R, S)` float32 of the selector, in the model or in the image processor; None without
+            one.
         selection_probabilities: `(R, S)` float32, probability that a policy draws each patch first in
             training; None for other selectors.
         attention: `(R, S)` float32, attention of the classifier's token (the mean over patches for
@@ -100,6 +110,18 @@ class Explanation:
     boxes: np.ndarray | None = None
     windows: list[WindowStage] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Explanation({self.name!r}: {self.prediction.summary}, {self.amount})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Shows the overview in a notebook."""
+        return notebook_png(self.figure)
+
+    @property
+    def amount(self) -> str:
+        """Says how many of how many patches were kept, such as "196 of 4816 patches kept"."""
+        return f"{len(self.kept_patches)} of {self.grid[0] * self.grid[1]} patches kept"
 
     @property
     def kept(self) -> np.ndarray:

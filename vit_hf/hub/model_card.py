@@ -109,7 +109,7 @@ def make_model_card(
             others for an unnamed one. Runtimes and values that are not numbers are left out.
         eval_results: more results for the `model-index`, which the Hub shows and compares.
         training_arguments: only the `HYPERPARAMETERS` are shown.
-        pictures: files in the card's folder, by their captions.
+        pictures: files in the card's folder, by their captions; `push_to_hub` copies those from elsewhere.
         tags: in addition to the usual ones.
     """
     config = model.config

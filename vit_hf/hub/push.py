@@ -117,6 +117,12 @@ def write_card(
     if card.get("dataset") and not repo_info(card["dataset"], "dataset", token):
         card["dataset"] = Path(card["dataset"]).absolute().name
     pictures = dict(card.pop("pictures", None) or {})
+    for caption, file in pictures.items():
+        path = Path(file)
+        is_there = not path.is_absolute() and (folder / path).is_file()
+        if path.is_file() and not is_there:
+            shutil.copy(path, folder / path.name)
+            pictures[caption] = path.name
     if len(examples):
         explanations = explain(model, image_processor, list(examples), folder / "examples", ["overview"])
         for explanation in explanations:

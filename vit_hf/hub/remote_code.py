@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..model.checkpoint_code import IMAGE_PROCESSORS, CodeWriter, installed_version, name_classes
@@ -36,6 +37,11 @@ class NoSourceFileError(RemoteCodeError):
     """A class that is in no file at all."""
 
 
+def is_checkpoint(folder: str | PathLike) -> bool:
+    """Returns whether a folder is named as the checkpoints that `Trainer` writes during training."""
+    return Path(folder).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+
+
 class GeneratedFiles(CodeWriter):
     """Writes the code of models, configurations and image processors of this package."""
 
@@ -43,7 +49,7 @@ class GeneratedFiles(CodeWriter):
         """Warns, before training, if checkpoints would lack a user's class or could not be saved with it."""
         try:
             files_to_save(model)
-        except (NoSourceFileError, OSError, SyntaxError) as error:
+        except (OSError, SyntaxError) as error:
             logger.warning_once(f"Saved checkpoints will lack the code of your classes: {error}")
         except RemoteCodeError as error:
             logger.warning_once(
@@ -74,7 +80,9 @@ class GeneratedFiles(CodeWriter):
         """Writes the generated file, and those of a user's own classes.
 
         Raises:
-            RemoteCodeError: if a user's file could not be loaded elsewhere; the rest was saved.
+            RemoteCodeError: if a user's class could not be loaded elsewhere; the rest was saved. For a
+                class without a file, a checkpoint that `Trainer` writes during training is saved with a
+                warning instead.
         """
         name, roots = generated_file(saved)
         path, functions = Path(folder) / f"{name}.py", {}
@@ -83,12 +91,18 @@ class GeneratedFiles(CodeWriter):
             parts = {field: cls for field, cls in own_classes(saved).items() if field in TABLES}
             if parts:
                 functions["shipped_classes"] = _write_shipped_classes(saved.config, parts)
-        except (NoSourceFileError, OSError, SyntaxError) as error:
+        except (OSError, SyntaxError) as error:
             logger.warning(f"The code of your classes was not saved: {error}")
             texts, used = {}, []
         except RemoteCodeError as error:
             path.write_text(generate(name, roots), encoding="utf-8")
-            error.add_note(f"The rest of the checkpoint was saved to {folder}, your code was not.")
+            if isinstance(error, NoSourceFileError) and is_checkpoint(folder):
+                logger.warning(f"The code of your classes was not saved: {error}")
+                return
+            error.add_note(
+                f"The rest of the checkpoint was saved to {folder}: weights, configuration and the code of "
+                f"{PACKAGE}. Your code was not, so it loads only where your class is defined first."
+            )
             raise
         path.write_text(generate(name, [*roots, *used], functions), encoding="utf-8")
         for file, text in texts.items():
@@ -152,8 +166,9 @@ def file_of(cls: type) -> Path:
         or "<locals>" in cls.__qualname__
     ):
         raise NoSourceFileError(
-            f"{cls.__name__} is defined in a notebook, a function or the script that runs. Put it "
-            "into a file of its own and import it."
+            f"{cls.__name__} is defined in a notebook, a function or the script that runs, so that its code "
+            "cannot be saved with the model. Put the class into a file of its own, such as my_parts.py, "
+            "import it from there, and build the model anew."
         )
     return Path(file)
 

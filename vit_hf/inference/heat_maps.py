@@ -34,11 +34,11 @@ GAP, TITLE = 0.35, 0.32
 
 
 def draw_heat_map(
-    prediction: "TiledPrediction", picture: np.ndarray, heat_map: np.ndarray, label: str, name: str
+    prediction: "TiledPrediction", picture: np.ndarray | None, heat_map: np.ndarray, label: str, name: str
 ) -> Figure:
     """
     Args:
-        picture: `(h, w, 3)` uint8, a thumbnail of the image.
+        picture: `(h, w, 3)` uint8, a thumbnail of the image; None draws the heat map alone.
         heat_map: `(R, S)`.
         label: label of the heat map.
         name: name of the image.
@@ -54,22 +54,29 @@ def draw_heat_map(
         (MARGIN, MARGIN + 2 * TITLE + cell_height) if is_stacked else (MARGIN + column + GAP, MARGIN + TITLE)
     )
     picture_cell = Cell(MARGIN, MARGIN + TITLE, cell_width, cell_height)
+    if picture is None:
+        second = picture_cell.x, picture_cell.y
     map_cell = Cell(*second, cell_width, cell_height)
     sheet_width = map_cell.x + column + COLOR_BAR_SPACE + MARGIN
-    caption = wrap(_caption(prediction, name), sheet_width - 2 * MARGIN, size=8)
+    low, high = float(heat_map.min()), float(heat_map.max())
+    limits = (low, max(high, low + 1e-6)) if is_regression else (0.0, max(high, 1e-6))
+    what = label if is_regression else f"Probability of {label}"
+    text = f"{_caption(prediction, name)} {_scale(what, limits, is_regression)}"
+    caption = wrap(text, sheet_width - 2 * MARGIN, size=8)
     caption_top = map_cell.y + cell_height + 0.1
     with house_style():
         sheet = Sheet(sheet_width, caption_top + 0.15 * len(caption) + MARGIN)
-        _panel(sheet, picture_cell, picture, shorten(name, column, size=10.5), (height, width))
-        what = label if is_regression else f"Probability of {label}"
-        axes = _panel(sheet, map_cell, pale(picture), shorten(what, column, size=10.5), (height, width))
-        low, high = float(heat_map.min()), float(heat_map.max())
-        limits = (low, max(high, low + 1e-6)) if is_regression else (0.0, max(high, 1e-6))
+        if picture is None:
+            background, title = np.full((1, 1, 3), 255, np.uint8), f"{name}: {what}"
+        else:
+            _panel(sheet, picture_cell, picture, shorten(name, column, size=10.5), (height, width))
+            background, title = pale(picture), what
+        axes = _panel(sheet, map_cell, background, shorten(title, column, size=10.5), (height, width))
         image = axes.imshow(
             heat_map,
             cmap="plasma",
             norm=Normalize(*limits),
-            alpha=0.7,
+            alpha=None if picture is None else 0.7,
             extent=(0, width, height, 0),
             aspect="auto",
             interpolation="nearest",
@@ -98,3 +105,10 @@ def _caption(prediction: "TiledPrediction", name: str) -> str:
         f"{format_size(tile_width, tile_height)}. Predictions are blended where tiles overlap; the map shows "
         "nothing finer than a tile."
     )
+
+
+def _scale(what: str, limits: tuple[float, float], is_regression: bool) -> str:
+    low, high = limits
+    if is_regression:
+        return f"Colors: {what} from {low:.4g} to {high:.4g}, the least and the most in this image."
+    return f"Colors: probability from 0 to {high:.4g}, the most in this image."

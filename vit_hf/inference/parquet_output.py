@@ -40,7 +40,7 @@ def prediction_schema(config: PreTrainedConfig, with_patches: bool, origin: dict
         columns += [label, score, ("top_k", pyarrow.list_(pyarrow.struct([label, score])))]
     if with_patches:
         indices = pyarrow.list_(pyarrow.int32())
-        columns += [("grid", indices), ("selected_patches", indices)]
+        columns += [("grid", indices), ("selected_patches", indices), ("patches", pyarrow.string())]
     columns += [("error", pyarrow.string())]
     return pyarrow.schema(columns, {ORIGIN: json.dumps(origin)})
 

@@ -1,5 +1,6 @@
 """Classification of image files, whole or tile by tile; an unreadable file gives an error result."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ class FilePrediction:
     """The result for one file, or the error.
 
     `result` has `file`; `label`, `score` and `top_k` (labels with scores, the best first), or for a
-    regression `value`; and with `with_patches`, `grid` (rows, columns) and `selected_patches` (raster indices
-    in that grid).
+    regression `value`; and with `with_patches`, `grid` (rows, columns), `selected_patches` (raster indices
+    in that grid) and `patches`, such as "196 of 4816".
     """
 
     file: str
@@ -167,6 +168,7 @@ def _predict_batch(
             selected = outputs.selected_patches[index]
             result["grid"] = outputs.spatial_shapes[index].tolist()
             result["selected_patches"] = selected[selected >= 0].tolist()
+            result["patches"] = f"{len(result['selected_patches'])} of {math.prod(result['grid'])}"
         results[file] = result
     return results
 

@@ -11,11 +11,11 @@ import PIL.Image
 import torch
 from torch import nn
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils.logging import tqdm
 
 from ..model.budget import Budget
 from ..model.patches import ImagePatches, PatchTokens, gather_tokens, grid_coordinates, raster_indices
 from ..model.selection import keep_top
+from ..progress import progress_bar
 from ..readers.opening import ImageSource
 
 
@@ -32,7 +32,7 @@ class StreamedImage:
         image_processor: how pixels are rescaled and normalized; nothing is resized.
         thumbnails: "exact" computes them from every pixel, with the weights that a whole image would get;
             "source" asks the source, which may have smaller versions.
-        progress: whether to show how far a pass through the image has come.
+        progress: whether to show a bar for each pass through the image; None shows it in a terminal.
 
     Raises:
         ValueError: if the image is smaller than one patch, or `thumbnails` unknown.
@@ -44,7 +44,7 @@ class StreamedImage:
         patch_size: tuple[int, int],
         image_processor: BaseImageProcessor,
         thumbnails: Literal["exact", "source"] = "exact",
-        progress: bool = False,
+        progress: bool | None = None,
     ):
         self.source, self.patch_size, self.image_processor = source, patch_size, image_processor
         self.grid = (source.height // patch_size[0], source.width // patch_size[1])
@@ -75,7 +75,7 @@ class StreamedImage:
         height, width = self.patch_size
         rows, columns = self.grid
         step = max(1, BAND_PIXELS // (height * width * columns))
-        starts = tqdm(range(0, rows, step), desc=purpose, disable=not self.progress)
+        starts = progress_bar(range(0, rows, step), self.progress, desc=purpose, unit="band", leave=None)
         for start in starts:
             number = min(step, rows - start)
             yield start, self.prepare(self.source.read(start * height, 0, number * height, columns * width))

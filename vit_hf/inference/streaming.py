@@ -69,7 +69,7 @@ def stream_images(
     sources: Sequence[AnyImage],
     image_processor: BaseImageProcessor | None = None,
     thumbnails: Literal["exact", "source"] = "exact",
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> StreamedPatches:
     """Opens a batch of images that need not fit into memory, as `pixel_values` of a model that selects, in
     training as well.
@@ -86,7 +86,7 @@ def stream_images(
             the checkpoint, or our own defaults if there is none.
         thumbnails: "exact", from every pixel, equal to what the whole image would give; "source", the smaller
             versions that the file has, without reading all of it.
-        progress: shows how far each pass has come.
+        progress: whether to show a bar for each pass; None shows it in a terminal.
 
     Raises:
         TypeError: for a Swin, which computes on whole images.
@@ -137,10 +137,10 @@ def _check_streams(model: AdaptiveViTPreTrainedModel) -> None:
 def select_streaming(
     model: AdaptiveViTPreTrainedModel,
     source: AnyImage,
-    num_patches: int | float | None = None,
+    num_selected_patches: int | float | None = None,
     image_processor: BaseImageProcessor | None = None,
     thumbnails: Literal["exact", "source"] = "exact",
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> StreamedSelection:
     """Selects patches of an image read a band at a time, as the model would from the whole image.
 
@@ -150,8 +150,9 @@ def select_streaming(
     deterministic, even in training mode.
 
     Args:
-        model, source, image_processor, thumbnails, progress: see `stream_images`.
-        num_patches: instead of `config.num_selected_patches`.
+        model, source, image_processor, thumbnails, progress: see `stream_images`; the bar is shown by default
+            in a terminal.
+        num_selected_patches: instead of `config.num_selected_patches`.
 
     Raises:
         ValueError: if the model has no selector, or one that cannot choose without the whole image.
@@ -159,15 +160,15 @@ def select_streaming(
     model = active_subnetwork(model)
     with as_source(source) as opened, evaluating(model), torch.no_grad():
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
-        return _select(model, patches, num_patches)
+        return _select(model, patches, num_selected_patches)
 
 
 def _select(
-    model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_patches: int | float | None
+    model: AdaptiveViTPreTrainedModel, patches: StreamedPatches, num_selected: int | float | None
 ) -> StreamedSelection:
-    num_selected = model.config.num_selected_patches if num_patches is None else num_patches
-    Budget(num_selected).resolve(patches.num_patches)
-    selection = model.base_model.select(patches, sample=False, num_selected=num_patches)
+    budget = Budget(model.config.num_selected_patches if num_selected is None else num_selected)
+    budget.resolve(patches.num_patches)
+    selection = model.base_model.select(patches, sample=False, num_selected=num_selected)
     tokens = patches.gather(selection.indices)
     (image,) = patches.images
     return StreamedSelection(
@@ -182,10 +183,10 @@ def _select(
 def predict_streaming(
     model: AdaptiveViTPreTrainedModel,
     source: AnyImage,
-    num_patches: int | float | None = None,
+    num_selected_patches: int | float | None = None,
     image_processor: BaseImageProcessor | None = None,
     thumbnails: Literal["exact", "source"] = "exact",
-    progress: bool = False,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> ModelOutput:
     """Predicts an image that need not fit into memory; see `select_streaming` for the arguments.
@@ -197,7 +198,7 @@ def predict_streaming(
     model = active_subnetwork(model)
     with as_source(source) as opened, evaluating(model):
         patches = stream_images(model, [opened], image_processor, thumbnails, progress)
-        selection = _select(model, patches, num_patches)
+        selection = _select(model, patches, num_selected_patches)
         outputs = model(patches, selected_patches=selection.raster_indices, **kwargs)
     outputs["patch_scores"] = selection.scores
     return outputs

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import nn
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
-from transformers.utils import logging
 
 from ..arguments import check_overlap, check_tile
 from ..data.images import is_timm_processor
 from ..model.elastic import active_subnetwork
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessorPil
+from ..notebooks import notebook_png
+from ..progress import progress_bar
 from ..readers.opening import ImageSource, open_image
 from .aggregation import (
     AggregationOptions,
@@ -166,7 +168,7 @@ def find_image_processor(
         ) from error
 
 
-@dataclass
+@dataclass(repr=False)
 class TiledPrediction:
     """The prediction for an image and each of its tiles. All tensors are on the CPU.
 
@@ -180,6 +182,7 @@ class TiledPrediction:
         id2label: names of the classes.
         problem_type: "single_label_classification", "multi_label_classification" or "regression".
         feature_map: `(D, R, S)` float32 states of patches, with `feature_maps`.
+        name: name of the image's file; "image" for one that has none.
     """
 
     logits: torch.Tensor
@@ -190,6 +193,26 @@ class TiledPrediction:
     id2label: dict[int, str]
     problem_type: str
     feature_map: torch.Tensor | None = None
+    name: str = "image"
+
+    def __repr__(self) -> str:
+        height, width = self.grid.image_size
+        number = len(self.grid)
+        return (
+            f"TiledPrediction({self.name!r}: {self._answer()}; {number} tile{'s' * (number > 1)} of "
+            f"{width}x{height} pixels)"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """Shows the heat map of the best label in a notebook."""
+        return notebook_png(self.figure)
+
+    def _answer(self) -> str:
+        if self.problem_type == "regression":
+            return ", ".join(f"{value:.4g}" for value in self.logits.tolist())
+        if self._several:
+            return ", ".join(self.label) or "none of the classes"
+        return f"{self.label} ({self.probabilities.max():.1%})"
 
     @property
     def probabilities(self) -> torch.Tensor | None:
@@ -231,13 +254,15 @@ class TiledPrediction:
             values = probabilities_of(values.double(), self._several)
         return blend_values(values[:, index], self.grid, self._map_size(resolution))
 
-    def figure(self, image: AnyImage, label: int | str | None = None, name: str = "image") -> "Figure":
+    def figure(
+        self, image: AnyImage | None = None, label: int | str | None = None, name: str | None = None
+    ) -> "Figure":
         """Draws the heat map next to the image: `.savefig("map.png")`, or the last line of a notebook cell.
 
         Args:
-            image: the one that this is of.
+            image: the one that this is of; None draws the heat map alone.
             label: number or name; by default the best one.
-            name: name of the image.
+            name: name of the image; by default that of its file.
 
         Raises:
             ImportError: if matplotlib is not installed.
@@ -245,6 +270,12 @@ class TiledPrediction:
         """
         from .heat_maps import PICTURE_SIZE, draw_heat_map
 
+        index = self._label_index(label)
+        what = self.id2label.get(index, str(index))
+        heat_map = self.heat_map(index).numpy()
+        name = self.name if name is None else name
+        if image is None:
+            return draw_heat_map(self, None, heat_map, what, name)
         with as_source(image) as source:
             if (source.height, source.width) != self.grid.image_size:
                 raise ValueError(
@@ -253,9 +284,7 @@ class TiledPrediction:
                 )
             shrunk = min(PICTURE_SIZE, max(self.grid.image_size))
             picture = source.thumbnail(*self._map_size(shrunk))
-        index = self._label_index(label)
-        heat_map = self.heat_map(index).numpy()
-        return draw_heat_map(self, picture, heat_map, self.id2label.get(index, str(index)), name)
+        return draw_heat_map(self, picture, heat_map, what, name)
 
     @property
     def _several(self) -> bool:
@@ -299,7 +328,7 @@ def predict_tiled(
     attention_temperature: float = 1.0,
     feature_maps: bool = False,
     feature_map_file: str | os.PathLike | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TiledPrediction:
     """Classifies an image of any size by its tiles, at full resolution, with a model made for small ones.
 
@@ -328,7 +357,7 @@ def predict_tiled(
         attention_temperature: temperature of "attention"; above 0.
         feature_maps: also put the states of patches together to `feature_map`; see `feature_map_tiled`.
         feature_map_file: a `.npy` file that holds it, `(R, S, D)`; it is overwritten.
-        progress: whether to show a bar.
+        progress: whether to show a bar; None shows it in a terminal.
 
     Raises:
         TypeError: for a model without logits for images, one without patch states if `feature_maps`, or an
@@ -345,6 +374,8 @@ def predict_tiled(
     tile_logits, blended = [], None
     with as_source(image) as source, evaluating(model):
         grid = run.cover(source)
+        # Of pixels in memory there is no file.
+        name = Path(getattr(source, "path", "image")).name
         for first, outputs, states in run.batches(source, grid, feature_maps):
             tile_logits.append(_logits(model, outputs).float().cpu())
             blended = _blend(blended, grid, first, states, feature_map_file)
@@ -359,6 +390,7 @@ def predict_tiled(
         id2label=model.config.id2label,
         problem_type=problem_type,
         feature_map=None if blended is None else blended.feature_map,
+        name=name,
     )
 
 
@@ -370,7 +402,7 @@ def feature_map_tiled(
     batch_size: int = 8,
     image_processor: BaseImageProcessor | None = None,
     file: str | os.PathLike | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Computes patch states of an image of any size, `(D, R, S)` float32, blended without seams where tiles
     overlap.
@@ -409,7 +441,7 @@ class _TiledRun:
         overlap: float,
         batch_size: int,
         image_processor: BaseImageProcessor | None,
-        progress: bool,
+        progress: bool | None,
     ):
         self.tile = check_tile(tile)
         check_overlap(overlap)
@@ -439,7 +471,7 @@ class _TiledRun:
         s)`."""
         coordinates = grid.coordinates.tolist()
         model = self.model
-        with logging.tqdm(total=len(grid), unit="tile", disable=not self.progress) as bar:
+        with progress_bar(progress=self.progress, total=len(grid), unit="tile", leave=None) as bar:
             for first in range(0, len(grid), self.batch_size):
                 tiles = [source.read(*place) for place in coordinates[first : first + self.batch_size]]
                 inputs = {

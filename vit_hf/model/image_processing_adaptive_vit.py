@@ -30,7 +30,7 @@ from .configuration_checks import check_names
 from .image_loading import flatten_images, read_image, to_pixels
 from .options import check_part, type_of
 from .patches import ImagePatches, PatchTokens, flatten_channels_last
-from .pixel_scorers import PIXEL_SCORERS, pixel_scores, read_scorer_options
+from .pixel_scorers import PIXEL_SCORERS, favor_lattice, pixel_scores, read_scorer_options
 from .selection import keep_top
 from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
@@ -420,10 +420,19 @@ def select_patches(
             )
         return patches.gather()
     options = read_scorer_options(patch_selector)
-    seed = getattr(options, "seed", 0)
-    scores = pixel_scores(type_of(patch_selector), patches, num_selected, seed)
+    scores = score_patches(patches, patch_selector, num_selected)
+    if options.coverage:
+        scores = favor_lattice(scores, patches.coordinates, patches.grid, num_selected, options.coverage)
     indices, _ = keep_top(scores, num_selected)
     return patches.gather(indices)
+
+
+def score_patches(
+    patches: ImagePatches, patch_selector: str | dict[str, Any], num_selected: int
+) -> torch.Tensor:
+    """Scores all patches as an image processor with this selector does, `(B, N)`."""
+    seed = getattr(read_scorer_options(patch_selector), "seed", 0)
+    return pixel_scores(type_of(patch_selector), patches, num_selected, seed)
 
 
 def pad_patches(

@@ -598,6 +598,28 @@ class AdaptiveViTAttention(nn.Module):
             key = rotate_half_pairs(key, context.rotation)
         return AttentionProjections(query, key, key, unrotated_key, context, self.scaling).cls_attention()
 
+    def patch_attention_logits(
+        self, hidden_states: torch.Tensor, context: AttentionContext, num_patches: int
+    ) -> torch.Tensor:
+        """Logits `(B, N)` of the last tokens as keys, averaged over heads and over these tokens as queries.
+
+        The mean of products is the product of the mean, so that it costs what is linear in N.
+        """
+        projections = self.project(hidden_states, context)
+        query, key = (states[:, :, -num_patches:] for states in (projections.query, projections.key))
+        key_mask, bias = context.key_mask, projections.context.bias
+        if key_mask is None:
+            present = query.new_ones(len(query), num_patches, dtype=torch.float32)
+        else:
+            present = key_mask[:, -num_patches:].float()
+        present = present / present.sum(dim=-1, keepdim=True)
+        mean_query = torch.einsum("bhnd,bn->bhd", query.float(), present)
+        logits = torch.einsum("bhd,bhnd->bn", mean_query, key.float()) * self.scaling
+        if bias is not None:
+            among = bias[:, :, -num_patches:, -num_patches:].sum(dim=1).float()  # (B or 1, N, N)
+            logits = logits + torch.einsum("bn,bnm->bm", present, among.expand(len(query), -1, -1))
+        return logits / self.num_attention_heads
+
     def propagate_rollout(
         self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor
     ) -> torch.Tensor:
@@ -711,6 +733,13 @@ class AdaptiveViTLayer(CheckpointedBlock):
     def cls_attention(self, hidden_states: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """Attention of the CLS token in this block, `(B, heads, T)`, at a cost linear in T."""
         return self(hidden_states, context, AdaptiveViTLayer._probe, AdaptiveViTAttention.cls_attention)
+
+    def patch_attention_logits(
+        self, hidden_states: torch.Tensor, context: AttentionContext, num_patches: int
+    ) -> torch.Tensor:
+        """Attention of patches to patches, `(B, N)`; see `AdaptiveViTAttention.patch_attention_logits`."""
+        read = AdaptiveViTAttention.patch_attention_logits
+        return self(hidden_states, context, AdaptiveViTLayer._probe, read, num_patches)
 
     def propagate_rollout(
         self, hidden_states: torch.Tensor, context: AttentionContext, row: torch.Tensor

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from .options import Options, Part, read_options, type_of
+from .options import Options, Part, check_range, read_options, type_of
 from .patches import ImagePatches, raster_indices
 from .sizes import to_pair
 
@@ -198,13 +198,22 @@ def _smooth_means(parts: int, device: torch.device) -> torch.Tensor:
 
 
 def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
-    """Uniform noise: drawn afresh for `seed=None`, else a fixed function of the coordinates and the seed.
+    """Uniform noise; see `draw_uniform`."""
+    return draw_uniform(patches.coordinates, seed)
+
+
+def draw_uniform(coordinates: torch.Tensor, seed: int | None) -> torch.Tensor:
+    """Noise `(B, N)` in [0, 1]: drawn afresh for `seed=None`, else a fixed function of place and seed.
 
     So an image gets the same patches alone and in any batch, whatever the size of its neighbors.
+
+    Args:
+        coordinates: `(B, N, A)`.
+        seed: of the noise.
     """
     if seed is None:
-        return torch.rand(patches.coordinates.shape[:2], device=patches.coordinates.device)
-    *time, row, column = patches.coordinates.round().long().unbind(-1)
+        return torch.rand(coordinates.shape[:2], device=coordinates.device)
+    *time, row, column = coordinates.round().long().unbind(-1)
     # An integer hash (the finaliser of MurmurHash3), in 31 bits so that products fit in int64.
     value = row * 0x9E3779B1 + column * 0x85EBCA77 + (seed & 0x7FFFFFFF) * 0xC2B2AE3D + 0x27D4EB2F
     for place in time:
@@ -217,15 +226,30 @@ def random_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed:
 
 def uniform_scores(patches: ImagePatches, num_selected: int | torch.Tensor, seed: int | None) -> torch.Tensor:
     """Ranks patches by a regular lattice of about `num_selected` points with the aspect of the grid."""
-    places = patches.coordinates.round().long().unbind(-1)  # (B, N) for each axis
-    sides = patches.grid.split(1, dim=1)  # (B, 1) for each axis
-    budget = torch.as_tensor(num_selected, device=patches.grid.device).view(-1, 1)
-    budget = budget.minimum(patches.grid.prod(dim=1, keepdim=True))
+    return lattice_scores(patches.coordinates, patches.grid, num_selected)
+
+
+def lattice_scores(
+    coordinates: torch.Tensor, grid: torch.Tensor, num_points: int | torch.Tensor
+) -> torch.Tensor:
+    """Scores places by a regular lattice with the aspect of the grid, `(B, N)`.
+
+    2 for the places of `num_points` points spread evenly, 1 for others of the lattice, 0 elsewhere.
+
+    Args:
+        coordinates: `(B, N, A)`.
+        grid: `(B, A)`.
+        num_points: at least 1; `(B,)` if images have different numbers.
+    """
+    places = coordinates.round().long().unbind(-1)  # (B, N) for each axis
+    sides = grid.split(1, dim=1)  # (B, 1) for each axis
+    budget = torch.as_tensor(num_points, device=grid.device).view(-1, 1)
+    budget = budget.minimum(grid.prod(dim=1, keepdim=True))
     point, points, on_lattice = 0, 1, True
     for place, side, number in zip(places, sides, _lattice(budget, sides), strict=True):
         nearest, on_axis = _nearest_lattice_point(place, side, number)
         point, points, on_lattice = point * number + nearest, points * number, on_axis & on_lattice
-    # The lattice may have more points than asked for; leave some out evenly.
+    # The lattice may have more points than budgeted; leave some out evenly.
     chosen = (point + 1) * budget // points > point * budget // points
     return on_lattice.float() + (on_lattice & chosen).float()
 
@@ -284,7 +308,23 @@ LOCAL_SCORERS = ("variance", "gradient", "entropy", "motion")
 
 @strict
 @dataclass(kw_only=True)
-class RandomOptions(Options):
+class CoverageOptions(Options):
+    """Options of every selector, and of the pixel heuristics of image processors.
+
+    Args:
+        coverage: fraction in [0, 1] of the budget that is spread evenly over the image; the rest goes to the
+            highest scores elsewhere.
+    """
+
+    coverage: float | int = 0.0
+
+    def __post_init__(self):
+        check_range(self, "coverage", "a fraction in [0, 1]", 0 <= self.coverage <= 1)
+
+
+@strict
+@dataclass(kw_only=True)
+class RandomOptions(CoverageOptions):
     """Options of `"random"`.
 
     Args:
@@ -294,13 +334,40 @@ class RandomOptions(Options):
     seed: int | None = 0
 
 
-# Options of those that have some.
-SCORER_OPTIONS: dict[str, type[Options]] = {"random": RandomOptions}
+def favor_lattice(
+    scores: torch.Tensor,
+    coordinates: torch.Tensor,
+    grid: torch.Tensor,
+    num_selected: int | torch.Tensor,
+    coverage: float,
+) -> torch.Tensor:
+    """Scores `(B, N)` in which those of evenly spread places are higher than all others.
+
+    The places are a lattice of `coverage` times `num_selected` points, rounded. It follows from the places
+    alone, so that one image gets the same in any batch, whole or read in bands.
+
+    Args:
+        scores: minus infinity for padding, which is never favored.
+        coordinates: `(B, N, A)`.
+        grid: `(B, A)`.
+        num_selected: K; `(B,)` if images keep different numbers.
+        coverage: fraction of the budget.
+    """
+    number = (torch.as_tensor(num_selected, device=grid.device).view(-1, 1) * coverage).round().long()
+    on_lattice = lattice_scores(coordinates, grid, number.flatten().clamp(min=1)) == 2
+    favored = on_lattice & (number > 0) & (scores != -torch.inf)
+    # Finite, so that selectors may compute with it, and far above what any noise they add can reach.
+    highest = scores.detach().masked_fill(scores == -torch.inf, 0).abs().amax(dim=-1, keepdim=True)
+    return torch.where(favored, 2 * highest + 1e4, scores)
 
 
-def read_scorer_options(part: Part) -> Options:
+# Options of those that have more than `CoverageOptions`.
+SCORER_OPTIONS: dict[str, type[CoverageOptions]] = {"random": RandomOptions}
+
+
+def read_scorer_options(part: Part) -> CoverageOptions:
     """Checked options of a pixel heuristic, as image processors have them."""
-    return read_options(SCORER_OPTIONS.get(type_of(part), Options), "patch_selector", part)
+    return read_options(SCORER_OPTIONS.get(type_of(part), CoverageOptions), "patch_selector", part)
 
 
 def check_scorer(name: str, config) -> None:

@@ -124,7 +124,7 @@ def find_class(config, field: str) -> type | None:
     cls = FETCHED.get((field, name, str(config._name_or_path))) or shipped_classes().get(name)
     if cls is None:
         if config._name_or_path and not _is_loaded(name):
-            _require_trust(config._name_or_path, field, name)
+            _require_trust(config._name_or_path, field, name, getattr(config, "auto_map", None))
         cls = import_class(field, name)
     return check_class(field, name, cls)
 
@@ -152,7 +152,14 @@ def _is_loaded(name: str) -> bool:
     return name.rpartition(".")[0] in sys.modules
 
 
-def _require_trust(source: str, field: str, name: str) -> None:
+def _require_trust(source: str, field: str, name: str, auto_map: Mapping[str, Any] | None) -> None:
+    if field not in (auto_map or {}):
+        raise ValueError(
+            f"{source} has {field}={name!r}, which is not a class of vit_hf, and carries no code of it: when "
+            "it was saved, the class was in no file, but in a notebook, a function or the script that ran. "
+            "Define or import the class first; to save a checkpoint that loads elsewhere, put the class into "
+            "a file of its own, import it from there, and save again."
+        )
     raise ValueError(
         f"{source} has {field}={name!r}, which is not a class of vit_hf. Import the file that "
         "defines it, or, having read "
@@ -210,9 +217,9 @@ def fetch_classes(source: str, values: Mapping[str, Any], trust: bool, **options
             or _is_loaded(name)
         ):
             continue
-        if not trust:
-            _require_trust(source, field, name)
         reference = (values.get("auto_map") or {}).get(field)
+        if not trust or (reference is None and "." not in name):
+            _require_trust(source, field, name, values.get("auto_map"))
         if reference is None:
             cls = import_class(field, name)
         else:

@@ -3,6 +3,7 @@ through the model's first blocks for selectors that score by attention.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -14,8 +15,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .budget import Budget
 from .layers import layer_contexts
-from .options import Options, check_range, read_options, type_of
+from .options import check_range, read_options, type_of
 from .patches import ImagePatches, PatchTokens, TokenSequence, check_finite, move_fields
+from .pixel_scorers import CoverageOptions, draw_uniform, favor_lattice
 
 
 def count_selected(
@@ -139,7 +141,7 @@ class Probe(Protocol):
 
 @strict
 @dataclass(kw_only=True)
-class SelectorOptions(Options):
+class ExplorationOptions(CoverageOptions):
     """Options of every selector whose choice is not random while training anyway.
 
     Args:
@@ -149,7 +151,42 @@ class SelectorOptions(Options):
     exploration: float | int = 0.0
 
     def __post_init__(self):
+        super().__post_init__()
         check_range(self, "exploration", "a fraction in [0, 1]", 0 <= self.exploration <= 1)
+
+
+@strict
+@dataclass(kw_only=True)
+class SelectorOptions(ExplorationOptions):
+    """Options of selectors whose scores say how much a patch matters.
+
+    Args:
+        sampling: power of the scores in proportion to which patches are drawn, without replacement; None
+            keeps the highest, 0 draws all alike. The draw is fixed in evaluation and fresh in training.
+    """
+
+    sampling: float | int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        is_legal = self.sampling is None or 0 <= self.sampling < math.inf
+        check_range(self, "sampling", "0 or more, or None", is_legal)
+
+
+def draw_in_proportion(
+    log_weights: torch.Tensor, coordinates: torch.Tensor, seed: int | None
+) -> torch.Tensor:
+    """Ranks `(B, N)` whose K highest are drawn one after the other in proportion to exp(log_weights).
+
+    Without replacement, by the Gumbel-top-K trick (Kool et al., 2019).
+
+    Args:
+        log_weights: `(B, N)`, minus infinity for padding, which comes last.
+        coordinates: `(B, N, A)`.
+        seed: see `draw_uniform`.
+    """
+    uniform = draw_uniform(coordinates, seed).clamp(min=1e-12, max=1 - 2**-24)
+    return log_weights - (-uniform.log()).log()
 
 
 class PatchSelector(nn.Module, ABC):
@@ -162,6 +199,9 @@ class PatchSelector(nn.Module, ABC):
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
     uses_number = True
 
+    # Whether `sampling` reads scores as logarithms of weights, rather than as weights.
+    has_log_scores = False
+
     # Weight of the policy gradient of a selection that was drawn, beside the loss of the task.
     policy_loss_weight = 1.0
 
@@ -172,7 +212,10 @@ class PatchSelector(nn.Module, ABC):
         """Reads the options from `config.patch_selector`."""
         super().__init__()
         self.options = read_options(self.Options, "patch_selector", config.patch_selector)
+        # A user's own class may have options without these.
         self.exploration = getattr(self.options, "exploration", 0.0)
+        self.coverage = getattr(self.options, "coverage", 0.0)
+        self.sampling = getattr(self.options, "sampling", None)
 
     @classmethod
     def check(cls, config, options: Options) -> None:
@@ -208,7 +251,13 @@ class PatchSelector(nn.Module, ABC):
         self.check_scores(scores, patches)
         if patches.mask is not None:
             scores = scores.masked_fill(~patches.mask, -torch.inf)
-        selection = self.select(scores, num_selected, counts, sample)
+        number = num_selected if counts is None else counts
+        ranks = self.rank(scores, patches.coordinates, patches.grid, number, sample)
+        selection = self.select(ranks, num_selected, counts, sample)
+        if ranks is not scores:
+            for choice in (selection, selection.greedy):
+                if choice is not None:
+                    choice.scores = scores
         if learn:
             selection.loss = self.loss(patches, scores, probe)
         return selection
@@ -236,10 +285,43 @@ class PatchSelector(nn.Module, ABC):
             probe: the model's own blocks.
         """
 
+    def rank(
+        self,
+        scores: torch.Tensor,
+        coordinates: torch.Tensor,
+        grid: torch.Tensor,
+        num_selected: int | torch.Tensor,
+        sample: bool,
+    ) -> torch.Tensor:
+        """Ranks `(B, N)` of which `select` keeps the highest: scores, drawn and spread as the options say.
+
+        Args:
+            scores: `(B, N)`, minus infinity for padding.
+            coordinates: `(B, N, A)`.
+            grid: `(B, A)`.
+            num_selected: K; `(B,)` if images keep different numbers.
+            sample: whether chance may play a part, as it does while training.
+        """
+        ranks = scores
+        if self.sampling is not None:
+            ranks = draw_in_proportion(self.log_weights(scores.detach()), coordinates, None if sample else 0)
+        if self.coverage:
+            ranks = favor_lattice(ranks, coordinates, grid, num_selected, self.coverage)
+        return ranks
+
+    def log_weights(self, scores: torch.Tensor) -> torch.Tensor:
+        """Logarithms `(B, N)` of the weights by which `sampling` draws; minus infinity for padding."""
+        absent = scores == -torch.inf
+        weights = scores
+        if not self.has_log_scores:
+            lowest = scores.masked_fill(absent, 0).amin(dim=-1, keepdim=True).clamp(max=0)
+            weights = (scores - lowest).clamp(min=torch.finfo(torch.float32).tiny).log()
+        return (self.sampling * weights.masked_fill(absent, 0)).masked_fill(absent, -torch.inf)
+
     def select(
         self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
     ) -> Selection:
-        """Keeps K patches by scores `(B, N)` in which padding has minus infinity; see `keep_top`.
+        """Keeps K patches by ranks `(B, N)`, in which padding has minus infinity; see `rank`, `keep_top`.
 
         `sample` is whether chance may play a part, as it does while training.
         """

@@ -20,11 +20,21 @@ from .pixel_scorers import (
     LOCAL_SCORERS,
     PIXEL_SCORERS,
     VOLUME_SCORERS,
+    CoverageOptions,
     RandomOptions,
     check_scorer,
+    draw_uniform,
     pixel_scores,
 )
-from .selection import PatchSelector, Probe, Selection, SelectorOptions, check_cls_for_selector, keep_top
+from .selection import (
+    ExplorationOptions,
+    PatchSelector,
+    Probe,
+    Selection,
+    SelectorOptions,
+    check_cls_for_selector,
+    keep_top,
+)
 from .sizes import (
     check_thumbnail,
     has_frames,
@@ -151,6 +161,7 @@ class DistilledSelector(PatchSelector):
     """
 
     Options = DistilledOptions
+    has_log_scores = True
     detail = 2
 
     def __init__(self, config):
@@ -228,6 +239,7 @@ class CrossAttentionSelector(Initialized, PatchSelector):
 
     Options = CrossAttentionOptions
     is_pointwise = True
+    has_log_scores = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -266,7 +278,7 @@ class CrossAttentionSelector(Initialized, PatchSelector):
 
 @strict
 @dataclass(kw_only=True)
-class ScorerOptions(Options):
+class ScorerOptions(CoverageOptions):
     """Options of the network that scores a thumbnail.
 
     Args:
@@ -279,6 +291,7 @@ class ScorerOptions(Options):
     hidden_size: int = 64
 
     def __post_init__(self):
+        super().__post_init__()
         check_positive(self, "hidden_size")
 
 
@@ -649,9 +662,15 @@ class PixelSelector(PatchSelector):
         return pixel_scores(self.name, patches, num_selected, self.seed)
 
 
+class UniformSelector(PixelSelector):
+    """A regular lattice, which has no scores to sample by."""
+
+    Options = ExplorationOptions
+
+
 @strict
 @dataclass(kw_only=True)
-class RandomSelectorOptions(RandomOptions, SelectorOptions):
+class RandomSelectorOptions(RandomOptions, ExplorationOptions):
     """Options of `"random"` in the model."""
 
 
@@ -660,16 +679,22 @@ class RandomSelector(PixelSelector):
 
     Options = RandomSelectorOptions
 
-    def select(
-        self, scores: torch.Tensor, num_selected: int, counts: torch.Tensor | None, sample: bool
-    ) -> Selection:
+    def rank(
+        self,
+        scores: torch.Tensor,
+        coordinates: torch.Tensor,
+        grid: torch.Tensor,
+        num_selected: int | torch.Tensor,
+        sample: bool,
+    ) -> torch.Tensor:
         if sample:
-            scores = torch.rand_like(scores).masked_fill(scores == -torch.inf, -torch.inf)
-        return super().select(scores, num_selected, counts, sample)
+            scores = draw_uniform(coordinates, None).masked_fill(scores == -torch.inf, -torch.inf)
+        return super().rank(scores, coordinates, grid, num_selected, sample)
 
 
 PATCH_SELECTORS: dict[str, type[PatchSelector]] = {
     **dict.fromkeys(PIXEL_SCORERS, PixelSelector),
+    "uniform": UniformSelector,
     "random": RandomSelector,
     "attention": AttentionSelector,
     "distilled": DistilledSelector,

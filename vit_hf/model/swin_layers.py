@@ -318,7 +318,16 @@ class WindowChooser:
         for _ in range(stage):
             scores = pool_cells(scores, self.config.window_score)
         windows = pool_windows(scores, layout, self.config.window_score)
-        selection = self.selector.select(windows, number, None, self.sample)
+        coordinates = grid_coordinates(layout.rows, layout.columns, device=windows.device)
+        sides = torch.tensor([layout.rows, layout.columns], device=windows.device)
+        ranks = self.selector.rank(
+            windows,
+            coordinates.expand(len(windows), -1, -1),
+            sides.expand(len(windows), -1),
+            number,
+            self.sample,
+        )
+        selection = self.selector.select(ranks, number, None, self.sample)
         if selection.weights is not None or selection.log_prob is not None or selection.indices is None:
             raise ValueError(
                 f"{type(self.selector).__name__}.select mixes patches, draws them or leaves the "

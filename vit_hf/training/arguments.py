@@ -64,3 +64,20 @@ class RunArguments(TrainingArguments):
             # Nothing to pin memory for, and torch would warn of each loader.
             self.dataloader_pin_memory = False
         super().__post_init__()
+
+
+@dataclass
+class DistillationRunArguments(RunArguments):
+    """Arguments of Trainer whose defaults do not collapse."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "steps of a linear warm-up; below 1, a fraction of all steps"}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
+    metric_for_best_model: str | None = field(
+        default="auto", metadata={"help": "auto: fidelity, the mean of image_cosine over fractions"}
+    )
+    eval_on_start: bool = field(
+        default=True, metadata={"help": "measure fidelity before training as well, for comparison"}
+    )

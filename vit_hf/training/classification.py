@@ -1,6 +1,5 @@
 """Training for image classification and regression."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, final
 
@@ -12,7 +11,7 @@ from ..arguments import TASKS, FinetuningArguments
 from ..checkpoints.loading import part_of
 from ..data.collation import ImageCollator
 from ..data.loading import ImageDataset, load_data
-from ..hub.remote_code import NoSourceFileError, files_to_save
+from ..hub.remote_code import files_to_save
 from ..inference.metrics import BEST_MODEL_METRIC, compute_metrics_for
 from ..model.elastic_space import is_elastic, read_elastic_options
 from .arguments import RunArguments
@@ -40,8 +39,8 @@ class Classification(Task):
 
     def make_model(self) -> PreTrainedModel:
         model = make_model(self.model_arguments, self.data)
-        with contextlib.suppress(NoSourceFileError):  # of which there was a warning
-            files_to_save(model)
+        # A class whose code cannot be saved is found before training, not after.
+        files_to_save(model)
         return model
 
     def collator(self, processor: BaseImageProcessor, training: RunArguments) -> ImageCollator:

@@ -22,6 +22,7 @@ from ..data.box_sources import BoxData, load_boxed_images
 from ..data.boxes import BoxExamples, to_coco
 from ..data.images import prepare_images
 from ..explanations.detections import backbone_of
+from ..inference.detect_tiles import detect_tiled
 from .arguments import RunArguments
 from .detectors import make_detector, make_image_processor, parameter_groups, saved_detector
 from .hub_trainer import HubTrainer
@@ -30,6 +31,8 @@ from .task import Task, describe_selection, refuse_classification_options
 
 # Label of padding: a batch has equally many boxes for each image. Trainer pads with it between processes.
 PADDING = -100
+# Least score of boxes of merged tiles: below, there are too many to merge, and they add little.
+LEAST_SCORE = 0.05
 
 
 class AveragePrecision:
@@ -75,8 +78,10 @@ class AveragePrecision:
             corners = corners * torch.tensor([width, height, width, height])
             targets.append({"labels": labels[present], "boxes": corners})
         self.metric.update(found, targets)
-        if not compute_result:
-            return {}
+        return self.compute() if compute_result else {}
+
+    def compute(self) -> dict[str, float]:
+        """Returns the metrics of all images so far, and begins anew."""
         result = self.metric.compute()
         self.metric.reset()
         metrics = {name: result[name].item() for name in ("map", "map_50", "map_75", "mar_100")}
@@ -180,8 +185,9 @@ class Detection(Task):
             )
         if method.evaluate_only and self.model_arguments.model_name_or_path is None:
             raise ValueError("evaluate_only measures a saved detector: name it with model_name_or_path")
-        if method.evaluate_whole_images and method.crop_size is None:
-            raise ValueError("evaluate_whole_images is for crop_size, without which all images are whole")
+        for name in ("evaluate_whole_images", "evaluate_merged"):
+            if getattr(method, name) and method.crop_size is None:
+                raise ValueError(f"{name} is for crop_size, without which all images are whole")
 
     def load_data(self) -> dict[str, Any]:
         saved = saved_detector(self.model_arguments.model_name_or_path)
@@ -265,7 +271,13 @@ class Detection(Task):
         )
 
     def finish(self, trainer: HubTrainer, examples: dict[str, Dataset]) -> None:
-        """Draws predictions on held-out images."""
+        """Measures held-out images by merged tiles if `evaluate_merged` says so, and draws predictions."""
+        if self.method.evaluate_merged and trainer.is_world_process_zero():
+            for name, pieces in examples.items():
+                if name != "train":
+                    metrics = self._merged_precision(trainer, pieces)
+                    trainer.log_metrics(f"{name}_merged", metrics)
+                    trainer.save_metrics(f"{name}_merged", metrics)
         pictured = examples.get("validation") or examples.get("test")
         if self.method.num_pictured and pictured is not None and trainer.is_world_process_zero():
             from ..explanations.detections import draw_detections
@@ -273,6 +285,25 @@ class Detection(Task):
             model = trainer.accelerator.unwrap_model(trainer.model)
             figure = draw_detections(model, trainer.processing_class, pictured, self.method.num_pictured)
             figure.savefig(Path(trainer.args.output_dir, PICTURE_NAME))
+
+    def _merged_precision(self, trainer: HubTrainer, pieces: BoxExamples) -> dict[str, float]:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        precision = AveragePrecision(trainer.processing_class, self.data.names)
+        for example in BoxExamples(pieces.images):
+            found = detect_tiled(
+                model,
+                example["image"],
+                trainer.processing_class,
+                tile=self.method.crop_size,
+                threshold=LEAST_SCORE,
+                batch_size=trainer.args.per_device_eval_batch_size,
+            )
+            truth = {"boxes": torch.as_tensor(example["boxes"]).float().reshape(-1, 4)}
+            truth["labels"] = torch.as_tensor(example["classes"]).long()
+            precision.metric.update(
+                [{name: getattr(found, name) for name in ("boxes", "scores", "labels")}], [truth]
+            )
+        return precision.compute()
 
 
 def check_sizes(

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub.push import keeping, write_card
+from .curves import CURVES_CAPTION, CURVES_NAME
 
 
 class HubTrainer(Trainer):
@@ -53,6 +54,8 @@ class HubTrainer(Trainer):
         }
         given = {name: value for name, value in given.items() if value}
         folder = Path(self.args.output_dir)
+        if (folder / CURVES_NAME).is_file():
+            known["pictures"] = {CURVES_CAPTION: CURVES_NAME}
         repo_id = self.hub_model_id or self.args.hub_model_id or folder.absolute().name
         write_card(
             model,

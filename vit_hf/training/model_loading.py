@@ -25,7 +25,7 @@ from ..model.configuration_adaptive_vit import AdaptiveViTConfig
 from ..model.elastic import AdaptiveViTForElasticImageClassification
 from ..model.elastic_space import CHOICES
 from ..model.image_processing_adaptive_vit import AdaptiveViTImageProcessor
-from ..model.options import options_of, type_of
+from ..model.options import options_of, type_of, with_options
 from ..model.pixel_scorers import PIXEL_SCORERS
 from ..model.sizes import to_pair
 
@@ -211,11 +211,12 @@ def make_image_processor(
             options |= {"do_convert_rgb": False, "image_mean": half, "image_std": half}
         processor = AdaptiveViTImageProcessor(**options)
     # Random patches are drawn by the model: in training they differ in each epoch.
-    selector, explores = type_of(config.patch_selector), options_of(config.patch_selector).get("exploration")
-    is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not explores
+    selector, choices = type_of(config.patch_selector), options_of(config.patch_selector)
+    draws = choices.pop("exploration", 0) or choices.pop("sampling", None) is not None
+    is_cheap = not is_swin and selector in PIXEL_SCORERS.keys() - {"random"} and not draws
     # A thumbnail needs every patch, and so does the convolutional stem.
     is_cheap = is_cheap and config.thumbnail_context is False and config.backbone_config is None
     selects = select and is_cheap and processor.return_patches
-    processor.patch_selector = selector if selects else None
+    processor.patch_selector = with_options(selector, **choices) if selects else None
     processor.num_selected_patches = config.num_selected_patches if selects else None
     return processor

@@ -13,6 +13,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..model.pretrained import module_names
 from .callbacks import UNAVERAGED_WEIGHTS_NAME
+from .curves import CURVES_CAPTION, CURVES_NAME
 
 
 # Arguments of a run, written when it starts. The underscore keeps Trainer from uploading the file, which
@@ -153,6 +154,9 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
     if path.is_file():
         arguments = json.loads(path.read_text())
         card |= describe_run(arguments)
+    curves = Path(output_dir, CURVES_NAME)
+    if curves.is_file():
+        card["pictures"] = {CURVES_CAPTION: str(curves)}
     return card
 
 

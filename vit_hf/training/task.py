@@ -5,7 +5,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,8 +33,10 @@ from .callbacks import (
     ReproducibleTraining,
     selecting_part,
 )
+from .curves import write_curves
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor
+from .next_commands import next_commands
 from .optimizer import layerwise_parameter_groups
 from .output_dir import (
     RUN_ARGUMENTS_NAME,
@@ -70,7 +72,9 @@ class Task(ABC):
     """
 
     argument_groups: ClassVar[tuple[type, ...]]
-    trainer_class: ClassVar[type[HubTrainer]] = HubTrainer
+    # Arguments of Trainer, with the defaults of the task.
+    run_arguments: ClassVar[type[RunArguments]] = RunArguments
+    trainer_class: ClassVar[Callable[..., HubTrainer]] = HubTrainer
     # From model, learning rate, weight decay, layer decay and factor of the backbone.
     parameter_groups: ClassVar[Callable[..., list[dict[str, Any]]]] = staticmethod(layerwise_parameter_groups)
 
@@ -156,6 +160,8 @@ class Run:
         examples: examples of "validation" and "test", if present.
         checkpoint: checkpoint to resume; None for a new run.
         description: data and model, a line each.
+        is_finished: whether the checkpoint is of the last step, so that nothing is left to train.
+        notes: lines about files that `execute` wrote or left out.
     """
 
     task: Task
@@ -163,10 +169,18 @@ class Run:
     examples: dict[str, Dataset]
     checkpoint: Path | None
     description: list[str]
+    is_finished: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """Returns a summary of data, model and start in a few lines."""
         start = "begins" if self.checkpoint is None else f"resumes from {self.checkpoint}"
+        if self.is_finished:
+            start = (
+                f"is finished: {self.checkpoint} is its last step, so it is only evaluated again. To train "
+                "on, raise num_train_epochs or max_steps; to begin anew, set overwrite_output_dir or name "
+                "another output_dir"
+            )
         return "\n".join([*self.description, f"Run:    {'evaluates' if self.task.evaluate_only else start}"])
 
     def execute(self) -> dict[str, float]:
@@ -182,6 +196,11 @@ class Run:
                 scores = trainer.evaluate(self.examples[split], metric_key_prefix=prefix)
                 trainer.save_metrics(prefix, scores)
                 metrics |= scores
+        if not self.task.evaluate_only and trainer.is_world_process_zero():
+            state, args = trainer.state, trainer.args
+            best = state.best_global_step if args.load_best_model_at_end else None
+            path = Path(args.output_dir)
+            self.notes.append(write_curves(path, state.log_history, args.metric_for_best_model, best))
         if trainer.args.push_to_hub:
             trainer.push_to_hub()
         self.task.finish(trainer, self.examples)
@@ -229,13 +248,15 @@ def prepare(task: Task, training: RunArguments) -> Run:
         "license": training.hub_license,
         "examples": training.hub_examples or [],
     }
-    check_batch(trainer)
+    number = check_batch(trainer)
 
     open_output_dir(training, arguments, checkpoint)
     data, notes, parts = task.describe(model, examples)
     description = [f"Data:   {data}", *(f"        {note}" for note in notes), f"Model:  {parts}"]
+    description += [f"        {number}"] if number else []
+    is_finished = checkpoint is not None and is_last_step(trainer, checkpoint)
     held_out = {name: images for name, images in examples.items() if name != "train"}
-    return Run(task, trainer, held_out, checkpoint, description)
+    return Run(task, trainer, held_out, checkpoint, description, is_finished)
 
 
 def build(
@@ -319,9 +340,20 @@ def check_splits(splits: dict[str, Any], training: RunArguments, needs_validatio
         raise ValueError(f"there is no validation split: {remedies}")
 
 
+def is_last_step(trainer: HubTrainer, checkpoint: Path) -> bool:
+    """Returns whether a checkpoint has all the steps that the trainer's arguments ask for."""
+    done = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return done >= max_steps
+
+
 @torch.no_grad()
-def check_batch(trainer: HubTrainer) -> None:
+def check_batch(trainer: HubTrainer) -> str:
     """Runs the model on one or two images, so that mismatches fail before training starts.
+
+    Returns:
+        A phrase for the number of patches of the first image that the model computes on; empty if the model
+        does not tell.
 
     Raises:
         ValueError: from the image processor or the model, for instance if images have fewer patches than
@@ -330,7 +362,11 @@ def check_batch(trainer: HubTrainer) -> None:
     number = min(2, len(trainer.train_dataset), trainer.args.per_device_train_batch_size)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(number)])
     model = trainer.model.eval()
-    model(**send_to_device(batch, model.device))
+    outputs = model(**send_to_device(batch, model.device))
+    selected, grids = (getattr(outputs, name, None) for name in ("selected_patches", "spatial_shapes"))
+    if selected is None or grids is None:
+        return ""
+    return f"{(selected[0] >= 0).sum()} of {grids[0].prod()} patches of the first image"
 
 
 def open_output_dir(training: RunArguments, arguments: dict[str, Any], checkpoint: Path | None) -> None:
@@ -415,6 +451,7 @@ def run_task(
         sys.exit("\n".join([f"\n{program}: {error}", *error.__notes__]))
     if is_main:
         print(f"\n{format_metrics(metrics)}\n\nSaved to {training.output_dir}{_which_step(run.trainer)}")
+        print(*run.notes, *next_commands(task.groups, program, training.output_dir, run.examples), sep="\n")
         if training.push_to_hub:
             print(f"Pushed to {ENDPOINT}/{run.trainer.hub_model_id}")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
