@@ -160,7 +160,7 @@ class TestChoice:
 
         text = choose_tokens(measure, ["variance"], 1024, 0.01, 0.1, lambda text: None).describe()
         assert "Keep 10 of 1024 patches by variance: 90.0%" in text
-        assert "More accurate than that is 64 of 1024 patches by variance: 100.0%." in text
+        assert "The most accurate number is 64 of 1024 patches by variance: 100.0%." in text
 
     def test_chance_allows_no_choice(self):
         measured = []

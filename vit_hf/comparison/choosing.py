@@ -134,7 +134,7 @@ class Choice:
         # A checkpoint that was trained on few patches may be better with them than with all.
         best = max(self.rows, key=lambda row: row.accuracy, default=None)
         if self.row is not None and not best.as_good_as(self.row):
-            sentences.append(f"More accurate than that is {self._name(best)}: {best.accuracy:.1%}.")
+            sentences.append(f"The most accurate number is {self._name(best)}: {best.accuracy:.1%}.")
         if adapt:
             sentences.append(
                 f"Each number of patches was fine-tuned for {adapt} steps with one seed, so that differences "
@@ -150,10 +150,10 @@ class Choice:
     def _estimate(self, number: int, margin: str, reference: str) -> list[str]:
         row = self.estimated
         needed = images_needed(self.reference.right, row.right, self.margin)
+        sign = "less" if row.behind_all >= 0 else "more"
         loss = (
-            f"{_points(abs(row.behind_all))} points {'less' if row.behind_all >= 0 else 'more'} on these "
-            "images, "
-            f"by the 95 % interval at most {_points(row.behind_all_high)} less, p = {row.p_value_all:.2f}"
+            f"{_points(abs(row.behind_all))} points {sign} on these images, at most "
+            f"{_points(row.behind_all_high)} less by the 95 % interval, p = {row.p_value_all:.2f}"
         )
         remedy = f"about {needed} images like these are needed"
         if needed is None:
@@ -270,10 +270,12 @@ def choose_tokens(
     # The baseline of the report.
     if pick is not None and "random" in selectors:
         test("random", pick.budget)
+    # The random baseline comes last, unless it is one of the best.
+    order = [*best, "random"]
     choice.rows = [
         row
-        for (selector, _), row in sorted(tested.items(), key=lambda item: (item[0][0], -item[0][1]))
-        if row.right and row is not reference and (selector in best or row.budget == pick.budget)
+        for _, row in sorted(tested.items(), key=lambda item: (order.index(item[0][0]), -item[0][1]))
+        if row.right and row is not reference
     ]
     return choice
 
