@@ -223,8 +223,9 @@ def compare(
         choice.num_labeled = len(run.data.splits[split_of(run.data, arguments)])
         choice.command = finetune_command(choice, arguments, data_arguments, run.setting.checkpoint)
     else:
-        for strategy in tqdm(run.strategies(), unit="strategy", disable=None):
-            run.add(strategy)
+        listed = run.strategies()
+        for number, strategy in enumerate(tqdm(listed, unit="strategy", disable=None), start=1):
+            run.add(strategy, f"{number} of {len(listed)}: ")
     strategies, measured, rows = run.measured_strategies, run.measured, run.rows
     mark(rows)
     write_rows(rows, run.output / "results.csv")
@@ -343,18 +344,23 @@ class _Run:
             found += variants
         return list({strategy.name: strategy for strategy in found}.values())
 
-    def add(self, strategy: Strategy) -> list[Row]:
-        """Measures a strategy and adds its rows; one row with the reason if it fails."""
+    def add(self, strategy: Strategy, counted: str = "") -> list[Row]:
+        """Measures a strategy and adds its rows; one row with the reason if it fails.
+
+        Args:
+            strategy: to measure.
+            counted: beginning of the line that is logged.
+        """
         start = time.perf_counter()
         result, is_new = self.measure(strategy)
         if isinstance(result, str):
             added = [_failed(strategy, result)]
-            self.log(f"{strategy.name}: not measured: {result}")
+            self.log(f"{counted}{strategy.name}: not measured: {result}")
         else:
             self.measured_strategies[strategy.name], self.measured[strategy.name] = strategy, result
             added = [_row(strategy, answer, result, self.arguments) for answer in result.right]
             how = f"{time.perf_counter() - start:.0f} s" if is_new else "as before"
-            self.log(f"{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
+            self.log(f"{counted}{strategy.name}: {max(row.accuracy for row in added):.1%} ({how})")
         self.rows += added
         return added
 
