@@ -22,6 +22,7 @@ from vit_hf import (
     PositionEncoding,
     register_position_encoding,
 )
+from vit_hf.hub.remote_code import NoSourceFileError
 from vit_hf.model.positions import POSITION_ENCODINGS
 
 
@@ -360,7 +361,7 @@ class TestOtherGrid:
                 self.table = torch.nn.Parameter(torch.zeros(cells, config.hidden_size))
 
         try:
-            AdaptiveViTModel(tiny_config(position_encoding="own_table")).save_pretrained(tmp_path)
+            save_without_code(AdaptiveViTModel(tiny_config(position_encoding="own_table")), tmp_path)
             with pytest.raises(ValueError, match=r"table.*without changing image_size"):
                 AdaptiveViTModel.from_pretrained(tmp_path, image_size=48, ignore_mismatched_sizes=ignore)
         finally:
@@ -373,6 +374,12 @@ def encoder_with_random_tables(config):
         if "position" in name:
             torch.nn.init.normal_(parameter)
     return model
+
+
+def save_without_code(model, folder):
+    """Saves a model whose class is in a test, so that its code cannot be saved; all else is."""
+    with pytest.raises(NoSourceFileError, match="a file of its own"):
+        model.save_pretrained(folder)
 
 
 def compare(model, again, shape, output="last_hidden_state"):
@@ -416,7 +423,7 @@ class TestComputedTensors:
 
         try:
             model = AdaptiveViTModel(tiny_config(position_encoding="with_buffer")).eval()
-            model.save_pretrained(tmp_path)
+            save_without_code(model, tmp_path)
             with caplog.at_level(logging.WARNING):
                 again = AdaptiveViTModel.from_pretrained(tmp_path)
             if seeded:
@@ -436,7 +443,7 @@ class TestComputedTensors:
                 torch.nn.init.constant_(self.table, 7.0)
 
         try:
-            AdaptiveViTModel(tiny_config(position_encoding="restored")).save_pretrained(tmp_path)
+            save_without_code(AdaptiveViTModel(tiny_config(position_encoding="restored")), tmp_path)
             again = AdaptiveViTModel.from_pretrained(tmp_path)
         finally:
             del POSITION_ENCODINGS["restored"]
@@ -448,7 +455,7 @@ class TestComputedTensors:
                 super().__init__(config)
                 self.register_buffer("class_weights", torch.ones(5), persistent=False)
 
-        Own(tiny_config()).save_pretrained(tmp_path)
+        save_without_code(Own(tiny_config()), tmp_path)
         with caplog.at_level(logging.WARNING):
             Own.from_pretrained(tmp_path)
         assert "class_weights" in caplog.text and "persistent=True" in caplog.text

@@ -106,6 +106,27 @@ def check_reduces(config: PreTrainedConfig) -> None:
         )
 
 
+# Ends of the names of model classes that predict masks or boxes.
+DENSE_CLASSES = (
+    "ForSemanticSegmentation",
+    "ForObjectDetection",
+    "ForInstanceSegmentation",
+    "ForUniversalSegmentation",
+    "ForSegmentation",
+)
+
+
+def dense_class_of(path: str) -> str | None:
+    """Returns which of `DENSE_CLASSES` saved a checkpoint, local or on the Hub; None for other models.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+    """
+    check_path(path)
+    names = PreTrainedConfig.get_config_dict(path)[0].get("architectures") or [""]
+    return next((ending for ending in DENSE_CLASSES if names[0].endswith(ending)), None)
+
+
 def load_classifier(
     path: str,
     patch_selector: Part | None = None,
@@ -130,9 +151,15 @@ def load_classifier(
 
     Raises:
         OSError: if there is no such checkpoint.
-        ValueError: for a selection or reduction that does not exist, or that the checkpoint has not learned.
+        ValueError: for a model of masks or boxes, and for a selection or reduction that does not exist, or
+            that the checkpoint has not learned.
     """
-    check_path(path)
+    dense = dense_class_of(path)
+    if dense is not None:
+        raise ValueError(
+            f"{path} is a model {dense}, which has no classifier: its head would be random. `vit-hf predict` "
+            "writes its masks or boxes; for classes, fine-tune it with `vit-hf finetune`"
+        )
     processor = AutoImageProcessor.from_pretrained(path)
     named = {"patch_selector": patch_selector, "num_selected_patches": num_selected_patches}
     selection = {name: value for name, value in named.items() if value is not None}

@@ -16,13 +16,12 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..arguments import DenseArguments, parse_budget
-from ..checkpoints.loading import check_path, set_resolution
+from ..checkpoints.loading import dense_class_of, set_resolution
 from ..data.images import unique_names
 from ..model.configuration_adaptive_vit import PARTS, AdaptiveViTConfig
 from ..model.options import keep_options
@@ -43,7 +42,7 @@ from .segment_tiles import TiledSegmentation, segment_tiled
 from .vector_output import coco_annotations, detection_features, segmentation_features, write_json
 
 
-# How the names of classes of models end -> what loads them.
+# Ends of the names of model classes, as `DENSE_CLASSES` has them, and what loads them.
 DENSE_MODELS = {
     "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
     "ForObjectDetection": AutoModelForObjectDetection,
@@ -73,17 +72,6 @@ def check_dense_arguments(arguments: DenseArguments) -> None:
     known = sorted({name for names in FORMATS.values() for name in names})
     if unknown := sorted(set(arguments.format or ()) - set(known)):
         raise ValueError(f"format={unknown[0]!r} is unknown. Choose from {', '.join(known)}.")
-
-
-def dense_class_of(path: str) -> str | None:
-    """Returns the key of `DENSE_MODELS` for a checkpoint, local or on the Hub; None for any other model.
-
-    Raises:
-        OSError: if there is no such checkpoint.
-    """
-    check_path(path)
-    names = PreTrainedConfig.get_config_dict(path)[0].get("architectures") or [""]
-    return next((ending for ending in DENSE_MODELS if names[0].endswith(ending)), None)
 
 
 def load_dense_model(path: str, **changes: Any) -> tuple[PreTrainedModel, BaseImageProcessor]:

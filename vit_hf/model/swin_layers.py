@@ -322,8 +322,8 @@ class WindowChooser:
         sides = torch.tensor([layout.rows, layout.columns], device=windows.device)
         ranks = self.selector.rank(
             windows,
-            coordinates.expand(len(windows), -1, -1),
-            sides.expand(len(windows), -1),
+            coordinates.expand(windows.shape[0], -1, -1),
+            sides.expand(windows.shape[0], -1),
             number,
             self.sample,
         )
