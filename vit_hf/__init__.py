@@ -20,7 +20,7 @@ def _is_command_line() -> bool:
 
     It reads its arguments, and answers `--help`, before torch is imported; the models follow.
     """
-    started = Path(sys.argv[0]).stem == "vit-hf" or sys.orig_argv[1:3] == ["-m", "vit_hf"]
+    started = Path(getattr(sys, "argv", [""])[0]).stem == "vit-hf" or sys.orig_argv[1:3] == ["-m", "vit_hf"]
     return started and multiprocessing.parent_process() is None
 
 

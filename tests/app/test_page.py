@@ -162,7 +162,7 @@ def test_from_an_image_to_another_choice(page, tmp_path):
     page.get_by_role("option", name="saliency").click()
     wait_for_other_picture(page, "map", scores)
     wait_for(page, "40 of 320")
-    assert "stands out" in page.inner_text("#selector")
+    assert "contrast" in page.inner_text("#selector")
 
     page.locator("#selector input").click()
     page.get_by_role("option", name="all patches").click()

@@ -232,7 +232,7 @@ def test_configurations_are_read_by_name(name):
     )
     argv = read_arguments(parser_of(command), ["--config", name, "--output_dir", "elsewhere"])
     assert argv[-2:] == ["--output_dir", "elsewhere"]
-    given = {entry for entry, value in entries.items() if value is not None} | {"output_dir"}
+    given = {entry for entry, value in entries.items() if value is not None} | {"output_dir", "config"}
     assert {word[2:] for word in argv if word.startswith("--")} == given
 
 
@@ -266,3 +266,31 @@ def test_a_reader_that_has_enough_is_no_error():
     command = f"{sys.executable} -m vit_hf configs token_reduction | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert result.stdout.startswith("#") and not result.stderr
+
+
+def test_a_list_in_a_file_leaves_positional_arguments_alone(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model_name_or_path: runs/a\nscales: [1, 0.5]\n")
+    parser = parser_of("predict")
+    *_, namespace = parse(parser, read_arguments(parser, [str(file), "scenes/"]))
+    assert namespace.inputs == ["scenes/"]
+
+
+@pytest.mark.parametrize("argv", [["--config=small_digits"], ["--config", "small_digits"]])
+def test_both_ways_to_name_a_configuration_are_read(argv):
+    parser = parser_of("finetune")
+    assert "--dataset" in read_arguments(parser, [*argv, "--output_dir", "x"])
+
+
+def test_a_switch_in_a_file_is_a_switch(tmp_path):
+    for value in (True, False):
+        (tmp_path / "mine.yaml").write_text(f"demo: {str(value).lower()}\n")
+        parser = parser_of("compare")
+        *_, namespace = parse(parser, read_arguments(parser, [str(tmp_path / "mine.yaml")]))
+        assert namespace.demo is value
+
+
+def test_fields_that_are_no_json_are_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "x", "--output", "y", "--fields", "{"])
+    assert "fields is not valid JSON" in capsys.readouterr().err

@@ -152,6 +152,8 @@ def test_parquet_in_and_out_of_a_store(cluster, model, photos, tmp_path):
 def test_a_killed_worker_loses_and_doubles_nothing(cluster, model, photos, tmp_path):
     run = prepare(model, [photos], tmp_path / "answers", part_size=1)
     killed = None
+    while workers():  # those of the run before end by themselves
+        time.sleep(0.1)
     for count, _ in enumerate(run.execute()):
         if count == 5:
             assert len(workers()) == 2

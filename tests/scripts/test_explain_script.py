@@ -68,7 +68,7 @@ def test_takes_folders(folder, capsys):
     assert written(folder / "out") == {"cat_overview.png", "cat_2_overview.png", "positions.png"}
     assert f"{Path('b/cat.png')}: " in said.out
     run("--images", ".", "--output", "all", status=1)  # one of them is damaged
-    assert {"cat_overview.png", "cat_2_overview.png"} <= written(folder / "all")
+    assert {"a_cat_overview.png", "b_cat_overview.png"} <= written(folder / "all")
     assert "files of unknown type" in capsys.readouterr().err
 
 

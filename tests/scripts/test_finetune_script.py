@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import torch
 import yaml
@@ -460,6 +461,9 @@ def test_a_killed_run_ends_with_the_same_weights(config, tmp_path, processes):
             int(folder.name.split("-")[1]) >= step for folder in parts.glob("checkpoint-*")
         ):
             time.sleep(0.01)
+        # Workers of torchrun have process groups of their own.
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     process = run_finetune(config, *flags, "--output_dir", str(parts), processes=processes)

@@ -31,6 +31,13 @@ ELSEWHERE = (
 )
 # ... and those of reducers and other heads, none of which a plain model has.
 OPTIONS = ("reduction_layers", "masked_autoencoder", "segmentation_decoder", "elastic_space")
+# How to leave out what a model can do without, by field.
+_DENSE = (
+    " To convert it without, load it with patch_selector=None and num_selected_patches=None; on the command "
+    "line, "
+    """--fields '{"patch_selector": null, "num_selected_patches": null}'."""
+)
+REMEDIES = {"patch_selector": _DENSE, "num_selected_patches": _DENSE}
 # Options of image processors that transformers' ViT lacks.
 PREPARATION = ("max_num_patches", "patch_selector", "return_patches", "rescale_before_resize")
 
@@ -54,7 +61,8 @@ def check_plain(config: AdaptiveViTConfig, what: str, keeps: tuple[str, ...] = (
         if name in fits or name in OPTIONS or name not in plain:
             continue
         if value != plain[name]:
-            raise CannotConvert(f"{name}={value!r} cannot be stored in {what}.")
+            remedy = REMEDIES.get(name, "")
+            raise CannotConvert(f"{name}={value!r} cannot be stored in {what}.{remedy}")
 
 
 def to_transformers(model: AdaptiveViTPreTrainedModel) -> ViTForImageClassification | ViTModel:

@@ -68,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of `vit-hf configs | head` has enough. What Python would still write, it writes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{PROGRAM} {name}: interrupted", file=sys.stderr)
+        return 130
     return status
 
 

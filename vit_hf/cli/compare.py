@@ -54,6 +54,12 @@ def run(name: str, argv: list[str]) -> None:
         tqdm.write(text)  # around the bar, if both are on a terminal
         sys.stdout.flush()
 
+    if arguments.split == "train":
+        announce(
+            f"{parser.prog}: --split train measures on images that the checkpoint may have been trained on, "
+            "which flatters it",
+            imports=False,
+        )
     try:
         if namespace.demo:
             given = given_flags(parser, argv)
@@ -69,7 +75,7 @@ def run(name: str, argv: list[str]) -> None:
     if comparison.choice is not None:
         print(f"\n{format_table(comparison.choice)}")
     print(f"\n{write_report(comparison, output)}\n\nLook at {output / 'report.html'}")
-    if comparison.choice is not None:
+    if comparison.choice is not None and comparison.choice.row is not None:
         print(f"To go on:\n  {comparison.choice.command}")
     if arguments.card is not None:
         command = " ".join([parser.prog, *argv])

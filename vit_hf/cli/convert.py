@@ -1,9 +1,10 @@
 """`vit-hf convert`: checkpoints of other families."""
 
-import json
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import parse_json
 from . import PROGRAM
 from .parsing import CommandParser, announce, fail, parse, read_arguments
 
@@ -50,10 +51,10 @@ def make_parser(name: str = "convert") -> CommandParser:
 
 
 def _read_fields(text: str) -> dict:
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ValueError(f"{text} is no JSON object")
-    return fields
+    try:
+        return parse_json("fields", text)
+    except ValueError as error:  # argparse shows no other message
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def load(
@@ -62,6 +63,8 @@ def load(
     """Loads a checkpoint as ours, which it may be already."""
     from transformers import PreTrainedConfig
 
+    import vit_hf
+
     from .. import AdaptiveViTConfig, AdaptiveViTForImageClassification, AdaptiveViTImageProcessor
     from ..checkpoints.convert import convert
     from ..checkpoints.timm_files import SUFFIXES
@@ -69,8 +72,12 @@ def load(
     if architecture is None and Path(source).suffix not in (".npz", *SUFFIXES):
         config, _ = PreTrainedConfig.get_config_dict(source)
         if config.get("model_type") == AdaptiveViTConfig.model_type:
-            model = AdaptiveViTForImageClassification.from_pretrained(source, **fields)
-            return model.eval(), AdaptiveViTImageProcessor.from_pretrained(source)
+            [name] = config.get("architectures") or ["AdaptiveViTForImageClassification"]
+            model = getattr(vit_hf, name, AdaptiveViTForImageClassification).from_pretrained(source, **fields)
+            options = {}
+            if "patch_selector" in fields and fields["patch_selector"] is None:
+                options = {"patch_selector": None, "num_selected_patches": None, "return_patches": False}
+            return model.eval(), AdaptiveViTImageProcessor.from_pretrained(source, **options)
     return convert(source, architecture, **fields)
 
 

@@ -1,6 +1,7 @@
 """`vit-hf explain`: pictures of what was kept."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -53,8 +54,11 @@ def load(arguments: ExplainArguments) -> tuple["PreTrainedModel", "BaseImageProc
     return model.to(device), processor
 
 
-def find(inputs: list[str], labels: list[str] | None) -> list[str]:
+def find(inputs: list[str], labels: list[str] | None) -> tuple[list[str], list[str]]:
     """Finds the images: files and URLs as they are, those of folders and patterns by their paths.
+
+    Returns:
+        Images, and a title of each: "green_2" of photos/green/2.png if photos/ was named.
 
     Raises:
         ValueError: if labels are given for another number of images.
@@ -63,15 +67,23 @@ def find(inputs: list[str], labels: list[str] | None) -> list[str]:
     from ..data.images import find_images
     from ..readers.suffixes import is_whole_image
 
-    left_out, found = LeftOut(), []
+    left_out, images, titles = LeftOut(), [], []
     for image in inputs:
         several = Path(image).is_dir() or (any(sign in image for sign in "*?[") and not Path(image).exists())
-        found += map(str, find_images([image], left_out, is_whole_image)) if several else [image]
+        if not several:
+            images.append(image)
+            titles.append(image)
+            continue
+        paths = [Path(path) for path in find_images([image], left_out, is_whole_image)]
+        images += map(str, paths)
+        if paths:
+            folder = os.path.commonpath([path.parent for path in paths])
+            titles += ["_".join(path.relative_to(folder).parts) for path in paths]
     for note in left_out.notes():
         print(note, file=sys.stderr)
-    if labels is not None and len(labels) != len(found):
-        raise ValueError(f"there are {len(labels)} labels for {len(found)} images; give one for each")
-    return found
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"there are {len(labels)} labels for {len(images)} images; give one for each")
+    return images, titles
 
 
 def read_boxes(path: str | None, images: list[str]) -> list[list[list[float]] | None]:
@@ -104,6 +116,7 @@ def explain_each(
     image_processor: "BaseImageProcessor",
     arguments: ExplainArguments,
     images: list[str],
+    titles: list[str],
     boxes: list[list[list[float]] | None],
     failures: list[str],
 ) -> Iterator["Explanation"]:
@@ -118,7 +131,7 @@ def explain_each(
     numbers = {str(index): index for index in names} | {name: name for name in names.values()}
     labels = [numbers.get(label, label) for label in arguments.labels or []] or [None] * len(images)
     pictures = arguments.pictures
-    rows = list(zip(images, labels, unique_names(images), boxes, strict=True))
+    rows = list(zip(images, labels, unique_names(titles), boxes, strict=True))
     for image, label, name, found in tqdm(rows, unit="image", disable=None):
         try:
             (explanation,) = explain(
@@ -153,7 +166,7 @@ def run(name: str, argv: list[str]) -> None:
 
     disable_progress_bar()
     try:
-        images = find(arguments.images, arguments.labels)
+        images, titles = find(arguments.images, arguments.labels)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
@@ -162,7 +175,7 @@ def run(name: str, argv: list[str]) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         fail(parser, error)
     failures: list[str] = []
-    explanations = explain_each(model, image_processor, arguments, images, boxes, failures)
+    explanations = explain_each(model, image_processor, arguments, images, titles, boxes, failures)
     first = next(explanations, None)
     if first is not None:
         path = write_statistics(chain([first], explanations), Path(arguments.output) / "statistics.csv")

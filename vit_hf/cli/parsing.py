@@ -216,17 +216,20 @@ def parse(parser: CommandParser, argv: Sequence[str]) -> tuple[Any, ...]:
 def given_flags(parser: CommandParser, argv: Sequence[str]) -> set[str]:
     """Names the fields that `argv`, as `read_arguments` returns it, does not leave to defaults."""
     known = parser.known_flags()
-    return {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
+    given = {known[word.partition("=")[0]] for word in argv if word.partition("=")[0] in known}
+    return given - {"config"}
 
 
-def expand_config(parser: CommandParser, argv: Sequence[str]) -> list[str]:
+def expand_config(parser: CommandParser, given: Sequence[str]) -> list[str]:
     """Replaces `--config NAME`, or a file as the first argument, by the flags in it, in front of the others.
 
     Raises:
         FileNotFoundError: if there is no such file or name.
         ValueError: if it is no mapping, or has an entry that is no flag.
     """
-    argv, files = list(argv), []
+    argv, files = [], []
+    for word in given:
+        argv += word.split("=", 1) if word.startswith("--config=") else [word]
     while "--config" in argv:
         index = argv.index("--config")
         if index + 1 == len(argv):
@@ -236,7 +239,8 @@ def expand_config(parser: CommandParser, argv: Sequence[str]) -> list[str]:
     if argv and argv[0].endswith(CONFIG_SUFFIXES) and not argv[0].startswith("-"):
         files.append(argv.pop(0))
     flags = [flag for file in files for flag in read_config(parser, file)]
-    return flags + argv
+    # The last flag takes one value: a list before it would take what is positional in `argv`.
+    return [*flags, "--config", files[-1], *argv] if files else argv
 
 
 def config_names() -> list[str]:
@@ -271,13 +275,17 @@ def read_config(parser: CommandParser, name: str) -> list[str]:
         raise ValueError(f"{name} must hold a mapping from names of flags to values")
     named = {field for flag, field in parser.known_flags().items() if flag.startswith("--")}
     positional = {action.dest for action in parser._actions if not action.option_strings}
+    switches = {action.dest for action in parser._actions if action.nargs == 0}
     flags = []
     for entry, value in entries.items():
         if entry not in named | positional:
             close = difflib.get_close_matches(str(entry), named | positional, 1)
             hint = f", perhaps {close[0]!r}" if close else ""
             raise ValueError(f"{name}: there is no flag {entry!r}{hint}")
-        if value is None:
+        if value is None or (entry in switches and value is False):
+            continue
+        if entry in switches:
+            flags.append(f"--{entry}")
             continue
         if isinstance(value, dict):
             value = json.dumps(value)

@@ -73,7 +73,7 @@ def load(folder: Path, trust_remote_code: bool) -> tuple["PreTrainedModel", "Bas
             f"{folder} holds a {name}, which is no model of vit_hf: make it one with {PROGRAM} convert"
         )
     model = model_class.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return model, AutoImageProcessor.from_pretrained(folder)
+    return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def run(name: str, argv: list[str]) -> None:

@@ -85,13 +85,14 @@ class Choice:
             )
         return lines
 
-    def describe(self, adapt: int = 0) -> str:
+    def describe(self, adapt: int = 0, trained_selector: str | None = None) -> str:
         """Writes one paragraph: how many patches to keep, and how sure that is.
 
         Args:
             adapt: steps of fine-tuning before each measurement.
+            trained_selector: selector that the checkpoint was saved with.
         """
-        return " ".join([*self._limits(), *self._advice(adapt)])
+        return " ".join([*self._limits(), *self._advice(adapt, trained_selector)])
 
     def _limits(self) -> list[str]:
         if self.obstacle is None:
@@ -101,7 +102,7 @@ class Choice:
             f"compared with the most that fit: {self.reference.budget} by {self.reference.selector}."
         ]
 
-    def _advice(self, adapt: int) -> list[str]:
+    def _advice(self, adapt: int, trained_selector: str | None) -> list[str]:
         number, margin = self.reference.num_images, f"{_points(self.margin)} points"
         most = self.reference.budget or self.num_patches
         reference = f"{self.reference.accuracy:.1%} with {'all ' if self.obstacle is None else ''}{most}"
@@ -139,6 +140,11 @@ class Choice:
             sentences.append(
                 f"Each number of patches was fine-tuned for {adapt} steps with one seed, so that differences "
                 "include chance in training."
+            )
+        elif trained_selector is not None:
+            sentences.append(
+                f"The checkpoint was saved with the selector {trained_selector}, so that all patches, and "
+                "those of other selectors, are strange to it: --adapt STEPS fine-tunes for each."
             )
         else:
             sentences.append(
@@ -333,7 +339,7 @@ def finetune_command(
     """Writes the command that fine-tunes the checkpoint with the chosen number of patches."""
     flags: dict[str, Any] = {"model_name_or_path": arguments.model_name_or_path}
     for entry in fields(data):
-        if getattr(data, entry.name) not in (entry.default, None):
+        if getattr(data, entry.name) not in (entry.default, None, {}):
             flags[entry.name] = getattr(data, entry.name)
     flags |= {"native_resolution": True, "return_patches": checkpoint.takes_cut_patches}
     row = choice.row or (choice.reference if choice.obstacle else None)

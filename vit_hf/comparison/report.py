@@ -32,13 +32,14 @@ TOLERABLE_LOSS = 0.05
 BASELINES = ("random", "uniform")
 
 
-def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
+def recommend(rows: Sequence[Row], chance: float, adapt: int = 0, trained_selector: str | None = None) -> str:
     """Writes one paragraph: which strategy to use, which ones do not differ significantly, and baselines.
 
     Args:
         rows: rows with accuracy and latency, or a reason.
         chance: accuracy of guessing.
         adapt: steps of fine-tuning.
+        trained_selector: selector that the checkpoint was saved with.
     """
     known, failed = measured(rows), [row for row in rows if row.reason is not None]
     if not known:
@@ -56,9 +57,14 @@ def recommend(rows: Sequence[Row], chance: float, adapt: int = 0) -> str:
         sentences += [_why(pick, best, known), *_otherwise(pick, known, chance)]
     sentences += _baselines(pick, known)
     if not adapt:
+        unprepared = "at another scale or with patches missing"
+        if trained_selector is not None:
+            unprepared = (
+                f"at another scale, or with other patches than those of its selector, {trained_selector}"
+            )
         sentences.append(
-            "No strategy was fine-tuned, and a checkpoint is not prepared for images at another scale or "
-            "with patches missing: --adapt STEPS fine-tunes each."
+            f"No strategy was fine-tuned, and a checkpoint is not prepared for images {unprepared}: "
+            "--adapt STEPS fine-tunes each."
         )
     if failed:
         count = "One strategy" if len(failed) == 1 else f"{len(failed)} strategies"
@@ -70,10 +76,11 @@ def advise(comparison: Comparison) -> str:
     """Writes the advice: the number of patches where that was looked for, or else the strategy."""
     facts, rows, choice = comparison.facts, comparison.rows, comparison.choice
     if choice is None:
-        return recommend(rows, chance_of(facts["num_classes"], facts["is_multi_label"]), facts["adapt"])
+        chance = chance_of(facts["num_classes"], facts["is_multi_label"])
+        return recommend(rows, chance, facts["adapt"], facts.get("trained_selector"))
     compared = [row for row in measured(rows) if choice.row and row.budget == choice.row.budget]
     baselines = _baselines(choice.row, compared) if len(compared) > 1 else []
-    return " ".join([choice.describe(facts["adapt"]), *baselines])
+    return " ".join([choice.describe(facts["adapt"], facts.get("trained_selector")), *baselines])
 
 
 def _best(best: Row) -> str:
@@ -384,7 +391,7 @@ def _choice_card(choice: Choice | None) -> list[str]:
     lines = [CHOICE_HEADER, ["---"] * len(CHOICE_HEADER), *choice.table()]
     return [
         "\n".join(f"| {' | '.join(line)} |" for line in lines),
-        f"To go on:\n\n```bash\n{choice.command}\n```",
+        *([f"To go on:\n\n```bash\n{choice.command}\n```"] if choice.row is not None else []),
     ]
 
 

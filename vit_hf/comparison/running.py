@@ -494,6 +494,7 @@ class _Run:
             "new_head": setting.new_head,
             "own_side": setting.checkpoint.side,
             "patch_size": setting.checkpoint.patch_size,
+            "trained_selector": setting.checkpoint.selector,
             "num_patches": self.num_patches(setting.checkpoint.patch_size),
             "budgets": list(setting.budgets),
             "adapt": self.arguments.adapt,

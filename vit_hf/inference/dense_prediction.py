@@ -142,6 +142,12 @@ def predict_files_dense(
         ValueError: for an option outside its range, or a format that the model's output does not have.
     """
     check_dense_arguments(arguments)
+    folders = {Path(file).resolve().parent for file in files}
+    if Path(output).resolve() in folders:
+        raise ValueError(
+            f"output={str(output)!r} is a folder of the images themselves, which files of the result could "
+            "replace: name another folder."
+        )
     kind = kind_of(model, arguments)
     formats = arguments.format or DEFAULT_FORMATS[kind]
     if wrong := [name for name in formats if name not in FORMATS[kind]]:
@@ -209,6 +215,7 @@ def _settings(
     status = os.stat(file)
     settings = {
         "model": model_fingerprint(model),
+        "path": os.path.abspath(file),
         "bytes": status.st_size,
         "modified": status.st_mtime_ns,
         **asdict(arguments),

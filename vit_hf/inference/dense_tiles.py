@@ -363,7 +363,7 @@ class DenseRun:
         path = getattr(source, "path", None)
         if path is not None:
             status = os.stat(path)
-            pixels = [status.st_size, status.st_mtime_ns]
+            pixels = [os.path.abspath(path), status.st_size, status.st_mtime_ns]
         else:
             sample = source.thumbnail(min(32, source.height), min(32, source.width))
             pixels = [zlib.crc32(np.ascontiguousarray(sample))]
@@ -509,6 +509,11 @@ def check_tile_selector(
             raise ValueError(
                 f"tile_selector={selector!r} is unknown. Choose from {', '.join(map(repr, PIXEL_SCORERS))}, "
                 "or give a map of scores or a function that makes one."
+            )
+        if selector == "uniform":
+            raise ValueError(
+                "tile_selector='uniform' spreads patches, and scores no tile above another: choose a name "
+                "that reads pixels, such as 'variance', or 'random'."
             )
     elif not callable(selector) and not isinstance(selector, np.ndarray | torch.Tensor):
         raise TypeError(

@@ -299,8 +299,10 @@ class _Journal:
             )
         settings = json.loads(json.dumps(settings))
         lines = self._read(settings, resume)
-        # Without a line that was cut short.
-        self.path.write_text("".join(f"{json.dumps(line)}\n" for line in [settings, *lines]))
+        # Without a line that was cut short; the earlier file stays until the new one is whole.
+        whole = self.path.with_name(f"{self.path.name}.partial")
+        whole.write_text("".join(f"{json.dumps(line)}\n" for line in [settings, *lines]), encoding="utf-8")
+        os.replace(whole, self.path)
         for line in lines:
             key = tuple(line["window"])
             self.found[key] = _Found.from_json(line)

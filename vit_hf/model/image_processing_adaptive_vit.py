@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
@@ -34,6 +35,10 @@ from .pixel_scorers import PIXEL_SCORERS, favor_lattice, pixel_scores, read_scor
 from .selection import keep_top
 from .selection_checks import warn_of_all_kept
 from .sizes import to_pair
+
+
+# Arguments of `from_pretrained` that say where files are.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def target_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
@@ -208,6 +213,22 @@ class ImagePreparation(SavesCode, SegmentationPostProcessing, BaseImageProcessor
     def __init__(self, **kwargs: Any):
         self._check_names(kwargs)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """Loads as in transformers; a stock processor that returns patches gets the model's `patch_size`."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        loaded = processor[0] if isinstance(processor, tuple) else processor
+        if loaded.return_patches and "patch_size" not in kwargs:
+            where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            stored, _ = cls.get_image_processor_dict(pretrained_model_name_or_path, **where)
+            if "patch_size" not in stored:
+                try:
+                    config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+                except OSError:  # a processor alone
+                    config = {}
+                loaded.patch_size = config.get("patch_size", loaded.patch_size)
+        return processor
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any):

@@ -34,7 +34,7 @@ from .configuration_adaptive_vit import AdaptiveViTConfig
 from .layers import AdaptiveViTAttention, AdaptiveViTLayer, initialize_dense
 from .options import keep_options, options_of, type_of
 from .patch_embeddings import HybridPatchEmbeddings
-from .positions import POSITION_ENCODINGS
+from .positions import POSITION_ENCODINGS, VOLUME_ENCODINGS
 from .registry import TABLES, classes_of, derives_from, fetch_classes, find_class, import_class
 from .sizes import has_frames, native_grid
 
@@ -133,8 +133,7 @@ def check_native_grid(config, stored) -> None:
         name = type_of(part_of(config))
         if name is None or name != type_of(part_of(stored)):
             continue
-        is_decoder = field != "position_encoding"
-        encoding = POSITION_ENCODINGS.get(name) if is_decoder else find_class(config, field)
+        encoding = {**POSITION_ENCODINGS, **VOLUME_ENCODINGS}.get(name)  # a user's may not be imported yet
         if encoding is not None and encoding.holds_for_native_grid:
             raise ValueError(
                 f"{field}={name!r} measures positions in patches of the grid that "
@@ -144,7 +143,6 @@ def check_native_grid(config, stored) -> None:
             )
 
 
-logger = logging.get_logger(__name__)
 # Whose classes restore their own buffers, or have none.
 OURS = ("torch", "transformers", "timm", __package__.partition(".")[0])
 
@@ -230,7 +228,6 @@ def _is_foreign(model: nn.Module, name: str) -> bool:
     return owner.__module__.partition(".")[0] not in OURS
 
 
-logger = logging.get_logger(__name__)
 # Fields that size tables of positions.
 GRID_FIELDS = {"image_size", "patch_size", "num_frames", "tubelet_size", "window_size"}
 # True while `save_pretrained` runs.
@@ -489,8 +486,10 @@ class AdaptiveViTPreTrainedModel(AdaptivePreTrainedModel):
     @classmethod
     def _fields_to_keep(cls, wanted: AdaptiveViTConfig, stored: AdaptiveViTConfig) -> dict[str, Any]:
         check_native_grid(wanted, stored)
-        encoding = find_class(wanted, "position_encoding")
-        rotates = "reference_grid" in {option.name for option in fields(encoding.Options)}
+        encoding = POSITION_ENCODINGS.get(type_of(wanted.position_encoding))
+        rotates = encoding is not None and "reference_grid" in {
+            entry.name for entry in fields(encoding.Options)
+        }
         options = options_of(wanted.position_encoding)
         if not rotates or options.get("coordinates") != "native" or options.get("reference_grid") is not None:
             return {}

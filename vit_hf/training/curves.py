@@ -114,6 +114,6 @@ def write_curves(
         draw_curves(log, metric, best_step).savefig(path)
     except ImportError:
         return f"No {CURVES_NAME}: it needs matplotlib (pip install vit_hf[train])"
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         return f"No {CURVES_NAME}: {error}"
     return f"Learning curves: {path}"
