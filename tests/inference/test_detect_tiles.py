@@ -301,3 +301,15 @@ class TestErrors:
         model.config.id2label = None
         result = detect_tiled(model, places(40, 40), KNOWING)
         assert [result.name_of(label) for label in result.labels.tolist()] == ["0"]
+
+
+def test_scores_that_are_not_finite_are_no_empty_result():
+    class Overflowing(KnowingDetector):
+        def forward(self, pixel_values):
+            outputs = super().forward(pixel_values)
+            outputs.logits = torch.full((len(pixel_values), 1, 2), torch.nan)
+            return outputs
+
+    model = Overflowing(40, [[1, 1, 9, 9]], [0])
+    with pytest.raises(ValueError, match="logits are not finite"):
+        detect_tiled(model, places(40, 40), KNOWING, tile=20)

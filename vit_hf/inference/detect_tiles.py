@@ -347,6 +347,13 @@ class _Decoder:
 
     def __call__(self, outputs: Any, windows: list[tuple[Window, tuple[int, int]]]) -> list[_Found]:
         logits, masks = query_outputs(outputs)
+        scores = logits if logits is not None else getattr(outputs, "logits", None)
+        # No comparison with a threshold holds for NaN: it would read as no object.
+        if scores is not None and not torch.isfinite(scores).all():
+            raise ValueError(
+                "The model's logits are not finite: try torch.float32 or torch.bfloat16, or check its "
+                "weights."
+            )
         if masks is not None:
             return [
                 self._instances(logits[index].float(), masks[index].float(), *place)
