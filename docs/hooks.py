@@ -22,7 +22,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/vit-hf/vit_hf"
-# Of the repository's files on GitHub: as a page, and as they are.
+# Addresses of the repository's files on GitHub: as a page, and raw.
 LINK = re.compile(rf"{REPOSITORY}/(?:blob|tree|raw)/main/([^\s)#\"'>]+)")
 
 # Public names by page of the reference; every name of `vit_hf.__all__` is on one.

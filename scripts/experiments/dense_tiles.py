@@ -144,7 +144,7 @@ def picture(folder: Path, side: int) -> Path:
 
 
 def merging(num_scenes: int) -> None:
-    """What each way of merging makes of true boxes that are clipped to the windows that see them."""
+    """Merges true boxes, clipped to the windows that see them, by each method."""
     generator = np.random.default_rng(0)
     print("| boxes | merging | found | lost, % | too many, % |\n|---|---|---|---|---|")
     for name, spacing in (("apart", 90), ("crowded", 22)):
@@ -190,7 +190,7 @@ def _jittered(generator: np.random.Generator, boxes, found: Candidates, windows,
     places[:, :2] = np.maximum(places[:, :2], limits[:, :2])
     places[:, 2:] = np.minimum(places[:, 2:], limits[:, 2:])
     common = np.maximum(intersection_sides(found.boxes, boxes), 0).prod(axis=2)
-    # Of the box that a piece is all of: the part that is visible.
+    # Visible part of the box.
     visible = np.where(common >= 0.999 * areas(found.boxes)[:, None], common / areas(boxes)[None], 0).max(
         axis=1
     )

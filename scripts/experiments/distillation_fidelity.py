@@ -64,7 +64,7 @@ SELECTORS = {
     "variance, half of it coverage": {"type": "variance", "coverage": 0.5},
     "variance, sampled by its root": {"type": "variance", "sampling": 0.5},
 }
-# What the student is trained with, beside random patches.
+# Selectors that train the student, in addition to random patches.
 TRAINED_WITH = "variance, half of it coverage"
 
 

@@ -252,7 +252,7 @@ class TestScores:
         cut = AdaptiveViTImageProcessor(**RESIZED, return_patches=True, patch_size=8, **selection)
         [explanation] = explain(model, cut, image)
         [whole] = explain(model, AdaptiveViTImageProcessor(**RESIZED), image)
-        # Those of the model for all patches, which select in the same way.
+        # Scores of a model that gets all patches and selects the same.
         np.testing.assert_allclose(explanation.patch_scores, whole.patch_scores, rtol=1e-4)
         assert explanation.pictures == ("overview", "patches", "scores", "attention", "rollout")
         assert "the 6 highest are kept" in explanation.figure("scores").texts[1].get_text()

@@ -211,7 +211,7 @@ class TestPicture:
         figure = explanation.figure("stages")
         titles = [axes.get_title(loc="left") for axes in figure.axes]
         assert titles == ["before the encoder: 8 of 16", "after block 2: 4 + 1 of 8"]
-        # What is shown in color is what is left.
+        # Color marks the patches that are left.
         shown = figure.axes[1].images[0].get_array()
         side = shown.shape[0] // 4
         colored = (shown.max(axis=-1) != shown.min(axis=-1)).reshape(4, side, 4, side).any(axis=(1, 3))

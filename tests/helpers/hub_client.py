@@ -135,7 +135,7 @@ def train(repo_id: str, folder: Path, token: str, examples: int = 0, **options: 
 
 
 def run_script(folder: Path, *words: str, token: str | None = None) -> dict[str, Any]:
-    """What vit-hf push printed, and how it ended."""
+    """Output and exit status of `vit-hf push`."""
     environment = os.environ | ({"HF_TOKEN": token} if token else {})
     script = str(Path(__file__).parents[2] / "scripts" / "push_to_hub.py")
     result = subprocess.run(

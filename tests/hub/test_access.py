@@ -1,4 +1,4 @@
-"""What `vit-hf push` finds out before it loads anything."""
+"""Checks of `vit-hf push` before it loads anything."""
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError

@@ -220,7 +220,7 @@ class TestFiles:
         assert np.array_equal(result.logits, expected.logits)
         assert np.array_equal(np.concatenate([band for _, band in result.bands()]), expected.mask)
         assert sorted(path.name for path in tmp_path.iterdir()) == [f"logits{suffix}", f"mask{suffix}"]
-        # What is there is replaced.
+        # An existing file is replaced.
         again = segment_tiled(model, image[:20, :30], PLAIN, tile=128, output=tmp_path / f"mask{suffix}")
         assert again.mask.shape == (20, 30)
 

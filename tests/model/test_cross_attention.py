@@ -72,8 +72,7 @@ def test_no_graph_of_the_patches_that_were_not_kept():
 
 
 def test_learns_together_with_the_encoder_what_to_attend_to(monkeypatch):
-    """Of sixteen patches of noise one tells the label, and four are kept, half of them at random while
-    training."""
+    """One of sixteen patches of noise tells the label; four are kept, half of them at random in training."""
 
     def accuracy() -> float:
         torch.manual_seed(1)

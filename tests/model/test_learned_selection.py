@@ -1,5 +1,4 @@
-"""What learns which patches or tokens to keep: perturbed top-K, the policy, distillation, and the `gumbel`
-reducer."""
+"""Learned selectors and reducers: perturbed top-K, the policy, distillation, and `gumbel`."""
 
 import itertools
 import math

@@ -119,8 +119,7 @@ def test_entropy_is_that_of_skimage(sides, channels, scale, spread, seed):
 def test_entropy_of_known_histograms():
     two_levels = torch.arange(256.0).remainder(2)
     every_level = torch.arange(-128.0, 128.0) / 32
-    # What rounding does to one level, at 0 and at the ends of the range of mean and std 0.5, is no
-    # information.
+    # Rounding errors of one level, at 0 and at the ends of the range of mean and std 0.5, are no information.
     noise = (torch.rand(3, 256) - 0.5) * 1e-5 + torch.tensor([[0.0], [1.0], [-1.0]])
     images = torch.stack((two_levels, every_level, *noise)).view(5, 1, 16, 16)
     scores = pixel_scores("entropy", ImagePatches.from_images(images, 16), 1)

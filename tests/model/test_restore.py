@@ -1,4 +1,4 @@
-"""What surrounds the choice of patches: making it by hand, exploring, looking with the probe, seeing a
+"""Around selection: making it by hand, exploring, looking with the probe, seeing a
 thumbnail beside it, giving a full grid of hidden states back, and refusing configurations that make no
 sense."""
 

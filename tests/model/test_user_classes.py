@@ -509,7 +509,7 @@ def rewrite(path):
 
 
 def test_code_is_rewritten_where_it_stands(tmp_path):
-    """What shares a line with an import stays; names that the generated file cannot hold still come from
+    """Code on the line of an import stays; names that the generated file cannot hold still come from
     the package."""
     path = tmp_path / "mine.py"
     path.write_text(

@@ -49,7 +49,7 @@ def cut(videos: torch.Tensor) -> dict[str, torch.Tensor]:
 
 class TestAgainstPlainTorch:
     def test_the_plain_model_is_a_convolution_and_blocks(self):
-        """What ViViT's first model is, spelled out: Conv3d, CLS, a table, pre-norm blocks of torch, a
+        """The first model of ViViT, written plainly: Conv3d, CLS, a table, pre-norm blocks of torch, a
         linear head."""
         torch.manual_seed(1)
         model = AdaptiveViTForVideoClassification(video_config(layer_norm_eps=1e-5)).eval()

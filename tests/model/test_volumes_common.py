@@ -1,4 +1,4 @@
-"""What is asked of every model, of those for videos and volumes: see `test_common.py` and
+"""Tests of every model, for videos and volumes: see `test_common.py` and
 `test_tracing.py`."""
 
 import copy

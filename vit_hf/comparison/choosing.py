@@ -3,7 +3,8 @@
 Numbers of patches are tested from the most to the fewest, first powers of two, then between the last that is
 accurate enough and the first that is not. Each is compared with all patches on the same images. Testing in a
 fixed order up to the first failure needs no correction for the number of tests (Maurer, Hothorn & Lehmacher,
-1995); each of two selectors is tested at 2.5 %, so that the choice is wrong in at most 5 % of the cases.
+1995). Each of two selectors is tested at 2.5 %, and numbers between powers of two get a second chance: the
+choice is wrong in up to about 10 % of cases, and in some more as the same images ranked the selectors.
 """
 
 import json

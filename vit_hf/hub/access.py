@@ -6,7 +6,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
 
-# What to do for a token that may write.
+# Remedy if the token may not write.
 REMEDY = (
     "Create one with permission to write at https://huggingface.co/settings/tokens, and log in with it: hf "
     "auth login"

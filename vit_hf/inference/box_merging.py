@@ -194,7 +194,7 @@ def merge_matched(
         matches.extend(
             (*seen, -value, i, j) for i, j, value in _one_to_one(values, first, second, options.threshold)
         )
-    # What windows have most in common tells best: in a small part, different objects may look alike.
+    # The largest common part decides: in a small one, different objects may look alike.
     groups = _Groups(found.windows)
     for *_, i, j in sorted(matches):
         groups.join(i, j)

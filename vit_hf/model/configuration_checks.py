@@ -18,7 +18,7 @@ from .sizes import check_layer_sizes, check_thumbnail, has_frames, patch_sides, 
 
 # From this similarity on (of `difflib`), an unknown name is taken for a misspelt one.
 SIMILARITY = 0.8
-# What timm and others call what transformers names otherwise.
+# Names of timm and others, and those of transformers.
 SYNONYMS = {
     "num_classes": "num_labels",
     "img_size": "image_size",
@@ -251,7 +251,7 @@ def show(labels: Mapping[Any, Any]) -> str:
 
 
 def is_placeholder(names: Any) -> bool:
-    """Whether class names are those that transformers gives for want of others."""
+    """Returns whether class names are the placeholders of transformers."""
     return all(label == f"LABEL_{number}" for number, label in enumerate(names))
 
 

@@ -36,7 +36,7 @@ def variance_scores(
     if patches.num_axes == 3:
         mean, power = mean.mean(-1), power.mean(-1)
     variance = power - mean.square()
-    # What rounding leaves of a flat patch must not rank it: 1e-6 of the power is far below one gray level in
+    # Rounding errors of a flat patch must not rank it: 1e-6 of the power is far below one gray level in
     # 255.
     variance = torch.where(variance > 1e-6 * power, variance, 0)
     # NaN fails every comparison, and must still be seen.
@@ -172,7 +172,7 @@ def _saliency(gray: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
             ).squeeze(1)
         spectrum = torch.fft.fft2(gray, norm="ortho")
         amplitude = spectrum.abs()
-        # What rounding leaves of a flat image is below this: as much as one pixel one gray level in 255 off
+        # Rounding errors of a flat image are below this: as much as one pixel one gray level in 255 off
         # makes.
         least = 1e-6 * SALIENCY_SIZE * gray.abs().mean((1, 2), keepdim=True) + 1e-20
         spectrum = spectrum * (amplitude > least)

@@ -92,7 +92,7 @@ class PositionEncoding(Initialized, nn.Module):
     per_layer = False
     # Whether there is a bias, which flash attention cannot take.
     has_bias = False
-    # Whether what was learned holds for one native grid alone, as lengths in its patches do:
+    # True if learned weights hold for one native grid alone, as lengths in its patches do:
     # `from_pretrained` then refuses another `image_size`.
     holds_for_native_grid = False
 

@@ -192,14 +192,14 @@ def draw_in_proportion(
 class PatchSelector(nn.Module, ABC):
     """Scores every patch of an image; the highest are kept."""
 
-    # Whether a patch's score depends on its own pixels and place alone, so that bands of an image may be
+    # True if a patch's score depends on its own pixels and place alone, so that bands of an image may be
     # scored apart, then without gradient; what learns from the task does so by `token_weights`.
     is_pointwise = False
 
     # Whether scores depend on how many will be kept, so that they are asked for again for another number.
     uses_number = True
 
-    # Whether `sampling` reads scores as logarithms of weights, rather than as weights.
+    # True if `sampling` reads scores as logarithms of weights, rather than as weights.
     has_log_scores = False
 
     # Weight of the policy gradient of a selection that was drawn, beside the loss of the task.

@@ -453,7 +453,7 @@ class EmaCallback(TrainerCallback):
                 f"decay (ema_decay) is {decay}; it must be at least 0 and below 1, such as 0.999"
             )
         self.decay = decay
-        # What the model does not hold of each parameter: the average in a step, its own value between steps.
+        # The value of each parameter that the model does not hold: in a step the average, else its own.
         self.others: list[torch.Tensor] = []
         self.model_is_average = False
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 CURVES_NAME = "curves.png"
 CURVES_CAPTION = "Learning curves: loss, main metric and learning rate over training steps"
 
-# What is drawn, by title: names in the log with their labels; the main metric is put in between.
+# Panels by title: names in the log, with labels. The main metric comes between them.
 LOSSES = {"loss": "training", "eval_loss": "validation"}
 LEARNING_RATES = {"learning_rate": ""}
 

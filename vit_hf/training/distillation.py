@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..arguments import TASKS, DistillationArguments
 from ..checkpoints.loading import check_path, is_swin, part_of
-from ..data.loading import LabeledImages, load_unlabeled
+from ..data.loading import LabeledImages
 from ..inference.fidelity import (
     EncodedStates,
     encode_states,
@@ -40,8 +40,8 @@ from .arguments import DistillationRunArguments, RunArguments
 from .callbacks import EmaCallback
 from .hub_trainer import HubTrainer
 from .model_loading import make_image_processor
-from .pretraining import UnlabeledCollator
-from .task import Task, describe_selection, describe_sizes
+from .pretraining import UnlabeledCollator, UnlabeledTask
+from .task import describe_selection, describe_sizes
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,7 @@ DENSE_FIELDS = {
     "keep_rate": 1.0,
     "thumbnail_context": False,
 }
-# What the student selects by where neither command line nor checkpoint says.
+# Selection of the student if neither command line nor checkpoint names one.
 DEFAULT_SELECTION = {"patch_selector": "uniform", "num_selected_patches": 0.1}
 # By the end of the name of a checkpoint's class; all others have no head that is kept.
 MODEL_CLASSES = {
@@ -418,18 +418,17 @@ def load_checkpoint(path: str, fields: dict[str, Any]) -> PreTrainedModel:
 
 
 @final
-class SparseDistillation(Task):
+class SparseDistillation(UnlabeledTask):
     """Teaches a checkpoint, on images without labels, to keep its states with few patches.
 
     Attributes:
-        notes: set by `load_data`.
         teacher: set by `make_model`.
     """
 
     argument_groups = TASKS["distill"]
     run_arguments = DistillationRunArguments
+    name = "distillation"
     splits: dict[str, LabeledImages]
-    notes: list[str]
     teacher: PreTrainedModel
     method: DistillationArguments
 
@@ -445,24 +444,9 @@ class SparseDistillation(Task):
             raise ValueError(
                 "distillation needs the whole model in each process: leave out fsdp and deepspeed"
             )
-        if self.data_arguments.label_column is not None:
-            raise ValueError("distillation reads no labels: leave label_column out")
-        if self.augmentation.mixup_alpha or self.augmentation.cutmix_alpha:
-            raise ValueError("distillation does not mix images: set mixup_alpha and cutmix_alpha to 0")
+        super().check(training)
         if Path(path).resolve() == Path(training.output_dir).resolve():
             raise ValueError("output_dir is model_name_or_path, the teacher: name another folder")
-
-    def load_data(self) -> dict[str, Any]:
-        data = self.data_arguments
-        splits, self.notes = load_unlabeled(
-            data.dataset,
-            image_column=data.image_column,
-            validation_fraction=data.validation_fraction,
-            seed=data.validation_seed,
-            skip_corrupt=data.skip_corrupt,
-            options=data.dataset_options,
-        )
-        return splits
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()

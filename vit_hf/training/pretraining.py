@@ -1,6 +1,6 @@
 """Pretraining by masked autoencoding."""
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch.utils.data import Dataset
@@ -26,23 +26,22 @@ class UnlabeledCollator:
         return prepare_images(self.image_processor, [example["image"] for example in examples])
 
 
-@final
-class Pretraining(Task):
-    """Reconstructs masked patches of images without labels.
+class UnlabeledTask(Task):
+    """A task on images without labels.
 
     Attributes:
+        name: of the task, in messages.
         notes: descriptions of images that are left out, set by `load_data`.
     """
 
-    argument_groups = TASKS["pretrain"]
+    name: ClassVar[str]
     notes: list[str]
-    method: PretrainingArguments
 
     def check(self, training: RunArguments) -> None:
         if self.data_arguments.label_column is not None:
-            raise ValueError("pretraining reads no labels: leave label_column out")
+            raise ValueError(f"{self.name} reads no labels: leave label_column out")
         if self.augmentation.mixup_alpha or self.augmentation.cutmix_alpha:
-            raise ValueError("pretraining does not mix images: set mixup_alpha and cutmix_alpha to 0")
+            raise ValueError(f"{self.name} does not mix images: set mixup_alpha and cutmix_alpha to 0")
 
     def load_data(self) -> dict[str, Any]:
         data = self.data_arguments
@@ -55,6 +54,15 @@ class Pretraining(Task):
             options=data.dataset_options,
         )
         return splits
+
+
+@final
+class Pretraining(UnlabeledTask):
+    """Reconstructs masked patches of images without labels."""
+
+    argument_groups = TASKS["pretrain"]
+    name = "pretraining"
+    method: PretrainingArguments
 
     def make_model(self) -> PreTrainedModel:
         path, fields = self.model_arguments.model_name_or_path, self.model_arguments.config_fields()
